@@ -1,0 +1,41 @@
+# quickthaw: `make help` lists the targets. Everything that they fetch or build stays under build/.
+SHELL := /bin/bash
+VENV := build/venv
+PY := $(VENV)/bin/python
+CODE := hook shim tests packaging
+export PYTHONPATH := $(CURDIR)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup lint format protos test test-unit test-node demo packages clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 16
+
+$(VENV)/.ready: setup.cfg
+	tests/setup-machine
+	/usr/bin/python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q $$($(VENV)/bin/python packaging/requirements.py install dev)
+	touch $@
+
+setup: $(VENV)/.ready ## install what building and testing need
+
+format: setup ## let the formatter have its way
+	$(VENV)/bin/ruff format $(CODE)
+	$(VENV)/bin/ruff check --fix $(CODE)
+
+lint: setup ## formatter, linter, types, import layers, shell, generated code
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	shellcheck $$(git grep -lE '^\#!/bin/(sh|bash)|^\#!/usr/bin/env bash' -- ':!*.md' ':!Makefile')
+	$(PY) protos/generate.py --check
+
+protos: setup ## generate the Python code of protos/*.proto
+	$(PY) protos/generate.py
+
+test-unit: setup ## seconds, no node
+	$(PY) -m pytest tests/unit
+
+clean: ## remove everything that was built
+	rm -rf build

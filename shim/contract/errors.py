@@ -1,0 +1,230 @@
+"""The error tree. Every class says what is true for the pod afterwards.
+
+    QuickthawError
+    |-- SwapFailed (20-29)          the container starts cold
+    |   |-- TicketUnreadable 20
+    |   |-- CriuRestoreFailed 21
+    |   |-- RootfsNotMountable 22
+    |   |-- ShmNotFilled 23
+    |   |-- SnapshotNotWhole 24
+    |   |-- SnapshotDoesNotFit 25
+    |   |-- SwapTooLate 26
+    |   |-- NetworkNotReady 27
+    |   `-- ResumeFailed 28
+    |-- CaptureFailed (30-39)       the source goes on serving
+    |   |-- NotCapturable 30
+    |   |-- CriuDumpFailed 31
+    |   |-- RootfsNotCopied 32
+    |   |-- ShmNotCopied 33
+    |   |-- NotFrozen 34
+    |   |-- NeverReady 35
+    |   |-- QuiesceFailed 36
+    |   `-- NotPublished 37
+    |-- RequestRefused (40-49)      nothing was changed: a person's request to the daemon
+    |   |-- NoSuchSnapshot 40
+    |   |-- SnapshotInUse 41
+    |   |-- NoSuchPod 42
+    |   `-- BadRequest 43
+    |-- BadAnnotation 50            the container starts cold
+    |-- BadManifest 51              the container starts cold
+    `-- DaemonAway 60               nothing was changed
+
+Lean: the swap path imports it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+
+class Effect:
+    """What is true for the pod afterwards. Every error class names exactly one."""
+
+    COLD_START = "the container starts cold"
+    KILLED = "the container was killed; kubelet restarts it cold"
+    REFUSED_START = "the container does not start: its pod asked for no cold start"
+    STILL_SERVING = "no snapshot was made; the source goes on serving"
+    NOTHING = "nothing was changed"
+
+
+class QuickthawError(Exception):
+    """A failure with everything that its reader needs.
+
+    what: the step that failed. container: its id, or what else it is about. why: the cause, in
+    the words of whoever refused. do: what the reader can do about it.
+    """
+
+    effect: ClassVar[str] = Effect.NOTHING
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, container: str, why: str, do: str) -> None:
+        super().__init__(f"{what} [{container}]: {why}; {self.effect}. {do}")
+        self.what, self.container, self.why, self.do = what, container, why, do
+
+
+class SwapFailed(QuickthawError):
+    """A step of a swap failed before the deadline."""
+
+    effect = Effect.COLD_START
+    exit_code = 29
+
+
+class TicketUnreadable(SwapFailed):
+    """The ticket is damaged, of a newer schema, or not root's alone."""
+
+    exit_code = 20
+
+
+class CriuRestoreFailed(SwapFailed):
+    """`runc restore` ended non-zero. `why` is the first Error line of restore.log."""
+
+    exit_code = 21
+
+
+class RootfsNotMountable(SwapFailed):
+    """The overlay with the snapshot's diff could not be mounted."""
+
+    exit_code = 22
+
+
+class ShmNotFilled(SwapFailed):
+    """/dev/shm could not be given its captured content."""
+
+    exit_code = 23
+
+
+class SnapshotNotWhole(SwapFailed):
+    """A file of the snapshot is missing or has another size than its manifest says."""
+
+    exit_code = 24
+
+
+class SnapshotDoesNotFit(SwapFailed):
+    """The new container's spec differs from the captured one in something that grants power."""
+
+    exit_code = 25
+
+
+class SwapTooLate(SwapFailed):
+    """The deadline of the whole swap passed."""
+
+    exit_code = 26
+
+
+class NetworkNotReady(SwapFailed):
+    """What the restored process must find in its network namespace could not be set up."""
+
+    exit_code = 27
+
+
+class ResumeFailed(SwapFailed):
+    """The resume call into the restored workload failed."""
+
+    exit_code = 28
+
+
+class CaptureFailed(QuickthawError):
+    """A step of a capture failed. The source was put back as it was."""
+
+    effect = Effect.STILL_SERVING
+    exit_code = 39
+
+
+class NotCapturable(CaptureFailed):
+    """The container has something that a snapshot cannot hold (a terminal, a running exec)."""
+
+    exit_code = 30
+
+
+class CriuDumpFailed(CaptureFailed):
+    """`runc checkpoint` ended non-zero. `why` is the first Error line of dump.log."""
+
+    exit_code = 31
+
+
+class RootfsNotCopied(CaptureFailed):
+    """The upperdir could not be copied."""
+
+    exit_code = 32
+
+
+class ShmNotCopied(CaptureFailed):
+    """/dev/shm could not be copied."""
+
+    exit_code = 33
+
+
+class NotFrozen(CaptureFailed):
+    """The container's cgroup did not freeze in time."""
+
+    exit_code = 34
+
+
+class NeverReady(CaptureFailed):
+    """The readiness condition was not met while the container ran."""
+
+    exit_code = 35
+
+
+class QuiesceFailed(CaptureFailed):
+    """The quiesce call into the workload failed."""
+
+    exit_code = 36
+
+
+class NotPublished(CaptureFailed):
+    """The finished snapshot could not be made durable and published."""
+
+    exit_code = 37
+
+
+class RequestRefused(QuickthawError):
+    """A request on the control socket cannot be done."""
+
+    exit_code = 49
+
+
+class NoSuchSnapshot(RequestRefused):
+    """No snapshot has this id, prefix or name."""
+
+    exit_code = 40
+
+
+class SnapshotInUse(RequestRefused):
+    """Running containers have the snapshot's diff in their root file system."""
+
+    exit_code = 41
+
+
+class NoSuchPod(RequestRefused):
+    """No running container is of this pod."""
+
+    exit_code = 42
+
+
+class BadRequest(RequestRefused):
+    """The request is malformed."""
+
+    exit_code = 43
+
+
+class BadAnnotation(QuickthawError):
+    """A `quickthaw.io/` annotation has a value that its row does not allow."""
+
+    effect = Effect.COLD_START
+    exit_code = 50
+
+
+class BadManifest(QuickthawError):
+    """A manifest is damaged or of a newer schema."""
+
+    effect = Effect.COLD_START
+    exit_code = 51
+
+
+class DaemonAway(QuickthawError):
+    """Nothing answers on the control socket."""
+
+    exit_code = 60

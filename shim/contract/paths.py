@@ -1,0 +1,48 @@
+"""Where things are on a node. The only module with path strings.
+
+Strings, not `pathlib`: the swap path imports this one.
+"""
+
+RUN = "/run/quickthaw"
+"""Root only. Gone at boot, like everything that it describes."""
+TICKETS = f"{RUN}/tickets"
+"""`ID.json`, from the daemon to `quickthaw-runc create`. The shell front knows it."""
+SWAPPED = f"{RUN}/swapped"
+"""`ID`, a file that exists while container ID is a restored one. The shell front knows it."""
+CONTAINERS = f"{RUN}/containers"
+"""`ID/`, root only: what is ours about one container that opted in (see CONTAINER_*)."""
+CONTROL = f"{RUN}/control"
+"""`ID/`, a small tmpfs that the container sees at CONTROL_IN_CONTAINER and may write."""
+OUTCOMES = f"{RUN}/outcomes"
+"""`ID.json`, written by `quickthaw-runc`, read by the daemon: how one swap ended."""
+SOCKET = f"{RUN}/quickthawd.sock"
+
+CONTAINER_CRIU_CONF = "criu.conf"
+"""In CONTAINERS/ID: named by the `org.criu.config` annotation of the container."""
+CONTAINER_NETWORK = "network.json"
+"""In CONTAINERS/ID: the network as `quickthaw-hook prestart` found it."""
+CONTAINER_JOURNAL = "journal"
+"""In CONTAINERS/ID: what a swap changed on the host, one line before each change."""
+CONTAINER_WORK = "work"
+"""In CONTAINERS/ID: CRIU's work directory of the last capture or restore, with its log."""
+
+CONTROL_IN_CONTAINER = "/run/quickthaw"
+READY_FILE = "ready"
+RESTORED_FILE = "restored.json"
+
+STORE = "/var/lib/quickthaw"
+SNAPSHOTS = f"{STORE}/snapshots"
+STAGING = f"{STORE}/staging"
+QUARANTINE = f"{STORE}/quarantine"
+
+SNAPSHOT_MANIFEST = "manifest.json"
+"""In SNAPSHOTS/ID, as the following."""
+SNAPSHOT_CRIU = "criu"
+SNAPSHOT_ROOTFS = "rootfs"
+SNAPSHOT_SHM = "shm"
+
+ETC = "/etc/quickthaw"
+CONFIG = f"{ETC}/quickthaw.toml"
+RUNTIME = f"{ETC}/runtime"
+"""One line: the absolute path of the real OCI runtime. The shell front reads it."""
+PREFIX = "/usr/lib/quickthaw"

@@ -1,0 +1,121 @@
+"""What the daemon decided for one `create`. The only input of a swap that is trusted.
+
+Written by the daemon (`write`), read by `quickthaw-runc` (`read`), which checks that it is
+root's alone. Strict: an unknown or missing key is an error. Lean: the swap path imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+
+from shim.contract.errors import TicketUnreadable
+from shim.contract.names import is_container_id, is_snapshot_id
+from shim.contract.paths import TICKETS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.contract.names import ContainerId, SnapshotId
+
+SCHEMA = 1
+_MAX_BYTES = 64 * 1024
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "container": str,
+    "snapshot": str,
+    "fallback": str,
+    "deadline_s": (int, float),
+    "pod_namespace": str,
+    "pod_name": str,
+    "pod_uid": str,
+    "container_name": str,
+    "resume": str,
+}
+
+
+class Ticket:
+    """One container id and the snapshot that it is to be restored from.
+
+    fallback: `cold` or `fail`. deadline_s: seconds for the whole swap. resume: the annotation's
+    value (`http POST :8000/…`, `exec:…`) or the empty string.
+    """
+
+    __slots__ = tuple(_FIELDS)
+    container: ContainerId
+    snapshot: SnapshotId
+    fallback: str
+    deadline_s: float
+    pod_namespace: str
+    pod_name: str
+    pod_uid: str
+    container_name: str
+    resume: str
+
+    def __init__(self, **fields: object) -> None:
+        if fields.keys() != _FIELDS.keys():
+            raise ValueError(f"wrong keys: {sorted(fields.keys() ^ _FIELDS.keys())}")
+        for name, kind in _FIELDS.items():
+            value = fields[name]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{name} is {type(value).__name__}")
+            setattr(self, name, value)
+        if not is_container_id(self.container) or not is_snapshot_id(self.snapshot):
+            raise ValueError("malformed id")
+        if self.fallback not in ("cold", "fail") or not 0 < self.deadline_s < 1e6:
+            raise ValueError("fallback or deadline_s out of range")
+
+    def encode(self) -> bytes:
+        """The ticket as the JSON that `decode` takes."""
+        return json.dumps(
+            {"schema": SCHEMA, **{name: getattr(self, name) for name in _FIELDS}}
+        ).encode()
+
+
+def decode(data: bytes) -> Ticket:
+    """Raises ValueError for everything that `Ticket.encode` cannot have written."""
+    fields = json.loads(data)
+    if not isinstance(fields, dict) or fields.pop("schema", None) != SCHEMA:
+        raise ValueError(f"not a ticket of schema {SCHEMA}")
+    return Ticket(**fields)
+
+
+def write(ticket: Ticket, directory: str = TICKETS) -> None:
+    """Put the ticket in place with one rename, 0600. Not synced: a ticket dies with the boot."""
+    target = f"{directory}/{ticket.container}.json"
+    scratch = f"{target}.new"
+    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(ticket.encode())
+    os.rename(scratch, target)
+
+
+def read(container: str, directory: str = TICKETS) -> Ticket:
+    """The ticket of `container`.
+
+    Raises TicketUnreadable when it is not a regular file of root with mode 0600, is damaged,
+    or names another container.
+    """
+    try:
+        if not is_container_id(container):
+            raise ValueError("malformed container id")
+        fd = os.open(f"{directory}/{container}.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid or status.st_mode & 0o077:
+                raise ValueError("not a file of root alone")
+            ticket = decode(file.read(_MAX_BYTES))
+        if ticket.container != container:
+            raise ValueError(f"it is for {ticket.container}")
+    except (OSError, ValueError) as error:
+        raise TicketUnreadable(
+            "cannot read the ticket", container=container, why=str(error),
+            do="Restart quickthawd if tickets stay unreadable.",
+        ) from error  # fmt: skip
+    return ticket
+
+
+def remove(container: str, directory: str = TICKETS) -> None:
+    """Remove the ticket; it is no error when there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{directory}/{container}.json")
