@@ -37,5 +37,9 @@ protos: setup ## generate the Python code of protos/*.proto
 test-unit: setup ## seconds, no node
 	$(PY) -m pytest tests/unit
 
+packages: setup ## the deb and the rpm, in build/packages
+	$(PY) packaging/vendor.py tree build/packages/vendor
+	$(PY) packaging/build.py
+
 clean: ## remove everything that was built
 	rm -rf build

