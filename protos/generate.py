@@ -1,4 +1,4 @@
-"""Generate `protos/*_pb2.py`, their type stubs and gRPC stubs from the .proto files beside this one.
+"""Generate `protos/*_pb2.py`, their type stubs and gRPC stubs from the .proto files next to this.
 
 `--check` generates into a temporary directory instead and fails when the result differs from
 what is checked in. A .proto that declares a gRPC service that we call over gRPC is named in GRPC.
@@ -8,22 +8,40 @@ import argparse
 import contextlib
 import sys
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 
 from grpc_tools import protoc
 
 HERE = Path(__file__).parent
-GRPC = {"cri", "containerd"}
+GRPC = {
+    "containerd_containers",
+    "containerd_events",
+    "containerd_images",
+    "containerd_snapshots",
+    "containerd_tasks",
+    "containerd_version",
+    "cri",
+}
 """Stems of the files whose services are called over gRPC; NRI's are ttrpc and get none."""
+INCLUDE = files("grpc_tools") / "_proto"
+"""google/protobuf/*.proto, as protoc's Python package brings them."""
+
+
+def plugin(name: str) -> list[str]:
+    """How protoc finds a plugin that is installed beside this Python."""
+    return [f"--plugin=protoc-gen-{name}={Path(sys.executable).parent / f'protoc-gen-{name}'}"]
 
 
 def generate(into: Path) -> None:
     """Write the generated modules below `into`, as package `protos`."""
     for proto in sorted(HERE.glob("*.proto")):
-        grpc = [f"--grpc_python_out={into}"] if proto.stem in GRPC else []
-        plugin = f"--plugin=protoc-gen-mypy={Path(sys.executable).parent / 'protoc-gen-mypy'}"
-        arguments = [f"-I{HERE.parent}", plugin, f"--python_out={into}", f"--mypy_out=quiet:{into}"]
-        if protoc.main(["protoc", *arguments, *grpc, f"protos/{proto.name}"]):
+        arguments = [f"-I{HERE.parent}", f"-I{INCLUDE}", *plugin("mypy")]
+        arguments += [f"--python_out={into}", f"--mypy_out=quiet:{into}"]
+        if proto.stem in GRPC:
+            arguments += plugin("mypy_grpc")
+            arguments += [f"--grpc_python_out={into}", f"--mypy_grpc_out=quiet:{into}"]
+        if protoc.main(["protoc", *arguments, f"protos/{proto.name}"]):
             raise SystemExit(f"protoc refused {proto.name}")
 
 
