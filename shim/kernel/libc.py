@@ -1,0 +1,44 @@
+"""System calls that Python 3.11 has no function for, through ctypes. Lean.
+
+One border for errno: `call` and `syscall` raise OSError, so no caller looks at a return code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+# The same numbers on x86_64 and arm64: everything since Linux 5.0 is numbered alike.
+NR_MOVE_MOUNT = 429
+NR_FSOPEN = 430
+NR_FSCONFIG = 431
+NR_FSMOUNT = 432
+NR_OPENAT2 = 437
+
+
+def call(function: str, *arguments: object, about: str | None = None) -> int:
+    """Call a libc function that returns -1 and errno on failure.
+
+    Raises OSError with `about` (a path) as its file name.
+    """
+    result: int = getattr(_libc, function)(*arguments)
+    if result == -1:
+        raise _os_error(about)
+    return result
+
+
+def syscall(number: int, *arguments: object, about: str | None = None) -> int:
+    """Make a system call by number. Integers are passed as longs. Raises OSError."""
+    longs = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in arguments]
+    result: int = _libc.syscall(ctypes.c_long(number), *longs)
+    if result == -1:
+        raise _os_error(about)
+    return result
+
+
+def _os_error(about: str | None) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code), about) if about else OSError(code, os.strerror(code))

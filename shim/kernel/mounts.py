@@ -1,0 +1,203 @@
+"""The mount table as records; mount, umount, and the mount API with descriptors. Lean.
+
+Sources: proc_pid_mountinfo(5), mount(2), umount(2), fsopen(2), fsconfig(2), fsmount(2),
+move_mount(2).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from shim.kernel.fds import OwnedFd
+from shim.kernel.libc import NR_FSCONFIG, NR_FSMOUNT, NR_FSOPEN, NR_MOVE_MOUNT, call, syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_NOSYMFOLLOW = 0x100
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+MOUNT_FLAGS = {
+    "ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC,
+    "noatime": MS_NOATIME, "nodiratime": MS_NODIRATIME, "relatime": MS_RELATIME,
+    "nosymfollow": MS_NOSYMFOLLOW,
+}  # fmt: skip
+"""Per-mount options as mountinfo prints them. None of the atime words means strictatime."""
+
+_MOUNT_ATTRS = {
+    "ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "noatime": 0x10, "nodiratime": 0x80,
+    "nosymfollow": 0x200000,
+}  # fmt: skip
+_MOUNT_ATTR_STRICTATIME = 0x20
+_AT_FDCWD = -100
+_CLOEXEC = 1
+_SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
+_F_EMPTY_PATH = 4
+_OCTAL = re.compile(r"\\([0-7]{3})")
+_OPTION = re.compile(r'(?:"[^"]*"|[^,"])+')
+
+
+class Mount:
+    """One line of mountinfo, octal escapes undone except in `super_options`.
+
+    device: `major:minor`. root: what of the file system is mounted. target: where. options: of
+    this mount (`rw`, `relatime`, …). propagation: `shared:7`, `master:3`, `unbindable`; empty
+    for a private mount. super_options: of the file system, still escaped (see `pairs`).
+    """
+
+    __slots__ = (
+        "device", "fstype", "mount_id", "options", "parent_id", "propagation", "root", "source",
+        "super_options", "target",
+    )  # fmt: skip
+
+    def __init__(self, line: str) -> None:
+        fields = line.split(" ")
+        dash = fields.index("-", 6)
+        self.mount_id, self.parent_id, self.device = int(fields[0]), int(fields[1]), fields[2]
+        self.root, self.target = unescape(fields[3]), unescape(fields[4])
+        self.options, self.propagation = tuple(fields[5].split(",")), tuple(fields[6:dash])
+        self.fstype, self.source = fields[dash + 1], unescape(fields[dash + 2])
+        self.super_options = fields[dash + 3]
+
+    def pairs(self) -> Iterator[tuple[str, str | None]]:
+        """The options of the file system in their order, as (name, value); None for a flag."""
+        for option in split_options(self.super_options):
+            name, equals, value = option.partition("=")
+            yield unescape(name), unescape(value) if equals else None
+
+
+def unescape(text: str) -> str:
+    r"""Undo the kernel's escapes (`\040` for a blank).
+
+    They stand for bytes; the result is as os.fsdecode makes it.
+    """
+    if "\\" not in text:
+        return text
+    raw = _OCTAL.sub(lambda match: chr(int(match[1], 8) & 0xFF), os.fsencode(text).decode("latin1"))
+    return os.fsdecode(raw.encode("latin1"))
+
+
+def split_options(text: str) -> list[str]:
+    """Split at commas, but not inside double quotes: SELinux contexts have commas."""
+    return _OPTION.findall(text)
+
+
+def parse_mountinfo(content: bytes) -> list[Mount]:
+    """The records of a mountinfo file in its order. Raises ValueError on a malformed line."""
+    return [Mount(line) for line in os.fsdecode(content).split("\n") if line]
+
+
+def read_mounts(path: str = "/proc/self/mountinfo") -> list[Mount]:
+    """The mounts that this process sees. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        return parse_mountinfo(file.read())
+
+
+def mounts_at(target: str) -> list[Mount]:
+    """The mounts whose mount point is `target`, an absolute path without symlinks, in order."""
+    return [mount for mount in read_mounts() if mount.target == target]
+
+
+def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
+    """mount(2). `data` is at most 4095 bytes. Raises OSError with the target in it."""
+    call(
+        "mount", os.fsencode(source), os.fsencode(target), os.fsencode(fstype), flags,
+        os.fsencode(data), about=target,
+    )  # fmt: skip
+
+
+def set_propagation(target: str, kind: int) -> None:
+    """Make the mount at `target` MS_SHARED, MS_PRIVATE, MS_SLAVE or MS_UNBINDABLE."""
+    mount("none", target, "", kind)
+
+
+def unmount(target: str, *, lazy: bool = False) -> None:
+    """Unmount what is at `target`. lazy: detach it now, end it when nobody uses it any more."""
+    call("umount2", os.fsencode(target), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0),
+         about=target)  # fmt: skip
+
+
+def mount_flags(options: Iterable[str]) -> int:
+    """MS_ flags of a mount's options as mountinfo prints them. Raises ValueError for others."""
+    flags = 0
+    for option in options:
+        if option == "rw":
+            continue
+        if option not in MOUNT_FLAGS:
+            raise ValueError(f"unknown mount option {option}")
+        flags |= MOUNT_FLAGS[option]
+    return flags if flags & (MS_NOATIME | MS_RELATIME) else flags | MS_STRICTATIME
+
+
+def mount_attributes(options: Iterable[str]) -> int:
+    """The same as MOUNT_ATTR_ bits for `fsmount`."""
+    names = set(options) - {"rw", "relatime"}
+    if unknown := names - _MOUNT_ATTRS.keys():
+        raise ValueError(f"unknown mount options {sorted(unknown)}")
+    attributes = sum(_MOUNT_ATTRS[name] for name in names)
+    strict = not {"relatime", "noatime"} & set(options)
+    return attributes | (_MOUNT_ATTR_STRICTATIME if strict else 0)
+
+
+class FsContext:
+    """A file system being configured. Nothing is visible before `mount_at`.
+
+    Errors carry the kernel's own words, which mount(2) leaves in the log.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fstype: str) -> None:
+        self._fd = OwnedFd(syscall(NR_FSOPEN, os.fsencode(fstype), _CLOEXEC, about=fstype))
+
+    def set(self, name: str, value: str | None) -> None:
+        """Set an option; None for a flag. A value is at most 255 bytes. Raises OSError."""
+        kind = _SET_FLAG if value is None else _SET_STRING
+        self._config(kind, os.fsencode(name), None if value is None else os.fsencode(value))
+
+    def mount_at(self, target: str, attributes: int = 0) -> None:
+        """Make the file system and mount it at `target`. Raises OSError."""
+        self._config(_CMD_CREATE, None, None)
+        fd = syscall(NR_FSMOUNT, self._fd.fileno(), _CLOEXEC, attributes, about=target)
+        with OwnedFd(fd):
+            syscall(NR_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _F_EMPTY_PATH,
+                    about=target)  # fmt: skip
+
+    def _config(self, command: int, name: bytes | None, value: bytes | None) -> None:
+        try:
+            syscall(NR_FSCONFIG, self._fd.fileno(), command, name, value, 0)
+        except OSError as error:
+            words = self._log() or f"{os.strerror(error.errno or 0)} {os.fsdecode(name or b'')}"
+            raise OSError(error.errno, words) from error
+
+    def _log(self) -> str:
+        words = []
+        while True:
+            try:
+                words.append(os.fsdecode(os.read(self._fd.fileno(), 4096)).strip())
+            except OSError:  # ENODATA: all were read
+                return "; ".join(words)
+
+    def __enter__(self) -> FsContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._fd.close()
