@@ -38,8 +38,8 @@ test-unit: setup ## seconds, no node
 	$(PY) -m pytest tests/unit
 
 packages: setup ## the deb and the rpm, in build/packages
-	$(PY) packaging/vendor.py tree build/packages/vendor
-	$(PY) packaging/build.py
+	@mkdir -p build/packages
+	flock build/packages/lock sh -c '$(PY) packaging/vendor.py tree build/packages/vendor && $(PY) packaging/build.py'
 
 clean: ## remove everything that was built
 	rm -rf build

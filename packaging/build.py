@@ -54,6 +54,7 @@ def stage() -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         copyfile(source, target)
         target.chmod(mode)
+        os.utime(target, (EPOCH, EPOCH))
 
 
 def key() -> str:
@@ -69,24 +70,27 @@ def key() -> str:
     return digest.hexdigest()
 
 
-def package(kind: str) -> subprocess.Popen[bytes]:
+def package(kind: str, target: Path) -> subprocess.Popen[bytes]:
     """Start nfpm for one kind of package."""
-    target = OUT / KINDS[kind].format(version=version())
     environment = {**os.environ, "VERSION": version(), "SOURCE_DATE_EPOCH": str(EPOCH)}
-    command = [NFPM, "package", "-f", "nfpm.yaml", "-p", kind, "-t", str(target)]
+    command = [str(NFPM), "package", "-f", "nfpm.yaml", "-p", kind, "-t", str(target)]
     return subprocess.Popen(command, cwd=TOP, env=environment, stdout=subprocess.DEVNULL)
 
 
 def main() -> int:
     stage()
     now = key()
-    targets = [OUT / name.format(version=version()) for name in KINDS.values()]
-    if STAMP.exists() and STAMP.read_text() == now and all(map(Path.exists, targets)):
+    targets = {kind: OUT / name.format(version=version()) for kind, name in KINDS.items()}
+    if STAMP.exists() and STAMP.read_text() == now and all(map(Path.exists, targets.values())):
         return 0
     STAMP.unlink(missing_ok=True)
-    running = [package(kind) for kind in KINDS]
-    if any([process.wait() for process in running]):  # a list: both are waited for
+    parts = {kind: target.with_name(f"{target.name}.part") for kind, target in targets.items()}
+    running = [package(kind, part) for kind, part in parts.items()]
+    statuses = [process.wait() for process in running]
+    if any(statuses):
         return 1
+    for kind, part in parts.items():
+        part.replace(targets[kind])
     STAMP.write_text(now)
     return 0
 

@@ -1,0 +1,248 @@
+"""The configuration of quickthawd: TOML files become one frozen record.
+
+The fields of `Config` are the table: each row has its parser, its default and its help, and both
+reading a file and writing the commented file that is shipped go through it. Run as a module, this
+prints that file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from shim.contract import paths
+from shim.contract.errors import QuickthawError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Value = TypeVar("Value")
+
+YEAR_S: Final = 365 * 86400
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class BadConfig(QuickthawError):
+    """A file of the configuration cannot be read. The daemon does not start; pods start cold."""
+
+    # packaging/systemd/quickthawd.service knows it: systemd does not try again.
+    exit_code = 52
+
+
+def key(default: Value, parse: Callable[[object], Value], about: str) -> Value:
+    """One row. `parse` raises ValueError with what the value must be."""
+    row: Value = dataclasses.field(default=default, metadata={"parse": parse, "help": about})
+    return row
+
+
+def absolute_path(value: object) -> str:
+    if isinstance(value, str) and value.startswith("/") and "\0" not in value:
+        return value
+    raise ValueError("must be an absolute path")
+
+
+def program(value: object) -> str:
+    """A name to be found in PATH, or an absolute path."""
+    if isinstance(value, str) and re.fullmatch(r"[^/\0\s]+|/[^\0]+", value):
+        return value
+    raise ValueError("must be a program's name or absolute path")
+
+
+def word(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        return value
+    raise ValueError("must be a word of letters, digits, '.', '_' and '-'")
+
+
+def plugin_index(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{2}", value):
+        return value
+    raise ValueError('must be two digits in quotes, like "90"')
+
+
+def seconds(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= YEAR_S:
+        return float(value)
+    raise ValueError("must be a number of seconds, above 0 and at most a year")
+
+
+def count(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ValueError("must be a whole number from 1")
+
+
+def variable_names(value: object) -> tuple[str, ...]:
+    if isinstance(value, list) and all(isinstance(name, str) and name for name in value):
+        return tuple(value)
+    raise ValueError('must be a list of names, like ["HOSTNAME"]')
+
+
+def listen_address(value: object) -> str:
+    if value == "":
+        return ""
+    pattern = r"(?:[^:\s]*|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})"
+    match = re.fullmatch(pattern, value) if isinstance(value, str) else None
+    if match and 0 < int(match[1]) < 65536:
+        return match[0]
+    raise ValueError('must be "HOST:PORT", "[IPV6]:PORT" or ""')
+
+
+def level(value: object) -> str:
+    if isinstance(value, str) and value in LEVELS:
+        return value
+    raise ValueError(f"must be one of {', '.join(LEVELS)}")
+
+
+def yes_or_no(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("must be true or false")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What an operator can set. Times are in seconds."""
+
+    containerd_socket: str = key(
+        "/run/containerd/containerd.sock",
+        absolute_path,
+        "containerd's own socket: images and snapshots are looked up through it.",
+    )
+    containerd_state: str = key(
+        "/run/containerd",
+        absolute_path,
+        "containerd's `state` directory, where the bundles of its tasks are.",
+    )
+    containerd_namespace: str = key(
+        "k8s.io", word, "The containerd namespace of the pods. The CRI plugin always uses this one."
+    )
+    nri_socket: str = key("/var/run/nri/nri.sock", absolute_path, "containerd's NRI socket.")
+    nri_plugin_name: str = key("quickthaw", word, "The name under which we register with NRI.")
+    nri_plugin_index: str = key(
+        "90",
+        plugin_index,
+        "Our place among the NRI plugins. High, so that we see what the others did to a container.",
+    )
+    runtime_root: str = key(
+        "/run/containerd/runc",
+        absolute_path,
+        "The `--root` that containerd's shim gives to runc, less the namespace at its end.",
+    )
+    criu: str = key("criu", program, "The criu program.")
+    default_deadline_s: float = key(
+        100.0,
+        seconds,
+        "How long a swap may take where the pod does not say. kubelet gives up after 120 s.",
+    )
+    capture_timeout_s: float = key(600.0, seconds, "How long a capture may take.")
+    readiness_timeout_s: float = key(
+        3600.0, seconds, "How long we wait for a container to become worth capturing."
+    )
+    max_captures_at_once: int = key(1, count, "How many captures may run at the same time.")
+    ignore_env: tuple[str, ...] = key(
+        (),
+        variable_names,
+        "Environment variables that may differ between the captured container and the new one.",
+    )
+    metrics_listen: str = key(
+        "", listen_address, 'Where Prometheus finds our metrics, like "127.0.0.1:9645". Empty: off.'
+    )
+    log_level: str = key("info", level, f"How much goes to the journal: {', '.join(LEVELS)}.")
+    cross_namespace: bool = key(
+        False,
+        yes_or_no,
+        "Whether pods may start from a snapshot of another Kubernetes namespace. A snapshot holds\n"
+        "the memory of the pod that was captured, with every secret in it.",
+    )
+
+
+ROWS: Final = dataclasses.fields(Config)
+
+DROP_INS: Final = f"{paths.ETC}/quickthaw.d"
+HEADER: Final = f"""\
+# The configuration of quickthawd. Each key is shown with its default.
+# Files named {DROP_INS}/*.toml are read after it, in the order of their names;
+# what is read last counts. A change takes effect with `systemctl restart quickthawd`.
+"""
+
+
+class Loaded(NamedTuple):
+    """The configuration, and one line for each key that nobody knows."""
+
+    config: Config
+    warnings: tuple[str, ...]
+
+
+def bad(path: Path, why: str) -> BadConfig:
+    return BadConfig(
+        "cannot read the configuration",
+        container=str(path),
+        why=why,
+        do="Correct the file and start quickthawd again.",
+    )
+
+
+def read(path: Path) -> dict[str, object]:
+    """The keys and values of one file, as TOML has them."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise bad(path, str(error)) from error
+
+
+def parse(path: Path, found: dict[str, object]) -> dict[str, object]:
+    """The values of the keys that we know."""
+    values: dict[str, object] = {}
+    for row in ROWS:
+        if row.name in found:
+            try:
+                values[row.name] = row.metadata["parse"](found[row.name])
+            except ValueError as error:
+                why = f"{row.name} {error}, not {found[row.name]!r}"
+                raise bad(path, why) from error
+    return values
+
+
+def files(main: Path) -> list[Path]:
+    """The main file and its drop-ins in the order of reading. None of them need exist."""
+    drop_ins = sorted(main.with_suffix(".d").glob("*.toml"))
+    return [main, *drop_ins] if main.exists() else drop_ins
+
+
+def load(main: Path = Path(paths.CONFIG)) -> Loaded:
+    """Read `main` and its drop-ins. Raises BadConfig with the file, the key and why."""
+    values: dict[str, Any] = {}
+    warnings: list[str] = []
+    known = {row.name for row in ROWS}
+    for path in files(main):
+        found = read(path)
+        warnings += [
+            f"{path}: unknown key {name!r}, ignored" for name in found if name not in known
+        ]
+        values |= parse(path, found)
+    return Loaded(Config(**values), tuple(warnings))
+
+
+def shown(value: object) -> str:
+    """A value as TOML. JSON's strings, numbers, lists and booleans are TOML too."""
+    return json.dumps(value)
+
+
+def default_file() -> str:
+    """The commented file that is shipped."""
+    blocks = [HEADER]
+    for row in ROWS:
+        about = "".join(f"# {line}\n" for line in row.metadata["help"].splitlines())
+        blocks.append(f"{about}#{row.name} = {shown(row.default)}\n")
+    return "\n".join(blocks)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(default_file())
