@@ -129,9 +129,9 @@ def set_propagation(target: str, kind: int) -> None:
     mount("none", target, "", kind)
 
 
-def unmount(target: str, *, lazy: bool = False) -> None:
-    """Unmount what is at `target`. lazy: detach it now, end it when nobody uses it any more."""
-    call("umount2", os.fsencode(target), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0),
+def unmount(target: str, *, detach: bool = False) -> None:
+    """Unmount what is at `target`. detach: now, and end it when nobody uses it any more (lazy)."""
+    call("umount2", os.fsencode(target), UMOUNT_NOFOLLOW | (MNT_DETACH if detach else 0),
          about=target)  # fmt: skip
 
 

@@ -1,0 +1,391 @@
+"""The overlay of a container's root file system: read it, mount it again with one layer more.
+
+Owns the mount at BUNDLE/rootfs between containerd's mount(2) and the container's start, when
+nobody is inside. An upperdir is never part of two mounts at once: first unmount, then mount.
+containerd keeps thinking that the mount is its own, and unmounts it when the container is gone.
+Lean: the swap path imports it. Source: Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from shim.kernel import mounts
+from shim.kernel.beneath import empty_dir, open_beneath, open_dir, remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import TypedDict
+
+    class RootAttributes(TypedDict):
+        """What the top of the merged tree shows of itself: overlayfs takes it from the upperdir."""
+
+        mode: int
+        owner: list[int]
+        times_ns: list[int]
+        xattrs: dict[str, str]
+
+    class Described(TypedDict):
+        """A mounted overlay as JSON, enough to mount it again byte for byte."""
+
+        schema: int
+        rootfs: str
+        source: str
+        options: list[str]
+        shared: bool
+        upperdir: str
+        workdir: str
+        base: str
+        lowerdirs: list[str]
+        appended: bool
+        carried: list[list[str | None]]
+        root: RootAttributes
+
+
+_SCHEMA = 1
+_PAGE = 4096
+_FSCONFIG_VALUE = 255
+_LOWERDIR_APPEND_SINCE = (6, 5)
+_SPECIAL = "\\,"
+_LAYERS = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
+_NOT_OPTIONS = ("rw", "ro", "seclabel", "nouserxattr")
+"""What the kernel prints but nobody sets. `ro` and `rw` are in the mount's own options."""
+_PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.")
+
+
+class Overlay:
+    """An overlay as it is mounted.
+
+    lowerdirs: as mounted, the topmost first; relative ones are relative to `base`, which is
+    empty when all are absolute. appended: they were given one by one (`lowerdir+`), not as one
+    list. carried: the other options, in order, as (name, value or None).
+    """
+
+    __slots__ = ("appended", "base", "carried", "lowerdirs", "mount", "upperdir", "workdir")
+
+    def __init__(self, mount: mounts.Mount) -> None:
+        self.mount = mount
+        self.upperdir = self.workdir = self.base = ""
+        self.lowerdirs: list[str] = []
+        self.appended = False
+        self.carried: list[tuple[str, str | None]] = []
+        for name, value in mount.pairs():
+            self._take(name, value)
+        if not (self.upperdir and self.workdir and self.lowerdirs):
+            raise ValueError(f"the overlay at {mount.target} has no upperdir: it is read-only")
+        if any(not lower.startswith("/") for lower in self.lowerdirs):
+            self.base = _base_of(self.upperdir, self.lowerdirs)
+
+    def _take(self, name: str, value: str | None) -> None:
+        if name in _LAYERS and value is None:
+            raise ValueError(f"{name} without a value")
+        if name == "lowerdir":
+            self.lowerdirs = split_lowerdirs(value or "")
+        elif name == "lowerdir+":
+            self.appended = True
+            self.lowerdirs.append(value or "")
+        elif name == "datadir+":
+            raise ValueError("the overlay has data-only layers")
+        elif name == "upperdir":
+            self.upperdir = value or ""
+        elif name == "workdir":
+            self.workdir = value or ""
+        elif name not in _NOT_OPTIONS:
+            self.carried.append((name, value))
+
+    def absolute_lowerdirs(self) -> list[str]:
+        """The lowerdirs as absolute paths, the topmost first."""
+        return [os.path.join(self.base, lower) for lower in self.lowerdirs]
+
+    def option(self, name: str) -> str | None:
+        """The value of a carried option; None when it is not set or a flag."""
+        return dict(self.carried).get(name)
+
+    def has_userxattr(self) -> bool:
+        """Whether overlayfs keeps its marks in `user.overlay.` instead of `trusted.overlay.`."""
+        return ("userxattr", None) in self.carried
+
+
+def split_lowerdirs(text: str) -> list[str]:
+    r"""The paths of a `lowerdir=` value: separated by `:`, a backslash takes the next as it is.
+
+    Raises ValueError on data-only layers (`::`), which nothing here mounts again.
+    """
+    paths, path, escaped = [], "", False
+    for char in text:
+        if not escaped and char == "\\":
+            escaped = True
+            continue
+        if not escaped and char == ":":
+            paths.append(path)
+            path = ""
+        else:
+            path += char
+        escaped = False
+    paths.append(path)
+    if "" in paths:
+        raise ValueError("the overlay has data-only layers or an empty lowerdir")
+    return paths
+
+
+def join_lowerdirs(paths: Iterable[str]) -> str:
+    """The reverse of `split_lowerdirs`."""
+    return ":".join(_escape(path, "\\:") for path in paths)
+
+
+def _escape(text: str, special: str) -> str:
+    return "".join(f"\\{char}" if char in special else char for char in text)
+
+
+def _base_of(upperdir: str, lowerdirs: list[str]) -> str:
+    """The directory that containerd stood in when it mounted with relative lowerdirs.
+
+    It does so when the absolute ones do not fit a page: SNAPSHOTS/9/fs becomes 9/fs, and the
+    upperdir, which stays absolute, is of the same shape.
+    """
+    base = os.path.dirname(os.path.dirname(upperdir))
+    for lower in lowerdirs:
+        # A wrong base would give the container other files: each one must be a plain child.
+        if not lower.startswith("/") and ".." in lower.split("/"):
+            raise ValueError(f"the lowerdir {lower} leads upwards")
+        if not os.path.isdir(os.path.join(base, lower)):
+            raise ValueError(f"the relative lowerdir {lower} is not in {base}")
+    return base
+
+
+def read_overlay(rootfs: str) -> Overlay:
+    """The overlay that is mounted at `rootfs`.
+
+    Raises ValueError when there is none, more than one, or one that cannot be mounted again by
+    its description; OSError when the mount table cannot be read.
+    """
+    found = mounts.mounts_at(os.path.realpath(rootfs))
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} mounts at {rootfs}, expected one overlay")
+    return _overlay(found[0])
+
+
+def _overlay(mount: mounts.Mount) -> Overlay:
+    if mount.fstype != "overlay":
+        raise ValueError(f"{mount.target} is {mount.fstype}, not overlay")
+    if mount.root != "/":
+        raise ValueError(f"{mount.target} is the directory {mount.root} of an overlay")
+    return Overlay(mount)
+
+
+def describe(rootfs: str) -> Described:
+    """The overlay at `rootfs` as JSON. Journal it before `with_extra_lower`.
+
+    Raises ValueError when it is not one that a snapshot's diff can go into: no overlay, or an
+    upperdir that something was written to already. OSError when it cannot be read.
+    """
+    overlay = read_overlay(rootfs)
+    if os.listdir(overlay.upperdir):
+        raise ValueError(f"{overlay.upperdir} is not empty: the container was written to")
+    mounts.mount_flags(overlay.mount.options)  # a ValueError now, not after the unmount
+    return {
+        "schema": _SCHEMA,
+        "rootfs": overlay.mount.target,
+        "source": overlay.mount.source,
+        "options": list(overlay.mount.options),
+        "shared": any(field.startswith("shared:") for field in overlay.mount.propagation),
+        "upperdir": overlay.upperdir,
+        "workdir": overlay.workdir,
+        "base": overlay.base,
+        "lowerdirs": overlay.lowerdirs,
+        "appended": overlay.appended,
+        "carried": [list(pair) for pair in overlay.carried],
+        "root": _root_attributes(overlay.upperdir),
+    }
+
+
+def with_extra_lower(rootfs: str, diff_dir: str) -> None:
+    """Mount the overlay at `rootfs` again with `diff_dir` as its topmost lower layer.
+
+    The root directory gets the mode, owner, times and xattrs of `diff_dir`. Whatever cannot work
+    is refused before anything is changed, as far as it can be known. Raises OSError or
+    ValueError; whether before the change or in it, `remount` of the earlier description is the
+    way back.
+    """
+    described = describe(rootfs)
+    wanted: Described = {**described, "base": ""}
+    absolute = [os.path.join(described["base"], lower) for lower in described["lowerdirs"]]
+    wanted["lowerdirs"] = [os.path.realpath(diff_dir, strict=True), *absolute]
+    # With an index, overlayfs refuses an upperdir that had other layers below it before.
+    wanted["carried"] = [
+        [name, "off" if name in ("index", "nfs_export") else value]
+        for name, value in described["carried"]
+    ]
+    wanted["appended"] = described["appended"] or not _fits(wanted)
+    _check_appendable(wanted)
+    root = _root_attributes(wanted["lowerdirs"][0], private=False)
+    root["xattrs"].update(
+        (name, value) for name, value in described["root"]["xattrs"].items()
+        if name.startswith(_PRIVATE_XATTRS)
+    )  # fmt: skip
+    mounts.unmount(described["rootfs"])
+    _set_root_attributes(wanted["upperdir"], root)
+    _mount(wanted)
+
+
+def remount(described: Described) -> None:
+    """Put the overlay back as `describe` found it: the same stack, an empty upperdir.
+
+    The exact undo of `with_extra_lower`, however far it came, also in another process after kill
+    -9. Idempotent: where the described overlay is mounted already nothing is touched, so a late
+    call cannot empty the upperdir of a container that started cold. It must not be called once
+    a restored container runs on the longer stack. Raises OSError, ValueError.
+    """
+    if described["schema"] != _SCHEMA:
+        raise ValueError(f"a description of schema {described['schema']}")
+    for mount in reversed(mounts.mounts_at(described["rootfs"])):
+        overlay = _overlay(mount)
+        if overlay.upperdir != described["upperdir"]:
+            raise ValueError(f"{mount.target} is the overlay of {overlay.upperdir}")
+        if overlay.lowerdirs == described["lowerdirs"]:
+            return
+        _unmount_for_good(mount.target)
+    with open_dir(described["upperdir"]) as upper:
+        empty_dir(upper.fileno())
+    _set_root_attributes(described["upperdir"], described["root"])
+    _mount(described)
+
+
+def _unmount_for_good(target: str) -> None:
+    try:
+        mounts.unmount(target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # Somebody looks into it from outside. The pod has to start: the last resort.
+        mounts.unmount(target, detach=True)
+
+
+def _mount(described: Described) -> None:
+    if _is_volatile(described):
+        _forget_volatile(described["workdir"])
+    if described["appended"]:
+        _mount_appended(described)
+    else:
+        _mount_listed(described)
+    here = mounts.mounts_at(described["rootfs"])[-1]
+    shared = any(field.startswith("shared:") for field in here.propagation)
+    if shared != described["shared"]:
+        kind = mounts.MS_SHARED if described["shared"] else mounts.MS_PRIVATE
+        mounts.set_propagation(described["rootfs"], kind)
+
+
+def _mount_listed(described: Described) -> None:
+    """With mount(2), as containerd does, on every kernel."""
+    flags = mounts.mount_flags(described["options"])
+    with _standing_in(described["base"]):
+        mounts.mount(
+            described["source"], described["rootfs"], "overlay", flags, _option_text(described)
+        )
+
+
+def _mount_appended(described: Described) -> None:
+    """With one `lowerdir+` for each layer: no limit to their common length."""
+    with _standing_in(described["base"]), mounts.FsContext("overlay") as context:
+        context.set("source", described["source"])
+        for name, value in described["carried"]:
+            # In a mount option string, quotes keep the commas of an SELinux context together.
+            context.set(str(name), value.strip('"') if value else value)
+        for lower in described["lowerdirs"]:
+            context.set("lowerdir+", lower)
+        context.set("upperdir", described["upperdir"])
+        context.set("workdir", described["workdir"])
+        context.mount_at(described["rootfs"], mounts.mount_attributes(described["options"]))
+
+
+def _option_text(described: Described) -> str:
+    options = [f"{name}={value}" if value is not None else f"{name}"
+               for name, value in described["carried"]]  # fmt: skip
+    # The kernel splits at commas first and takes one level of backslashes away with the colons.
+    lowerdirs = _escape(join_lowerdirs(described["lowerdirs"]), ",")
+    options.append(f"lowerdir={lowerdirs}")
+    options.append(f"upperdir={_escape(described['upperdir'], _SPECIAL)}")
+    options.append(f"workdir={_escape(described['workdir'], _SPECIAL)}")
+    return ",".join(options)
+
+
+def _fits(described: Described) -> bool:
+    return len(os.fsencode(_option_text(described))) < _PAGE
+
+
+def _check_appendable(described: Described) -> None:
+    if not described["appended"]:
+        return
+    release = os.uname().release
+    numbers = release.replace("-", ".").split(".")[:2]
+    if tuple(map(int, numbers)) < _LOWERDIR_APPEND_SINCE:
+        raise ValueError(
+            f"{len(described['lowerdirs'])} layers do not fit one page of mount options, and "
+            f"Linux {release} is too old to take them one by one (6.5)"
+        )
+    paths = [*described["lowerdirs"], described["upperdir"], described["workdir"]]
+    if longest := max((path for path in paths), key=lambda path: len(os.fsencode(path))):
+        length = len(os.fsencode(longest))
+        if length > _FSCONFIG_VALUE:
+            raise ValueError(f"the path {longest} is too long for fsconfig: {length} bytes")
+
+
+@contextlib.contextmanager
+def _standing_in(directory: str) -> Iterator[None]:
+    """Relative lowerdirs are relative to the working directory of whoever mounts."""
+    if not directory:
+        yield
+        return
+    with open_dir(".") as before:
+        os.chdir(directory)
+        try:
+            yield
+        finally:
+            os.fchdir(before.fileno())
+
+
+def _is_volatile(described: Described) -> bool:
+    return ["volatile", None] in described["carried"] or ["fsync", "volatile"] in described[
+        "carried"
+    ]
+
+
+def _forget_volatile(workdir: str) -> None:
+    """Take away the mark by which overlayfs refuses a volatile upperdir a second time.
+
+    It stands for a crash that may have lost writes. Ours was unmounted, and the upperdir is empty.
+    """
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open_dir(workdir) as workdir_fd,
+        open_beneath(workdir_fd.fileno(), "work/incompat", os.O_RDONLY) as incompat,
+    ):
+        remove_tree(incompat.fileno(), "volatile")
+
+
+def _root_attributes(directory: str, *, private: bool = True) -> RootAttributes:
+    """private: with overlayfs' own marks too, which belong to one mount only."""
+    status = os.stat(directory)
+    names = [name for name in os.listxattr(directory)
+             if private or not name.startswith(_PRIVATE_XATTRS)]  # fmt: skip
+    return {
+        "mode": stat.S_IMODE(status.st_mode),
+        "owner": [status.st_uid, status.st_gid],
+        "times_ns": [status.st_atime_ns, status.st_mtime_ns],
+        "xattrs": {name: os.getxattr(directory, name).hex() for name in names},
+    }
+
+
+def _set_root_attributes(directory: str, root: RootAttributes) -> None:
+    os.chown(directory, *root["owner"])
+    for name in os.listxattr(directory):
+        if name not in root["xattrs"]:
+            os.removexattr(directory, name)
+    for name, value in root["xattrs"].items():
+        os.setxattr(directory, name, bytes.fromhex(value))
+    os.chmod(directory, root["mode"])
+    os.utime(directory, ns=(root["times_ns"][0], root["times_ns"][1]))
