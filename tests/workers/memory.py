@@ -1,0 +1,172 @@
+"""A process with as much memory as wanted, whose every page can be verified.
+
+    SIZE_MIB=1024 SEED=1 PORT=8000 python3 -m workers.memory
+
+The content follows from the seed: random MiB blocks, eight in rotation, each page stamped with
+its index and a version. Memory is private anonymous mmap, so that nothing is file-backed.
+
+    /health               200 when the memory is full
+    /state                nonce, pid, hostname, uptime_s, requests, size_mib, touched, restored
+    /checksum             compares every page: {"ok", "checksum", "bad_pages", "pages", "seconds"}
+    /touch?n=N&seed=S     gives N pages a new version, spread by S; a later /checksum expects it
+    /first                reads one page only: the time of a first answer does not depend on size
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import random
+import struct
+import threading
+import time
+from array import array
+from typing import Final
+
+from .serving import (
+    Ask,
+    Identity,
+    Json,
+    LineLog,
+    Reply,
+    Server,
+    port_from_environment,
+    restored,
+    stop_on_sigterm,
+)
+
+PAGE: Final = mmap.PAGESIZE
+BLOCK: Final = 1 << 20
+_PER_BLOCK: Final = BLOCK // PAGE
+_STAMP: Final = struct.Struct("=QQ")
+_ROTATION: Final = 8
+
+
+class Memory:
+    """Anonymous memory with content that follows from (seed, size, touches)."""
+
+    def __init__(self, size_mib: int, seed: int) -> None:
+        self.pages = size_mib * BLOCK // PAGE
+        self.versions = array("Q", bytes(8 * self.pages))
+        self.touched = 0
+        self._lock = threading.Lock()
+        source = random.Random(seed)  # noqa: S311  content to recognise, not a secret
+        self._blocks = [source.randbytes(BLOCK) for _ in range(_ROTATION)]
+        self._map = mmap.mmap(-1, max(size_mib, 1) * BLOCK, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for index in range(size_mib):
+            self._map[index * BLOCK : (index + 1) * BLOCK] = self._expected_block(index)
+
+    def _expected_block(self, index: int) -> bytearray:
+        block = bytearray(self._blocks[index % _ROTATION])
+        first = index * _PER_BLOCK
+        with memoryview(block) as octets, octets.cast("Q") as words:
+            words[:: PAGE // 8] = array("Q", range(first, first + _PER_BLOCK))
+            words[1 :: PAGE // 8] = self.versions[first : first + _PER_BLOCK]
+        return block
+
+    def touch(self, count: int, seed: int) -> list[int]:
+        """Give `count` pages their next version; returns the pages, chosen by `seed`."""
+        chosen = random.Random(seed).sample(range(self.pages), min(count, self.pages))  # noqa: S311
+        with self._lock:
+            for number in chosen:
+                self.versions[number] += 1
+                _STAMP.pack_into(self._map, number * PAGE, number, self.versions[number])
+            self.touched += len(chosen)
+        return chosen
+
+    def page_is_right(self, number: int) -> bool:
+        """Whether the stamp of one page is what it should be; touches this page only."""
+        stamp = _STAMP.unpack_from(self._map, number * PAGE)
+        return stamp == (number, self.versions[number])
+
+    def verify(self) -> Json:
+        """Compare every byte with what it must be. `checksum` is over the bytes that are there."""
+        started, digest, bad = time.monotonic(), hashlib.sha256(), []
+        with self._lock, memoryview(self._map) as view:
+            for index in range(self.pages * PAGE // BLOCK):
+                # A copy, as memoryviews compare byte by byte: thirty times slower.
+                there, expected = bytes(view[index * BLOCK :][:BLOCK]), self._expected_block(index)
+                digest.update(there)
+                if there != expected:
+                    bad += _differing_pages(there, expected, index)
+        return {
+            "ok": not bad,
+            "checksum": digest.hexdigest(),
+            "bad_pages": bad[:16],
+            "pages": self.pages,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+
+    def spoil(self, number: int) -> None:
+        """Damage one page, for the test of the test."""
+        self._map[number * PAGE + 100] ^= 0xFF
+
+
+def _differing_pages(there: bytes, expected: bytearray, block: int) -> list[int]:
+    return [
+        block * _PER_BLOCK + page
+        for page in range(_PER_BLOCK)
+        if there[page * PAGE : (page + 1) * PAGE] != expected[page * PAGE : (page + 1) * PAGE]
+    ]
+
+
+class Worker:
+    """The endpoints; the server runs from the start and answers 503 until the memory is full."""
+
+    def __init__(self) -> None:
+        self.me, self.log = Identity("memory"), LineLog()
+        self.memory: Memory | None = None
+
+    def _full(self) -> Memory:
+        if self.memory is None:
+            raise BlockingIOError(11, "the memory is still being filled")
+        return self.memory
+
+    def health(self, _: Ask) -> object:
+        """Ready when every page is written."""
+        return Reply(503, {"ok": False}) if self.memory is None else {"ok": True}
+
+    def state(self, _: Ask) -> Json:
+        """Identity, and how much there is."""
+        memory = self._full()
+        return {
+            **self.me.describe(),
+            "size_mib": memory.pages * PAGE // BLOCK,
+            "touched": memory.touched,
+            "restored": restored(),
+        }
+
+    def checksum(self, _: Ask) -> Json:
+        """All of it."""
+        return self._full().verify()
+
+    def touch(self, ask: Ask) -> Json:
+        """Change pages."""
+        return {"touched": len(self._full().touch(ask.whole("n"), ask.whole("seed", 0)))}
+
+    def first(self, _: Ask) -> Json:
+        """One page from the middle."""
+        memory = self._full()
+        return {"ok": memory.page_is_right(memory.pages // 2), "nonce": self.me.nonce}
+
+    def run(self) -> None:
+        """Serve, fill, and stay."""
+        routes = {
+            "/health": self.health,
+            "/state": self.state,
+            "/checksum": self.checksum,
+            "/touch": self.touch,
+            "/first": self.first,
+        }
+        Server("0.0.0.0", port_from_environment(), routes, self.log, self.me).start()  # noqa: S104
+        stop_on_sigterm(self.log)
+        started = time.monotonic()
+        size_mib = int(os.environ.get("SIZE_MIB", "64"))
+        self.memory = Memory(size_mib, int(os.environ.get("SEED", "1")))
+        self.log.say(f"ready {size_mib} MiB filled in {time.monotonic() - started:.2f} s")
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    Worker().run()
