@@ -23,6 +23,8 @@ CONTAINER_NETWORK = "network.json"
 """In CONTAINERS/ID: the network as `quickthaw-hook prestart` found it."""
 CONTAINER_JOURNAL = "journal"
 """In CONTAINERS/ID: what a swap changed on the host, one line before each change."""
+CONTAINER_BINDABLE = "bindable.json"
+"""In CONTAINERS/ID, written before a restore: the addresses that the hook makes bindable."""
 CONTAINER_WORK = "work"
 """In CONTAINERS/ID: CRIU's work directory of the last capture or restore, with its log."""
 

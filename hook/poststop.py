@@ -1,0 +1,44 @@
+"""poststop: everything that was set up for the container is undone, even if the daemon is away."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from shim.contract import journal
+from shim.contract.paths import CONTAINERS
+from shim.kernel.netns import enter
+from shim.restore.forget import forget
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hook.state import State
+
+
+def poststop(state: State) -> None:
+    """Raises OSError or ValueError, after having done what could be done.
+
+    The sandbox's network namespace outlives the container; addresses that we gave to it go.
+    """
+    if journal.is_locked(f"{CONTAINERS}/{state.container}"):
+        return
+    addresses = [
+        str(subject)
+        for kind, subject in journal.changes(journal.path_of(state.container))
+        if kind == journal.ADDRESS
+    ]
+    forget(state.container)
+    netns = _network_namespace(state.bundle)
+    if not addresses or not os.path.exists(netns):
+        return  # with the namespace gone, so are its addresses
+    from hook import netlink
+
+    enter(netns)
+    for address in addresses:
+        netlink.remove_from_loopback(address)
+
+
+def _network_namespace(bundle: str) -> str:
+    with open(f"{bundle}/config.json", "rb") as file:
+        namespaces = json.load(file).get("linux", {}).get("namespaces") or ()
+    return next((str(ns.get("path") or "") for ns in namespaces if ns.get("type") == "network"), "")

@@ -1,0 +1,79 @@
+"""What was changed on the host for one container, written before each change.
+
+kill -9 leaves a trace: `quickthaw-hook poststop` and the daemon undo what is in it. A line
+without its change costs one look; the reverse would be a leak. Lean: the swap path imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+
+from shim.contract.paths import CONTAINER_JOURNAL, CONTAINERS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MAX_BYTES = 16 << 20
+_LOCK = "lock"
+
+ROOTFS, SHM, ADDRESS, DONE = "rootfs", "shm", "address", "done"
+"""Kinds of change. DONE: the swap is complete, what it did belongs to the container now."""
+
+
+def path_of(container: str) -> str:
+    """Where the journal of `container` is."""
+    return f"{CONTAINERS}/{container}/{CONTAINER_JOURNAL}"
+
+
+@contextlib.contextmanager
+def lock(directory: str) -> Iterator[None]:
+    """Hold the container's directory while a swap is under way. Raises OSError.
+
+    A runtime that cleans up after a failed restore runs our poststop hook: it must not take
+    away what the cold start that follows needs. The kernel drops the lock of whoever dies.
+    """
+    fd = os.open(f"{directory}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def is_locked(directory: str) -> bool:
+    """Whether a swap of the container with this directory is under way."""
+    try:
+        with lock(directory):
+            return False
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def note(path: str, kind: str, subject: object) -> None:
+    """Append one intended change. Raises OSError.
+
+    Not synced: what it describes is gone after a reboot, and so is the journal.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, json.dumps([kind, subject]).encode() + b"\n")
+    finally:
+        os.close(fd)
+
+
+def changes(path: str) -> Iterator[tuple[str, object]]:
+    """The changes, last first. A torn last line (kill -9 while writing) was not yet a change."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(_MAX_BYTES).split(b"\n")
+    except FileNotFoundError:
+        return
+    for line in reversed(lines[:-1]):
+        kind, subject = json.loads(line)
+        yield kind, subject

@@ -1,0 +1,53 @@
+"""How one swap ended: written by `quickthaw-runc`, read by the daemon, which tells everybody.
+
+A file and not a message, because a pod must not wait for a daemon that may be away.
+Lean: the swap path imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from shim.contract.names import is_container_id
+from shim.contract.paths import OUTCOMES
+
+_MAX_BYTES = 256 * 1024
+
+RESTORED = "restored"
+COLD = "cold"
+REFUSED = "refused"
+"""The swap failed and the pod asked for no cold start (`fallback: fail`)."""
+
+
+def write(container: str, outcome: dict[str, object], directory: str = OUTCOMES) -> None:
+    """Put the outcome in place with one rename. Raises OSError.
+
+    Keys: snapshot, result (RESTORED, COLD, REFUSED), error (message or ""), error_class,
+    exit_code, seconds, steps {name: seconds}, at (unix time).
+    """
+    target = f"{directory}/{container}.json"
+    fd = os.open(f"{target}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "w") as file:
+        json.dump({"schema": 1, **outcome}, file)
+    os.rename(f"{target}.new", target)
+
+
+def take(container: str, directory: str = OUTCOMES) -> dict[str, object] | None:
+    """Read and remove the outcome of `container`; None when there is none (yet).
+
+    Raises ValueError when it is damaged; it is removed then, too.
+    """
+    if not is_container_id(container):
+        raise ValueError("malformed container id")
+    path = f"{directory}/{container}.json"
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES)
+        os.unlink(path)
+    except FileNotFoundError:
+        return None
+    outcome = json.loads(data)
+    if not isinstance(outcome, dict):
+        raise ValueError("not an object")
+    return outcome

@@ -1,0 +1,37 @@
+"""CRIU's and runc's logs reduced to a cause."""
+
+from __future__ import annotations
+
+import json
+import re
+
+_MAX_BYTES = 4 << 20
+_CRIU_ERROR = re.compile(r"^\([\d.]+\)\s+(?:\d+: )?Error \([^)]*\): (.*)$", re.MULTILINE)
+
+
+def first_error(directory: str, name: str) -> str:
+    """The first Error line of CRIU's log `name` in `directory`, else runc's last message.
+
+    The first one, because CRIU's later ones are consequences. Never raises: a missing log is
+    said in words.
+    """
+    criu = _CRIU_ERROR.search(_tail(f"{directory}/{name}"))
+    if criu:
+        return f"criu: {criu[1].strip()}"
+    messages = []
+    for line in _tail(f"{directory}/runc.log").splitlines():
+        try:
+            messages.append(str(json.loads(line)["msg"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    if messages:
+        return f"runc: {messages[-1]}"
+    return f"neither CRIU nor runc wrote why in {directory}"
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read(_MAX_BYTES)
+    except OSError:
+        return ""

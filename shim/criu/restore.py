@@ -1,0 +1,52 @@
+"""`runc restore` in our own process tree, so that containerd's shim inherits the restored init."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from shim.criu.log import first_error
+from shim.kernel import process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shim.front.argv import Call
+
+_DELETE_S = 10.0
+
+
+def restore(
+    call: Call,
+    runtime: Sequence[str],
+    images: str,
+    work: str,
+    undo: contextlib.ExitStack,
+    *,
+    until: float,
+) -> str:
+    """Restore the container of `call` from `images`, with CRIU's work directory `work`.
+
+    Returns the empty string when the container runs, else why not. On `undo` goes what takes
+    a running or half restored container away. Raises process.TooLate at the deadline.
+    """
+    undo.callback(_take_away, call.container, runtime)
+    flags = ["--console-socket", "--pid-file", "--no-pivot"]
+    options = [f"{flag}={call.options[flag]}" if call.options[flag] else flag
+               for flag in flags if flag in call.options]  # fmt: skip
+    argv = [
+        *runtime, f"--log={work}/runc.log", "--log-format=json",
+        "restore", "--detach", "--no-subreaper",
+        f"--bundle={call.option('--bundle', '-b')}",
+        f"--image-path={images}", f"--work-path={work}", *options, call.container,
+    ]  # fmt: skip
+    status = process.run(argv, until=until)
+    return first_error(work, "restore.log") if status else ""
+
+
+def _take_away(container: str, runtime: Sequence[str]) -> None:
+    """Kill and forget what `runc restore` left; it mostly has cleaned up itself."""
+    with contextlib.suppress(process.TooLate):
+        until = time.monotonic() + _DELETE_S
+        process.run([*runtime, "delete", "--force", container], until=until, quiet=True)

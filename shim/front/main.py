@@ -1,0 +1,98 @@
+"""`quickthaw-runc` from a ticket or a swapped container on: what the shell front hands over."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from shim.contract import outcome, ticket
+from shim.contract.errors import QuickthawError, SwapFailed
+from shim.contract.paths import SWAPPED
+from shim.front import argv, cold
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.contract.ticket import Ticket
+    from shim.front.argv import Call
+
+
+def main() -> int:
+    """Answer one call of containerd's shim. Everything unclear goes to the real runtime."""
+    arguments = sys.argv[1:]
+    call = argv.parse(arguments)
+    if call and call.command == "start" and os.path.exists(f"{SWAPPED}/{call.container}"):
+        return 0  # running since `create`
+    if call and call.command == "create" and _swapped(call):
+        return 0
+    cold.become_runtime(arguments)
+
+
+def _swapped(call: Call) -> bool:
+    """Try the swap. False when the container is to be created cold; exits when it must not."""
+    began = time.monotonic()
+    steps: dict[str, float] = {}
+    wanted: Ticket | None = None
+    error: QuickthawError | None = None
+    try:
+        wanted = ticket.read(call.container)
+        _swap(call, wanted, began, steps)
+    except QuickthawError as failure:
+        error = failure
+    except Exception as failure:  # noqa: BLE001 - the border: the pod must start, whatever this is
+        error = SwapFailed(
+            "the swap failed", container=call.container, why=f"{type(failure).__name__}: {failure}",
+            do="This is a defect in quickthaw: please report it.",
+        )  # fmt: skip
+    result = outcome.RESTORED
+    if error:
+        fail = wanted is not None and wanted.fallback == "fail"
+        result = outcome.REFUSED if fail else outcome.COLD
+    _report(call, wanted, result, error, time.monotonic() - began, steps)
+    if result == outcome.REFUSED:
+        _refuse(str(error))
+    return error is None
+
+
+def _swap(call: Call, wanted: Ticket, began: float, steps: dict[str, float]) -> None:
+    # Imported late: a broken installation is a failed swap, not a failed create.
+    from shim.restore.sequence import Swap
+
+    swap = Swap(call, wanted, [cold.runtime(), *call.root_flags], began + wanted.deadline_s)
+    try:
+        swap.run()
+    finally:
+        steps.update(swap.steps)
+
+
+def _report(
+    call: Call, wanted: Ticket | None, result: str, error: QuickthawError | None,
+    seconds: float, steps: dict[str, float],
+) -> None:  # fmt: skip
+    """Tell the daemon, and spend the ticket. Neither may fail the container."""
+    try:
+        outcome.write(call.container, {
+            "snapshot": wanted.snapshot if wanted else "",
+            "result": result,
+            "error": str(error or ""),
+            "error_class": type(error).__name__ if error else "",
+            "exit_code": error.exit_code if error else 0,
+            "seconds": round(seconds, 4),
+            "steps": steps,
+            "at": time.time(),
+        })  # fmt: skip
+        ticket.remove(call.container)
+    except OSError:
+        # /run is full or gone: the daemon then finds the ticket unspent and says so.
+        pass
+
+
+def _refuse(message: str) -> None:
+    """End with an error that containerd shows in the pod's status: its shim reads runc's log."""
+    log = sys.argv[sys.argv.index("--log") + 1] if "--log" in sys.argv[:-1] else ""
+    if log:
+        with open(log, "a") as file:
+            json.dump({"level": "error", "msg": message, "time": time.time()}, file)
+            file.write("\n")
+    sys.exit(1)

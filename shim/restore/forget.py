@@ -1,0 +1,60 @@
+"""Take away everything that is ours about one container: the end of every container's story.
+
+Run by `quickthaw-hook poststop`, also when the daemon is away, and by the daemon for containers
+that never ran or whose end nobody saw. Idempotent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+
+from shim.contract import journal, ticket
+from shim.contract.paths import CONTAINERS, CONTROL, SWAPPED
+from shim.kernel import mounts
+from shim.rootfs import shmfill
+
+
+def forget(container: str) -> None:
+    """Undo an unfinished swap, and remove the container's files and its control directory.
+
+    Raises OSError, or ValueError for a damaged journal, after having done all that it could.
+    Does nothing while a swap of the container is under way.
+    """
+    private = f"{CONTAINERS}/{container}"
+    if journal.is_locked(private):
+        return
+    with contextlib.ExitStack() as steps:
+        # Last in, first out: the journal is read before its directory is removed.
+        steps.callback(_remove_tree, private)
+        steps.callback(_unmount_control, f"{CONTROL}/{container}")
+        steps.callback(_unlink, f"{SWAPPED}/{container}")
+        steps.callback(ticket.remove, container)
+        steps.callback(_undo_unfinished, container)
+
+
+def _undo_unfinished(container: str) -> None:
+    for kind, subject in journal.changes(journal.path_of(container)):
+        if kind == journal.DONE:
+            return  # /dev/shm is the pod's now, as it would be after a cold start
+        if kind == journal.SHM and isinstance(subject, dict):
+            shmfill.undo(subject["source"], subject["target"])
+        # ROOTFS needs nothing: containerd unmounts the bundle's root file system by itself.
+
+
+def _unmount_control(directory: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.ismount(directory):
+            mounts.unmount(directory, detach=True)
+        os.rmdir(directory)
+
+
+def _remove_tree(directory: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

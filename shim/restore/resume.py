@@ -1,0 +1,78 @@
+"""What a restored workload is told: restored.json, then the resume call.
+
+Nothing that the workload answers is trusted; a call that fails or is late fails the swap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from shim.contract.errors import ResumeFailed
+from shim.contract.paths import CONTROL, RESTORED_FILE
+from shim.kernel import process
+from shim.network import call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shim.contract.manifest import Manifest
+    from shim.contract.ticket import Ticket
+    from shim.restore.bundle import Bundle
+
+
+def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence[str]) -> None:
+    """Write restored.json into the control directory, before the first restored instruction.
+
+    The directory may hold what a container wrote: a link there is not followed. Raises OSError.
+    """
+    told = {
+        "schema": 1,
+        "snapshot": ticket.snapshot,
+        "pod": ticket.pod_name,
+        "namespace": ticket.pod_namespace,
+        "uid": ticket.pod_uid,
+        "container": ticket.container_name,
+        "ips": list(addresses),
+        "hostname": bundle.spec.get("hostname") or "",
+        "environment": bundle.environment,
+        "gpus": {},
+        "away_s": max(0.0, time.time() - manifest.created_at),
+    }
+    directory = f"{CONTROL}/{ticket.container}"
+    fd = os.open(
+        f"{directory}/.{RESTORED_FILE}",
+        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
+        0o644,
+    )
+    with os.fdopen(fd, "w") as file:
+        json.dump(told, file)
+    os.rename(f"{directory}/.{RESTORED_FILE}", f"{directory}/{RESTORED_FILE}")
+
+
+def call_workload(ticket: Ticket, netns: str, runtime: Sequence[str], *, until: float) -> None:
+    """Make the call that the pod's `resume` annotation asks for, if it asks for one.
+
+    runtime: the real runtime with its global flags. Raises ResumeFailed.
+    """
+    kind, _, rest = ticket.resume.partition(":" if ticket.resume.startswith("exec") else " ")
+    try:
+        if kind == "exec":
+            _exec(ticket.container, runtime, json.loads(rest), until)
+        elif kind == "http":
+            method, _, address = rest.partition(" ")
+            port, slash, target = address.removeprefix(":").partition("/")
+            call.http(netns, method, int(port), slash + target, until=until)
+    except (call.CallFailed, process.TooLate, OSError, ValueError) as error:
+        raise ResumeFailed(
+            "the resume call failed", container=ticket.container, why=str(error),
+            do="Check the pod's quickthaw.io/resume annotation and the workload's answer.",
+        ) from error  # fmt: skip
+
+
+def _exec(container: str, runtime: Sequence[str], argv: Sequence[str], until: float) -> None:
+    status = process.run([*runtime, "exec", container, *argv], until=until, quiet=True)
+    if status:
+        raise ValueError(f"{argv[0]} ended with status {status}")

@@ -1,0 +1,192 @@
+"""The order of a swap: steps (a) to (g) under one deadline. All of them, or none.
+
+Every step registers its undo before it is done; leaving `restored` with an exception runs them
+in reverse, after which nothing of the swap is left and the plain `create` may follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+
+from shim.contract import journal, manifest
+from shim.contract.errors import (
+    CriuRestoreFailed,
+    NetworkNotReady,
+    QuickthawError,
+    RootfsNotMountable,
+    SnapshotDoesNotFit,
+    SwapFailed,
+    SwapTooLate,
+)
+from shim.contract.paths import (
+    CONTAINER_BINDABLE,
+    CONTAINER_CRIU_CONF,
+    CONTAINER_WORK,
+    CONTAINERS,
+    SNAPSHOT_CRIU,
+    SNAPSHOT_ROOTFS,
+    SNAPSHOT_SHM,
+    SNAPSHOTS,
+    SWAPPED,
+)
+from shim.criu import options
+from shim.criu.restore import restore
+from shim.gate.decide import compare_power
+from shim.gate.facts import memory_limit, power_facts
+from shim.kernel.addresses import global_addresses
+from shim.kernel.fds import OwnedFd
+from shim.kernel.process import TooLate
+from shim.restore import images, resume
+from shim.restore.bundle import Bundle
+from shim.rootfs import overlay, shmfill
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from shim.contract.manifest import Manifest
+    from shim.contract.ticket import Ticket
+    from shim.front.argv import Call
+
+
+class Swap:
+    """One `create` that is answered with a restore.
+
+    runtime: the real runtime with its global flags. until: the deadline on `time.monotonic`.
+    steps: seconds that each step took, filled while it runs.
+    """
+
+    def __init__(self, call: Call, ticket: Ticket, runtime: Sequence[str], until: float) -> None:
+        self.call, self.ticket, self.runtime, self.until = call, ticket, runtime, until
+        self.bundle = Bundle(call.option("--bundle", "-b"))
+        self.snapshot = f"{SNAPSHOTS}/{ticket.snapshot}"
+        self.private = f"{CONTAINERS}/{ticket.container}"
+        self.steps: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Leave the container running, restored. Raises SwapFailed after undoing everything."""
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(journal.lock(self.private))
+            with self._step("check"):
+                captured = self._checked()
+            with self._step("rootfs"):
+                self._mount_rootfs(undo)
+            with self._step("shm"):
+                self._fill_shm(undo)
+            with self._step("network"):
+                addresses, image_dir = self._readdress(captured)
+                resume.tell(self.ticket, captured, self.bundle, addresses)
+            with self._step("criu"):
+                self._restore(undo, image_dir)
+            with self._step("resume"):
+                resume.call_workload(
+                    self.ticket, self.bundle.network_namespace, self.runtime, until=self.until
+                )
+            journal.note(f"{self.private}/journal", journal.DONE, None)
+            undo.pop_all()
+
+    @contextlib.contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """Time the step, and give what it raises the container's id and an effect."""
+        began = time.monotonic()
+        try:
+            yield
+        except QuickthawError:
+            raise
+        except TooLate as error:
+            raise SwapTooLate(
+                f"the swap's deadline passed in step {name}", container=self.ticket.container,
+                why=str(error), do="Raise quickthaw.io/deadline, or find what is slow.",
+            ) from error  # fmt: skip
+        except Exception as error:
+            raise SwapFailed(
+                f"step {name} of the swap failed", container=self.ticket.container,
+                why=f"{type(error).__name__}: {error}",
+                do=f"See `quickthaw show {self.ticket.snapshot[:12]}`.",
+            ) from error  # fmt: skip
+        finally:
+            self.steps[name] = round(time.monotonic() - began, 4)
+        if time.monotonic() > self.until:
+            raise SwapTooLate(
+                f"the swap's deadline passed in step {name}", container=self.ticket.container,
+                why=f"{self.ticket.deadline_s:g} s are over",
+                do="Raise quickthaw.io/deadline, or find what is slow.",
+            )  # fmt: skip
+
+    def _checked(self) -> Manifest:
+        """The manifest of a snapshot that is whole and fits the spec that runc would be given."""
+        container = self.ticket.container
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with OwnedFd(os.open(self.snapshot, flags)) as snapshot:
+            captured = manifest.read(snapshot.fileno(), snapshot=self.ticket.snapshot)
+            manifest.check_files(captured, snapshot.fileno(), container=container)
+        refusals = compare_power(captured.facts, power_facts(self.bundle.spec))
+        limit = memory_limit(self.bundle.spec)
+        reasons = [f"{no.fact}: captured {no.captured}, wanted {no.wanted}" for no in refusals]
+        if limit and limit < captured.requires.memory_bytes:
+            reasons.append(f"memory limit {limit} < {captured.requires['memory_bytes']} bytes")
+        if reasons:
+            raise SnapshotDoesNotFit(
+                "the snapshot does not fit the container", container=self.ticket.container,
+                why="; ".join(reasons), do="Capture a pod with the same spec.",
+            )  # fmt: skip
+        return captured
+
+    def _mount_rootfs(self, undo: contextlib.ExitStack) -> None:
+        try:
+            before = overlay.describe(self.bundle.rootfs)
+            journal.note(f"{self.private}/journal", journal.ROOTFS, before)
+            undo.callback(overlay.remount, before)
+            overlay.with_extra_lower(self.bundle.rootfs, f"{self.snapshot}/{SNAPSHOT_ROOTFS}")
+        except (OSError, ValueError) as error:
+            raise RootfsNotMountable(
+                "cannot mount the snapshot's diff", container=self.ticket.container,
+                why=str(error), do="Is the node's snapshotter overlayfs?",
+            ) from error  # fmt: skip
+
+    def _fill_shm(self, undo: contextlib.ExitStack) -> None:
+        source = f"{self.snapshot}/{SNAPSHOT_SHM}"
+        target = self.bundle.mount_source("/dev/shm")
+        if not target or not os.path.isdir(source) or not os.listdir(source):
+            return
+        journal.note(f"{self.private}/journal", journal.SHM, {"source": source, "target": target})
+        undo.callback(shmfill.undo, source, target)
+        shmfill.fill(source, target, container=self.ticket.container)
+
+    def _readdress(self, captured: Manifest) -> tuple[list[str], str]:
+        """The new pod's addresses, and the directory with the images that CRIU is to read."""
+        own = f"{self.snapshot}/{SNAPSHOT_CRIU}"
+        netns = self.bundle.network_namespace
+        if not netns:
+            return [], own
+        try:
+            addresses = global_addresses(netns)
+            patches = images.patches_of(captured.network)
+            if not patches:
+                return addresses, own
+            bound = [address for address, _ in patches]
+            chosen = images.replacements(bound, addresses)
+            with open(f"{self.private}/{CONTAINER_BINDABLE}", "w") as file:
+                json.dump([address for address in bound if address not in chosen], file)
+            return addresses, images.readdressed(own, f"{self.private}/images", patches, chosen)
+        except OSError as error:
+            raise NetworkNotReady(
+                "cannot look at the pod's network", container=self.ticket.container,
+                why=str(error), do="Is the sandbox still there?",
+            ) from error  # fmt: skip
+
+    def _restore(self, undo: contextlib.ExitStack, image_dir: str) -> None:
+        work = f"{self.private}/{CONTAINER_WORK}"
+        os.makedirs(work, 0o700, exist_ok=True)
+        options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
+        with open(f"{SWAPPED}/{self.ticket.container}", "w") as marker:
+            undo.callback(os.unlink, marker.name)
+        reason = restore(self.call, self.runtime, image_dir, work, undo, until=self.until)
+        if reason:
+            raise CriuRestoreFailed(
+                "cannot restore the process tree", container=self.ticket.container, why=reason,
+                do=f"The log is kept with `quickthaw show {self.ticket.snapshot[:12]}`.",
+            )  # fmt: skip
