@@ -1,0 +1,95 @@
+"""Base root file systems of the test nodes: Debian packages unpacked once, then only read.
+
+Kept under build/node and named for what they were made from: another list of packages makes
+another directory.
+"""
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+BUILD: Final = Path(__file__).parents[2] / "build" / "node"
+
+NODE_PACKAGES: Final = (
+    "busybox-static",  # the pause image is made of it
+    "ca-certificates",
+    "containerd",
+    "containernetworking-plugins",
+    "criu",
+    "iproute2",
+    "iptables",  # CRIU locks a network with it
+    "nftables",
+    "procps",
+    "python3",
+    "runc",
+)
+WORKER_PACKAGES: Final = ("python3", "ca-certificates")
+FALLBACK_MIRROR: Final = "http://deb.debian.org/debian"
+
+
+def node_root(suite: str) -> Path:
+    """Root file system of a node of Debian `suite`, made when it is not there yet."""
+    return root_filesystem(suite, NODE_PACKAGES)
+
+
+def worker_root() -> Path:
+    """Root file system that the workers' images are made from: Debian trixie with Python."""
+    return root_filesystem("trixie", WORKER_PACKAGES)
+
+
+def root_filesystem(suite: str, packages: tuple[str, ...]) -> Path:
+    """A minimal Debian `suite` with `packages`, under build/node. Takes half a minute when new."""
+    named = hashlib.sha256("\n".join(("2", *packages)).encode()).hexdigest()[:10]
+    path = BUILD / f"{suite}-{named}"
+    with locked(BUILD / f"{suite}.lock"):
+        if not path.is_dir():
+            _make(suite, packages, path)
+    return path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`: several test runs share build/."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(suite: str, packages: tuple[str, ...], path: Path) -> None:
+    for left_over in BUILD.glob(f".{path.name}-*"):
+        shutil.rmtree(left_over)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=BUILD))
+    root = scratch / "root"
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
+    # A suite that is not released any more, or not yet, may have a Release file past its date.
+    command += [
+        '--aptopt=Acquire::Check-Valid-Until "false"',
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+    ]
+    command += [suite, str(root), mirror()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        shutil.rmtree(scratch)
+        raise RuntimeError(f"mmdebstrap could not make {suite}:\n{done.stderr}")
+    shutil.rmtree(root / "dev")
+    (root / "dev").mkdir()
+    root.rename(path)
+    shutil.rmtree(scratch)
+
+
+def mirror() -> str:
+    """The Debian archive that this machine installs from."""
+    command = ["apt-get", "indextargets", "--format", "$(LABEL) $(SITE)", "Created-By: Packages"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        label, _, site = line.rpartition(" ")
+        if label == "Debian":
+            return site
+    return FALLBACK_MIRROR

@@ -1,0 +1,103 @@
+"""One cgroup per hierarchy for a test node, beneath the one that the tests run in.
+
+The node's init starts in them and in a cgroup namespace whose root they are, so that everything
+the node makes is beneath them and removing them removes it all. Handles version 1, the hybrid of
+both, and version 2 alone.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME_PREFIX = "quickthaw-test-"
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """One mounted cgroup hierarchy of the host. `options` is what mount(2) needs to find it."""
+
+    version: int
+    options: str
+    mount_point: Path
+    own: Path
+    """Where this process is, as a directory beneath `mount_point`."""
+
+
+def hierarchies() -> list[Hierarchy]:
+    """What /proc/self/cgroup names and /proc/self/mountinfo shows mounted."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        version = 1 if controllers else 2
+        mounted = _mounted(version, controllers)
+        if mounted is None:
+            continue
+        mount_point, root = mounted
+        own = mount_point / os.path.relpath(path, root)
+        found.append(Hierarchy(version, _options(controllers), mount_point, own))
+    return found
+
+
+def _options(controllers: str) -> str:
+    return f"none,{controllers}" if controllers.startswith("name=") else controllers
+
+
+def _mounted(version: int, controllers: str) -> tuple[Path, str] | None:
+    """Mount point and root of a hierarchy. Format: proc_pid_mountinfo(5)."""
+    wanted = set(controllers.split(","))
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, after = line.split(" - ", 1)
+        kind, _, super_options = after.split(" ", 2)
+        root, mount_point = before.split(" ")[3:5]
+        if kind == "cgroup2" and version == 2:
+            return Path(mount_point), root
+        if kind == "cgroup" and version == 1 and wanted <= set(super_options.split(",")):
+            return Path(mount_point), root
+    return None
+
+
+def make(identity: str) -> list[Path]:
+    """The cgroups of node `identity`, one per hierarchy, ready to have processes in them."""
+    made = []
+    for hierarchy in hierarchies():
+        path = _place(hierarchy) / f"{NAME_PREFIX}{identity}"
+        path.mkdir(exist_ok=True)
+        inherit_cpuset(path)
+        made.append(path)
+    return made
+
+
+def inherit_cpuset(path: Path) -> None:
+    """A new cpuset of version 1 is empty, and nothing may run in an empty one."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if (path / name).exists() and (path / "cgroup.clone_children").exists():
+            (path / name).write_text((path.parent / name).read_text())
+
+
+def _place(hierarchy: Hierarchy) -> Path:
+    # Version 2 lets no cgroup have both processes and controllers for its children, except the
+    # root: beneath our own cgroup, which has us in it, the node would get no controllers.
+    alone = hierarchy.version == 2 and hierarchy.mount_point == Path("/sys/fs/cgroup")
+    return hierarchy.mount_point if alone else hierarchy.own
+
+
+def of_node(identity: str) -> list[Path]:
+    """The cgroups of node `identity` that exist."""
+    paths = [_place(each) / f"{NAME_PREFIX}{identity}" for each in hierarchies()]
+    return [path for path in paths if path.is_dir()]
+
+
+def remove(path: Path) -> None:
+    """Remove a cgroup and all beneath it. Nothing may run in them any more (OSError: EBUSY)."""
+    for directory, _, _ in os.walk(path, topdown=False):
+        with contextlib.suppress(FileNotFoundError):
+            Path(directory).rmdir()
+
+
+def below(path: Path) -> Iterator[Path]:
+    """Every cgroup beneath `path`."""
+    for directory, _, _ in os.walk(path):
+        if Path(directory) != path:
+            yield Path(directory)

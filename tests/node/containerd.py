@@ -1,0 +1,109 @@
+"""The node's containerd: its configuration, its CNI networks, its life."""
+
+from typing import Final
+
+import grpc
+
+from tests.node.cri import Cri
+from tests.node.images import PAUSE, import_image, pause_image
+from tests.node.node import Node
+from tests.node.units import Service, Unit
+
+SOCKET: Final = "/run/containerd/containerd.sock"
+UNIT: Final = Unit("containerd", ("/usr/bin/containerd",))
+POD_NETWORK_V4: Final = "10.88.0.0/16"
+POD_NETWORK_V6: Final = "fd00:88::/64"
+
+CONFIG: Final = f"""\
+version = 2
+imports = ["/etc/containerd/conf.d/*.toml"]
+
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE}"
+  # A machine may have no CAP_SYS_RESOURCE, and then runc may not lower a score.
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "/etc/cni/net.d"
+
+[plugins."io.containerd.nri.v1.nri"]
+  disable = false
+  socket_path = "/var/run/nri/nri.sock"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
+"""
+
+CNI: Final = f"""\
+{{
+  "cniVersion": "1.0.0",
+  "name": "pods",
+  "plugins": [
+    {{
+      "type": "bridge",
+      "bridge": "cni0",
+      "isGateway": true,
+      "hairpinMode": true,
+      "ipam": {{
+        "type": "host-local",
+        "ranges": [[{{"subnet": "{POD_NETWORK_V4}"}}], [{{"subnet": "{POD_NETWORK_V6}"}}]],
+        "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}],
+        "dataDir": "/run/cni/networks"
+      }}
+    }}
+  ]
+}}
+"""
+
+
+class Containerd:
+    """containerd on one node. `cri` is there while it runs."""
+
+    def __init__(self, node: Node) -> None:
+        self.service = Service(node, UNIT)
+        self._node = node
+        self._cri: Cri | None = None
+
+    def configure(self) -> None:
+        """Write configuration and networks; what conf.d has is added to it."""
+        self._node.write("/etc/containerd/config.toml", CONFIG)
+        self._node.path("/etc/containerd/conf.d").mkdir(exist_ok=True)
+        self._node.write("/etc/cni/net.d/10-pods.conflist", CNI)
+        # No one else is on the bridge: waiting for duplicates would only delay each pod.
+        self._node.write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")
+
+    def start(self) -> None:
+        """Start it, wait until CRI answers and the network is ready, and give it the pause image.
+
+        Raises ServiceFailed.
+        """
+        self.service.start(ready=self._ready)
+        if PAUSE not in self.cri.image_names():
+            import_image(self._node, pause_image())
+
+    def _ready(self) -> None:
+        self._cri = Cri(self._node.path(SOCKET))
+        self._cri.wait_ready()
+
+    @property
+    def cri(self) -> Cri:
+        """The CRI client. Raises RuntimeError when containerd was not started."""
+        if self._cri is None:
+            raise RuntimeError("containerd does not run")
+        return self._cri
+
+    def stop(self) -> None:
+        """SIGTERM. Containers go on: their shims are processes of their own."""
+        if self._cri is not None:
+            self._cri.close()
+            self._cri = None
+        self.service.stop()
+
+    def restart(self) -> None:
+        """Stop and start it underneath running containers."""
+        self.stop()
+        self.start()
+
+    def channel(self) -> grpc.Channel:
+        """A channel of one's own to containerd's API. The caller closes it."""
+        return grpc.insecure_channel(f"unix:{self._node.path(SOCKET)}")
