@@ -42,19 +42,19 @@ def staged() -> Iterator[tuple[Path, str, int]]:
     yield launchers / "front", "front.py", 0o644
     for program in ("quickthaw", "quickthawd", "quickthaw-hook"):
         yield launchers / program, f"bin/{program}", 0o755
-    if (front := TOP / "shim" / "front" / "quickthaw-runc").exists():
-        yield front, "bin/quickthaw-runc", 0o755
+    yield TOP / "shim" / "front" / "quickthaw-runc", "bin/quickthaw-runc", 0o755
 
 
 def stage() -> None:
-    """Copy what is shipped of our own code to ROOT, with modes and times of our choice."""
+    """Copy what is shipped of our own code to ROOT, and set the times of all that is packed."""
     rmtree(ROOT, ignore_errors=True)
     for source, place, mode in staged():
         target = ROOT / place
         target.parent.mkdir(parents=True, exist_ok=True)
         copyfile(source, target)
         target.chmod(mode)
-        os.utime(target, (EPOCH, EPOCH))
+    for path in [*ROOT.rglob("*"), *(OUT / "vendor").rglob("*")]:
+        os.utime(path, (EPOCH, EPOCH))
 
 
 def key() -> str:
