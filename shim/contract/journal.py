@@ -22,6 +22,8 @@ _LOCK = "lock"
 
 ROOTFS, SHM, ADDRESS, DONE = "rootfs", "shm", "address", "done"
 """Kinds of change. DONE: the swap is complete, what it did belongs to the container now."""
+FROZEN = "frozen"
+"""The capture of a running container froze the cgroup with this path."""
 
 
 def path_of(container: str) -> str:

@@ -35,7 +35,8 @@ def run(
 ) -> int:
     """Run `argv` (argv[0] is searched in PATH) with our own stdin, stdout and stderr.
 
-    quiet: with /dev/null instead, for what must not reach the pod's log. until: deadline on `time.monotonic`. Returns the exit status; 128 + signal when it was killed.
+    quiet: with /dev/null instead, for what must not reach the pod's log. until: deadline on
+    `time.monotonic`. Returns the exit status; 128 + signal when it was killed.
     Raises TooLate after killing its process group, OSError when it cannot be executed.
     """
     environment = os.environ if env is None else env

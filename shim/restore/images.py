@@ -8,7 +8,8 @@ so that here it can be overwritten in place.
 from __future__ import annotations
 
 import os
-import socket
+
+from shim.criu.addresses import WORD_BYTES, address_words, encode_word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,23 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 PATCHED = "files.img"
-WORD_BYTES = 5
-"""Width of one 32-bit word: the longest varint that it can need."""
-
-
-def encode_word(word: int) -> bytes:
-    """`word` as a varint of WORD_BYTES, padded with zero groups. Source: protobuf encoding."""
-    groups = [(word >> 7 * index) & 0x7F for index in range(WORD_BYTES)]
-    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
-
-
-def address_words(address: str) -> list[int]:
-    """The words that CRIU stores for `address`: the raw bytes, loaded in host order."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    raw = socket.inet_pton(family, address)
-    return [int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4)]
-
-
 def patches_of(network: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
     """The manifest's patches: for each socket its address and the offsets of that one's words.
 

@@ -1,0 +1,87 @@
+"""Files that are open or mapped although their name is gone, while other names of them are left.
+
+CRIU gives such a file a new name (`link_remap.N`) for the time of the dump and removes it at the
+end of it. The restore looks for that name, so the copies that we take get it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shim.contract.errors import NotCapturable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from shim.criu.images import LinkRemap
+
+_GONE = " (deleted)"
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A tree that was copied. prefix: where the container has it, `dev/shm/`, or empty for /."""
+
+    prefix: str
+    original: str
+    copy: str
+
+
+def inodes_by_lost_name(pids: Iterable[int]) -> dict[str, int]:
+    """Inode numbers by the name that is gone, relative to the container's root.
+
+    Call it while the processes are frozen. A process that has died meanwhile has none.
+    """
+    found = {}
+    for pid in pids:
+        for link in _links(pid):
+            try:
+                name, status = os.readlink(link), os.stat(link)
+            except OSError:
+                continue  # died, or a file without a path
+            if name.endswith(_GONE) and status.st_nlink:
+                found[name.removesuffix(_GONE).lstrip("/")] = status.st_ino
+    return found
+
+
+def _links(pid: int) -> Iterator[str]:
+    for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
+        try:
+            yield from (f"{directory}/{name}" for name in os.listdir(directory))
+        except OSError:
+            continue
+
+
+def give_links(
+    remaps: Iterable[LinkRemap], inodes: Mapping[str, int], copied: Sequence[Copied], container: str
+) -> None:
+    """Link the copy of each remapped file to the name that the restore looks for.
+
+    inodes: as of `inodes_by_lost_name`. copied: the deepest mount first. Call it while the
+    originals cannot change. Raises NotCapturable when a file cannot be found again.
+    """
+    for remap in remaps:
+        tree = next(tree for tree in copied if remap.original.startswith(tree.prefix))
+        name = _name_of(inodes.get(remap.original), tree.original)
+        if not name:
+            raise NotCapturable(
+                "cannot capture a deleted file", container=container,
+                why=f"/{remap.original} has other names, and none of them is in the snapshot",
+                do="Close the file before the container is ready.",
+            )  # fmt: skip
+        link = Path(tree.copy) / remap.link.removeprefix(tree.prefix)
+        os.link(Path(tree.copy) / name, link, follow_symlinks=False)
+
+
+def _name_of(inode: int | None, directory: str) -> str:
+    """A name beneath `directory` of the file with this inode number, or empty."""
+    if inode is None:
+        return ""
+    for parent, _, names, dirfd in os.fwalk(directory):
+        for name in names:
+            if os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_ino == inode:
+                return os.path.relpath(f"{parent}/{name}", directory)
+    return ""

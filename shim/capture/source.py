@@ -1,0 +1,98 @@
+"""The container that is captured, and the window in which it is frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shim.contract import journal
+from shim.contract.errors import NotCapturable, NotFrozen
+from shim.contract.paths import CONTAINERS
+from shim.kernel.cgroup import Freezer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shim.contract.names import ContainerId, HostPid
+
+FREEZE_S = 10.0
+"""How long a container may take to freeze: a task in uninterruptible sleep delays it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a capture needs to know of a running container.
+
+    runtime: the real runtime with its global flags. spec: its config.json. bundle: its bundle.
+    log_path: its log file as kubelet named it, or empty.
+    """
+
+    container: ContainerId
+    pid: HostPid
+    bundle: str
+    spec: dict[str, Any]
+    runtime: tuple[str, ...]
+    log_path: str
+
+    @property
+    def private(self) -> Path:
+        """The root-only directory of what is ours about this container."""
+        return Path(CONTAINERS) / self.container
+
+    @property
+    def rootfs(self) -> str:
+        """The mounted root file system, as the host sees it."""
+        return str(Path(self.bundle) / self.spec["root"]["path"])
+
+    @property
+    def shm(self) -> str:
+        """The host directory behind /dev/shm, or empty when CRIU captures it with its tmpfs."""
+        for mount in self.spec.get("mounts") or ():
+            if mount.get("destination") == "/dev/shm":
+                return str(mount["source"]) if mount.get("type") == "bind" else ""
+        return ""
+
+    def check(self) -> None:
+        """Raises NotCapturable for what no snapshot can hold."""
+        why = ""
+        if self.spec["process"].get("terminal"):
+            why = "it has a terminal"
+        elif self.shm.rstrip("/") == "/dev/shm":
+            why = "its /dev/shm is the host's"
+        elif not any(ns.get("type") == "pid" and not ns.get("path") for ns in self._namespaces()):
+            why = "it has no PID namespace of its own"
+        if why:
+            raise NotCapturable(
+                "cannot capture", container=self.container, why=why,
+                do="Change the pod, or take its quickthaw.io/snapshot annotation away.",
+            )  # fmt: skip
+
+    def _namespaces(self) -> list[dict[str, str]]:
+        return self.spec.get("linux", {}).get("namespaces") or []
+
+
+@contextlib.contextmanager
+def frozen(source: Source, steps: dict[str, float]) -> Iterator[Freezer]:
+    """Freeze the container, and let it run again whatever happens. Raises NotFrozen.
+
+    A daemon that is killed in between leaves a journal line, with which the next one thaws.
+    steps["frozen"]: seconds from the request to freeze to the end of the freeze.
+    """
+    try:
+        freezer = Freezer.of(source.pid)
+        journal.note(journal.path_of(source.container), journal.FROZEN, freezer.path)
+        began = time.monotonic()
+        try:
+            freezer.freeze(until=began + FREEZE_S)
+            yield freezer
+        finally:
+            freezer.thaw()
+            steps["frozen"] = round(time.monotonic() - began, 4)
+    except (OSError, ValueError) as error:
+        raise NotFrozen(
+            "cannot freeze", container=source.container, why=str(error),
+            do="Look for processes in uninterruptible sleep.",
+        ) from error  # fmt: skip

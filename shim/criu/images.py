@@ -1,0 +1,175 @@
+"""CRIU's images: framing, the entries that we read, and the padding that lets us patch addresses.
+
+An image is two magic words, then for each entry its length (32 bit, little endian) and protobuf
+bytes. Source: CRIU, images/*.proto and criu/include/magic.h. T2: imports protobuf.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protos import criu_pb2
+from shim.criu.addresses import address_words, encode_word
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_LENGTH = struct.Struct("<I")
+_HEADER_BYTES = 8
+_COMMON_MAGIC = 0x54564319
+_FILE_ISK, _ISK_SRC_ADDR = 4, 11
+
+
+class DamagedImage(ValueError):
+    """The image is not one of CRIU's, or ends in the middle of an entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRemap:
+    """A name that CRIU made for the time of the dump. Both are relative to the container's root.
+
+    original: the name that is gone. link: what the restore will look for.
+    """
+
+    original: str
+    link: str
+
+
+def entries(path: Path) -> Iterator[bytes]:
+    """The protobuf bytes of each entry. Raises DamagedImage, OSError."""
+    yield from _split(path.read_bytes())
+
+
+def _split(data: bytes) -> Iterator[bytes]:
+    if len(data) < _HEADER_BYTES or _LENGTH.unpack_from(data)[0] != _COMMON_MAGIC:
+        raise DamagedImage("not an image of CRIU")
+    at = _HEADER_BYTES
+    while at < len(data):
+        if at + _LENGTH.size > len(data):
+            raise DamagedImage(f"cut at byte {at}")
+        end = at + _LENGTH.size + _LENGTH.unpack_from(data, at)[0]
+        if end > len(data):
+            raise DamagedImage(f"cut at byte {at}")
+        yield data[at + _LENGTH.size : end]
+        at = end
+
+
+def link_remaps(directory: Path) -> list[LinkRemap]:
+    """The link remaps of a dump. Raises DamagedImage, OSError."""
+    remaps = directory / "remap-fpath.img"
+    if not remaps.exists():
+        return []
+    names = {}
+    for entry in entries(directory / "files.img"):
+        file = criu_pb2.FileEntry.FromString(entry)
+        if file.HasField("reg"):
+            names[file.reg.id] = file.reg.name
+    found = []
+    for entry in entries(remaps):
+        remap = criu_pb2.RemapEntry.FromString(entry)
+        if remap.remap_type == criu_pb2.RemapEntry.LINKED:
+            found.append(LinkRemap(names[remap.orig_id], names[remap.remap_id]))
+    return found
+
+
+def make_patchable(directory: Path, addresses: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Give each word of a socket's source address in `addresses` a fixed width in files.img.
+
+    Returns address and offsets in the rewritten file for each such socket, the input of
+    `shim.restore.images.readdressed`; the file is left alone when there is none. Protobuf
+    readers take padded varints. Raises DamagedImage, OSError.
+    """
+    path = directory / "files.img"
+    data = path.read_bytes()
+    wanted = {tuple(address_words(address)): address for address in addresses}
+    wanted |= {
+        (0, 0, 0xFFFF0000, *words): address for words, address in wanted.items() if len(words) == 1
+    }  # IPv4 addresses of IPv6 sockets
+    out, patches = bytearray(data[:_HEADER_BYTES]), []
+    for entry in _split(data):
+        file = criu_pb2.FileEntry.FromString(entry)
+        address = wanted.get(tuple(file.isk.src_addr)) if file.HasField("isk") else None
+        if address is None:
+            out += _LENGTH.pack(len(entry)) + entry
+            continue
+        padded, offsets = _padded(entry)
+        count = len(address_words(address))
+        base = len(out) + _LENGTH.size
+        patches.append((address, [base + offset for offset in offsets[-count:]]))
+        out += _LENGTH.pack(len(padded)) + padded
+    if patches:
+        path.write_bytes(out)
+    return patches
+
+
+def _padded(entry: bytes) -> tuple[bytes, list[int]]:
+    """The file entry with the words of isk.src_addr padded, and where they are in it."""
+    out = bytearray()
+    offsets: list[int] = []
+    for number, start, body, end in _fields(entry):
+        if number != _FILE_ISK:
+            out += entry[start:end]
+            continue
+        socket, inner = bytearray(), []
+        for field, begin, value, stop in _fields(entry[body:end]):
+            chunk = entry[body:end][begin:stop]
+            if field == _ISK_SRC_ADDR:
+                word, _ = _varint(entry[body:end], value)
+                tag = entry[body:end][begin:value]
+                inner.append(len(socket) + len(tag))
+                chunk = tag + encode_word(word)
+            socket += chunk
+        # The length's own width depends on the new size.
+        tag_end = _varint(entry, start)[1]
+        out += entry[start:tag_end] + _minimal(len(socket))
+        offsets = [len(out) + offset for offset in inner]
+        out += socket
+    return bytes(out), offsets
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, start of its tag, start of its value, end) for each field."""
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _varint(message, at)
+        number, wire = tag >> 3, tag & 7
+        value = at
+        if wire == 0:
+            _, at = _varint(message, at)
+        elif wire == 1:
+            at += 8
+        elif wire == 2:
+            size, value = _varint(message, at)
+            at = value + size
+        elif wire == 5:
+            at += 4
+        else:
+            raise DamagedImage(f"wire type {wire}")
+        if at > len(message):
+            raise DamagedImage("a field ends behind its message")
+        yield number, start, value, at
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise DamagedImage("a varint ends behind its message")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise DamagedImage("a varint is too long")
+
+
+def _minimal(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -1,0 +1,87 @@
+"""Cgroups of containers, v1 and v2: freeze, thaw, members. Lean.
+
+Source: the kernel's admin-guide, cgroup-v1/freezer-subsystem and cgroup-v2 (cgroup.freeze).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from shim.kernel.mounts import read_mounts
+
+_POLL_S = 0.001
+
+
+class Freezer:
+    """The freezer of one cgroup. path: its directory, in the hierarchy that has a freezer."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, pid: int) -> Freezer:
+        """The freezer of the cgroup that process `pid` is in.
+
+        Raises OSError, or ValueError when no mounted hierarchy with a freezer has it.
+        """
+        with open(f"/proc/{pid}/cgroup") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+        # runc too prefers the v1 freezer where a machine has both.
+        for _, controllers, path in sorted(lines, key=lambda line: line[1] == ""):
+            if controllers == "" or "freezer" in controllers.split(","):
+                for directory in _mounted(controllers == "", path):
+                    return cls(directory)
+        raise ValueError(f"no freezer is mounted for process {pid}")
+
+    def freeze(self, *, until: float) -> None:
+        """Freeze every process in it. Raises TimeoutError at `until` (monotonic), OSError."""
+        while not self._frozen(True):
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self.path} did not freeze")
+            time.sleep(_POLL_S)
+
+    def thaw(self) -> None:
+        """Let it run again; it is no error when it does. Raises OSError."""
+        self._frozen(False)
+
+    def pids(self) -> list[int]:
+        """Its processes and those of the cgroups beneath. Raises OSError."""
+        found = []
+        for directory, _, _ in os.walk(self.path):
+            with open(f"{directory}/cgroup.procs") as file:
+                found += [int(line) for line in file]
+        return found
+
+    def _frozen(self, wanted: bool) -> bool:
+        """Ask for the state and say whether the cgroup has it. v1 wants to be asked again."""
+        if os.path.exists(f"{self.path}/freezer.state"):
+            _write(f"{self.path}/freezer.state", "FROZEN" if wanted else "THAWED")
+            with open(f"{self.path}/freezer.state") as file:
+                return file.read().strip() == ("FROZEN" if wanted else "THAWED")
+        _write(f"{self.path}/cgroup.freeze", "1" if wanted else "0")
+        with open(f"{self.path}/cgroup.events") as file:
+            return f"frozen {int(wanted)}" in file.read().splitlines()
+
+
+def _mounted(unified: bool, path: str) -> list[str]:
+    found = []
+    for mount in read_mounts():
+        options = mount.super_options.split(",")
+        fits = mount.fstype == ("cgroup2" if unified else "cgroup")
+        if not fits or not (unified or "freezer" in options):
+            continue
+        root = "" if mount.root == "/" else mount.root
+        if path == root or path.startswith(f"{root}/"):
+            directory = mount.target + path[len(root) :]
+            control = "cgroup.freeze" if unified else "freezer.state"
+            if os.path.exists(f"{directory}/{control}"):
+                found.append(directory)
+    return found
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "w") as file:
+        file.write(value)
