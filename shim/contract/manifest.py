@@ -1,0 +1,396 @@
+"""What a snapshot is: its identity, what it fits, where it came from, and which files it has.
+
+Written by the store when it publishes a snapshot, read by the daemon's index and, right before a
+swap, by `quickthaw-runc`. Strict, because it is our own format: an unknown or missing key, a
+wrong type, or an id that is not the digest of the content makes it a BadManifest. The CRIU images
+are listed one by one; `check_files` compares that list with what lies on the disk. Lean: the swap
+path imports it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+import time
+
+from shim.contract.errors import BadManifest, SnapshotNotWhole
+from shim.contract.names import is_snapshot_id, is_snapshot_name
+from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MANIFEST
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import ClassVar, NoReturn
+
+    from shim.contract.names import SnapshotId
+
+SCHEMA = 1
+MAX_BYTES = 8 * 1024 * 1024
+"""A process has about six images of some 150 bytes each here: enough for 8,000 processes."""
+
+
+def canonical(value: object) -> str:
+    """`value` as JSON in the one form that digests and comparisons use."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} is not a string")
+    value.encode()  # a lone surrogate could be neither printed nor compared: UnicodeEncodeError
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r:.40} is not a count")
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is not a number")
+    return float(value)
+
+
+def _object(value: object) -> dict[str, object]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{value!r:.40} is not an object")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r:.40} is not a list")
+    return tuple(_text(item) for item in value)
+
+
+def _text_map(value: object) -> dict[str, str]:
+    return {_text(key): _text(item) for key, item in _object(value).items()}
+
+
+def _number_map(value: object) -> dict[str, float]:
+    return {_text(key): _number(item) for key, item in _object(value).items()}
+
+
+def _sha256(value: object) -> str:
+    if not is_snapshot_id(_text(value)):
+        raise ValueError(f"{value!r:.40} is not 64 hexadecimal digits")
+    return str(value)
+
+
+def _name(value: object) -> str:
+    if _text(value) and not is_snapshot_name(str(value)):
+        raise ValueError(f"{value!r:.40} is not a snapshot name")
+    return str(value)
+
+
+def _beneath(value: object) -> str:
+    path = _text(value)
+    parts = path.split("/")
+    if len(path) > 4096 or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{path!r:.40} is not a path beneath the snapshot")
+    return path
+
+
+class _Record:
+    """A frozen record whose fields are checked by `_parsers` and that equals by value."""
+
+    __slots__ = ()
+    _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {}
+
+    def __init__(self, **fields: object) -> None:
+        if fields.keys() != self._parsers.keys():
+            wrong = ", ".join(sorted(fields.keys() ^ self._parsers.keys()))
+            raise ValueError(f"{type(self).__name__.lower()} has or lacks {wrong}")
+        for name, parse in self._parsers.items():
+            try:
+                object.__setattr__(self, name, parse(fields[name]))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+
+    def __setattr__(self, name: str, _value: object) -> NoReturn:
+        raise AttributeError(f"{name} of a {type(self).__name__} is frozen")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.as_json() == self.as_json()
+
+    def __hash__(self) -> int:
+        return hash(canonical(self.as_json()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.as_json()!r:.200})"
+
+    def as_json(self) -> dict[str, object]:
+        """The record as a plain JSON object."""
+        return {name: _plain(getattr(self, name)) for name in self._parsers}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, _Record):
+        return value.as_json()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+class Source(_Record):
+    """The container that was captured. command: its arguments. image_digest: `sha256:…`."""
+
+    _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
+        "namespace": _text, "pod": _text, "pod_uid": _text, "container": _text,
+        "container_id": _text, "node": _text, "image": _text, "image_digest": _text,
+        "command": _texts,
+    }  # fmt: skip
+    __slots__ = tuple(_parsers)
+    namespace: str
+    pod: str
+    pod_uid: str
+    container: str
+    container_id: str
+    node: str
+    image: str
+    image_digest: str
+    command: tuple[str, ...]
+
+
+class Software(_Record):
+    """Versions of what made the snapshot. arch: as `uname -m`. kernel: as `uname -r`."""
+
+    _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
+        "quickthaw": _text, "criu": _text, "runtime": _text, "kernel": _text, "arch": _text,
+    }  # fmt: skip
+    __slots__ = tuple(_parsers)
+    quickthaw: str
+    criu: str
+    runtime: str
+    kernel: str
+    arch: str
+
+
+class File(_Record):
+    """One CRIU image. path: beneath the snapshot's directory. size: in bytes."""
+
+    _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
+        "path": _beneath, "size": _count, "sha256": _sha256,
+    }  # fmt: skip
+    __slots__ = tuple(_parsers)
+    path: str
+    size: int
+    sha256: str
+
+
+class Sizes(_Record):
+    """Bytes on disk of the three parts."""
+
+    _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
+        "criu": _count, "rootfs": _count, "shm": _count,
+    }  # fmt: skip
+    __slots__ = tuple(_parsers)
+    criu: int
+    rootfs: int
+    shm: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return self.criu + self.rootfs + self.shm
+
+
+class Requires(_Record):
+    """What the new container must be given. memory_bytes: 0 asks for nothing."""
+
+    _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {"memory_bytes": _count}
+    __slots__ = tuple(_parsers)
+    memory_bytes: int
+
+
+def _record(kind: type[_Record]) -> Callable[[object], _Record]:
+    def parse(value: object) -> _Record:
+        return value if isinstance(value, kind) else kind(**_object(value))
+
+    return parse
+
+
+def _files(value: object) -> tuple[File, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r:.40} is not a list")
+    files = tuple(item if isinstance(item, File) else File(**_object(item)) for item in value)
+    if len({file.path for file in files}) != len(files):
+        raise ValueError("a path is listed twice")
+    return files
+
+
+class Manifest(_Record):
+    """Everything about one snapshot. Make a new one with `build`, which gives it its id.
+
+    name: of the annotation, or empty. key: the match key (see `shim.gate.key`). created_at: Unix
+    time in seconds; created: the same for people. facts: fact name to canonical JSON (see
+    `shim.gate`). network: a plain JSON object with addresses, routes, mtu, sysctls and
+    bound_addresses. timings: step name to seconds.
+    """
+
+    _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
+        "id": _sha256, "name": _name, "key": _sha256, "created_at": _number, "created": _text,
+        "source": _record(Source), "software": _record(Software), "facts": _text_map,
+        "network": _object, "files": _files, "sizes": _record(Sizes), "timings": _number_map,
+        "requires": _record(Requires),
+    }  # fmt: skip
+    __slots__ = tuple(_parsers)
+    id: SnapshotId
+    name: str
+    key: str
+    created_at: float
+    created: str
+    source: Source
+    software: Software
+    facts: Mapping[str, str]
+    network: Mapping[str, object]
+    files: tuple[File, ...]
+    sizes: Sizes
+    timings: Mapping[str, float]
+    requires: Requires
+
+    def encode(self) -> bytes:
+        """The manifest as the JSON that `decode` takes."""
+        return json.dumps({"schema": SCHEMA, **self.as_json()}, indent=1).encode() + b"\n"
+
+
+def build(**fields: object) -> Manifest:
+    """A manifest with its `id` and `created` worked out from the other fields.
+
+    Records may be given as records or as plain objects. Raises ValueError for a wrong field.
+    """
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(_number(fields.get("created_at"))))
+    draft = Manifest(**{**fields, "id": "0" * 64, "created": created})
+    return Manifest(**{**draft.as_json(), "id": _digest(draft)})
+
+
+def _digest(manifest: Manifest) -> str:
+    content = {"schema": SCHEMA, **manifest.as_json()}
+    del content["id"]
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def decode(data: bytes, *, where: str = "manifest") -> Manifest:
+    """The manifest in `data`. where: what the message calls it.
+
+    Raises BadManifest for everything that `Manifest.encode` cannot have written, and says so
+    when the schema is a newer one.
+    """
+    try:
+        return _decode(data)
+    except (ValueError, RecursionError) as error:
+        raise BadManifest(
+            "cannot read the manifest", container=where, why=str(error) or "nested too deep",
+            do=_ADVICE.get(type(error), "Remove the snapshot; the next pod makes a new one."),
+        ) from error  # fmt: skip
+
+
+class _NewerSchema(ValueError):
+    pass
+
+
+_ADVICE = {_NewerSchema: "Upgrade quickthaw on this node."}
+
+
+def _decode(data: bytes) -> Manifest:
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it is longer than {MAX_BYTES} bytes")
+    fields = _object(json.loads(data, parse_constant=_number))
+    schema = fields.pop("schema", None)
+    if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
+        raise _NewerSchema(
+            f"schema {schema}, this quickthaw reads {SCHEMA}; upgrade quickthaw on this node"
+        )
+    if schema != SCHEMA or isinstance(schema, bool):
+        raise ValueError(f"no schema that this quickthaw reads: {schema!r:.40}")
+    manifest = Manifest(**fields)
+    if manifest.id != _digest(manifest):
+        raise ValueError("its content was changed: the id is not its digest")
+    return manifest
+
+
+def read(snapshot_dirfd: int, *, snapshot: str) -> Manifest:
+    """The manifest in a snapshot's directory, which must be that of the id `snapshot`.
+
+    Raises BadManifest, also when the file is missing or is no regular file.
+    """
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(SNAPSHOT_MANIFEST, flags, dir_fd=snapshot_dirfd)
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError("not a regular file")
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BadManifest(
+            "cannot read the manifest", container=snapshot, why=str(error),
+            do="Remove the snapshot; the next pod makes a new one.",
+        ) from error  # fmt: skip
+    manifest = decode(data, where=snapshot)
+    if manifest.id != snapshot:
+        raise BadManifest(
+            "cannot use the manifest", container=snapshot, why=f"it is of {manifest.id}",
+            do="Move the directory to the name of its id.",
+        )  # fmt: skip
+    return manifest
+
+
+def check_files(manifest: Manifest, snapshot_dirfd: int, *, container: str) -> None:
+    """Compare the list of CRIU images with what lies beneath `snapshot_dirfd`.
+
+    Each must be a regular file of its exact size, and the images' directory must hold nothing
+    else: CRIU follows a `parent` link there into other snapshots. Contents are not read.
+    Raises SnapshotNotWhole that names the file, what was expected and what was found.
+    """
+    directories: dict[str, int] = {}
+    try:
+        listed = {file.path: file for file in manifest.files}
+        for file in manifest.files:
+            found = _size_found(file.path, snapshot_dirfd, directories)
+            if found != str(file.size):
+                raise _not_whole(container, manifest, file.path, f"{file.size} bytes", found)
+        for name in sorted(os.listdir(_directory(SNAPSHOT_CRIU, snapshot_dirfd, directories))):
+            if (path := f"{SNAPSHOT_CRIU}/{name}") not in listed:
+                raise _not_whole(container, manifest, path, "no such file", "one")
+    except OSError as error:
+        path = str(error.filename)
+        raise _not_whole(container, manifest, path, "a directory", str(error.strerror)) from error
+    finally:
+        for fd in directories.values():
+            os.close(fd)
+
+
+def _not_whole(
+    container: str, manifest: Manifest, path: str, expected: str, found: str
+) -> SnapshotNotWhole:
+    return SnapshotNotWhole(
+        "cannot use the snapshot", container=container,
+        why=f"{path} of {manifest.id[:12]}: expected {expected}, found {found}",
+        do=f"Run `quickthaw rm {manifest.id[:12]}`; the next pod makes a new one.",
+    )  # fmt: skip
+
+
+def _size_found(path: str, root_dirfd: int, directories: dict[str, int]) -> str:
+    parent, _, name = path.rpartition("/")
+    try:
+        status = os.lstat(name, dir_fd=_directory(parent, root_dirfd, directories))
+    except FileNotFoundError:
+        return "nothing"
+    return str(status.st_size) if stat.S_ISREG(status.st_mode) else "no regular file"
+
+
+def _directory(path: str, root_dirfd: int, directories: dict[str, int]) -> int:
+    """The descriptor of a directory beneath the root, opened once, no link followed on the way."""
+    if not path:
+        return root_dirfd
+    if path not in directories:
+        parent, _, name = path.rpartition("/")
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        parent_dirfd = _directory(parent, root_dirfd, directories)
+        directories[path] = os.open(name, flags, dir_fd=parent_dirfd)
+    return directories[path]
