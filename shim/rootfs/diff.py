@@ -1,0 +1,300 @@
+"""The writable layer of a container, copied to a directory that is an overlay lower layer.
+
+Mounted above the image's layers, the copy shows what the container saw. A restored container has
+two such layers, its own upperdir and the diff of its snapshot: they are merged as overlayfs would
+merge them. The container may run meanwhile (`precopy`); what it changes is copied again in the
+frozen window (`finish`). Nothing is synced here: the caller syncs before it publishes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shim.contract.errors import RootfsNotCopied
+from shim.kernel.beneath import O_PATH_NOFOLLOW, O_WALK, open_beneath, open_dir, remove_tree
+from shim.kernel.fds import OwnedFd
+from shim.rootfs.inode import Changed, Copier
+from shim.rootfs.layers import Marks, base_has, merge, open_merged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from shim.rootfs.layers import Found
+
+_SETTLED_NS = 2_000_000_000
+"""A file whose inode changed this shortly before it was read may change again unseen: the clock
+of a file system ticks in steps, of up to a second or two on old formats."""
+_MAX_DEPTH = 200
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO)
+_WHITEOUT = (0,)
+"""The state of a name that is a whiteout: all of them are alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyStats:
+    """What one pass did.
+
+    files: inodes copied. bytes: their sizes together. seconds: wall time. unsettled_bytes: of
+    what was changed within two seconds before it was copied, so that the next pass copies it
+    again; wait that long and run `precopy` once more when it is much.
+    """
+
+    files: int
+    bytes: int
+    seconds: float
+    unsettled_bytes: int
+
+
+@dataclass(slots=True)
+class _Copied:
+    """What stands at one name of the target: of which inode in which state it is the copy."""
+
+    state: tuple[int, ...]
+    settled: bool
+    atime_ns: int
+    children: dict[str, _Copied] | None = None
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One walk over everything."""
+
+    frozen: bool
+    settled_before_ns: int
+    always: frozenset[tuple[int, int]]
+    links: dict[tuple[int, int], str] = field(default_factory=dict)
+    unsettled_bytes: int = 0
+
+
+def copy_layers(
+    layers: Sequence[str], target: str, *, container: str, base: Sequence[str] = (),
+    userxattr: bool = False,
+) -> CopyStats:  # fmt: skip
+    """Copy the layers of a container that does not run or is frozen; see `DiffCopy`."""
+    with DiffCopy(layers, target, container=container, base=base, userxattr=userxattr) as diff:
+        return diff.finish()
+
+
+class DiffCopy:
+    """A copy in up to three passes: `precopy` any number of times, then `finish` once.
+
+    layers: directories, the topmost first, as in `lowerdir`: the upperdir, then the diff of the
+    snapshot that the container itself came from. base: the image's layers below them, only asked
+    for which names they have: a whiteout for something that only a lower one of `layers` had
+    would be seen as a device where overlayfs merges nothing. target: an empty directory of ours.
+    userxattr: the overlay is mounted with that option.
+
+    All methods raise RootfsNotCopied, after which the target is for the bin.
+    """
+
+    def __init__(
+        self, layers: Sequence[str], target: str, *, container: str, base: Sequence[str] = (),
+        userxattr: bool = False,
+    ) -> None:  # fmt: skip
+        self._container, self._target = container, target
+        self._marks = Marks("user.overlay." if userxattr else "trusted.overlay.")
+        self._copier = Copier(self._marks.travels)
+        self._seen: dict[str, _Copied] = {}
+        self._pass = _Pass(frozen=False, settled_before_ns=0, always=frozenset())
+        with contextlib.ExitStack() as opened, self._border():
+            self._layers = [opened.enter_context(open_dir(path)).fileno() for path in layers]
+            self._base = [opened.enter_context(open_dir(path)).fileno() for path in base]
+            self._root = opened.enter_context(open_dir(target)).fileno()
+            if os.listdir(self._root):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), target)
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> DiffCopy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def precopy(self) -> CopyStats:
+        """Copy while the container runs. What vanishes or changes meanwhile is left to `finish`."""
+        return self._run(frozen=False, always=frozenset())
+
+    def finish(
+        self, always: Iterable[tuple[int, int]] = (), always_paths: Iterable[str] = ()
+    ) -> CopyStats:
+        """Make the target equal to the layers, which must not change any more.
+
+        Copies what changed since the last pass, and removes what is gone. A write through a
+        shared mapping need not show in the times of its file: `always` has the (st_dev, st_ino)
+        in the layer of those that are copied whatever their times say; `always_paths` names such
+        files as the container sees them (the links in /proc/PID/map_files).
+        """
+        with self._border():
+            keys = {*always, *self._keys(always_paths)}
+        return self._run(frozen=True, always=frozenset(keys))
+
+    def _keys(self, paths: Iterable[str]) -> Iterator[tuple[int, int]]:
+        for path in paths:
+            for layer_fd in self._layers:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    with open_beneath(layer_fd, path.lstrip("/"), O_PATH_NOFOLLOW) as fd:
+                        status = os.fstat(fd.fileno())
+                    yield status.st_dev, status.st_ino
+                    break
+
+    def _run(self, *, frozen: bool, always: frozenset[tuple[int, int]]) -> CopyStats:
+        began, files, size = time.monotonic(), self._copier.files, self._copier.bytes
+        self._pass = _Pass(frozen, time.time_ns() - _SETTLED_NS, always)
+        with self._border():
+            self._children(self._layers, self._root, self._seen, "", sealed=False)
+            self._copier.copy_attributes(self._layers[0], self._root)
+            _set_times(self._root, os.fstat(self._layers[0]))
+        return CopyStats(
+            self._copier.files - files, self._copier.bytes - size, time.monotonic() - began,
+            self._pass.unsettled_bytes,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _border(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, Changed, ValueError) as error:
+            raise RootfsNotCopied(
+                f"cannot copy the root file system's changes to {self._target}",
+                container=self._container, why=f"{type(error).__name__}: {error}",
+                do="See that the store has room, and that containerd uses plain overlayfs.",
+            ) from error  # fmt: skip
+
+    def _children(
+        self, dirfds: Sequence[int], target_dirfd: int, seen: dict[str, _Copied], path: str, *,
+        sealed: bool,
+    ) -> bool:  # fmt: skip
+        """Make one directory's entries right. sealed: nothing below the layers shows through.
+
+        Returns whether the target directory was written to.
+        """
+        if path.count("/") > _MAX_DEPTH:
+            raise ValueError(f"directories deeper than {_MAX_DEPTH}: {path[:80]}…")
+        found = merge(dirfds, self._marks)
+        changed = False
+        for name in seen.keys() - found.keys():
+            remove_tree(target_dirfd, name)
+            del seen[name]
+            changed = True
+        for name, entry in found.items():
+            try:
+                changed |= self._entry(entry, target_dirfd, seen, path + name, sealed=sealed)
+            except (OSError, Changed) as error:
+                if self._pass.frozen or (isinstance(error, OSError) and error.errno not in _GONE):
+                    raise
+                changed = True
+                remove_tree(target_dirfd, name)
+                seen.pop(name, None)
+        return changed
+
+    def _entry(
+        self, entry: Found, target_dirfd: int, seen: dict[str, _Copied], path: str, *, sealed: bool
+    ) -> bool:  # fmt: skip
+        if entry.is_whiteout:
+            return self._whiteout(entry, target_dirfd, seen, path, sealed=sealed)
+        if entry.status is not None:
+            return self._leaf(entry, entry.status, target_dirfd, seen, path)
+        return self._directory(entry, target_dirfd, seen, path, sealed=sealed)
+
+    def _directory(
+        self, entry: Found, target_dirfd: int, seen: dict[str, _Copied], path: str, *, sealed: bool
+    ) -> bool:  # fmt: skip
+        old = seen.get(entry.name)
+        if old is not None and old.children is None:
+            self._drop(entry.name, target_dirfd, seen)
+            old = None
+        with open_merged(entry, self._marks) as (dirfds, opaque):
+            status = os.fstat(dirfds[0])
+            new = self._copied(status, opaque)
+            new.children = {} if old is None else old.children
+            assert new.children is not None  # noqa: S101 - for the type checker
+            if old is None:
+                os.mkdir(entry.name, 0o700, dir_fd=target_dirfd)
+            seen[entry.name] = new
+            with OwnedFd(os.open(entry.name, O_WALK, dir_fd=target_dirfd)) as target:
+                changed = self._children(
+                    dirfds, target.fileno(), new.children, f"{path}/", sealed=sealed or opaque
+                )
+                if old is None or not _is_current(old, new):
+                    self._copier.copy_attributes(dirfds[0], target.fileno())
+                    if opaque:
+                        os.setxattr(target.fileno(), self._marks.opaque, b"y")
+                    changed = True
+                if changed or (old and old.atime_ns != new.atime_ns):
+                    _set_times(target.fileno(), status)
+        return old is None
+
+    def _leaf(
+        self, entry: Found, status: os.stat_result, target_dirfd: int, seen: dict[str, _Copied],
+        path: str,
+    ) -> bool:  # fmt: skip
+        name, key = entry.name, (status.st_dev, status.st_ino)
+        old, new = seen.get(name), self._copied(status)
+        if old is not None and _is_current(old, new) and key not in self._pass.always:
+            if status.st_nlink > 1:
+                self._pass.links.setdefault(key, path)
+            if old.atime_ns != new.atime_ns:
+                _set_times(name, status, dir_fd=target_dirfd)
+                old.atime_ns = new.atime_ns
+            return False
+        self._drop(name, target_dirfd, seen)
+        first = self._pass.links.get(key)
+        if first is not None:
+            os.link(first, name, src_dir_fd=self._root, dst_dir_fd=target_dirfd,
+                    follow_symlinks=False)  # fmt: skip
+        else:
+            status = self._copier.copy(entry.parents[0], name, target_dirfd)
+            new = self._copied(status)
+            if status.st_nlink > 1:
+                self._pass.links[status.st_dev, status.st_ino] = path
+        seen[name] = new
+        if not new.settled:
+            self._pass.unsettled_bytes += status.st_size
+        return True
+
+    def _whiteout(
+        self, entry: Found, target_dirfd: int, seen: dict[str, _Copied], path: str, *, sealed: bool
+    ) -> bool:  # fmt: skip
+        """A whiteout stays one where something of the image is behind it.
+
+        In a directory that is merged with nothing, overlayfs lists it as the device that it is.
+        """
+        old = seen.get(entry.name)
+        behind = not entry.hides or not self._base or base_has(self._base, path, self._marks)
+        wanted = behind and not sealed
+        if wanted and old is not None and old.state == _WHITEOUT:
+            return False
+        changed = self._drop(entry.name, target_dirfd, seen)
+        if wanted:
+            os.mknod(entry.name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=target_dirfd)
+            seen[entry.name] = _Copied(_WHITEOUT, settled=True, atime_ns=0)
+        return changed or wanted
+
+    def _drop(self, name: str, target_dirfd: int, seen: dict[str, _Copied]) -> bool:
+        if seen.pop(name, None) is None:
+            return False
+        remove_tree(target_dirfd, name)
+        return True
+
+    def _copied(self, status: os.stat_result, *more: int) -> _Copied:
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns,
+                 status.st_ctime_ns, *more)  # fmt: skip
+        return _Copied(state, status.st_ctime_ns < self._pass.settled_before_ns, status.st_atime_ns)
+
+
+def _is_current(old: _Copied, new: _Copied) -> bool:
+    return old.settled and old.state == new.state
+
+
+def _set_times(target: int | str, status: os.stat_result, *, dir_fd: int | None = None) -> None:
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    if isinstance(target, int):
+        os.utime(target, ns=times)
+    else:
+        os.utime(target, ns=times, dir_fd=dir_fd, follow_symlinks=False)

@@ -1,0 +1,178 @@
+"""One inode from one directory to another: data, holes, owner, mode, xattrs, times. Lean.
+
+Used for the rootfs diff and for /dev/shm, in both directions. The source may belong to a running
+container: every name is one path component below a descriptor, and never followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+
+from shim.kernel.fds import OwnedFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FICLONE = 0x40049409
+_CHUNK = 1 << 20
+_SMALL = 128 << 10
+_O_SOURCE = os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC
+_O_TARGET = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CANNOT_IN_KERNEL = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
+
+O_SOURCE_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
+"""To read a directory of a container without changing its access time."""
+
+
+class Changed(Exception):
+    """The name is no longer the kind of file that the walk found."""
+
+
+def all_xattrs(name: str) -> bool:
+    """The filter of `Copier` that lets every xattr through."""
+    return True
+
+
+class Copier:
+    """Copies inodes and counts what it copied.
+
+    travels: whether the xattr of this name is copied; it may raise to refuse the file.
+    files: inodes made. bytes: data written or shared with the source.
+    """
+
+    __slots__ = ("_in_kernel", "_reflink", "bytes", "files", "travels")
+
+    def __init__(self, travels: Callable[[str], bool] = all_xattrs) -> None:
+        self.travels = travels
+        self.files = self.bytes = 0
+        self._reflink = self._in_kernel = True
+
+    def copy(self, source_dirfd: int, name: str, target_dirfd: int) -> os.stat_result:
+        """Copy what is no directory to the same name, which must not exist there.
+
+        Returns the status that the source had just before its content was read. Sockets and
+        fifos become new ones without a peer or content. Raises OSError; Changed when the name
+        is a directory now.
+        """
+        with OwnedFd(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=source_dirfd)) as fd:
+            status = os.fstat(fd.fileno())
+            if stat.S_ISREG(status.st_mode):
+                self._copy_file(fd.fileno(), status, name, target_dirfd)
+            elif stat.S_ISDIR(status.st_mode):
+                raise Changed(name)
+            else:
+                self._copy_special(fd.fileno(), status, name, target_dirfd)
+        self.files += 1
+        return status
+
+    def copy_attributes(self, source_fd: int, target_fd: int) -> None:
+        """Owner, xattrs and mode of an open file or directory, but not its times."""
+        status = os.fstat(source_fd)
+        # chown takes setuid and capabilities away, so it comes first; an ACL changes the mode.
+        os.chown(target_fd, status.st_uid, status.st_gid)
+        self._copy_xattrs(source_fd, target_fd)
+        os.chmod(target_fd, stat.S_IMODE(status.st_mode))
+
+    def _copy_file(
+        self, path_fd: int, status: os.stat_result, name: str, target_dirfd: int
+    ) -> None:
+        """path_fd: opened with O_PATH, so that a device put in its place is never opened."""
+        with (
+            OwnedFd(os.open(f"/proc/self/fd/{path_fd}", _O_SOURCE)) as source,
+            OwnedFd(os.open(name, _O_TARGET, 0o600, dir_fd=target_dirfd)) as target,
+        ):
+            self.copy_data(source.fileno(), target.fileno(), status)
+            self.copy_attributes(source.fileno(), target.fileno())
+            os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def _copy_special(
+        self, source_fd: int, status: os.stat_result, name: str, target_dirfd: int
+    ) -> None:
+        """A symlink, device, fifo or socket. source_fd: opened with O_PATH."""
+        is_link = stat.S_ISLNK(status.st_mode)
+        if is_link:
+            os.symlink(os.readlink("", dir_fd=source_fd), name, dir_fd=target_dirfd)
+        else:
+            kind = stat.S_IFMT(status.st_mode)
+            os.mknod(name, kind | 0o600, status.st_rdev, dir_fd=target_dirfd)
+        os.chown(name, status.st_uid, status.st_gid, dir_fd=target_dirfd, follow_symlinks=False)
+        # The xattr calls take no O_PATH descriptor, but they take its path, which ends at it.
+        with OwnedFd(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=target_dirfd)) as target:
+            self._copy_xattrs(f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{target.fileno()}")
+        if not is_link:
+            os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target_dirfd)
+        os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target_dirfd,
+                 follow_symlinks=False)  # fmt: skip
+
+    def _copy_xattrs(self, source: int | str, target: int | str) -> None:
+        wanted = [name for name in os.listxattr(source) if self.travels(name)]
+        for name in os.listxattr(target):  # a default ACL of the directory, a label of the policy
+            if name not in wanted:
+                os.removexattr(target, name)
+        for name in wanted:
+            os.setxattr(target, name, os.getxattr(source, name))
+
+    def copy_data(self, source_fd: int, target_fd: int, status: os.stat_result) -> None:
+        """The content of a regular file into an empty one; holes stay holes."""
+        size = status.st_size
+        self.bytes += size
+        if size <= _SMALL and status.st_blocks * 512 >= size:
+            while chunk := os.read(source_fd, _SMALL):
+                _write(target_fd, chunk)
+        elif not self._shared(source_fd, target_fd):
+            os.truncate(target_fd, size)
+            for start, end in data_ranges(source_fd, size):
+                self._copy_range(source_fd, target_fd, start, end)
+
+    def _shared(self, source_fd: int, target_fd: int) -> bool:
+        """Whether the target has the source's blocks now (XFS, btrfs)."""
+        if not self._reflink:
+            return False
+        try:
+            fcntl.ioctl(target_fd, _FICLONE, source_fd)
+        except OSError as error:
+            if error.errno not in _CANNOT_IN_KERNEL:
+                raise
+            self._reflink = False
+        return self._reflink
+
+    def _copy_range(self, source_fd: int, target_fd: int, start: int, end: int) -> None:
+        while self._in_kernel and start < end:
+            try:
+                done = os.copy_file_range(source_fd, target_fd, end - start, start, start)
+            except OSError as error:
+                if error.errno not in _CANNOT_IN_KERNEL:
+                    raise
+                self._in_kernel = False
+            else:
+                if not done:
+                    return  # it became shorter
+                start += done
+        while start < end and (chunk := os.pread(source_fd, min(_CHUNK, end - start), start)):
+            start += os.pwrite(target_fd, chunk, start)
+
+
+def data_ranges(fd: int, size: int) -> list[tuple[int, int]]:
+    """Where the file has data, as (start, end), up to `size`. Source: lseek(2), SEEK_DATA."""
+    ranges = []
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # ENXIO: only a hole follows
+                raise
+            break
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        if start < end:
+            ranges.append((start, end))
+    return ranges
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

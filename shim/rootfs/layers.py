@@ -1,0 +1,177 @@
+"""Overlay layers read as overlayfs reads them: whiteouts, opaque directories, what hides what.
+
+Source: Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shim.kernel.fds import OwnedFd
+from shim.rootfs.inode import O_SOURCE_DIR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class Marks:
+    """overlayfs' own xattrs under their prefix: `trusted.overlay.` or `user.overlay.`."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.opaque = f"{prefix}opaque"
+        self._whiteout = f"{prefix}whiteout"
+
+    def travels(self, name: str) -> bool:
+        """Whether an xattr belongs to the file, not to the mount that the layer was in.
+
+        `origin`, `impure`, `nlink` and the like are about the other layers of that mount. `opaque`
+        is set anew where it is due. An overlay inside the container keeps its marks in ours with
+        `overlay.` twice: those are content. Raises ValueError for what has no meaning alone: a
+        file without its data, a directory that stands for another.
+        """
+        if not name.startswith(self._prefix):
+            return True
+        mark = name.removeprefix(self._prefix)
+        if mark in ("metacopy", "redirect"):
+            raise ValueError(f"the overlay was mounted with {mark}: its layer is no whole copy")
+        return mark.startswith("overlay.")
+
+    def is_opaque(self, dirfd: int) -> bool:
+        """Whether the directory hides the directories of the same name in the layers below."""
+        return self._value(dirfd, self.opaque) == b"y"
+
+    def has_whiteout_files(self, dirfd: int) -> bool:
+        """Whether empty files with a mark may be whiteouts here (Linux >= 6.7)."""
+        return self._value(dirfd, self.opaque) == b"x"
+
+    def is_whiteout_file(self, dirfd: int, name: str) -> bool:
+        """Whether the empty file `name` of such a directory is a whiteout."""
+        return self._value(f"/proc/self/fd/{dirfd}/{name}", self._whiteout) is not None
+
+    def _value(self, path: int | str, name: str) -> bytes | None:
+        try:
+            if isinstance(path, int):
+                return os.getxattr(path, name)
+            return os.getxattr(path, name, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT):
+                raise
+            return None
+
+
+@dataclass(slots=True)
+class Found:
+    """One name of a merged directory.
+
+    status: of the topmost inode; None for a directory. parents: descriptors of the directories
+    that `name` is in; of a directory those that are merged, the topmost first, of others one.
+    masked: a directory above something else, which ends the merge. hides: a whiteout above
+    something of a lower one of the layers.
+    """
+
+    name: str
+    status: os.stat_result | None
+    is_whiteout: bool
+    parents: list[int] = field(default_factory=list)
+    masked: bool = False
+    hides: bool = False
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a directory in the merged view."""
+        return self.status is None
+
+
+def merge(dirfds: Sequence[int], marks: Marks) -> dict[str, Found]:
+    """The names of a directory that is in several layers, the topmost first, whiteouts included."""
+    merged: dict[str, Found] = {}
+    for dirfd in dirfds:
+        for entry in _entries(dirfd, marks):
+            above = merged.setdefault(entry.name, entry)
+            if above is entry:
+                continue
+            if above.is_whiteout:
+                above.hides = True
+            elif above.is_dir and entry.is_dir and not above.masked:
+                above.parents.append(dirfd)
+            else:
+                above.masked = True
+    return merged
+
+
+def _entries(dirfd: int, marks: Marks) -> Iterator[Found]:
+    whiteout_files = marks.has_whiteout_files(dirfd)
+    with os.scandir(dirfd) as listing:
+        for item in listing:
+            if item.is_dir(follow_symlinks=False):
+                yield Found(item.name, None, is_whiteout=False, parents=[dirfd])
+                continue
+            try:
+                status = item.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # it vanished between listing and asking; only before the freeze
+            whiteout = is_whiteout(status) or (
+                whiteout_files and not status.st_size and marks.is_whiteout_file(dirfd, item.name)
+            )
+            yield Found(item.name, status, is_whiteout=whiteout, parents=[dirfd])
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    """Whether the inode is a character device 0/0."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+@contextlib.contextmanager
+def open_merged(found: Found, marks: Marks) -> Iterator[tuple[list[int], bool]]:
+    """The directory `found` in its layers, the topmost first, and whether it hides all below.
+
+    Raises OSError when it is gone or no directory any more.
+    """
+    with contextlib.ExitStack() as opened:
+        dirfds: list[int] = []
+        for parent in found.parents:
+            fd = OwnedFd(os.open(found.name, O_SOURCE_DIR, dir_fd=parent))
+            dirfds.append(opened.enter_context(fd).fileno())
+            if marks.is_opaque(dirfds[-1]):
+                yield dirfds, True
+                return
+        yield dirfds, found.masked
+
+
+def base_has(base: Sequence[int], path: str, marks: Marks) -> bool:
+    """Whether the layers `base`, the topmost first, show something at `path` when merged."""
+    for layer_fd in base:
+        has, goes_on = _layer_has(layer_fd, path.split("/"), marks)
+        if has or not goes_on:
+            return has
+    return False
+
+
+def _layer_has(layer_fd: int, parts: list[str], marks: Marks) -> tuple[bool, bool]:
+    """Whether one layer has the path, and whether the ones below it count."""
+    goes_on = True
+    with contextlib.ExitStack() as opened:
+        dirfd = layer_fd
+        for part in parts[:-1]:
+            try:
+                fd = OwnedFd(os.open(part, O_SOURCE_DIR, dir_fd=dirfd))
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                # Anything but a directory of this name hides what is below it, as a whiteout.
+                return False, goes_on and error.errno == errno.ENOENT
+            dirfd = opened.enter_context(fd).fileno()
+            goes_on = goes_on and not marks.is_opaque(dirfd)
+        try:
+            status = os.stat(parts[-1], dir_fd=dirfd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False, goes_on
+        return not is_whiteout(status), False
