@@ -69,6 +69,14 @@ def make(identity: str) -> list[Path]:
     return made
 
 
+def home(path: Path) -> Path:
+    """Where in its cgroup `path` a node's own processes are.
+
+    With version 2 not in `path` itself: it would then have no controllers to give to containers.
+    """
+    return path if (path / "tasks").exists() else path / "system"
+
+
 def inherit_cpuset(path: Path) -> None:
     """A new cpuset of version 1 is empty, and nothing may run in an empty one."""
     for name in ("cpuset.cpus", "cpuset.mems"):

@@ -5,8 +5,8 @@ from typing import Final
 import grpc
 
 from tests.node.cri import Cri
+from tests.node.enclosure import Enclosure
 from tests.node.images import PAUSE, import_image, pause_image
-from tests.node.node import Node
 from tests.node.units import Service, Unit
 
 SOCKET: Final = "/run/containerd/containerd.sock"
@@ -59,7 +59,7 @@ CNI: Final = f"""\
 class Containerd:
     """containerd on one node. `cri` is there while it runs."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Enclosure) -> None:
         self.service = Service(node, UNIT)
         self._node = node
         self._cri: Cri | None = None

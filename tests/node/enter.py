@@ -23,7 +23,7 @@ class Entry(TypedDict):
 
     parent_pid: int
     init_pid: int
-    cgroups: list[str]
+    homes: list[str]
     environment: dict[str, str]
     report_fd: int | None
 
@@ -32,9 +32,7 @@ def main() -> int:
     """Returns the command's exit status, 128 and more for a signal."""
     entry: Entry = json.loads(sys.argv[1])
     kernel.die_with_parent(entry["parent_pid"])
-    for path in entry["cgroups"]:
-        with open(f"{path}/cgroup.procs", "w") as file:
-            file.write("0")
+    kernel.join_cgroups(entry["homes"])
     kernel.setns(os.pidfd_open(entry["init_pid"]), kernel.ALL_NAMESPACES)
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)

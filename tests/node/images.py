@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.node.base import BUILD, locked, node_root
-from tests.node.node import Node
+from tests.node.enclosure import Enclosure
 
 PAUSE: Final = "quickthaw.test/pause:1"
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -162,7 +162,7 @@ def pause_image() -> Path:
     return path
 
 
-def import_image(node: Node, archive: Path) -> None:
+def import_image(node: Enclosure, archive: Path) -> None:
     """Give an image layout's tar to the node's containerd, where CRI sees it."""
     with archive.open("rb") as file:
         command = ["ctr", "--namespace", "k8s.io", "images", "import", "-"]

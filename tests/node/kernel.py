@@ -64,6 +64,13 @@ def pivot_root(new_root: str) -> None:
     os.chdir("/")
 
 
+def join_cgroups(paths: list[str]) -> None:
+    """Move this process into the cgroups `paths`, one of each hierarchy."""
+    for path in paths:
+        with open(f"{path}/cgroup.procs", "w") as file:
+            file.write("0")
+
+
 def die_with_parent(parent_pid: int) -> None:
     """Be killed when the parent is gone, also when it was before this call."""
     _checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")

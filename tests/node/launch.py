@@ -32,6 +32,8 @@ class Plan(TypedDict):
 
     parent_pid: int
     cgroups: list[str]
+    homes: list[str]
+    """Where processes go after the cgroup namespace is made, whose root `cgroups` becomes."""
     hierarchies: list[Hierarchy]
     lower: str
     upper: str
@@ -117,10 +119,11 @@ def main() -> int:
     """Returns when the node is gone."""
     plan: Plan = json.loads(sys.argv[1])
     kernel.die_with_parent(plan["parent_pid"])
-    for path in plan["cgroups"]:
-        with open(f"{path}/cgroup.procs", "w") as file:
-            file.write("0")
+    kernel.join_cgroups(plan["cgroups"])
     kernel.unshare(kernel.ALL_NAMESPACES)
+    for path in plan["homes"]:
+        os.makedirs(path, exist_ok=True)
+    kernel.join_cgroups(plan["homes"])
     init_pid = os.fork()
     if init_pid == 0:
         # Seen from the new pid namespace the parent has no pid: no check against a lost race here.

@@ -1,277 +1,108 @@
-"""A test node: a Debian with containerd, runc and CRIU in namespaces and cgroups of its own.
+"""A test node as the tests use it: containerd, the product as it is installed, and a kubelet."""
 
-Leaving the `with` kills its init, and with it everything that ever ran there.
-"""
-
-import http.client
-import json
-import os
-import select
-import signal
-import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final, Self
+from typing import Final, Self
 
-from tests.node import base, cgroups, kernel, runs
+from tests.node.containerd import Containerd
+from tests.node.cri import Cri
+from tests.node.enclosure import Enclosure
+from tests.node.images import import_image
+from tests.node.inventory import Inventory, take
+from tests.node.kubelet import Kubelet
+from tests.node.units import Service, apply_tmpfiles, read_unit
 
-HERE: Final = Path(__file__).parent
-UP_WITHIN_S: Final = 30.0
-ON_DISK: Final = {
-    "containerd": "/var/lib/containerd",
-    "kubelet": "/var/lib/kubelet",
-    "pods": "/var/log/pods",
-    "quickthaw": "/var/lib/quickthaw",
-}
-"""What must not be on the node's overlay: an overlay's upperdir cannot lie on another overlay."""
-ENVIRONMENT: Final = {
-    "HOME": "/root",
-    "LANG": "C.UTF-8",
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-}
+DAEMON_UNIT: Final = "/usr/lib/systemd/system/quickthawd.service"
+DAEMON_TMPFILES: Final = "/usr/lib/tmpfiles.d/quickthaw.conf"
 
 
-class CommandFailed(Exception):
-    """A command in the node ended with something else than 0. `done` has what it wrote."""
+class Node(Enclosure):
+    """One node: `with Node("forky") as node`. Starts with containerd configured, but not running.
 
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        command = " ".join(done.args)
-        super().__init__(f"`{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        self.done = done
-
-
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """What a server in the node's network said."""
-
-    status: int
-    body: bytes
-
-    def json(self) -> Any:
-        """The body, parsed."""
-        return json.loads(self.body)
-
-
-class Node:
-    """One node. The only way in: `with Node("forky") as node`.
-
-    `pid` is its init as the host sees it, `cgroups` its cgroups, one per hierarchy, as host paths.
+    The order of a real node's life: `install_deb`, `start_containerd`, `start_daemon`, pods.
     """
 
     def __init__(self, suite: str) -> None:
-        self.suite = suite
-        self.pid = -1
-        self.cgroups: list[Path] = []
-        self._directory = Path()
-        self._undo = ExitStack()
+        super().__init__(suite)
+        self.containerd = Containerd(self)
+        self.kubelet = Kubelet(self)
+        self._daemon: Service | None = None
 
     def __enter__(self) -> Self:
-        root = base.node_root(self.suite)
-        with ExitStack() as undo:
-            self._directory = undo.enter_context(runs.run_directory(self.suite))
-            self.cgroups = cgroups.make(self._directory.name)
-            self._launch(root, undo)
-            self._write("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
-            self.run(["ip", "link", "set", "lo", "up"])
-            self._undo = undo.pop_all()
+        super().__enter__()
+        self.containerd.configure()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._undo.close()
+        self.kill_daemon()
+        self.containerd.service.kill()
+        super().__exit__()
 
-    def _launch(self, root: Path, undo: ExitStack) -> None:
-        launcher = subprocess.Popen(
-            [sys.executable, "-ISE", str(HERE / "launch.py"), json.dumps(self._plan(root))],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=ENVIRONMENT,
-            start_new_session=True,  # Ctrl-C is for the tests, which then stop us in order
-        )
-        undo.enter_context(launcher)
-        undo.callback(self._kill, launcher)
-        assert launcher.stdout is not None
-        self.pid = int(_line(launcher.stdout))
-        if _line(launcher.stdout) != "up":
-            raise RuntimeError(f"node {self._directory.name} did not come up, see above")
+    @property
+    def cri(self) -> Cri:
+        """The CRI client of the running containerd."""
+        return self.containerd.cri
 
-    def _plan(self, root: Path) -> dict[str, object]:
-        for name in ("upper", "work", "merged", *ON_DISK):
-            (self._directory / name).mkdir()
-        return {
-            "parent_pid": os.getpid(),
-            "cgroups": [str(path) for path in self.cgroups],
-            "hierarchies": [
-                {"version": h.version, "options": h.options, "mount_point": str(h.mount_point)}
-                for h in cgroups.hierarchies()
-            ],
-            "lower": str(root),
-            **{name: str(self._directory / name) for name in ("upper", "work", "merged")},
-            "binds": {inside: str(self._directory / name) for name, inside in ON_DISK.items()},
-            "hostname": f"{self.suite}-node",
-        }
+    def install_deb(self, deb: Path) -> str:
+        """Install a package with dpkg; what dpkg wrote. Raises CommandFailed."""
+        inside = f"/var/tmp/{deb.name}"
+        self.path(inside).write_bytes(deb.read_bytes())
+        wrote = self.run(["dpkg", "--install", inside], timeout_s=300)
+        self.path(inside).unlink()
+        return wrote
 
-    def _kill(self, launcher: subprocess.Popen[bytes]) -> None:
-        """Kill init, which takes all of the node along, and wait until it is gone."""
-        if self.pid > 0 and launcher.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)  # the launcher has not reaped it: it is still ours
-        else:
-            launcher.kill()
-        launcher.wait(UP_WITHIN_S)
-        self.pid = -1
+    def start_containerd(self) -> None:
+        """Start containerd with what configuration there is now. Raises ServiceFailed."""
+        self.containerd.start()
+        self.kubelet.started()
 
-    # Files
+    def restart_containerd(self) -> None:
+        """Stop containerd and start it again; containers run on."""
+        self.containerd.restart()
 
-    def path(self, inside: str) -> Path:
-        """The host's path of a file in the node. No absolute symlink may be on the way to it.
+    def import_image(self, archive: Path) -> None:
+        """Load an image (see `images.write_image`)."""
+        import_image(self, archive)
 
-        /var/run is such a symlink in Debian: it would be resolved in the host's root.
+    # The daemon
+
+    def start_daemon(self) -> None:
+        """Start quickthawd as its installed unit says, and wait for READY=1.
+
+        Raises ServiceFailed with the end of the journal.
         """
-        return Path(f"/proc/{self.pid}/root") / inside.lstrip("/")
+        if self._daemon is None:
+            apply_tmpfiles(self, DAEMON_TMPFILES)
+            self._daemon = Service(self, read_unit(self, DAEMON_UNIT))
+        self._daemon.start()
 
-    def write(self, inside: str, text: str) -> None:
-        """Make a file in the node, and its directories."""
-        self._write(inside, text)
+    def stop_daemon(self) -> int:
+        """SIGTERM to quickthawd; its exit status."""
+        return self._daemon.stop() if self._daemon else 0
 
-    def _write(self, inside: str, text: str) -> None:
-        self.path(inside).parent.mkdir(parents=True, exist_ok=True)
-        self.path(inside).write_text(text)
+    def kill_daemon(self) -> int:
+        """SIGKILL to quickthawd, and to nothing that it started."""
+        return self._daemon.kill() if self._daemon else 0
 
-    def kept(self, name: str) -> Path:
-        """A host path for a log of this run, outside of what the node sees."""
-        return self._directory / name
+    @property
+    def daemon_pid(self) -> int:
+        """quickthawd as the host sees it, -1 while it does not run."""
+        return self._daemon.pid if self._daemon else -1
 
-    # Processes
+    def journal(self) -> str:
+        """All that quickthawd wrote since the node is up."""
+        return self._daemon.journal() if self._daemon else ""
 
-    def popen(
-        self,
-        argv: Sequence[str],
-        *,
-        environment: Mapping[str, str] | None = None,
-        report_fd: int | None = None,
-        **options: Any,
-    ) -> subprocess.Popen[Any]:
-        """Start a command in the node. It dies with the returned process; signals reach it.
-
-        `report_fd` gets the command's own pid; `options` are Popen's.
-        """
-        entry = {
-            "parent_pid": os.getpid(),
-            "init_pid": self.pid,
-            "cgroups": [str(path) for path in self.cgroups],
-            "environment": {**ENVIRONMENT, **(environment or {})},
-            "report_fd": report_fd,
-        }
-        command = [sys.executable, "-ISE", str(HERE / "enter.py"), json.dumps(entry), *argv]
-        fds = () if report_fd is None else (report_fd,)
-        return subprocess.Popen(command, pass_fds=fds, start_new_session=True, **options)
-
-    def call(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout_s: float = 60,
-        environment: Mapping[str, str] | None = None,
-        stdin: int | IO[bytes] = subprocess.DEVNULL,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the node to its end, whatever that is."""
-        pipe = subprocess.PIPE
-        process = self.popen(
-            argv, environment=environment, stdin=stdin, stdout=pipe, stderr=pipe, text=True
-        )
-        with process:
-            try:
-                out, err = process.communicate(timeout=timeout_s)
-            except BaseException:
-                process.kill()
-                raise
-        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout_s: float = 60,
-        environment: Mapping[str, str] | None = None,
-        stdin: int | IO[bytes] = subprocess.DEVNULL,
-    ) -> str:
-        """Run a command in the node; its standard output. Raises CommandFailed."""
-        done = self.call(argv, timeout_s=timeout_s, environment=environment, stdin=stdin)
-        if done.returncode:
-            raise CommandFailed(done)
-        return done.stdout
-
-    # Network
-
-    def connect(self, ip: str, port: int, *, timeout_s: float = 10) -> socket.socket:
-        """A TCP connection out of the node's network namespace, to a pod for example."""
-        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-        connection = self._socket(family)
+    @contextmanager
+    def daemon_stopped(self) -> Iterator[None]:
+        """Without quickthawd inside of the `with`."""
+        self.stop_daemon()
         try:
-            connection.settimeout(timeout_s)
-            connection.connect((ip, port))
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _socket(self, family: socket.AddressFamily) -> socket.socket:
-        """A socket belongs to the namespace of the thread that makes it: one thread enters."""
-        made: list[socket.socket | OSError] = []
-        init_fd = os.pidfd_open(self.pid)
-
-        def make() -> None:
-            try:
-                kernel.setns(init_fd, kernel.CLONE_NEWNET)
-                made.append(socket.socket(family, socket.SOCK_STREAM))
-            except OSError as error:
-                made.append(error)
-
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
-        os.close(init_fd)
-        if isinstance(made[0], OSError):
-            raise made[0]
-        return made[0]
-
-    def http_get(self, ip: str, port: int, path: str, *, timeout_s: float = 10) -> HttpAnswer:
-        """GET http://IP:PORT/PATH from within the node. Raises OSError, as sockets do."""
-        return self.http("GET", ip, port, path, timeout_s=timeout_s)
-
-    def http(
-        self,
-        method: str,
-        ip: str,
-        port: int,
-        path: str,
-        body: bytes = b"",
-        *,
-        timeout_s: float = 10,
-    ) -> HttpAnswer:
-        """One HTTP request from within the node. Raises OSError or http.client.HTTPException."""
-        client = http.client.HTTPConnection(ip, port)
-        client.sock = self.connect(ip, port, timeout_s=timeout_s)
-        try:
-            client.request(method, path, body=body or None)
-            answer = client.getresponse()
-            return HttpAnswer(answer.status, answer.read())
+            yield
         finally:
-            client.close()
+            self.start_daemon()
 
-
-def _line(stream: IO[bytes]) -> str:
-    """The next line that the launcher writes, "" at its end. Raises TimeoutError."""
-    line = b""
-    while not line.endswith(b"\n"):
-        if not select.select([stream], [], [], UP_WITHIN_S)[0]:
-            raise TimeoutError("the node's launcher says nothing")
-        byte = os.read(stream.fileno(), 1)
-        if not byte:
-            break
-        line += byte
-    return line.decode().strip()
+    def inventory(self) -> Inventory:
+        """What is there now that a test could leave behind."""
+        return take(self)

@@ -9,6 +9,7 @@ import fcntl
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +22,11 @@ RUNS = BUILD / "runs"
 
 @contextmanager
 def run_directory(name: str) -> Iterator[Path]:
-    """A fresh directory RUNS/NAME-PID, gone afterwards together with the run's cgroups."""
+    """A fresh directory RUNS/NAME-PID-RANDOM, gone afterwards with the cgroups of its name."""
     with locked(BUILD / "runs.lock"):
         sweep()
-        path = RUNS / f"{name}-{os.getpid()}"
-        path.mkdir(parents=True)
+        RUNS.mkdir(exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=f"{name}{of_this_process()}", dir=RUNS))
         lock = _try_lock(path)
     try:
         yield path
@@ -33,6 +34,11 @@ def run_directory(name: str) -> Iterator[Path]:
         remove(path)
         if lock is not None:
             os.close(lock)
+
+
+def of_this_process() -> str:
+    """What the names of all runs of this process have, and of no other's."""
+    return f"-{os.getpid()}-"
 
 
 def sweep() -> None:

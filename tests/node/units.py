@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
-from tests.node.node import Node
+from tests.node.enclosure import Enclosure
 
 NOTIFY_SOCKET: Final = "/run/systemd/notify"
 START_WITHIN_S: Final = 30.0
@@ -34,6 +34,7 @@ class Unit:
     exec_start: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     notify: bool = False
+    umask: int = 0o022
     runtime_directories: tuple[str, ...] = ()
     state_directories: tuple[str, ...] = ()
 
@@ -54,6 +55,7 @@ class Unit:
             tuple(shlex.split(values["ExecStart"][-1].lstrip("@-:+!"))),
             dict(pair.split("=", 1) for pair in pairs),
             values.get("Type", ["simple"])[-1] == "notify",
+            int(values.get("UMask", ["0022"])[-1], 8),
             tuple(" ".join(values.get("RuntimeDirectory", ())).split()),
             tuple(" ".join(values.get("StateDirectory", ())).split()),
         )
@@ -62,7 +64,7 @@ class Unit:
 class Service:
     """One unit on one node: start, stop, kill, and what it wrote."""
 
-    def __init__(self, node: Node, unit: Unit) -> None:
+    def __init__(self, node: Enclosure, unit: Unit) -> None:
         self.unit = unit
         self.pid = -1
         """The main process as the host sees it, -1 while stopped."""
@@ -114,6 +116,7 @@ class Service:
                     self.unit.exec_start,
                     environment=environment,
                     report_fd=write_fd,
+                    umask=self.unit.umask,
                     stdin=subprocess.DEVNULL,
                     stdout=journal,
                     stderr=journal,
@@ -172,7 +175,7 @@ class Service:
         return "\n".join(self.journal().splitlines()[-lines:])
 
 
-def _notify_socket(node: Node) -> socket.socket:
+def _notify_socket(node: Enclosure) -> socket.socket:
     path = node.path(NOTIFY_SOCKET)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -181,6 +184,16 @@ def _notify_socket(node: Node) -> socket.socket:
     return made
 
 
-def read_unit(node: Node, path: str) -> Unit:
+def read_unit(node: Enclosure, path: str) -> Unit:
     """The unit file that is installed on the node at `path`."""
     return Unit.parse(Path(path).stem, node.path(path).read_text())
+
+
+def apply_tmpfiles(node: Enclosure, path: str) -> None:
+    """Make the directories of a tmpfiles.d(5) file; its other kinds of lines are not understood."""
+    for line in node.path(path).read_text().splitlines():
+        fields = line.split()
+        if fields and fields[0] == "d":
+            directory = node.path(fields[1])
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(int(fields[2], 8))

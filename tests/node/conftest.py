@@ -1,0 +1,41 @@
+"""Nodes for the tests: one per Debian suite and test session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node import base, images
+from tests.node.images import File, ImageConfig
+from tests.node.node import Node
+
+SUITES = ("forky", "trixie")
+SHELL_IMAGE = "quickthaw.test/shell:1"
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A node with containerd, without our package."""
+    with Node(request.param) as node:
+        node.start_containerd()
+        yield node
+
+
+@pytest.fixture(scope="session")
+def shell_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image with nothing but busybox, which is a shell by default."""
+    busybox = (base.node_root("trixie") / "usr/bin/busybox").read_bytes()
+    tools = ("sh", "cat", "echo", "id", "ls", "mount", "ps", "sleep", "wget")
+    files = [File("/bin/busybox", busybox, 0o755)]
+    files += [File(f"/bin/{tool}", link="busybox") for tool in tools]
+    files += [File("/var/run", link="/run"), File("/run/.keep"), File("/tmp/.keep")]
+    into = tmp_path_factory.mktemp("images") / "shell.tar"
+    return images.write_image(SHELL_IMAGE, [files], ImageConfig(entrypoint=["/bin/sh"]), into)
+
+
+@pytest.fixture
+def shell_image(node: Node, shell_archive: Path) -> str:
+    """The name of an image with a shell, known to the node."""
+    if SHELL_IMAGE not in node.cri.image_names():
+        node.import_image(shell_archive)
+    return SHELL_IMAGE

@@ -1,0 +1,318 @@
+"""The namespaces and cgroups that a test node is: its processes, files and connections.
+
+Leaving the `with` kills its init, and with it everything that ever ran there.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Self
+
+from tests.node import base, cgroups, kernel, runs
+
+HERE: Final = Path(__file__).parent
+UP_WITHIN_S: Final = 30.0
+RETRY_EVERY_S: Final = 0.005
+ON_DISK: Final = {
+    "containerd": "/var/lib/containerd",
+    "kubelet": "/var/lib/kubelet",
+    "pods": "/var/log/pods",
+    "quickthaw": "/var/lib/quickthaw",
+}
+"""What must not be on the node's overlay: an overlay's upperdir cannot lie on another overlay."""
+ENVIRONMENT: Final = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+
+
+class CommandFailed(Exception):
+    """A command in the node ended with something else than 0. `done` has what it wrote."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        command = " ".join(done.args)
+        super().__init__(f"`{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        self.done = done
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """What a server in the node's network said."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        """The body, parsed."""
+        return json.loads(self.body)
+
+
+class Enclosure:
+    """A Debian `suite` in namespaces of its own, with nothing running in it but its init.
+
+    `pid` is the init as the host sees it, `cgroups` the node's cgroups, one per hierarchy, as host
+    paths, `homes` the ones that its processes start in.
+    """
+
+    def __init__(self, suite: str) -> None:
+        self.suite = suite
+        self.pid = -1
+        self.cgroups: list[Path] = []
+        self.homes: list[Path] = []
+        self._directory = Path()
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Self:
+        root = base.node_root(self.suite)
+        with ExitStack() as undo:
+            self._directory = undo.enter_context(runs.run_directory(self.suite))
+            self.cgroups = cgroups.make(self._directory.name)
+            self.homes = [cgroups.home(path) for path in self.cgroups]
+            self._launch(root, undo)
+            self.write("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
+            self.run(["ip", "link", "set", "lo", "up"])
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def _launch(self, root: Path, undo: ExitStack) -> None:
+        launcher = subprocess.Popen(
+            [sys.executable, "-ISE", str(HERE / "launch.py"), json.dumps(self._plan(root))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=ENVIRONMENT,
+            start_new_session=True,  # Ctrl-C is for the tests, which then stop us in order
+        )
+        undo.enter_context(launcher)
+        undo.callback(self._kill, launcher)
+        assert launcher.stdout is not None
+        self.pid = int(_line(launcher.stdout))
+        if _line(launcher.stdout) != "up":
+            raise RuntimeError(f"node {self.name} did not come up, see above")
+
+    def _plan(self, root: Path) -> dict[str, object]:
+        for name in ("upper", "work", "merged", *ON_DISK):
+            (self._directory / name).mkdir()
+        return {
+            "parent_pid": os.getpid(),
+            "cgroups": [str(path) for path in self.cgroups],
+            "homes": [str(path) for path in self.homes],
+            "hierarchies": [
+                {"version": h.version, "options": h.options, "mount_point": str(h.mount_point)}
+                for h in cgroups.hierarchies()
+            ],
+            "lower": str(root),
+            **{name: str(self._directory / name) for name in ("upper", "work", "merged")},
+            "binds": {inside: str(self._directory / name) for name, inside in ON_DISK.items()},
+            "hostname": f"{self.suite}-node",
+        }
+
+    def _kill(self, launcher: subprocess.Popen[bytes]) -> None:
+        """Kill init, which takes all of the node along, and wait until it is gone."""
+        if self.pid > 0 and launcher.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)  # the launcher has not reaped it: it is still ours
+        else:
+            launcher.kill()
+        launcher.wait(UP_WITHIN_S)
+        self.pid = -1
+
+    # Files
+
+    def path(self, inside: str) -> Path:
+        """The host's path of a file in the node. No absolute symlink may be on the way to it.
+
+        /var/run is such a symlink in Debian: it would be resolved in the host's root.
+        """
+        return Path(f"/proc/{self.pid}/root") / inside.lstrip("/")
+
+    def write(self, inside: str, text: str) -> None:
+        """Make a file in the node, and its directories."""
+        self.path(inside).parent.mkdir(parents=True, exist_ok=True)
+        self.path(inside).write_text(text)
+
+    def kept(self, name: str) -> Path:
+        """A host path for a log of this run, outside of what the node sees."""
+        return self._directory / name
+
+    def host_pid(self, pid: int) -> int:
+        """The host's number of process `pid` of the node. Raises ProcessLookupError."""
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                numbers = _namespace_pids(status.read_text())
+                if len(numbers) > 1 and numbers[1] == pid and self._has(status.parent):
+                    return numbers[0]
+        raise ProcessLookupError(f"no process {pid} in {self.name}")
+
+    def _has(self, process: Path) -> bool:
+        return f"/{cgroups.NAME_PREFIX}{self.name}" in (process / "cgroup").read_text()
+
+    @property
+    def name(self) -> str:
+        """Unique among the nodes of this machine."""
+        return self._directory.name
+
+    # Processes
+
+    def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        report_fd: int | None = None,
+        **options: Any,
+    ) -> subprocess.Popen[Any]:
+        """Start a command in the node. It dies with the returned process; signals reach it.
+
+        `report_fd` gets the command's own pid; `options` are Popen's.
+        """
+        entry = {
+            "parent_pid": os.getpid(),
+            "init_pid": self.pid,
+            "homes": [str(path) for path in self.homes],
+            "environment": {**ENVIRONMENT, **(environment or {})},
+            "report_fd": report_fd,
+        }
+        command = [sys.executable, "-ISE", str(HERE / "enter.py"), json.dumps(entry), *argv]
+        fds = () if report_fd is None else (report_fd,)
+        return subprocess.Popen(command, pass_fds=fds, start_new_session=True, **options)
+
+    def call(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = 60,
+        environment: Mapping[str, str] | None = None,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the node to its end, whatever that is."""
+        pipe = subprocess.PIPE
+        process = self.popen(
+            argv, environment=environment, stdin=stdin, stdout=pipe, stderr=pipe, text=True
+        )
+        with process:
+            try:
+                out, err = process.communicate(timeout=timeout_s)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = 60,
+        environment: Mapping[str, str] | None = None,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> str:
+        """Run a command in the node; its standard output. Raises CommandFailed."""
+        done = self.call(argv, timeout_s=timeout_s, environment=environment, stdin=stdin)
+        if done.returncode:
+            raise CommandFailed(done)
+        return done.stdout
+
+    # Network
+
+    def connect(self, ip: str, port: int, *, timeout_s: float = 10) -> socket.socket:
+        """A TCP connection out of the node's network namespace, to a pod for example."""
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        connection = self._socket(family)
+        try:
+            connection.settimeout(timeout_s)
+            connection.connect((ip, port))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _socket(self, family: socket.AddressFamily) -> socket.socket:
+        """A socket belongs to the namespace of the thread that makes it: one thread enters."""
+        made: list[socket.socket | OSError] = []
+        init_fd = os.pidfd_open(self.pid)
+
+        def make() -> None:
+            try:
+                kernel.setns(init_fd, kernel.CLONE_NEWNET)
+                made.append(socket.socket(family, socket.SOCK_STREAM))
+            except OSError as error:
+                made.append(error)
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        os.close(init_fd)
+        if isinstance(made[0], OSError):
+            raise made[0]
+        return made[0]
+
+    def http_get(
+        self, ip: str, port: int, path: str, *, timeout_s: float = 10, retry_s: float = 0
+    ) -> HttpAnswer:
+        """GET http://IP:PORT/PATH from within the node. Raises OSError, as sockets do.
+
+        For `retry_s` a server that is not there yet, or hangs up, is asked again.
+        """
+        deadline = time.monotonic() + retry_s
+        while True:
+            try:
+                return self.http("GET", ip, port, path, timeout_s=timeout_s)
+            except (ConnectionError, http.client.HTTPException):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_EVERY_S)
+
+    def http(
+        self,
+        method: str,
+        ip: str,
+        port: int,
+        path: str,
+        body: bytes = b"",
+        *,
+        timeout_s: float = 10,
+    ) -> HttpAnswer:
+        """One HTTP request from within the node. Raises OSError or http.client.HTTPException."""
+        client = http.client.HTTPConnection(ip, port)
+        client.sock = self.connect(ip, port, timeout_s=timeout_s)
+        try:
+            client.request(method, path, body=body or None)
+            answer = client.getresponse()
+            return HttpAnswer(answer.status, answer.read())
+        finally:
+            client.close()
+
+
+def _namespace_pids(status: str) -> list[int]:
+    """A process's numbers, from the outermost pid namespace inwards. Source: proc_pid_status(5)."""
+    for line in status.splitlines():
+        if line.startswith("NSpid:"):
+            return [int(number) for number in line.split()[1:]]
+    return []
+
+
+def _line(stream: IO[bytes]) -> str:
+    """The next line that the launcher writes, "" at its end. Raises TimeoutError."""
+    line = b""
+    while not line.endswith(b"\n"):
+        if not select.select([stream], [], [], UP_WITHIN_S)[0]:
+            raise TimeoutError("the node's launcher says nothing")
+        byte = os.read(stream.fileno(), 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode().strip()

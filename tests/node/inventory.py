@@ -1,0 +1,173 @@
+"""What exists on a node, and because of it on the host, to compare before and after.
+
+A difference is something that a test, and therefore the product, has left behind.
+"""
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from tests.node import cgroups
+from tests.node.enclosure import Enclosure
+from tests.node.runs import RUNS, of_this_process
+
+WATCHED: Final = (
+    "/run/quickthaw",
+    "/run/netns",
+    "/run/cni/networks",
+    "/run/containerd/io.containerd.runtime.v2.task",
+    "/run/runc",
+    "/var/lib/kubelet/pods",
+    "/var/lib/quickthaw",
+    "/var/log/pods",
+    "/dev/shm",
+    "/dev/mqueue",
+    "/tmp",
+    "/var/tmp",
+)
+"""Directories whose names are compared. Not all of /: containerd keeps its own books there."""
+KEPT_LINKS: Final = ("cni0",)
+"""The first pod makes the bridge, and it stays."""
+KEPT_FILES: Final = (
+    "/run/cni/networks/pods",
+    "/run/cni/networks/pods/last_reserved_ip.0",  # host-local: which address it gave last
+    "/run/cni/networks/pods/last_reserved_ip.1",
+    "/run/cni/networks/pods/lock",
+    "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+)
+"""What containerd and CNI make with the first pod and keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Names of what there is, each a sorted tuple, so that a failed `==` reads well."""
+
+    processes: tuple[str, ...]
+    mounts: tuple[str, ...]
+    cgroups: tuple[str, ...]
+    network_namespaces: tuple[str, ...]
+    links: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def less(self, other: "Inventory") -> dict[str, list[str]]:
+        """What is here and not in `other`, by kind. Empty when nothing was left."""
+        left = {
+            each.name: sorted(set(getattr(self, each.name)) - set(getattr(other, each.name)))
+            for each in fields(self)
+        }
+        return {kind: names for kind, names in left.items() if names}
+
+
+def take(node: Enclosure) -> Inventory:
+    """Everything of the node's that outlives a call."""
+    return Inventory(
+        processes=_processes(node),
+        mounts=_mounts(node),
+        cgroups=_cgroups(node),
+        network_namespaces=_network_namespaces(node),
+        links=_links(node),
+        files=_files(node),
+    )
+
+
+def _processes(node: Enclosure) -> tuple[str, ...]:
+    """Number and command of each process in the node's cgroups, but for those that look."""
+    found = []
+    for pid in sorted(_pids(node)):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found.append(f"{pid} {name} {command[:100]}".strip())
+    return tuple(found)
+
+
+def _pids(node: Enclosure) -> set[int]:
+    return {
+        int(pid)
+        for path in node.cgroups
+        for procs in path.rglob("cgroup.procs")
+        for pid in procs.read_text().split()
+    }
+
+
+def _mounts(node: Enclosure) -> tuple[str, ...]:
+    """Mount point and kind, in the node and in namespaces that a process of the node made."""
+    lines = Path(f"/proc/{node.pid}/mountinfo").read_text().splitlines()
+    return tuple(sorted(f"{line.split()[4]} {line.split(' - ')[1].split()[0]}" for line in lines))
+
+
+def _cgroups(node: Enclosure) -> tuple[str, ...]:
+    paths = [below for path in node.cgroups for below in cgroups.below(path)]
+    return tuple(sorted(str(path) for path in paths))
+
+
+def _network_namespaces(node: Enclosure) -> tuple[str, ...]:
+    """Those that a process is in, and those that a mount keeps (they show among the mounts)."""
+    found = set()
+    for pid in _pids(node):
+        try:
+            found.add(os.readlink(f"/proc/{pid}/ns/net"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return tuple(sorted(found))
+
+
+def _links(node: Enclosure) -> tuple[str, ...]:
+    listed = json.loads(node.run(["ip", "--json", "link"]))
+    names = {link["ifname"]: link["link_type"] for link in listed}
+    return tuple(sorted(f"{name} {names[name]}" for name in names.keys() - set(KEPT_LINKS)))
+
+
+def _files(node: Enclosure) -> tuple[str, ...]:
+    found = []
+    for watched in WATCHED:
+        top = node.path(watched)
+        for directory, names, files in os.walk(top):
+            inside = Path(watched) / Path(directory).relative_to(top)
+            found += [str(inside / name) for name in (*names, *files)]
+    return tuple(sorted(set(found) - set(KEPT_FILES)))
+
+
+@dataclass(frozen=True, slots=True)
+class HostInventory:
+    """What nodes could leave on the machine that the tests run on."""
+
+    mounts: tuple[str, ...]
+    cgroups: tuple[str, ...]
+    links: tuple[str, ...]
+    processes: tuple[str, ...]
+    runs: tuple[str, ...]
+
+
+def take_host() -> HostInventory:
+    """What is on this machine of this process's nodes, and what all nodes could change."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    made = [
+        str(path)
+        for each in cgroups.hierarchies()
+        for path in each.mount_point.rglob(f"{cgroups.NAME_PREFIX}*{of_this_process()}*")
+    ]
+    return HostInventory(
+        mounts=tuple(sorted(line.split()[4] for line in lines)),
+        cgroups=tuple(sorted(made)),
+        links=tuple(sorted(path.name for path in Path("/sys/class/net").iterdir())),
+        processes=tuple(_of_nodes()),
+        runs=tuple(sorted(path.name for path in RUNS.glob(f"*{of_this_process()}*"))),
+    )
+
+
+def _of_nodes() -> list[str]:
+    """Processes that are in a node's cgroup, wherever they came from."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cgroup"):
+        try:
+            text = path.read_text()
+            if cgroups.NAME_PREFIX in text and of_this_process() in text:
+                found.append(path.parent.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return sorted(found)

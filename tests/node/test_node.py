@@ -1,0 +1,105 @@
+"""The node itself: what every other test of this directory takes for granted."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.node.inventory import take_host
+from tests.node.node import Node
+from tests.node.podspec import ConfigMap, ContainerSpec, EmptyDir, HostPath, VolumeMount
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind(node: Node) -> Iterator[None]:
+    before = node.inventory()
+    yield
+    node.kubelet.remove_pods()
+    assert node.inventory().less(before) == {}, "this test left something on the node"
+
+
+def shell(image: str, script: str) -> ContainerSpec:
+    return ContainerSpec(image, args=["-c", script])
+
+
+def test_a_pod_runs_and_its_log_arrives(node: Node, shell_image: str) -> None:
+    pod = node.kubelet.run_pod("hello", [shell(shell_image, "echo hello; echo oops >&2; exit 7")])
+    ended = pod.container().wait_exit()
+    assert ended.exit_code == 7
+    by_stream = {(line.stream, line.text) for line in pod.container().log_lines()}
+    assert by_stream == {("stdout", "hello"), ("stderr", "oops")}
+
+
+def test_a_command_runs_in_a_container(node: Node, shell_image: str) -> None:
+    pod = node.kubelet.run_pod("exec", [shell(shell_image, "sleep 1000")])
+    done = pod.container().exec(["/bin/sh", "-c", "echo $HOSTNAME; echo no >&2; exit 3"])
+    assert (done.stdout, done.stderr, done.exit_code) == (b"exec\n", b"no\n", 3)
+
+
+def test_pods_have_addresses_that_the_node_reaches(node: Node, shell_image: str) -> None:
+    serve = "while :; do printf 'HTTP/1.0 200 OK\\r\\n\\r\\nhere' | busybox nc -l -p 8000; done"
+    pod = node.kubelet.run_pod("web", [shell(shell_image, f"echo up; {serve}")])
+    pod.container().wait_log("up")
+    v4, v6 = pod.ips
+    assert "." in v4
+    assert ":" in v6
+    answer = node.http_get(v4, 8000, "/", retry_s=10)
+    assert (answer.status, answer.body) == (200, b"here")
+    assert v4 in pod.container().output(["/bin/cat", "/etc/hosts"])
+    assert "ndots:5" in pod.container().output(["/bin/cat", "/etc/resolv.conf"])
+
+
+def test_volumes_are_mounted(node: Node, shell_image: str) -> None:
+    node.write("/srv/host/file", "from the host")
+    settings = ConfigMap("settings", {"key": "value"})
+    mounts = [
+        VolumeMount("/host", HostPath("/srv/host"), read_only=True),
+        VolumeMount("/disk", EmptyDir("disk")),
+        VolumeMount("/memory", EmptyDir("memory", in_memory=True)),
+        VolumeMount("/settings", settings, read_only=True),
+    ]
+    script = "cat /host/file /settings/key; echo kept > /disk/a; echo kept > /memory/a; sleep 1000"
+    spec = ContainerSpec(shell_image, args=["-c", script], mounts=mounts, read_only_root=True)
+    pod = node.kubelet.run_pod("volumes", [spec])
+    account = "/run/secrets/kubernetes.io/serviceaccount"
+    assert pod.container().output(["/bin/cat", f"{account}/namespace"]) == "default"
+    assert (pod.volume(EmptyDir("disk")) / "a").read_text() == "kept\n"
+    assert (pod.volume(EmptyDir("memory", in_memory=True)) / "a").read_text() == "kept\n"
+
+
+def test_a_restart_is_a_new_attempt_with_a_log_of_its_own(node: Node, shell_image: str) -> None:
+    pod = node.kubelet.run_pod("again", [shell(shell_image, "echo once; exit 1")])
+    container = pod.container()
+    first = container.id
+    for _ in range(2):
+        container.restart()
+    assert container.wait_exit().metadata.attempt == 2
+    assert container.logs() == "once\n"
+    assert first not in {each.id for each in node.cri.containers(pod.sandbox_id)}
+
+
+def test_stop_gives_the_grace_period(node: Node, shell_image: str) -> None:
+    script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done"
+    pod = node.kubelet.run_pod("stop", [shell(shell_image, script)])
+    pod.container().wait_log("up")
+    assert pod.container().stop().exit_code == 5
+    assert pod.container().logs() == "up\nbye\n"
+
+
+def test_a_container_outlives_containerd(node: Node, shell_image: str) -> None:
+    pod = node.kubelet.run_pod("stays", [shell(shell_image, "sleep 1000")])
+    pid = pod.container().host_pid
+    node.restart_containerd()
+    assert pod.container().running
+    assert pod.container().host_pid == pid
+    os.kill(pid, 9)
+    assert pod.container().wait_exit().exit_code == 137
+
+
+def test_the_host_is_left_alone(node: Node) -> None:
+    """A second node comes and goes beside the first one."""
+    before = take_host()
+    with Node(node.suite) as second:
+        second.start_containerd()
+        assert take_host() != before
+    assert take_host() == before
