@@ -30,7 +30,11 @@ class Plugin:
         """The sandbox is set up, network included; `pod.ips` is known from NRI 0.8 on."""
 
     async def stop_pod_sandbox(self, pod: Pod) -> None:
-        """The containers of the pod are stopped and the sandbox is going down."""
+        """The containers of the pod are stopped and the sandbox is going down.
+
+        containerd sends this and `remove_pod_sandbox` only for sandboxes that it made itself since
+        its last start: a plugin that keeps something per pod must also learn from `synchronize`.
+        """
 
     async def remove_pod_sandbox(self, pod: Pod) -> None:
         """The pod is being removed."""

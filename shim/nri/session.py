@@ -69,7 +69,7 @@ class Pace:
     first_s: float = 0.05
     absent_s: float = 1.0
     dropped_s: float = 30.0
-    settled_s: float = 10.0
+    settled_s: float = 1.0
 
 
 def _log_state(state: State) -> None:
