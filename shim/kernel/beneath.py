@@ -17,6 +17,7 @@ from shim.kernel.libc import NR_OPENAT2, syscall
 _NO_MAGICLINKS = 0x02
 _NO_SYMLINKS = 0x04
 _BENEATH = 0x08
+_IN_ROOT = 0x10
 _AT_EAGAIN_TRIES = 8
 
 O_PATH_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW
@@ -30,7 +31,18 @@ def open_beneath(root_dirfd: int, path: str, flags: int = os.O_RDONLY, mode: int
     A symlink anywhere on the way, also as the last part, is ELOOP; `..` out of the root and an
     absolute path are EXDEV. `mode` counts only with O_CREAT. Raises OSError. Source: openat2(2).
     """
-    resolve = _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS
+    return _openat2(root_dirfd, path, flags, mode, _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS)
+
+
+def open_in_root(root_dirfd: int, path: str, flags: int = os.O_RDONLY) -> OwnedFd:
+    """Open `path` as a process would whose root is `root_dirfd`: its links lead nowhere else.
+
+    For names inside of a container, where links such as /var/run are usual. Raises OSError.
+    """
+    return _openat2(root_dirfd, path, flags, 0, _IN_ROOT | _NO_MAGICLINKS)
+
+
+def _openat2(root_dirfd: int, path: str, flags: int, mode: int, resolve: int) -> OwnedFd:
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
     for left in reversed(range(_AT_EAGAIN_TRIES)):
         try:

@@ -34,7 +34,7 @@ from shim.contract.paths import (
 )
 from shim.criu import options
 from shim.criu.restore import restore
-from shim.gate.decide import compare_power
+from shim.gate.decide import compare_memory, compare_power
 from shim.gate.facts import memory_limit, power_facts
 from shim.kernel.addresses import global_addresses
 from shim.kernel.fds import OwnedFd
@@ -123,15 +123,13 @@ class Swap:
         with OwnedFd(os.open(self.snapshot, flags)) as snapshot:
             captured = manifest.read(snapshot.fileno(), snapshot=self.ticket.snapshot)
             manifest.check_files(captured, snapshot.fileno(), container=container)
-        refusals = compare_power(captured.facts, power_facts(self.bundle.spec))
-        limit = memory_limit(self.bundle.spec)
-        reasons = [f"{no.fact}: captured {no.captured}, wanted {no.wanted}" for no in refusals]
-        if limit and limit < captured.requires.memory_bytes:
-            reasons.append(f"memory limit {limit} < {captured.requires['memory_bytes']} bytes")
+        reasons = compare_power(captured.facts, power_facts(self.bundle.spec))
+        needed = captured.requires.memory_bytes
+        reasons += compare_memory(needed, memory_limit(self.bundle.spec))
         if reasons:
             raise SnapshotDoesNotFit(
                 "the snapshot does not fit the container", container=self.ticket.container,
-                why="; ".join(reasons), do="Capture a pod with the same spec.",
+                why="; ".join(map(str, reasons)), do="Capture a pod with the same spec.",
             )  # fmt: skip
         return captured
 

@@ -1,0 +1,123 @@
+"""What is taken of a container, most of it while it is frozen: CRIU's images, rootfs, /dev/shm.
+
+Blocking: runs in a thread of the daemon's. The order is what keeps the snapshot consistent.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from shim.capture import tool
+from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
+from shim.capture.source import frozen
+from shim.contract.errors import CriuDumpFailed, RootfsNotCopied
+from shim.contract.paths import (
+    CONTAINER_CRIU_CONF,
+    CONTAINER_WORK,
+    SNAPSHOT_CRIU,
+    SNAPSHOT_ROOTFS,
+    SNAPSHOT_SHM,
+    SNAPSHOTS,
+)
+from shim.criu import images, options
+from shim.criu.log import first_error
+from shim.kernel.shared_mappings import writable_shared_files
+from shim.rootfs import devshm, overlay
+from shim.rootfs.diff import DiffCopy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from shim.capture.source import Source
+
+_DUMP_S = 300.0
+
+
+@contextmanager
+def _step(steps: dict[str, float], name: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        steps[name] = round(time.monotonic() - began, 4)
+
+
+def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
+    """Fill `staging` with criu/, rootfs/ and shm/. The container runs again when this returns.
+
+    steps: seconds by step, filled while it runs. Raises CaptureFailed of the step's kind.
+    """
+    mounted = _overlay(source)
+    # A restored container has the diff of its own snapshot below its upperdir.
+    diffs = [path for path in mounted.absolute_lowerdirs() if path.startswith(f"{SNAPSHOTS}/")]
+    base = [path for path in mounted.absolute_lowerdirs() if path not in diffs]
+    layers = [mounted.upperdir, *diffs]
+    for name in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM):
+        (staging / name).mkdir(mode=0o700)
+    options.write(str(source.private / CONTAINER_CRIU_CONF))
+    with DiffCopy(
+        layers, str(staging / SNAPSHOT_ROOTFS), container=source.container, base=base,
+        userxattr=mounted.has_userxattr(),
+    ) as diff:  # fmt: skip
+        with _step(steps, "precopy"):
+            diff.precopy()
+        with frozen(source, steps) as freezer:
+            pids = freezer.pids()
+            lost = inodes_by_lost_name(pids)
+            with _step(steps, "criu"):
+                _checkpoint(source, staging / SNAPSHOT_CRIU)
+            with _step(steps, "rootfs"):
+                diff.finish(always_paths=writable_shared_files(pids))
+            with _step(steps, "shm"):
+                _copy_shm(source, staging / SNAPSHOT_SHM)
+            copied = [
+                Copied("dev/shm/", source.shm, str(staging / SNAPSHOT_SHM)),
+                Copied("", mounted.upperdir, str(staging / SNAPSHOT_ROOTFS)),
+            ]
+            remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
+            give_links(remaps, lost, copied, source.container)
+
+
+def _overlay(source: Source) -> overlay.Overlay:
+    try:
+        return overlay.read_overlay(source.rootfs)
+    except (OSError, ValueError) as error:
+        raise RootfsNotCopied(
+            "cannot find the container's upperdir", container=source.container, why=str(error),
+            do="Is the node's snapshotter overlayfs?",
+        ) from error  # fmt: skip
+
+
+def _copy_shm(source: Source, target: Path) -> None:
+    if not source.shm:
+        return
+    dirfd = os.open(source.shm, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        devshm.capture(dirfd, str(target), container=source.container)
+    finally:
+        os.close(dirfd)
+
+
+def _checkpoint(source: Source, image_dir: Path) -> None:
+    work = source.private / CONTAINER_WORK
+    work.mkdir(mode=0o700, exist_ok=True)
+    argv = [
+        *source.runtime, f"--log={work}/runc.log", "--log-format=json", "checkpoint",
+        "--leave-running", f"--image-path={image_dir}", f"--work-path={work}", source.container,
+    ]  # fmt: skip
+    why = ""
+    try:
+        ended = tool.run(argv, within_s=_DUMP_S)
+        if ended.status:
+            why = first_error(str(work), "dump.log")
+    except (OSError, TimeoutError) as error:
+        why = str(error)
+    if why:
+        raise CriuDumpFailed(
+            "cannot dump the process tree", container=source.container, why=why,
+            do=f"The whole log is {work}/dump.log while the container exists.",
+        )  # fmt: skip

@@ -1,0 +1,119 @@
+"""The order of a capture: quiesce, dump, resume, and the snapshot's description.
+
+The source goes on serving whatever happens: what is frozen is thawed and what was quiesced is
+resumed before anything else is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shim.capture import workload
+from shim.capture.dump import dump
+from shim.contract.errors import QuiesceFailed
+from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
+from shim.criu import images
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from shim.capture.source import Source
+    from shim.nri.annotations import ExecCall, HttpCall
+
+_CALL_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What lies in staging now. network: the manifest's object. sizes in bytes, steps in seconds."""
+
+    network: dict[str, Any]
+    sizes: dict[str, int]
+    memory_bytes: int
+    steps: dict[str, float]
+
+
+async def capture(
+    source: Source,
+    staging: Path,
+    network: dict[str, Any],
+    *,
+    quiesce: HttpCall | ExecCall | None,
+    resume: HttpCall | ExecCall | None,
+) -> Taken:
+    """Take everything of `source` into `staging`.
+
+    network: what the hook recorded at its start. Raises CaptureFailed; the source then runs as
+    before. Cancelling waits for the frozen window to end.
+    """
+    source.check()
+    steps: dict[str, float] = {}
+    began = time.monotonic()
+    async with _quiesced(source, quiesce, resume):
+        # Shielded: a daemon that is told to stop must not leave a container frozen.
+        await asyncio.shield(asyncio.to_thread(dump, source, staging, steps))
+    steps["total"] = round(time.monotonic() - began, 4)
+    return await asyncio.to_thread(_described, staging, network, steps)
+
+
+@asynccontextmanager
+async def _quiesced(
+    source: Source, quiesce: HttpCall | ExecCall | None, resume: HttpCall | ExecCall | None
+) -> AsyncIterator[None]:
+    try:
+        await _call(source, quiesce)
+        yield
+    finally:
+        await _call(source, resume)
+
+
+async def _call(source: Source, wanted: HttpCall | ExecCall | None) -> None:
+    if wanted is None:
+        return
+    try:
+        if (argv := getattr(wanted, "argv", None)) is not None:
+            await workload.execute(source, argv, within_s=_CALL_S)
+        else:
+            await workload.request(
+                source, "http", wanted.port, method=wanted.method, target=wanted.path,
+                within_s=_CALL_S,
+            )  # fmt: skip
+    except workload.WorkloadRefused as error:
+        raise QuiesceFailed(
+            "the quiesce or resume call failed", container=source.container, why=str(error),
+            do="Check the pod's quickthaw.io/quiesce and resume annotations.",
+        ) from error  # fmt: skip
+
+
+def _described(staging: Path, network: dict[str, Any], steps: dict[str, float]) -> Taken:
+    addresses = [
+        str(entry["address"])
+        for entry in network.get("addresses") or ()
+        if entry.get("link") != "lo" and entry.get("scope") == 0
+    ]
+    patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
+    described = {
+        **network,
+        "bound_addresses": sorted({address for address, _ in patches}),
+        "patches": [{"address": address, "offsets": offsets} for address, offsets in patches],
+    }
+    criu = _bytes_in(staging / SNAPSHOT_CRIU)
+    shm = _bytes_in(staging / SNAPSHOT_SHM)
+    pages = sum(path.stat().st_size for path in (staging / SNAPSHOT_CRIU).glob("pages-*.img"))
+    sizes = {"criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm}
+    return Taken(described, sizes, pages + shm, steps)
+
+
+def _bytes_in(directory: Path) -> int:
+    """Bytes on disk of all that is in it."""
+    return sum(
+        os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_blocks * 512
+        for _, _, names, dirfd in os.fwalk(directory)
+        for name in names
+    )

@@ -1,0 +1,75 @@
+"""The daemon's door to other programs: short environment, deadline, always reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ENVIRONMENT: Final = {
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+_TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """status: 128 + signal when it was killed. tail: the end of what it printed."""
+
+    status: int
+    tail: str
+
+
+def run(argv: Sequence[str], *, within_s: float) -> Ended:
+    """Run one program to its end, for callers in a thread of their own.
+
+    Raises TimeoutError after killing its process group, OSError when it cannot be executed.
+    """
+    with subprocess.Popen(
+        list(argv), env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise TimeoutError(f"{argv[0]} did not end within {within_s:g} s") from None
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return Ended(_status(process.returncode), _text(output))
+
+
+async def run_async(argv: Sequence[str], *, within_s: float) -> Ended:
+    """The same on the event loop; being cancelled kills the program, too."""
+    process = await asyncio.create_subprocess_exec(
+        *argv, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(within_s):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        raise TimeoutError(f"{argv[0]} did not end within {within_s:g} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return Ended(_status(process.returncode or 0), _text(output))
+
+
+def _status(returncode: int) -> int:
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def _text(output: bytes) -> str:
+    return output[-_TAIL_BYTES:].decode(errors="replace").strip()
