@@ -14,6 +14,7 @@ from protos import cri_pb2_grpc as rpc
 CALL_WITHIN_S: Final = 120.0
 """kubelet's own limit for a runtime call is two minutes."""
 READY_WITHIN_S: Final = 30.0
+NOT_YET: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)
 CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -42,8 +43,8 @@ class Cri:
                     pb.StatusRequest(), timeout=READY_WITHIN_S, wait_for_ready=True
                 )
             except grpc.RpcError as error:
-                # The socket is there a moment before the plugin behind it.
-                if error.code() != grpc.StatusCode.UNIMPLEMENTED:
+                # The socket is there before the plugin behind it, and that before it has recovered.
+                if error.code() not in NOT_YET:
                     raise
             else:
                 if all(condition.status for condition in answer.status.conditions):

@@ -23,6 +23,7 @@ from typing import IO, Any, Final, Self
 from tests.node import base, cgroups, kernel, runs
 
 HERE: Final = Path(__file__).parent
+ENTER: Final = str(HERE / "enter.py")
 UP_WITHIN_S: Final = 30.0
 RETRY_EVERY_S: Final = 0.005
 ON_DISK: Final = {
@@ -187,7 +188,7 @@ class Enclosure:
             "environment": {**ENVIRONMENT, **(environment or {})},
             "report_fd": report_fd,
         }
-        command = [sys.executable, "-ISE", str(HERE / "enter.py"), json.dumps(entry), *argv]
+        command = [sys.executable, "-ISE", ENTER, json.dumps(entry), *argv]
         fds = () if report_fd is None else (report_fd,)
         return subprocess.Popen(command, pass_fds=fds, start_new_session=True, **options)
 

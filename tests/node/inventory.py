@@ -5,12 +5,13 @@ A difference is something that a test, and therefore the product, has left behin
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
 from tests.node import cgroups
-from tests.node.enclosure import Enclosure
+from tests.node.enclosure import ENTER, Enclosure
 from tests.node.runs import RUNS, of_this_process
 
 WATCHED: Final = (
@@ -73,16 +74,20 @@ def take(node: Enclosure) -> Inventory:
 
 
 def _processes(node: Enclosure) -> tuple[str, ...]:
-    """Number and command of each process in the node's cgroups, but for those that look."""
-    found = []
-    for pid in sorted(_pids(node)):
+    """How many processes of each command line are in the node's cgroups.
+
+    No pids: a daemon that was restarted is no left-over. Not those that bring a command in, either.
+    """
+    found: Counter[str] = Counter()
+    for pid in _pids(node):
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             name = Path(f"/proc/{pid}/comm").read_text().strip()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        found.append(f"{pid} {name} {command[:100]}".strip())
-    return tuple(found)
+        if ENTER not in command:
+            found[f"{name}: {command[:160]}".strip()] += 1
+    return tuple(sorted(f"{count} x {command}" for command, count in found.items()))
 
 
 def _pids(node: Enclosure) -> set[int]:
