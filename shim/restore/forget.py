@@ -39,7 +39,7 @@ def _undo_unfinished(container: str) -> None:
         if kind == journal.DONE:
             return  # /dev/shm is the pod's now, as it would be after a cold start
         if kind == journal.SHM and isinstance(subject, dict):
-            shmfill.undo(subject["source"], subject["target"])
+            shmfill.undo(subject["target"], subject["put"])
         # ROOTFS needs nothing: containerd unmounts the bundle's root file system by itself.
 
 

@@ -150,9 +150,10 @@ class Swap:
         target = self.bundle.mount_source("/dev/shm")
         if not target or not os.path.isdir(source) or not os.listdir(source):
             return
-        journal.note(f"{self.private}/journal", journal.SHM, {"source": source, "target": target})
-        undo.callback(shmfill.undo, source, target)
-        shmfill.fill(source, target, container=self.ticket.container)
+        put = shmfill.plan(source, target, container=self.ticket.container)
+        journal.note(f"{self.private}/journal", journal.SHM, {"target": target, "put": put})
+        undo.callback(shmfill.undo, target, put)
+        shmfill.fill(source, target, put, container=self.ticket.container)
 
     def _readdress(self, captured: Manifest) -> tuple[list[str], str]:
         """The new pod's addresses, and the directory with the images that CRIU is to read."""
