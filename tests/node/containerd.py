@@ -11,6 +11,8 @@ from tests.node.units import Service, Unit
 
 SOCKET: Final = "/run/containerd/containerd.sock"
 UNIT: Final = Unit("containerd", ("/usr/bin/containerd",))
+DROP_IN: Final = "/usr/share/quickthaw/containerd/config-v2.toml"
+"""What our package ships for a config.toml of version 2, which both suites have."""
 POD_NETWORK_V4: Final = "10.88.0.0/16"
 POD_NETWORK_V6: Final = "fd00:88::/64"
 
@@ -34,6 +36,7 @@ imports = ["/etc/containerd/conf.d/*.toml"]
   path = "/var/lib/containerd/opt"
 """
 
+RUNTIME_TABLE: Final = '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]'
 CNI: Final = f"""\
 {{
   "cniVersion": "1.0.0",
@@ -57,26 +60,44 @@ CNI: Final = f"""\
 
 
 class Containerd:
-    """containerd on one node. `cri` is there while it runs."""
+    """containerd on one node. `cri` is there while it runs.
+
+    With `swapping` the next start makes it call quickthaw-runc, which must be installed.
+    """
 
     def __init__(self, node: Enclosure) -> None:
         self.service = Service(node, UNIT)
+        self.swapping = False
         self._node = node
         self._cri: Cri | None = None
 
     def configure(self) -> None:
-        """Write configuration and networks; what conf.d has is added to it."""
-        self._node.write("/etc/containerd/config.toml", CONFIG)
-        self._node.path("/etc/containerd/conf.d").mkdir(exist_ok=True)
+        """Write configuration and networks, as docs/operations.md tells an administrator to."""
+        config = CONFIG
+        imported = self._node.path("/etc/containerd/conf.d/quickthaw.toml")
+        imported.parent.mkdir(exist_ok=True)
+        imported.unlink(missing_ok=True)
+        if self.swapping:
+            drop_in = self._node.path(DROP_IN).read_text()
+            if self._replaces_sections():
+                config += drop_in[drop_in.index(RUNTIME_TABLE) :]
+            else:
+                imported.write_text(drop_in)
+        self._node.write("/etc/containerd/config.toml", config)
         self._node.write("/etc/cni/net.d/10-pods.conflist", CNI)
         # No one else is on the bridge: waiting for duplicates would only delay each pod.
         self._node.write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")
+
+    def _replaces_sections(self) -> bool:
+        """containerd 1 takes a plugin's section from the import alone, 2 merges the two."""
+        return self._node.run(["containerd", "--version"]).split()[2].startswith("1.")
 
     def start(self) -> None:
         """Start it, wait until CRI answers and the network is ready, and give it the pause image.
 
         Raises ServiceFailed.
         """
+        self.configure()
         self.service.start(ready=self._ready)
         if PAUSE not in self.cri.image_names():
             import_image(self._node, pause_image())

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from tests.node.containerd import Containerd
 from tests.node.cri import Cri
@@ -18,7 +18,7 @@ DAEMON_TMPFILES: Final = "/usr/lib/tmpfiles.d/quickthaw.conf"
 
 
 class Node(Enclosure):
-    """One node: `with Node("forky") as node`. Starts with containerd configured, but not running.
+    """One node: `with Node("forky") as node`. Nothing runs on it at first.
 
     The order of a real node's life: `install_deb`, `start_containerd`, `start_daemon`, pods.
     """
@@ -28,11 +28,6 @@ class Node(Enclosure):
         self.containerd = Containerd(self)
         self.kubelet = Kubelet(self)
         self._daemon: Service | None = None
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self.containerd.configure()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.kill_daemon()
@@ -45,11 +40,16 @@ class Node(Enclosure):
         return self.containerd.cri
 
     def install_deb(self, deb: Path) -> str:
-        """Install a package with dpkg; what dpkg wrote. Raises CommandFailed."""
+        """Install our package with dpkg; what dpkg wrote. Raises CommandFailed.
+
+        containerd calls quickthaw-runc from its next start on, until `containerd.swapping` is
+        set to False and it is started again.
+        """
         inside = f"/var/tmp/{deb.name}"
         self.path(inside).write_bytes(deb.read_bytes())
         wrote = self.run(["dpkg", "--install", inside], timeout_s=300)
         self.path(inside).unlink()
+        self.containerd.swapping = True
         return wrote
 
     def start_containerd(self) -> None:
