@@ -1,0 +1,83 @@
+"""containerd's own API, read only: the spec of a container, its image's digest, its log.
+
+NRI does not tell a container's user, working directory or seccomp profile; containerd's record of
+it has the whole OCI spec, adjustments included.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from protos import (
+    containerd_containers_pb2,
+    containerd_containers_pb2_grpc,
+    containerd_images_pb2,
+    containerd_images_pb2_grpc,
+)
+
+if TYPE_CHECKING:
+    from shim.contract.names import ContainerId
+
+_METADATA = "io.cri-containerd.container.metadata"
+_CALL_S = 5.0
+
+
+class ContainerdRefused(Exception):
+    """A call was not answered, or with an error. The message has containerd's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """spec: the OCI spec that the runtime is given. image: its name. log_path: or empty."""
+
+    spec: dict[str, Any]
+    image: str
+    image_digest: str
+    log_path: str
+
+
+class Containerd:
+    """A connection to containerd, made when it is first needed and again after a restart."""
+
+    def __init__(self, socket: str, namespace: str) -> None:
+        self._channel = grpc.aio.insecure_channel(f"unix://{socket}")
+        self._metadata = (("containerd-namespace", namespace),)
+        self._containers = containerd_containers_pb2_grpc.ContainersStub(self._channel)
+        self._images = containerd_images_pb2_grpc.ImagesStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close(None)
+
+    async def record(self, container: ContainerId) -> Record:
+        """What containerd knows of a container. Raises ContainerdRefused."""
+        try:
+            found = (
+                await self._containers.Get(
+                    containerd_containers_pb2.GetContainerRequest(id=container),
+                    metadata=self._metadata, timeout=_CALL_S,
+                )
+            ).container  # fmt: skip
+            image = (
+                await self._images.Get(
+                    containerd_images_pb2.GetImageRequest(name=found.image),
+                    metadata=self._metadata, timeout=_CALL_S,
+                )
+            ).image  # fmt: skip
+        except grpc.RpcError as error:
+            raise ContainerdRefused(f"{container}: {error}") from error
+        return Record(
+            json.loads(found.spec.value), found.image, image.target.digest, _log_path(found)
+        )
+
+
+def _log_path(found: containerd_containers_pb2.Container) -> str:
+    """The log file that kubelet asked for, from the CRI plugin's own record."""
+    if _METADATA not in found.extensions:
+        return ""
+    metadata = json.loads(found.extensions[_METADATA].value)
+    return str(metadata.get("Metadata", {}).get("LogPath") or "")

@@ -1,0 +1,140 @@
+"""What quickthaw does at each NRI event: adjust, decide, notice how it went, capture, forget.
+
+containerd waits for every answer, and the pod with it: what is slow is handed to a task.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from shim.contract import outcome
+from shim.contract.errors import BadAnnotation
+from shim.contract.names import ContainerId
+from shim.daemon.registry import Pod, State, Tracked
+from shim.nri import adjust, annotations
+from shim.nri.events import Plugin
+from shim.restore.forget import forget
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from protos import nri_pb2
+    from shim.daemon.captures import Captures
+    from shim.daemon.decision import Decider
+    from shim.daemon.registry import Registry
+    from shim.daemon.reporter import Reporter
+
+log = logging.getLogger(__name__)
+
+_RESTART_COUNT = "io.kubernetes.container.restartCount"
+_RUNNING = 3  # nri_pb2.CONTAINER_RUNNING; a name of the generated module that mypy cannot see
+
+
+class NodePlugin(Plugin):
+    """The daemon's handlers. It owns nothing: the registry has the state."""
+
+    def __init__(
+        self, registry: Registry, decider: Decider, captures: Captures, reporter: Reporter
+    ) -> None:
+        self._registry, self._decider = registry, decider
+        self._captures, self._reporter = captures, reporter
+
+    async def create_container(
+        self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
+    ) -> nri_pb2.ContainerAdjustment | None:
+        tracked = self._track(pod, container)
+        if tracked is None:
+            return None
+        adjust.prepare(tracked.container)
+        self._registry.add(tracked)
+        return adjust.adjustment(tracked.container)
+
+    async def post_create_container(
+        self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
+    ) -> None:
+        if tracked := self._registry.get(container.id):
+            await self._decider.decide(tracked)
+
+    async def post_start_container(
+        self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
+    ) -> None:
+        if tracked := self._registry.get(container.id):
+            tracked.pid = container.pid
+            self._started(tracked)
+
+    async def stop_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
+        if tracked := self._registry.get(container.id):
+            self._captures.give_up(tracked, "the container ended")
+
+    async def remove_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
+        if tracked := self._registry.remove(container.id):
+            self._captures.give_up(tracked, "the container was removed")
+            # A create that failed or was refused is known by its outcome alone.
+            self._take_outcome(tracked)
+            forget(tracked.container)
+
+    async def synchronize(
+        self, pods: Sequence[nri_pb2.PodSandbox], containers: Sequence[nri_pb2.Container]
+    ) -> None:
+        """Take up what exists already, and take away what is ours of containers that do not."""
+        by_id = {pod.id: pod for pod in pods}
+        known = self._registry.replace_all(
+            tracked
+            for container in containers
+            if (pod := by_id.get(container.pod_sandbox_id))
+            if (tracked := self._track(pod, container, quiet=True))
+        )
+        for container in containers:
+            tracked = known.get(container.id)
+            if tracked and container.state == _RUNNING:
+                tracked.pid = container.pid
+                self._captures.adopt(tracked)
+        self._registry.sweep()
+
+    def _track(
+        self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container, *, quiet: bool = False
+    ) -> Tracked | None:
+        """The container as one of ours; None when its pod did not opt in, or wrongly."""
+        try:
+            wish = annotations.parse(dict(pod.annotations), container.name)
+        except BadAnnotation as error:
+            if not quiet:
+                where = Pod(pod.namespace, pod.name, pod.uid)
+                self._reporter.bad_annotation(where, container.name, error)
+            return None
+        if wish is None:
+            return None
+        restarts = container.annotations.get(_RESTART_COUNT, "0")
+        return Tracked(
+            ContainerId(container.id),
+            container.name,
+            Pod(pod.namespace, pod.name, pod.uid, tuple(pod.ips)),
+            wish,
+            restarts=int(restarts) if restarts.isdecimal() else 0,
+        )
+
+    def _started(self, tracked: Tracked) -> None:
+        result = self._take_outcome(tracked)
+        if result == outcome.RESTORED:
+            tracked.become(State.RESTORED)
+            return
+        if tracked.state is not State.COLD:
+            tracked.become(State.COLD, tracked.reason)
+        self._captures.begin(tracked)
+
+    def _take_outcome(self, tracked: Tracked) -> str:
+        """Tell everybody how the swap ended, if one was tried. Returns its result or empty."""
+        try:
+            found = outcome.take(tracked.container)
+        except (OSError, ValueError) as error:
+            log.error("the outcome of %s is damaged: %s", tracked.container, error)
+            return ""
+        if found is None:
+            return ""
+        if found.get("result") != outcome.RESTORED:
+            tracked.become(State.COLD, str(found.get("error")))
+        tracked.snapshot = str(found.get("snapshot") or "")
+        self._reporter.swapped(tracked, found)
+        return str(found.get("result"))
+

@@ -1,0 +1,114 @@
+"""The containers that opted in and exist: what was decided about each, and how it went."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, SWAPPED, TICKETS
+from shim.restore.forget import forget
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable, Iterator
+
+    from shim.contract.names import ContainerId
+    from shim.daemon.decision import Identity
+    from shim.nri.annotations import Wish
+
+log = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """What a person sees in `quickthaw status`."""
+
+    CREATED = "created"
+    RESTORING = "restoring"
+    RESTORED = "restored"
+    COLD = "cold"
+    WAITING = "waiting until ready"
+    CAPTURING = "capturing"
+    CAPTURED = "captured"
+    CAPTURE_FAILED = "capture failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod as NRI names it. addresses: where the runtime tells them."""
+
+    namespace: str
+    name: str
+    uid: str
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One container. Only the event loop changes it.
+
+    reason: why it is in this state, for people. identity: what it is matched by, once containerd
+    has told its spec. pid: of its init as the host sees it, 0 before it runs.
+    """
+
+    container: ContainerId
+    name: str
+    pod: Pod
+    wish: Wish
+    restarts: int = 0
+    pid: int = 0
+    state: State = State.CREATED
+    reason: str = ""
+    snapshot: str = ""
+    identity: Identity | None = None
+    since: float = field(default_factory=time.monotonic)
+    task: asyncio.Task[None] | None = None
+
+    def become(self, state: State, reason: str = "") -> None:
+        """Change the state, with the reason for it."""
+        self.state, self.reason, self.since = state, reason, time.monotonic()
+
+
+class Registry:
+    """All tracked containers by id, and the clean-up of what belongs to none of them."""
+
+    def __init__(self) -> None:
+        self._tracked: dict[str, Tracked] = {}
+
+    def __iter__(self) -> Iterator[Tracked]:
+        return iter(list(self._tracked.values()))
+
+    def add(self, tracked: Tracked) -> None:
+        """Take up a container."""
+        self._tracked[tracked.container] = tracked
+
+    def get(self, container: str) -> Tracked | None:
+        """The container with this id, if it is one of ours."""
+        return self._tracked.get(container)
+
+    def remove(self, container: str) -> Tracked | None:
+        """Forget the container, and return what was known of it."""
+        return self._tracked.pop(container, None)
+
+    def replace_all(self, found: Iterable[Tracked]) -> dict[str, Tracked]:
+        """Keep of those that we know what exists, add what is new, drop the rest."""
+        self._tracked = {
+            tracked.container: self._tracked.get(tracked.container, tracked) for tracked in found
+        }
+        return self._tracked
+
+    def sweep(self) -> None:
+        """Take away what an earlier daemon, or a swap that was killed, left of other containers."""
+        left = {name for directory in (CONTAINERS, CONTROL, SWAPPED) for name in os.listdir(directory)}
+        left |= {name.removesuffix(".json") for name in os.listdir(TICKETS)}
+        for container in sorted(left - self._tracked.keys()):
+            try:
+                forget(container)
+            except (OSError, ValueError) as error:
+                log.error("cannot take away what is left of container %s: %s", container, error)
+        for name in os.listdir(OUTCOMES):
+            if name.partition(".")[0] not in self._tracked:
+                os.unlink(f"{OUTCOMES}/{name}")

@@ -1,0 +1,98 @@
+"""One place that tells people how a container fared: the journal and the counters.
+
+A line has what, which container, why and what to do, and is written once.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+if TYPE_CHECKING:
+    from shim.contract.errors import QuickthawError
+    from shim.daemon.registry import Pod, Tracked
+
+log = logging.getLogger("quickthawd")
+
+_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 120)
+
+
+class Reporter:
+    """Counters by result and reason, and lines in the journal."""
+
+    def __init__(self) -> None:
+        self.metrics = CollectorRegistry()
+        self._restores = Counter(
+            "quickthaw_restores", "Swaps that were tried, by result.", ["result", "reason"],
+            registry=self.metrics,
+        )  # fmt: skip
+        self._captures = Counter(
+            "quickthaw_captures", "Captures that were tried, by result.", ["result", "reason"],
+            registry=self.metrics,
+        )  # fmt: skip
+        self._restore_s = Histogram(
+            "quickthaw_restore_seconds", "From the call of create to its answer.",
+            registry=self.metrics, buckets=_BUCKETS_S,
+        )  # fmt: skip
+        self._frozen_s = Histogram(
+            "quickthaw_capture_frozen_seconds", "How long a captured container was frozen.",
+            registry=self.metrics, buckets=_BUCKETS_S,
+        )  # fmt: skip
+
+    def bad_annotation(self, pod: Pod, container: str, error: QuickthawError) -> None:
+        """The pod's author wrote something that we do not understand."""
+        self._restores.labels("refused", "BadAnnotation").inc()
+        log.warning("pod %s/%s, container %s: %s", pod.namespace, pod.name, container, error)
+
+    def no_restore(self, tracked: Tracked, reason: str, why: str) -> None:
+        """The decision was a cold start, although the pod asked for a restore."""
+        self._restores.labels("cold", reason).inc()
+        log.info("%s starts cold: %s", _named(tracked), why)
+
+    def decided(self, tracked: Tracked) -> None:
+        """The container is to be restored."""
+        log.info("%s is to start from snapshot %s", _named(tracked), tracked.snapshot[:12])
+
+    def swapped(self, tracked: Tracked, outcome: dict[str, object]) -> None:
+        """`quickthaw-runc` tells how its swap ended."""
+        result, reason = str(outcome.get("result")), str(outcome.get("error_class") or "none")
+        seconds = float(str(outcome.get("seconds") or 0))
+        self._restores.labels(result, reason).inc()
+        snapshot = str(outcome.get("snapshot"))[:12]
+        if result == "restored":
+            self._restore_s.observe(seconds)
+            steps = outcome.get("steps")
+            log.info("%s restored from %s in %.3f s %s", _named(tracked), snapshot, seconds, steps)
+        else:
+            log.warning("%s: %s", _named(tracked), outcome.get("error"))
+
+    def captured(self, tracked: Tracked, frozen_s: float, total_s: float) -> None:
+        """A snapshot was published."""
+        self._captures.labels("published", "none").inc()
+        self._frozen_s.observe(frozen_s)
+        log.info(
+            "%s captured as %s: frozen %.3f s, %.3f s in all",
+            _named(tracked), tracked.snapshot[:12], frozen_s, total_s,
+        )  # fmt: skip
+
+    def not_captured(self, tracked: Tracked, error: QuickthawError) -> None:
+        """A capture failed; its source goes on."""
+        self._captures.labels("failed", type(error).__name__).inc()
+        log.warning("%s: %s", _named(tracked), error)
+
+    def counters(self) -> dict[str, float]:
+        """Every counter that is not zero, as `name{labels}`: for `quickthaw status`."""
+        found = {}
+        for family in self.metrics.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_total") and sample.value:
+                    labels = ",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items()))
+                    found[f"{sample.name}{{{labels}}}"] = sample.value
+        return found
+
+
+def _named(tracked: Tracked) -> str:
+    pod = tracked.pod
+    return f"{pod.namespace}/{pod.name}/{tracked.name} ({tracked.container[:12]})"

@@ -1,0 +1,64 @@
+"""What an opted-in container is given, cold or restored: control directory, hooks, CRIU options.
+
+The same for both, so that the spec of a captured container and of one to be restored are alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from protos import nri_pb2
+from shim.contract.paths import (
+    CONTAINER_CRIU_CONF,
+    CONTAINERS,
+    CONTROL,
+    CONTROL_IN_CONTAINER,
+    PREFIX,
+)
+from shim.criu import options
+from shim.kernel import mounts
+
+_HOOK: Final = f"{PREFIX}/bin/quickthaw-hook"
+_HOOK_S: Final = 20
+"""A container must not wait for ever for a hook; runc then fails its create."""
+_CONTROL_OPTIONS: Final = "mode=1777,size=1m,nr_inodes=64"
+"""The container writes there, and must not be able to fill the node's /run."""
+
+
+def prepare(container: str) -> None:
+    """Make the container's directories. Raises OSError after taking away what it made."""
+    private, control = f"{CONTAINERS}/{container}", f"{CONTROL}/{container}"
+    with contextlib.ExitStack() as undo:
+        os.mkdir(private, 0o700)
+        undo.callback(os.rmdir, private)
+        os.mkdir(control, 0o700)
+        undo.callback(os.rmdir, control)
+        flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+        mounts.mount("tmpfs", control, "tmpfs", flags, _CONTROL_OPTIONS)
+        undo.callback(mounts.unmount, control, detach=True)
+        options.write(f"{private}/{CONTAINER_CRIU_CONF}")
+        undo.pop_all()
+
+
+def adjustment(container: str) -> nri_pb2.ContainerAdjustment:
+    """What containerd adds to the container's spec."""
+    return nri_pb2.ContainerAdjustment(
+        annotations={options.ANNOTATION: f"{CONTAINERS}/{container}/{CONTAINER_CRIU_CONF}"},
+        mounts=[
+            nri_pb2.Mount(
+                destination=CONTROL_IN_CONTAINER,
+                type="bind",
+                source=f"{CONTROL}/{container}",
+                options=["bind", "rprivate", "rw", "nosuid", "nodev", "noexec"],
+            )
+        ],
+        hooks=nri_pb2.Hooks(prestart=[_hook("prestart")], poststop=[_hook("poststop")]),
+    )
+
+
+def _hook(name: str) -> nri_pb2.Hook:
+    return nri_pb2.Hook(
+        path=_HOOK, args=["quickthaw-hook", name], timeout=nri_pb2.OptionalInt(value=_HOOK_S)
+    )
