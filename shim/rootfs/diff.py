@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shim.contract.errors import RootfsNotCopied
-from shim.kernel.beneath import O_PATH_NOFOLLOW, O_WALK, open_beneath, open_dir, remove_tree
+from shim.kernel.beneath import O_PATH_NOFOLLOW, O_WALK, open_beneath, remove_tree
 from shim.kernel.fds import OwnedFd
-from shim.rootfs.inode import Changed, Copier
+from shim.rootfs.inode import O_SOURCE_DIR, Changed, Copier
 from shim.rootfs.layers import Marks, base_has, merge, open_merged
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ class DiffCopy:
         self._seen: dict[str, _Copied] = {}
         self._pass = _Pass(frozen=False, settled_before_ns=0, always=frozenset())
         with contextlib.ExitStack() as opened, self._border():
-            self._layers = [opened.enter_context(open_dir(path)).fileno() for path in layers]
-            self._base = [opened.enter_context(open_dir(path)).fileno() for path in base]
-            self._root = opened.enter_context(open_dir(target)).fileno()
+            self._layers = [_open(path, opened) for path in layers]
+            self._base = [_open(path, opened) for path in base]
+            self._root = _open(target, opened)
             if os.listdir(self._root):
                 raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), target)
             self._opened = opened.pop_all()
@@ -239,7 +239,8 @@ class DiffCopy:
         if old is not None and _is_current(old, new) and key not in self._pass.always:
             if status.st_nlink > 1:
                 self._pass.links.setdefault(key, path)
-            if old.atime_ns != new.atime_ns:
+            # The time at a symlink is that of our own readlink in an earlier pass.
+            if old.atime_ns != new.atime_ns and not stat.S_ISLNK(status.st_mode):
                 _set_times(name, status, dir_fd=target_dirfd)
                 old.atime_ns = new.atime_ns
             return False
@@ -286,6 +287,10 @@ class DiffCopy:
         state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns,
                  status.st_ctime_ns, *more)  # fmt: skip
         return _Copied(state, status.st_ctime_ns < self._pass.settled_before_ns, status.st_atime_ns)
+
+
+def _open(path: str, opened: contextlib.ExitStack) -> int:
+    return opened.enter_context(OwnedFd(os.open(path, O_SOURCE_DIR))).fileno()
 
 
 def _is_current(old: _Copied, new: _Copied) -> bool:

@@ -11,23 +11,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
+import re
 
 from shim.kernel import mounts
 from shim.kernel.beneath import empty_dir, open_beneath, open_dir, remove_tree
+from shim.rootfs import topdir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import TypedDict
 
-    class RootAttributes(TypedDict):
-        """What the top of the merged tree shows of itself: overlayfs takes it from the upperdir."""
-
-        mode: int
-        owner: list[int]
-        times_ns: list[int]
-        xattrs: dict[str, str]
+    from shim.rootfs.topdir import TopAttributes
 
     class Described(TypedDict):
         """A mounted overlay as JSON, enough to mount it again byte for byte."""
@@ -43,18 +38,18 @@ if TYPE_CHECKING:
         lowerdirs: list[str]
         appended: bool
         carried: list[list[str | None]]
-        root: RootAttributes
+        root: TopAttributes
 
 
 _SCHEMA = 1
 _PAGE = 4096
 _FSCONFIG_VALUE = 255
 _LOWERDIR_APPEND_SINCE = (6, 5)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _SPECIAL = "\\,"
 _LAYERS = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 _NOT_OPTIONS = ("rw", "ro", "seclabel", "nouserxattr")
 """What the kernel prints but nobody sets. `ro` and `rw` are in the mount's own options."""
-_PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.")
 
 
 class Overlay:
@@ -91,9 +86,9 @@ class Overlay:
         elif name == "datadir+":
             raise ValueError("the overlay has data-only layers")
         elif name == "upperdir":
-            self.upperdir = value or ""
+            self.upperdir = _ESCAPED.sub(r"\1", value or "")  # printed as it was given
         elif name == "workdir":
-            self.workdir = value or ""
+            self.workdir = _ESCAPED.sub(r"\1", value or "")
         elif name not in _NOT_OPTIONS:
             self.carried.append((name, value))
 
@@ -199,7 +194,7 @@ def describe(rootfs: str) -> Described:
         "lowerdirs": overlay.lowerdirs,
         "appended": overlay.appended,
         "carried": [list(pair) for pair in overlay.carried],
-        "root": _root_attributes(overlay.upperdir),
+        "root": topdir.attributes(overlay.upperdir),
     }
 
 
@@ -212,23 +207,19 @@ def with_extra_lower(rootfs: str, diff_dir: str) -> None:
     way back.
     """
     described = describe(rootfs)
+    open_dir(diff_dir).close()  # an OSError now, not after the unmount
     wanted: Described = {**described, "base": ""}
     absolute = [os.path.join(described["base"], lower) for lower in described["lowerdirs"]]
-    wanted["lowerdirs"] = [os.path.realpath(diff_dir, strict=True), *absolute]
-    # With an index, overlayfs refuses an upperdir that had other layers below it before.
-    wanted["carried"] = [
-        [name, "off" if name in ("index", "nfs_export") else value]
-        for name, value in described["carried"]
-    ]
+    wanted["lowerdirs"] = [os.path.abspath(diff_dir), *absolute]
+    # With an index, which may be the kernel's default, overlayfs refuses an upperdir that had
+    # other layers below it before.
+    carried = [pair for pair in described["carried"] if pair[0] not in ("index", "nfs_export")]
+    wanted["carried"] = [*carried, ["index", "off"]]
     wanted["appended"] = described["appended"] or not _fits(wanted)
     _check_appendable(wanted)
-    root = _root_attributes(wanted["lowerdirs"][0], private=False)
-    root["xattrs"].update(
-        (name, value) for name, value in described["root"]["xattrs"].items()
-        if name.startswith(_PRIVATE_XATTRS)
-    )  # fmt: skip
+    root = topdir.seen_through(described["root"], topdir.attributes(wanted["lowerdirs"][0]))
     mounts.unmount(described["rootfs"])
-    _set_root_attributes(wanted["upperdir"], root)
+    topdir.set_attributes(wanted["upperdir"], root)
     _mount(wanted)
 
 
@@ -251,7 +242,7 @@ def remount(described: Described) -> None:
         _unmount_for_good(mount.target)
     with open_dir(described["upperdir"]) as upper:
         empty_dir(upper.fileno())
-    _set_root_attributes(described["upperdir"], described["root"])
+    topdir.set_attributes(described["upperdir"], described["root"])
     _mount(described)
 
 
@@ -297,8 +288,9 @@ def _mount_appended(described: Described) -> None:
             context.set(str(name), value.strip('"') if value else value)
         for lower in described["lowerdirs"]:
             context.set("lowerdir+", lower)
-        context.set("upperdir", described["upperdir"])
-        context.set("workdir", described["workdir"])
+        # Of these two the kernel takes backslashes away, of `lowerdir+` it does not.
+        context.set("upperdir", _escape(described["upperdir"], _SPECIAL))
+        context.set("workdir", _escape(described["workdir"], _SPECIAL))
         context.mount_at(described["rootfs"], mounts.mount_attributes(described["options"]))
 
 
@@ -365,27 +357,3 @@ def _forget_volatile(workdir: str) -> None:
         open_beneath(workdir_fd.fileno(), "work/incompat", os.O_RDONLY) as incompat,
     ):
         remove_tree(incompat.fileno(), "volatile")
-
-
-def _root_attributes(directory: str, *, private: bool = True) -> RootAttributes:
-    """private: with overlayfs' own marks too, which belong to one mount only."""
-    status = os.stat(directory)
-    names = [name for name in os.listxattr(directory)
-             if private or not name.startswith(_PRIVATE_XATTRS)]  # fmt: skip
-    return {
-        "mode": stat.S_IMODE(status.st_mode),
-        "owner": [status.st_uid, status.st_gid],
-        "times_ns": [status.st_atime_ns, status.st_mtime_ns],
-        "xattrs": {name: os.getxattr(directory, name).hex() for name in names},
-    }
-
-
-def _set_root_attributes(directory: str, root: RootAttributes) -> None:
-    os.chown(directory, *root["owner"])
-    for name in os.listxattr(directory):
-        if name not in root["xattrs"]:
-            os.removexattr(directory, name)
-    for name, value in root["xattrs"].items():
-        os.setxattr(directory, name, bytes.fromhex(value))
-    os.chmod(directory, root["mode"])
-    os.utime(directory, ns=(root["times_ns"][0], root["times_ns"][1]))

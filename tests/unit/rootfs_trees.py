@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import shutil
 import stat
 from typing import TYPE_CHECKING
@@ -90,6 +91,15 @@ def change(root: str, steps: Sequence[tuple[str, str, str, int]]) -> None:
     for step in steps:
         with contextlib.suppress(OSError):
             _change(root, *step)
+
+
+def random_steps(seed: int) -> Iterator[tuple[str, str, str, int]]:
+    """Steps without end, the same for the same seed."""
+    dice = random.Random(seed)  # noqa: S311
+    while True:
+        yield (
+            dice.choice(OPERATIONS), dice.choice(NAMES), dice.choice(NAMES), dice.randrange(256)
+        )  # fmt: skip
 
 
 def _change(root: str, operation: str, name: str, other: str, number: int) -> None:  # noqa: C901, PLR0912, PLR0915

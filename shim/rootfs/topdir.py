@@ -1,0 +1,57 @@
+"""The attributes of a layer's top directory, which no layer below can show through. Lean.
+
+overlayfs takes what one sees of the root directory from the upperdir alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    class TopAttributes(TypedDict):
+        """As JSON. owner: user and group. times_ns: access, modification. xattrs: in hex."""
+
+        mode: int
+        owner: list[int]
+        times_ns: list[int]
+        xattrs: dict[str, str]
+
+
+_PRIVATE = ("trusted.overlay.", "user.overlay.")
+
+
+def attributes(directory: str) -> TopAttributes:
+    """All of them, overlayfs' own marks included. Raises OSError."""
+    status = os.stat(directory)
+    return {
+        "mode": stat.S_IMODE(status.st_mode),
+        "owner": [status.st_uid, status.st_gid],
+        "times_ns": [status.st_atime_ns, status.st_mtime_ns],
+        "xattrs": {name: os.getxattr(directory, name).hex() for name in os.listxattr(directory)},
+    }
+
+
+def seen_through(upper: TopAttributes, lower: TopAttributes) -> TopAttributes:
+    """What an upperdir needs for the root to look as in `lower`.
+
+    overlayfs' marks stay those of `upper`: they belong to its mount.
+    """
+    marks = {name: value for name, value in upper["xattrs"].items() if name.startswith(_PRIVATE)}
+    shown = {n: value for n, value in lower["xattrs"].items() if not n.startswith(_PRIVATE)}
+    return {**lower, "xattrs": {**shown, **marks}}
+
+
+def set_attributes(directory: str, wanted: TopAttributes) -> None:
+    """Make the directory have exactly these. Raises OSError."""
+    os.chown(directory, *wanted["owner"])
+    for name in os.listxattr(directory):
+        if name not in wanted["xattrs"]:
+            os.removexattr(directory, name)
+    for name, value in wanted["xattrs"].items():
+        os.setxattr(directory, name, bytes.fromhex(value))
+    os.chmod(directory, wanted["mode"])  # an ACL among the xattrs changed it
+    os.utime(directory, ns=(wanted["times_ns"][0], wanted["times_ns"][1]))
