@@ -1,0 +1,172 @@
+"""Snapshots on disk, and the index of them in memory.
+
+A snapshot is published by one rename, after everything in it is on the disk: what is not
+published does not exist. The index is made anew from the manifests at every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shim.contract import manifest as manifests
+from shim.contract.errors import BadManifest, NoSuchSnapshot, NotPublished, SnapshotInUse
+from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MANIFEST, STORE
+from shim.kernel.beneath import open_dir, remove_tree
+from shim.kernel.libc import call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shim.contract.manifest import File, Manifest
+    from shim.contract.names import SnapshotId
+
+log = logging.getLogger(__name__)
+
+_HASHING_THREADS = 2
+MIN_PREFIX = 4
+"""Hexadecimal digits with which a person may name a snapshot."""
+
+
+class Store:
+    """The snapshots of one node. Not shared between processes that write: the daemon owns it.
+
+    damaged: directories without a manifest that can be read, by name, with the reason.
+    """
+
+    def __init__(self, root: str = STORE) -> None:
+        self.root = Path(root)
+        self.snapshots, self.staging = self.root / "snapshots", self.root / "staging"
+        self._by_id: dict[str, Manifest] = {}
+        self.damaged: dict[str, str] = {}
+
+    def open(self) -> None:
+        """Make the directories, empty staging, read the index. Raises OSError."""
+        for directory in (self.root, self.snapshots, self.staging, self.root / "quarantine"):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        with open_dir(str(self.staging)) as staging:
+            for name in os.listdir(staging.fileno()):
+                remove_tree(staging.fileno(), name)
+        self.read_index()
+
+    def read_index(self) -> None:
+        """Read every manifest. Raises OSError."""
+        self._by_id, self.damaged = {}, {}
+        for name in os.listdir(self.snapshots):
+            try:
+                with open_dir(str(self.snapshots / name)) as directory:
+                    self._by_id[name] = manifests.read(directory.fileno(), snapshot=name)
+            except (BadManifest, NotADirectoryError) as error:
+                self.damaged[name] = str(error)
+                log.warning("snapshot %s: %s", name[:12], error)
+
+    def all(self) -> list[Manifest]:
+        """Every snapshot, the newest first."""
+        return sorted(self._by_id.values(), key=lambda found: found.created_at, reverse=True)
+
+    def find(self, *, namespace: str = "", key: str = "", name: str = "") -> list[Manifest]:
+        """The snapshots with all that is given, the newest first."""
+        return [
+            found
+            for found in self.all()
+            if (not namespace or found.source.namespace == namespace)
+            and (not key or found.key == key)
+            and (not name or found.name == name)
+        ]
+
+    def get(self, wanted: str) -> Manifest:
+        """The snapshot with this id, unique prefix of one (with or without `sha256:`), or name.
+
+        Raises NoSuchSnapshot, with what comes near.
+        """
+        digits = wanted.removeprefix("sha256:")
+        found = [self._by_id[name] for name in self._by_id if name.startswith(digits)]
+        if len(digits) < MIN_PREFIX or not found:
+            found = self.find(name=wanted)[:1]
+        if len(found) == 1:
+            return found[0]
+        near = ", ".join(sorted(each.id[:12] for each in found or self.all()[:3]))
+        raise NoSuchSnapshot(
+            "cannot find the snapshot", container=wanted,
+            why="several begin like this" if found else "none has this id or name",
+            do=f"Try one of: {near}." if near else "There are no snapshots on this node.",
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A new directory for a capture, taken away at the end unless it was published."""
+        name = secrets.token_hex(8)
+        (self.staging / name).mkdir(mode=0o700)
+        try:
+            yield self.staging / name
+        finally:
+            with open_dir(str(self.staging)) as staging:
+                remove_tree(staging.fileno(), name)
+
+    def publish(self, staged: Path, describe: Callable[[tuple[File, ...]], Manifest]) -> Manifest:
+        """Make what is staged a snapshot. Blocking: reads and syncs all of it.
+
+        describe: the manifest, given the digests of CRIU's images. Raises NotPublished.
+        """
+        try:
+            found = describe(_digests(staged))
+            manifest_path = staged / SNAPSHOT_MANIFEST
+            manifest_path.write_bytes(found.encode())
+            manifest_path.chmod(0o600)
+            _sync_file_system(staged)
+            os.rename(staged, self.snapshots / found.id)
+            _sync_directory(self.snapshots)
+        except OSError as error:
+            raise NotPublished(
+                "cannot publish the snapshot", container=staged.name, why=str(error),
+                do=f"Is there room in {self.root}?",
+            ) from error  # fmt: skip
+        self._by_id[found.id] = found
+        return found
+
+    def remove(self, found: SnapshotId, *, users: list[str]) -> None:
+        """Delete a snapshot. users: the containers that have its diff mounted.
+
+        Raises SnapshotInUse, OSError.
+        """
+        if users:
+            raise SnapshotInUse(
+                "cannot remove the snapshot", container=found[:12],
+                why=f"its root file system is in use by {', '.join(users)}",
+                do="Remove those pods first.",
+            )  # fmt: skip
+        # Out of sight with one rename; what is left in staging goes at the next start.
+        os.rename(self.snapshots / found, self.staging / found)
+        _sync_directory(self.snapshots)
+        self._by_id.pop(found, None)
+        self.damaged.pop(found, None)
+        with open_dir(str(self.staging)) as staging:
+            remove_tree(staging.fileno(), found)
+
+
+def _digests(staged: Path) -> tuple[File, ...]:
+    def describe(path: Path) -> File:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        name = str(path.relative_to(staged))
+        return manifests.File(path=name, size=path.stat().st_size, sha256=digest)
+
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:  # hashing leaves the GIL free
+        return tuple(threads.map(describe, sorted((staged / SNAPSHOT_CRIU).iterdir())))
+
+
+def _sync_file_system(directory: Path) -> None:
+    """One syncfs(2) instead of an fsync for each of what may be 100,000 files."""
+    with open_dir(str(directory)) as fd:
+        call("syncfs", fd.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    with open_dir(str(directory)) as fd:
+        os.fsync(fd.fileno())
