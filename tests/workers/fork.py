@@ -88,6 +88,13 @@ class Inherited:
         self.datagram.bind(self.datagram_path)
         self.lock_path = os.path.join(directory, "lock")
 
+    def close(self) -> None:
+        """Close what this process has of it."""
+        for held in (*self.pair, self.stream, self.datagram, self.memory, self.memfd_map):
+            held.close()
+        for fd in (*self.to_child, *self.from_child, self.memfd, self.eventfd):
+            os.close(fd)
+
 
 def opened(memory: shared_memory.SharedMemory) -> memoryview:
     """The buffer of shared memory that nobody closed yet."""
@@ -311,6 +318,7 @@ class Family:
         for process in self.processes:
             process.kill()
             process.join()
+        self.have.close()
         self.shared.posix.close()
         self.shared.posix.unlink()
 

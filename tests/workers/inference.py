@@ -108,6 +108,7 @@ class Kept:
         self._journal = open(JOURNAL, "w+b", buffering=0)  # noqa: SIM115  kept for life
         self._spool = tempfile.TemporaryFile(prefix="inference-", buffering=0)  # noqa: SIM115
         self._table = shared_memory.SharedMemory(create=True, size=TABLE_SIZE)
+        self._rows = memoryview(self._table.buf or b"")
         self._written, self._slot = hashlib.sha256(), 0
         self._spooled = os.urandom(1 << 16)
         self._spool.write(self._spooled)
@@ -122,7 +123,7 @@ class Kept:
             self._journal.write(line)
             self._written.update(line)
             start = self._slot * slot_size
-            self._table.buf[start : start + slot_size] = row
+            self._rows[start : start + slot_size] = row
             self._slots[start] = row
             self._slot = (self._slot + 1) % (TABLE_SIZE // slot_size)
 
@@ -138,9 +139,7 @@ class Kept:
                 "journal": hashlib.sha256(held).digest() == self._written.digest(),
                 "journal_by_name": named == held,
                 "deleted_file": os.pread(self._spool.fileno(), 1 << 17, 0) == self._spooled,
-                "shared_memory": all(
-                    self._table.buf[at : at + len(row)] == row for at, row in rows
-                ),
+                "shared_memory": all(self._rows[at : at + len(row)] == row for at, row in rows),
                 "shared_memory_by_name": os.path.exists(f"/dev/shm/{self._table.name}"),
             }
 
