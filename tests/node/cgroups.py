@@ -109,3 +109,21 @@ def below(path: Path) -> Iterator[Path]:
     for directory, _, _ in os.walk(path):
         if Path(directory) != path:
             yield Path(directory)
+
+
+def processes(named: str) -> list[int]:
+    """Processes in cgroups of nodes whose name has `named`, also those that are just dying.
+
+    Read from /proc: cgroup.procs leaves the dying ones out, and they still hold mounts. Not those
+    that have ended and wait for their parent to notice.
+    """
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (process / "cgroup").read_text()
+            alive = "State:\tZ" not in (process / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if alive and NAME_PREFIX in text and named in text:
+            found.append(int(process.name))
+    return sorted(found)

@@ -9,6 +9,7 @@ from tests.node import base, images
 from tests.node.images import File, ImageConfig
 from tests.node.node import Node
 
+PACKAGES = base.BUILD.parent / "packages"
 SUITES = ("forky", "trixie")
 SHELL_IMAGE = "quickthaw.test/shell:1"
 
@@ -18,6 +19,24 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     """A node with containerd, without our package."""
     with Node(request.param) as node:
         node.start_containerd()
+        yield node
+
+
+@pytest.fixture(scope="session")
+def deb() -> Path:
+    """Our package, as `make packages` has built it."""
+    built = sorted(PACKAGES.glob("*.deb"))
+    assert len(built) == 1, f"{PACKAGES} has {built}: run `make packages`"
+    return built[0]
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def quickthaw_node(request: pytest.FixtureRequest, deb: Path) -> Iterator[Node]:
+    """A node with our package installed, containerd calling it and the daemon running."""
+    with Node(request.param) as node:
+        node.install_deb(deb)
+        node.start_containerd()
+        node.start_daemon()
         yield node
 
 

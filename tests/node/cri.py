@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -139,14 +140,33 @@ class Cri:
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=timeout_s)
         return self.runtime.ExecSync(request, timeout=CALL_WITHIN_S)
 
+    def exec_url(self, container_id: str, command: Sequence[str], *, stdin: bool) -> str:
+        """Exec without a terminal: where its streams are served."""
+        request = pb.ExecRequest(
+            container_id=container_id, cmd=command, stdin=stdin, stdout=True, stderr=True
+        )
+        return self.runtime.Exec(request, timeout=CALL_WITHIN_S).url
+
+    def attach_url(self, container_id: str, *, stdin: bool, tty: bool) -> str:
+        """Attach: where the streams of the container's own process are served."""
+        request = pb.AttachRequest(
+            container_id=container_id, stdin=stdin, stdout=True, stderr=not tty, tty=tty
+        )
+        return self.runtime.Attach(request, timeout=CALL_WITHIN_S).url
+
     def reopen_container_log(self, container_id: str) -> None:
         """ReopenContainerLog, after kubelet has rotated it."""
         request = pb.ReopenContainerLogRequest(container_id=container_id)
         self.runtime.ReopenContainerLog(request, timeout=CALL_WITHIN_S)
 
-    def events(self) -> "grpc.CallIterator[pb.ContainerEventResponse]":
-        """GetContainerEvents: from now on, until the iterator is cancelled (`.cancel()`)."""
-        return self.runtime.GetContainerEvents(pb.GetEventsRequest())
+    @contextmanager
+    def events(self) -> "Iterator[grpc.CallIterator[pb.ContainerEventResponse]]":
+        """GetContainerEvents: what happens inside of the `with`."""
+        events = self.runtime.GetContainerEvents(pb.GetEventsRequest())
+        try:
+            yield events
+        finally:
+            events.cancel()  # type: ignore[no-untyped-call]  # the stubs forget its annotations
 
     def image_names(self) -> set[str]:
         """ListImages: all tags."""

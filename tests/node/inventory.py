@@ -12,7 +12,7 @@ from typing import Final
 
 from tests.node import cgroups
 from tests.node.enclosure import ENTER, Enclosure
-from tests.node.runs import RUNS, of_this_process
+from tests.node.runs import RUNS, of_process
 
 WATCHED: Final = (
     "/run/quickthaw",
@@ -144,35 +144,23 @@ class HostInventory:
     mounts: tuple[str, ...]
     cgroups: tuple[str, ...]
     links: tuple[str, ...]
-    processes: tuple[str, ...]
+    processes: tuple[int, ...]
     runs: tuple[str, ...]
 
 
-def take_host() -> HostInventory:
-    """What is on this machine of this process's nodes, and what all nodes could change."""
+def take_host(test_pid: int) -> HostInventory:
+    """What is on this machine of the nodes of process `test_pid`, and what they could change."""
+    named = of_process(test_pid)
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     made = [
         str(path)
         for each in cgroups.hierarchies()
-        for path in each.mount_point.rglob(f"{cgroups.NAME_PREFIX}*{of_this_process()}*")
+        for path in each.mount_point.rglob(f"{cgroups.NAME_PREFIX}*{named}*")
     ]
     return HostInventory(
         mounts=tuple(sorted(line.split()[4] for line in lines)),
         cgroups=tuple(sorted(made)),
         links=tuple(sorted(path.name for path in Path("/sys/class/net").iterdir())),
-        processes=tuple(_of_nodes()),
-        runs=tuple(sorted(path.name for path in RUNS.glob(f"*{of_this_process()}*"))),
+        processes=tuple(cgroups.processes(named)),
+        runs=tuple(sorted(path.name for path in RUNS.glob(f"*{named}*"))),
     )
-
-
-def _of_nodes() -> list[str]:
-    """Processes that are in a node's cgroup, wherever they came from."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cgroup"):
-        try:
-            text = path.read_text()
-            if cgroups.NAME_PREFIX in text and of_this_process() in text:
-                found.append(path.parent.name)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return sorted(found)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from protos import cri_pb2 as pb
 from tests.node import cgroups, logs, podspec
 from tests.node.podspec import ConfigMap, ContainerSpec, EmptyDir, HostPath, PodSpec, Volume
+from tests.node.streaming import Stream
 
 if TYPE_CHECKING:
     from tests.node.node import Node
@@ -274,6 +275,15 @@ class Container:
             raise RuntimeError(f"{command} ended with {done.exit_code}: {done.stderr.decode()}")
         return done.stdout.decode()
 
+    def exec_stream(self, command: Sequence[str], *, stdin: bool = False) -> Stream:
+        """Exec with its streams, as `kubectl exec` has it."""
+        return Stream.open(self._node, self._node.cri.exec_url(self.id, command, stdin=stdin))
+
+    def attach(self) -> Stream:
+        """The streams of its own process from now on, as `kubectl attach` has it."""
+        url = self._node.cri.attach_url(self.id, stdin=self.spec.stdin, tty=self.spec.tty)
+        return Stream.open(self._node, url)
+
     @property
     def log_path(self) -> Path:
         """The current attempt's log as a path of the host."""
@@ -282,7 +292,9 @@ class Container:
 
     def log_lines(self) -> list[logs.LogLine]:
         """All whole lines of the current attempt."""
-        return logs.parse(self.log_path.read_text()) if self.log_path.exists() else []
+        if not self.log_path.exists():
+            return []
+        return logs.parse(self.log_path.read_bytes().decode(errors="replace"))
 
     def logs(self) -> str:
         """What it wrote, as text."""

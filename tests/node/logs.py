@@ -20,7 +20,7 @@ def parse(content: str) -> list[LogLine]:
     """All whole lines of a log file. Raises ValueError when a line is not CRI's."""
     lines: list[LogLine] = []
     begun: dict[str, str] = {}
-    for raw in content.splitlines():
+    for raw in content.split("\n")[:-1]:  # only a line feed ends a line
         time, stream, tag, *text = raw.split(" ", 3)
         begun[stream] = begun.get(stream, "") + "".join(text)
         if tag == "F":

@@ -7,9 +7,11 @@ run that was killed holds no lock: the next one removes its directory and its cg
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.node import cgroups
 from tests.node.base import BUILD, locked
 
 RUNS = BUILD / "runs"
+GONE_WITHIN_S = 10.0
 
 
 @contextmanager
@@ -26,19 +29,20 @@ def run_directory(name: str) -> Iterator[Path]:
     with locked(BUILD / "runs.lock"):
         sweep()
         RUNS.mkdir(exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix=f"{name}{of_this_process()}", dir=RUNS))
+        path = Path(tempfile.mkdtemp(prefix=f"{name}{of_process(os.getpid())}", dir=RUNS))
         lock = _try_lock(path)
     try:
         yield path
     finally:
-        remove(path)
+        with locked(BUILD / "runs.lock"):
+            remove(path)
         if lock is not None:
             os.close(lock)
 
 
-def of_this_process() -> str:
-    """What the names of all runs of this process have, and of no other's."""
-    return f"-{os.getpid()}-"
+def of_process(pid: int) -> str:
+    """What the names of all runs of the test process `pid` have, and no other's."""
+    return f"-{pid}-"
 
 
 def sweep() -> None:
@@ -51,7 +55,17 @@ def sweep() -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a run: its processes are gone, its cgroups and its files go."""
+    """Remove a run: its processes, of which a run that ended in order has none, cgroups, files.
+
+    Raises TimeoutError when a process cannot be killed.
+    """
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while pids := cgroups.processes(path.name):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path.name}: processes {pids} do not die")
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                _kill(pid)
     for cgroup in cgroups.of_node(path.name):
         cgroups.remove(cgroup)
     shutil.rmtree(path)
@@ -71,10 +85,11 @@ def _try_lock(path: Path) -> int | None:
     return fd
 
 
-def kill_stragglers(path: Path) -> None:
-    """Kill what is left in the cgroups of a run. Only a run that was killed half-way has any."""
-    for cgroup in cgroups.of_node(path.name):
-        for directory, _, _ in os.walk(cgroup):
-            for pid in (Path(directory) / "cgroup.procs").read_text().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+def _kill(pid: int) -> None:
+    """SIGKILL, and wait for the end. Raises ProcessLookupError when there is no such process."""
+    process_fd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process_fd, signal.SIGKILL)
+        select.select([process_fd], [], [], GONE_WITHIN_S)
+    finally:
+        os.close(process_fd)

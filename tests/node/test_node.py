@@ -1,10 +1,12 @@
 """The node itself: what every other test of this directory takes for granted."""
 
+import json
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from protos import cri_pb2 as pb
 from tests.node.inventory import take_host
 from tests.node.node import Node
 from tests.node.podspec import ConfigMap, ContainerSpec, EmptyDir, HostPath, VolumeMount
@@ -34,6 +36,46 @@ def test_a_command_runs_in_a_container(node: Node, shell_image: str) -> None:
     pod = node.kubelet.run_pod("exec", [shell(shell_image, "sleep 1000")])
     done = pod.container().exec(["/bin/sh", "-c", "echo $HOSTNAME; echo no >&2; exit 3"])
     assert (done.stdout, done.stderr, done.exit_code) == (b"exec\n", b"no\n", 3)
+
+
+def test_streams_of_exec_and_attach(node: Node, shell_image: str) -> None:
+    script = "while read line; do echo got $line; done"
+    spec = ContainerSpec(shell_image, args=["-c", script], stdin=True)
+    container = node.kubelet.run_pod("attach", [spec]).container()
+    with container.attach() as attached:
+        attached.write(b"one\n")
+        assert attached.read_until(b"got one\n") == b"got one\n"
+    with container.exec_stream(["/bin/sh", "-c", "read x; echo $x; exit 3"], stdin=True) as done:
+        done.write(b"in\n")
+        assert done.read_all() == b"in\n"
+    assert '"3"' in json.dumps(done.status)
+
+
+def test_events_tell_what_happens(node: Node, shell_image: str) -> None:
+    with node.cri.events() as events:
+        pod = node.kubelet.run_pod("events", [shell(shell_image, "exit 0")])
+        container = pod.container().id
+        seen = []
+        for event in events:
+            if event.container_id == container:
+                seen.append(event.container_event_type)
+            if seen[-1:] == [pb.CONTAINER_STOPPED_EVENT]:
+                break
+    assert seen == [
+        pb.CONTAINER_CREATED_EVENT,
+        pb.CONTAINER_STARTED_EVENT,
+        pb.CONTAINER_STOPPED_EVENT,
+    ]
+
+
+def test_limits_and_figures(node: Node, shell_image: str) -> None:
+    args = ["-c", "sleep 1000"]
+    spec = ContainerSpec(shell_image, args=args, memory_limit_bytes=64 << 20, cpu_limit_cores=0.5)
+    container = node.kubelet.run_pod("limits", [spec]).container()
+    limits = container.info()["runtimeSpec"]["linux"]["resources"]
+    assert limits["memory"]["limit"] == 64 << 20
+    assert limits["cpu"]["quota"] == 50_000
+    assert 0 < container.stats().memory.working_set_bytes.value < 64 << 20
 
 
 def test_pods_have_addresses_that_the_node_reaches(node: Node, shell_image: str) -> None:
@@ -98,8 +140,8 @@ def test_a_container_outlives_containerd(node: Node, shell_image: str) -> None:
 
 def test_the_host_is_left_alone(node: Node) -> None:
     """A second node comes and goes beside the first one."""
-    before = take_host()
+    before = take_host(os.getpid())
     with Node(node.suite) as second:
         second.start_containerd()
-        assert take_host() != before
-    assert take_host() == before
+        assert take_host(os.getpid()) != before
+    assert take_host(os.getpid()) == before
