@@ -18,20 +18,21 @@ from shim.capture.dump import dump
 from shim.contract.errors import QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
+from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from shim.capture.source import Source
-    from shim.nri.annotations import ExecCall, HttpCall
+    from shim.nri.annotations import Call
 
 _CALL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What lies in staging now. network: the manifest's object. sizes in bytes, steps in seconds."""
+    """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds."""
 
     network: dict[str, Any]
     sizes: dict[str, int]
@@ -44,8 +45,8 @@ async def capture(
     staging: Path,
     network: dict[str, Any],
     *,
-    quiesce: HttpCall | ExecCall | None,
-    resume: HttpCall | ExecCall | None,
+    quiesce: Call | None,
+    resume: Call | None,
 ) -> Taken:
     """Take everything of `source` into `staging`.
 
@@ -64,7 +65,7 @@ async def capture(
 
 @asynccontextmanager
 async def _quiesced(
-    source: Source, quiesce: HttpCall | ExecCall | None, resume: HttpCall | ExecCall | None
+    source: Source, quiesce: Call | None, resume: Call | None
 ) -> AsyncIterator[None]:
     try:
         await _call(source, quiesce)
@@ -73,12 +74,12 @@ async def _quiesced(
         await _call(source, resume)
 
 
-async def _call(source: Source, wanted: HttpCall | ExecCall | None) -> None:
+async def _call(source: Source, wanted: Call | None) -> None:
     if wanted is None:
         return
     try:
-        if (argv := getattr(wanted, "argv", None)) is not None:
-            await workload.execute(source, argv, within_s=_CALL_S)
+        if isinstance(wanted, ExecCall):
+            await workload.execute(source, wanted.argv, within_s=_CALL_S)
         else:
             await workload.request(
                 source, "http", wanted.port, method=wanted.method, target=wanted.path,

@@ -12,7 +12,8 @@ from shim.contract import outcome
 from shim.contract.errors import BadAnnotation
 from shim.contract.names import ContainerId
 from shim.daemon.registry import Pod, State, Tracked
-from shim.nri import adjust, annotations
+from shim.nri import adjust
+from shim.nri.annotations import parse
 from shim.nri.events import Plugin
 from shim.restore.forget import forget
 
@@ -97,7 +98,7 @@ class NodePlugin(Plugin):
     ) -> Tracked | None:
         """The container as one of ours; None when its pod did not opt in, or wrongly."""
         try:
-            wish = annotations.parse(dict(pod.annotations), container.name)
+            wish = parse(dict(pod.annotations), container.name)
         except BadAnnotation as error:
             if not quiet:
                 where = Pod(pod.namespace, pod.name, pod.uid)
@@ -137,4 +138,3 @@ class NodePlugin(Plugin):
         tracked.snapshot = str(found.get("snapshot") or "")
         self._reporter.swapped(tracked, found)
         return str(found.get("result"))
-

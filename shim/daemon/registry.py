@@ -102,7 +102,9 @@ class Registry:
 
     def sweep(self) -> None:
         """Take away what an earlier daemon, or a swap that was killed, left of other containers."""
-        left = {name for directory in (CONTAINERS, CONTROL, SWAPPED) for name in os.listdir(directory)}
+        left = {
+            name for directory in (CONTAINERS, CONTROL, SWAPPED) for name in os.listdir(directory)
+        }
         left |= {name.removesuffix(".json") for name in os.listdir(TICKETS)}
         for container in sorted(left - self._tracked.keys()):
             try:

@@ -10,12 +10,14 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shim.contract.errors import BadAnnotation
 from shim.contract.names import is_snapshot_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 PREFIX: Final = "quickthaw.io/"
 _MAX_LENGTH = 4096
@@ -211,8 +213,9 @@ class Annotation:
 
 ANNOTATIONS: Final = (
     Annotation("snapshot", snapshot_name, "auto, or a name",
-               "restore if a matching snapshot exists; otherwise start cold and capture when ready"),
-    Annotation("restore", snapshot_or_id, "auto, a name, or sha256:…", "restore only, never capture"),
+               "restore if there is a matching snapshot; otherwise start cold, capture when ready"),
+    Annotation("restore", snapshot_or_id, "auto, a name, or sha256:…",
+               "restore only, never capture"),
     Annotation("capture-when", readiness,
                "http://:8000/health, tcp://:8000, file:/run/ready, exec:cmd, log:regex, or signal",
                "when the container is worth capturing"),

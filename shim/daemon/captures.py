@@ -1,0 +1,228 @@
+"""Captures under way: one task for each container that waits for its readiness or is captured.
+
+A container is captured once for its key: while one waits or is captured, others like it only run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shim import version
+from shim.capture import tool
+from shim.capture.readiness import wait_until_ready
+from shim.capture.sequence import capture
+from shim.capture.source import Source
+from shim.contract import manifest as manifests
+from shim.contract.errors import CaptureFailed, NotCapturable, QuickthawError
+from shim.contract.names import HostPid
+from shim.contract.paths import CONTAINER_NETWORK, RUNTIME, SWAPPED
+from shim.daemon.containerd import ContainerdRefused
+from shim.daemon.registry import State
+from shim.nri.annotations import SignalReady
+
+if TYPE_CHECKING:
+    from shim.capture.sequence import Taken
+    from shim.contract.manifest import File, Manifest
+    from shim.daemon.config import Config
+    from shim.daemon.decision import Decider, Identity
+    from shim.daemon.registry import Registry, Tracked
+    from shim.daemon.reporter import Reporter
+    from shim.store.store import Store
+
+log = logging.getLogger(__name__)
+
+_VERSION_S = 10.0
+
+
+class Captures:
+    """Starts, bounds and gives up captures. All methods are of the event loop."""
+
+    def __init__(
+        self, config: Config, store: Store, registry: Registry, decider: Decider,
+        reporter: Reporter, tasks: asyncio.TaskGroup,
+    ) -> None:  # fmt: skip
+        self._config, self._store, self._registry = config, store, registry
+        self._decider, self._reporter, self._tasks = decider, reporter, tasks
+        self._turn = asyncio.Semaphore(config.max_captures_at_once)
+
+    def begin(self, tracked: Tracked) -> None:
+        """Capture the container when it is ready, if its pod wants that and nobody else does it."""
+        if not tracked.wish.snapshot or tracked.identity is None or tracked.task is not None:
+            return
+        if self._has_snapshot(tracked, tracked.identity):
+            tracked.become(State.COLD, tracked.reason or "there is a snapshot of its like already")
+            return
+        others = [
+            other
+            for other in self._registry
+            if other.task and other.identity and other.identity.key == tracked.identity.key
+        ]
+        if others:
+            tracked.become(State.COLD, f"{others[0].pod.name} is being captured for it")
+            return
+        tracked.task = self._tasks.create_task(
+            self._when_ready(tracked), name=f"capture {tracked.container[:12]}"
+        )
+
+    def adopt(self, tracked: Tracked) -> None:
+        """The container ran before this daemon did: take up what the last one had begun."""
+        if tracked.task is None and tracked.state is State.CREATED:
+            tracked.task = self._tasks.create_task(self._adopted(tracked))
+
+    def give_up(self, tracked: Tracked, why: str) -> None:
+        """The container has ended: no capture any more."""
+        if tracked.task is not None:
+            tracked.task.cancel(why)
+
+    async def now(self, tracked: Tracked) -> Manifest:
+        """Capture a running container at once, because a person asked. Raises CaptureFailed."""
+        if tracked.identity is None:
+            tracked.identity = await self._decider.identify(tracked)
+        if tracked.task is not None:
+            raise NotCapturable(
+                "cannot capture", container=tracked.container,
+                why=f"it is {tracked.state}", do="Wait for it, and look at `quickthaw status`.",
+            )  # fmt: skip
+        before = tracked.state, tracked.reason
+        tracked.task = asyncio.current_task()
+        try:
+            return await self._capture(tracked, tracked.identity)
+        except CaptureFailed:
+            tracked.become(*before)
+            raise
+        finally:
+            tracked.task = None
+
+    async def _adopted(self, tracked: Tracked) -> None:
+        try:
+            tracked.identity = await self._decider.identify(tracked)
+        except (ContainerdRefused, ValueError) as error:
+            log.warning("container %s stays as it is: %s", tracked.container, error)
+            return
+        finally:
+            tracked.task = None
+        if os.path.exists(f"{SWAPPED}/{tracked.container}"):
+            tracked.become(State.RESTORED)
+            return
+        tracked.become(State.COLD, "it ran before the daemon did")
+        self.begin(tracked)
+
+    def _has_snapshot(self, tracked: Tracked, identity: Identity) -> bool:
+        name = "" if tracked.wish.snapshot == "auto" else tracked.wish.snapshot
+        namespace = tracked.pod.namespace
+        return bool(self._store.find(namespace=namespace, key=identity.key, name=name))
+
+    async def _when_ready(self, tracked: Tracked) -> None:
+        identity = tracked.identity
+        assert identity is not None, "begin checked it"
+        try:
+            tracked.become(State.WAITING)
+            source = self._source(tracked, identity)
+            condition = tracked.wish.capture_when or SignalReady()
+            await wait_until_ready(source, condition, within_s=self._config.readiness_timeout_s)
+            await self._capture(tracked, identity)
+        except QuickthawError as error:
+            tracked.become(State.CAPTURE_FAILED, str(error))
+            self._reporter.not_captured(tracked, error)
+        except Exception as error:
+            # The border: one capture must not end the daemon, and its source runs on.
+            tracked.become(State.CAPTURE_FAILED, f"{type(error).__name__}: {error}")
+            log.exception("capture of container %s", tracked.container)
+        finally:
+            tracked.task = None
+
+    async def _capture(self, tracked: Tracked, identity: Identity) -> Manifest:
+        source = self._source(tracked, identity)
+        async with self._turn:
+            tracked.become(State.CAPTURING)
+            with self._store.staged() as staging:
+                async with asyncio.timeout(self._config.capture_timeout_s):
+                    taken = await capture(
+                        source, staging, _network(source),
+                        quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
+                    )  # fmt: skip
+                    software = await _software(source.runtime, self._config.criu)
+                found = await asyncio.to_thread(
+                    self._store.publish, staging,
+                    lambda files: _describe(tracked, identity, taken, software, files),
+                )  # fmt: skip
+        tracked.snapshot = found.id
+        tracked.become(State.CAPTURED)
+        self._reporter.captured(tracked, taken.steps["frozen"], taken.steps["total"])
+        return found
+
+    def _source(self, tracked: Tracked, identity: Identity) -> Source:
+        config = self._config
+        bundle = (
+            f"{config.containerd_state}/io.containerd.runtime.v2.task/"
+            f"{config.containerd_namespace}/{tracked.container}"
+        )
+        with open(f"{bundle}/config.json", "rb") as file:
+            spec = json.load(file)
+        runtime = (_runtime(), "--root", f"{config.runtime_root}/{config.containerd_namespace}")
+        return Source(
+            tracked.container, HostPid(tracked.pid), bundle, spec, runtime, identity.log_path
+        )
+
+
+def _runtime() -> str:
+    return Path(RUNTIME).read_text().strip() or "runc"
+
+
+def _network(source: Source) -> dict[str, Any]:
+    """What the hook recorded at the container's start."""
+    path = source.private / CONTAINER_NETWORK
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        error = Path(f"{path}.error")
+        why = error.read_text() if error.exists() else "the prestart hook did not run"
+        raise NotCapturable(
+            "cannot capture", container=source.container,
+            why=f"its network is not known: {why.strip()}", do="Start the pod again.",
+        ) from None  # fmt: skip
+    return found
+
+
+async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
+    """What made the snapshot."""
+    system = os.uname()
+    versions = {}
+    for name, argv in (("criu", [criu, "--version"]), ("runtime", [runtime[0], "--version"])):
+        ended = await tool.run_async(argv, within_s=_VERSION_S)
+        versions[name] = ended.tail.partition("\n")[0]
+    return {
+        **versions, "quickthaw": version.VERSION, "kernel": system.release, "arch": system.machine
+    }  # fmt: skip
+
+
+def _describe(
+    tracked: Tracked, identity: Identity, taken: Taken, software: dict[str, str],
+    files: tuple[File, ...],
+) -> Manifest:  # fmt: skip
+    name = tracked.wish.snapshot or tracked.wish.restore
+    return manifests.build(
+        name="" if name == "auto" or ":" in name else name,
+        key=identity.key,
+        created_at=time.time(),
+        source={
+            "namespace": tracked.pod.namespace, "pod": tracked.pod.name,
+            "pod_uid": tracked.pod.uid, "container": tracked.name,
+            "container_id": tracked.container, "node": os.uname().nodename,
+            "image": identity.image, "image_digest": identity.image_digest,
+            "command": list(identity.command),
+        },
+        software=software,
+        facts={**identity.workload, **identity.power},
+        network=taken.network,
+        files=files,
+        sizes=taken.sizes,
+        timings=taken.steps,
+        requires={"memory_bytes": taken.memory_bytes},
+    )  # fmt: skip

@@ -1,0 +1,144 @@
+"""Which snapshot a container is to start from, if any: decided when its whole spec is known.
+
+That is after CreateContainer and before StartContainer: containerd waits for the answer to
+PostCreateContainer, and kubelet for containerd. From memory, but for two calls of containerd.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, assert_never
+
+from shim.contract import ticket
+from shim.contract.errors import NoSuchSnapshot
+from shim.contract.names import is_snapshot_id
+from shim.daemon.containerd import ContainerdRefused
+from shim.daemon.registry import State, Tracked
+from shim.gate import decide as gate
+from shim.gate import facts, key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shim.contract.manifest import Manifest
+    from shim.daemon.config import Config
+    from shim.daemon.containerd import Containerd
+    from shim.daemon.reporter import Reporter
+    from shim.store.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a container is matched by. power, workload: fact name to canonical JSON."""
+
+    key: str
+    power: Mapping[str, str]
+    workload: Mapping[str, str]
+    memory_limit_bytes: int
+    image: str
+    image_digest: str
+    log_path: str
+    command: tuple[str, ...]
+
+
+class Decider:
+    """Gives a container its ticket, or the reason why it has none."""
+
+    def __init__(
+        self, config: Config, store: Store, containerd: Containerd, reporter: Reporter
+    ) -> None:
+        self._config, self._store = config, store
+        self._containerd, self._reporter = containerd, reporter
+
+    async def decide(self, tracked: Tracked) -> None:
+        """Write the ticket of `tracked`, or tell why not. Never fails the container."""
+        try:
+            tracked.identity = await self.identify(tracked)
+        except (ContainerdRefused, ValueError) as error:
+            self._cold(tracked, "unknown", f"its spec cannot be read: {error}")
+            return
+        if tracked.restarts and tracked.wish.on_restart == "cold":
+            self._cold(tracked, "restart", "kubelet restarts it (quickthaw.io/on-restart)")
+            return
+        self._match(tracked, tracked.identity)
+
+    async def identify(self, tracked: Tracked) -> Identity:
+        """What the container is matched by. Raises ContainerdRefused, ValueError."""
+        record = await self._containerd.record(tracked.container)
+        return self.identity_of(
+            tracked, record.spec, record.image, record.image_digest, record.log_path
+        )
+
+    def identity_of(
+        self, tracked: Tracked, spec: dict[str, Any], image: str, digest: str, log_path: str
+    ) -> Identity:
+        """The same from a spec that is known already."""
+        pod = key.Pod(
+            namespace=tracked.pod.namespace, name=tracked.pod.name, uid=tracked.pod.uid,
+            ips=tracked.pod.addresses, node=os.uname().nodename,
+        )  # fmt: skip
+        workload = key.workload_facts(
+            spec, pod, image_digest=digest, ignore_env=self._config.ignore_env
+        )
+        match_key = key.match_key(workload, namespace=tracked.pod.namespace, power=None)
+        return Identity(
+            match_key, facts.power_facts(spec), workload, facts.memory_limit(spec), image, digest,
+            log_path, tuple(spec["process"].get("args") or ()),
+        )  # fmt: skip
+
+    def candidates(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
+        """The snapshots that the pod's annotation can mean. Raises NoSuchSnapshot."""
+        wanted = tracked.wish.restore or tracked.wish.snapshot
+        namespace = "" if self._config.cross_namespace else tracked.pod.namespace
+        if wanted == "auto":
+            return self._store.find(namespace=namespace, key=identity.key)
+        if wanted.startswith("sha256:") or is_snapshot_id(wanted):
+            return [self._store.get(wanted)]
+        return self._store.find(namespace=namespace, name=wanted)
+
+    def _match(self, tracked: Tracked, identity: Identity) -> None:
+        try:
+            candidates = self.candidates(tracked, identity)
+        except NoSuchSnapshot as error:
+            self._cold(tracked, "NoSuchSnapshot", str(error))
+            return
+        system = os.uname()
+        request = gate.Request(
+            namespace=tracked.pod.namespace, key=identity.key, arch=system.machine,
+            kernel=system.release, facts=identity.power,
+            memory_limit_bytes=identity.memory_limit_bytes,
+            any_namespace=self._config.cross_namespace,
+        )  # fmt: skip
+        match gate.decide(request, candidates):
+            case gate.Match() as match:
+                self._restore(tracked, match.manifest)
+            case gate.Refused() as refused:
+                self._cold(tracked, refused.refusals[0].fact, str(refused))
+            case gate.NoSnapshot():
+                wanted = tracked.wish.restore or tracked.wish.snapshot
+                self._cold(tracked, "NoSnapshot", f"there is no snapshot {wanted!r} for it (yet)")
+            case never:
+                assert_never(never)
+
+    def _restore(self, tracked: Tracked, found: Manifest) -> None:
+        wish = tracked.wish
+        ticket.write(
+            ticket.Ticket(
+                container=tracked.container, snapshot=found.id, fallback=wish.fallback,
+                deadline_s=wish.deadline_s or self._config.default_deadline_s,
+                pod_namespace=tracked.pod.namespace, pod_name=tracked.pod.name,
+                pod_uid=tracked.pod.uid, container_name=tracked.name,
+                resume=wish.resume.encode() if wish.resume else "",
+            )
+        )  # fmt: skip
+        tracked.snapshot = found.id
+        tracked.become(State.RESTORING)
+        self._reporter.decided(tracked)
+
+    def _cold(self, tracked: Tracked, reason: str, why: str) -> None:
+        tracked.become(State.COLD, why)
+        self._reporter.no_restore(tracked, reason, why)

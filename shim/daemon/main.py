@@ -1,0 +1,99 @@
+"""quickthawd: signals, tasks, readiness, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from shim.contract import journal
+from shim.contract.errors import QuickthawError
+from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, RUN, SWAPPED, TICKETS
+from shim.daemon import config as configuration
+from shim.daemon.captures import Captures
+from shim.daemon.containerd import Containerd
+from shim.daemon.decision import Decider
+from shim.daemon.notify import notify
+from shim.daemon.plugin import NodePlugin
+from shim.daemon.registry import Registry
+from shim.daemon.reporter import Reporter
+from shim.kernel.cgroup import Freezer
+from shim.nri import session
+from shim.store.store import Store
+
+if TYPE_CHECKING:
+    from shim.daemon.config import Config
+
+log = logging.getLogger("quickthawd")
+
+
+class Stopped(Exception):
+    """The daemon was told to end."""
+
+
+def main() -> int:
+    """Run until SIGTERM. Returns an exit status."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        loaded = configuration.load()
+        logging.getLogger().setLevel(loaded.config.log_level.upper())
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        _recover()
+        store = Store()
+        store.open()
+        asyncio.run(_serve(loaded.config, store))
+    except QuickthawError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except OSError as error:
+        log.error("cannot start: %s; pods start cold. Mend it and start quickthawd again.", error)
+        return 1
+    return 0
+
+
+def _recover() -> None:
+    """Make our directories, and let run what a daemon that was killed left frozen."""
+    for directory in (RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES):
+        os.makedirs(directory, 0o700, exist_ok=True)
+    for container in os.listdir(CONTAINERS):
+        for kind, subject in journal.changes(journal.path_of(container)):
+            if kind == journal.FROZEN and os.path.isdir(str(subject)):
+                Freezer(str(subject)).thaw()
+
+
+async def _serve(config: Config, store: Store) -> None:
+    registry, reporter = Registry(), Reporter()
+    containerd = Containerd(config.containerd_socket, config.containerd_namespace)
+    decider = Decider(config, store, containerd, reporter)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            captures = Captures(config, store, registry, decider, reporter, tasks)
+            plugin = NodePlugin(registry, decider, captures, reporter)
+            tasks.create_task(_until_told(), name="stop")
+            tasks.create_task(
+                session.serve(
+                    plugin, socket=config.nri_socket, name=config.nri_plugin_name,
+                    index=config.nri_plugin_index,
+                ),
+                name="nri",
+            )  # fmt: skip
+            notify("READY=1")
+            log.info("serving, %d snapshots", len(store.all()))
+    except* Stopped:
+        log.info("stopping")
+        notify("STOPPING=1")
+    finally:
+        await containerd.close()
+
+
+async def _until_told() -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+    raise Stopped
