@@ -76,7 +76,7 @@ class Models:
     def _warm_up(self) -> None:
         """Every shape that comes once allocates its arenas here and not in a request."""
         for width in (160, 320, 480, 640):
-            for lines in (1, 3, 6):
+            for lines in (1, 2, 4, 6):
                 text = [f"Warm-up line {number} of {lines}" for number in range(lines)]
                 self.predict(inputs.picture(text, width=width))
 
@@ -126,6 +126,12 @@ class Kept:
             self._rows[start : start + slot_size] = row
             self._slots[start] = row
             self._slot = (self._slot + 1) % (TABLE_SIZE // slot_size)
+
+    def close(self) -> None:
+        """Give back what outlives the process: the shared memory and its name."""
+        self._rows.release()
+        self._table.close()
+        self._table.unlink()
 
     def verify(self) -> dict[str, bool]:
         """Whether each is what was written, read back through what is held and by its name."""
@@ -212,7 +218,10 @@ class Service:
         )
         port = port_from_environment()
         self.log.say(f"ready on port {port}")
-        uvicorn.run(app, host="0.0.0.0", port=port, log_config=None, access_log=False)  # noqa: S104
+        try:
+            uvicorn.run(app, host="0.0.0.0", port=port, log_config=None, access_log=False)  # noqa: S104
+        finally:
+            self.kept.close()
 
 
 if __name__ == "__main__":
