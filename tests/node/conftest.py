@@ -1,6 +1,6 @@
 """Nodes for the tests: one per Debian suite and test session."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,20 @@ from tests.node.node import Node
 PACKAGES = base.BUILD.parent / "packages"
 SUITES = ("forky", "trixie")
 SHELL_IMAGE = "quickthaw.test/shell:1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows what the services of its node wrote last."""
+    del call
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for node in (each for each in item.funcargs.values() if isinstance(each, Node)):
+            report.sections.append((f"containerd on {node.suite}", node.containerd.service.tail()))
+            report.sections.append((f"quickthawd on {node.suite}", node.journal()[-8000:]))
+    return report
 
 
 @pytest.fixture(scope="session", params=SUITES)

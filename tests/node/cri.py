@@ -15,7 +15,11 @@ from protos import cri_pb2_grpc as rpc
 CALL_WITHIN_S: Final = 120.0
 """kubelet's own limit for a runtime call is two minutes."""
 READY_WITHIN_S: Final = 30.0
-NOT_YET: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)
+NOT_YET: Final = (
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,  # containerd 1.7's word for unavailable
+)
 CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),

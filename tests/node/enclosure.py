@@ -147,7 +147,8 @@ class Enclosure:
         self.path(inside).write_text(text)
 
     def kept(self, name: str) -> Path:
-        """A host path for a log of this run, outside of what the node sees."""
+        """A host path for a log of this run, outside of what the node sees, gone with the node."""
+        assert self.pid > 0, "a node has a directory while it is up"
         return self._directory / name
 
     def host_pid(self, pid: int) -> int:

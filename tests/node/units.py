@@ -69,13 +69,16 @@ class Service:
         self.pid = -1
         """The main process as the host sees it, -1 while stopped."""
         self._node = node
-        self._journal = node.kept(f"{unit.name}.journal")
         self._process: subprocess.Popen[Any] | None = None
 
     @property
     def running(self) -> bool:
         """Whether the main process is there."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def _journal(self) -> Path:
+        return self._node.kept(f"{self.unit.name}.journal")
 
     def journal(self) -> str:
         """All that the service wrote to its standard output and error, over all its starts."""
