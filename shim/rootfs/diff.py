@@ -137,9 +137,13 @@ class DiffCopy:
     def _keys(self, paths: Iterable[str]) -> Iterator[tuple[int, int]]:
         for path in paths:
             for layer_fd in self._layers:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                try:
                     with open_beneath(layer_fd, path.lstrip("/"), O_PATH_NOFOLLOW) as fd:
                         status = os.fstat(fd.fileno())
+                except OSError as error:
+                    if error.errno not in _GONE:  # a file of a volume is in no layer
+                        raise
+                else:
                     yield status.st_dev, status.st_ino
                     break
 
@@ -211,7 +215,7 @@ class DiffCopy:
             old = None
         with open_merged(entry, self._marks) as (dirfds, opaque):
             status = os.fstat(dirfds[0])
-            new = self._copied(status, opaque)
+            new = self._copied((*_state(status), opaque), status)
             new.children = {} if old is None else old.children
             assert new.children is not None  # noqa: S101 - for the type checker
             if old is None:
@@ -221,7 +225,7 @@ class DiffCopy:
                 changed = self._children(
                     dirfds, target.fileno(), new.children, f"{path}/", sealed=sealed or opaque
                 )
-                if old is None or not _is_current(old, new):
+                if old is None or not old.settled or old.state != new.state:
                     self._copier.copy_attributes(dirfds[0], target.fileno())
                     if opaque:
                         os.setxattr(target.fileno(), self._marks.opaque, b"y")
@@ -235,14 +239,15 @@ class DiffCopy:
         path: str,
     ) -> bool:  # fmt: skip
         name, key = entry.name, (status.st_dev, status.st_ino)
-        old, new = seen.get(name), self._copied(status)
-        if old is not None and _is_current(old, new) and key not in self._pass.always:
+        old = seen.get(name)
+        if (old is not None and old.settled and old.state == _state(status)
+                and key not in self._pass.always):  # fmt: skip
             if status.st_nlink > 1:
                 self._pass.links.setdefault(key, path)
             # The time at a symlink is that of our own readlink in an earlier pass.
-            if old.atime_ns != new.atime_ns and not stat.S_ISLNK(status.st_mode):
+            if old.atime_ns != status.st_atime_ns and not stat.S_ISLNK(status.st_mode):
                 _set_times(name, status, dir_fd=target_dirfd)
-                old.atime_ns = new.atime_ns
+                old.atime_ns = status.st_atime_ns
             return False
         self._drop(name, target_dirfd, seen)
         first = self._pass.links.get(key)
@@ -251,10 +256,9 @@ class DiffCopy:
                     follow_symlinks=False)  # fmt: skip
         else:
             status = self._copier.copy(entry.parents[0], name, target_dirfd)
-            new = self._copied(status)
             if status.st_nlink > 1:
                 self._pass.links[status.st_dev, status.st_ino] = path
-        seen[name] = new
+        new = seen[name] = self._copied(_state(status), status)
         if not new.settled:
             self._pass.unsettled_bytes += status.st_size
         return True
@@ -283,18 +287,20 @@ class DiffCopy:
         remove_tree(target_dirfd, name)
         return True
 
-    def _copied(self, status: os.stat_result, *more: int) -> _Copied:
-        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns,
-                 status.st_ctime_ns, *more)  # fmt: skip
-        return _Copied(state, status.st_ctime_ns < self._pass.settled_before_ns, status.st_atime_ns)
+    def _copied(self, state: tuple[int, ...], status: os.stat_result) -> _Copied:
+        settled = status.st_ctime_ns < self._pass.settled_before_ns
+        return _Copied(state, settled, status.st_atime_ns)
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when the inode does. A chmod or an xattr shows in the ctime."""
+    return (
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )  # fmt: skip
 
 
 def _open(path: str, opened: contextlib.ExitStack) -> int:
     return opened.enter_context(OwnedFd(os.open(path, O_SOURCE_DIR))).fileno()
-
-
-def _is_current(old: _Copied, new: _Copied) -> bool:
-    return old.settled and old.state == new.state
 
 
 def _set_times(target: int | str, status: os.stat_result, *, dir_fd: int | None = None) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shim.kernel.fds import OwnedFd
@@ -67,7 +66,6 @@ class Marks:
             return None
 
 
-@dataclass(slots=True)
 class Found:
     """One name of a merged directory.
 
@@ -77,12 +75,13 @@ class Found:
     something of a lower one of the layers.
     """
 
-    name: str
-    status: os.stat_result | None
-    is_whiteout: bool
-    parents: list[int] = field(default_factory=list)
-    masked: bool = False
-    hides: bool = False
+    __slots__ = ("hides", "is_whiteout", "masked", "name", "parents", "status")
+
+    def __init__(  # the frozen window pays for each of these: no dataclass, one shared tuple
+        self, name: str, status: os.stat_result | None, is_whiteout: bool, parents: tuple[int, ...]
+    ) -> None:  # fmt: skip
+        self.name, self.status, self.is_whiteout, self.parents = name, status, is_whiteout, parents
+        self.masked = self.hides = False
 
     @property
     def is_dir(self) -> bool:
@@ -101,18 +100,19 @@ def merge(dirfds: Sequence[int], marks: Marks) -> dict[str, Found]:
             if above.is_whiteout:
                 above.hides = True
             elif above.is_dir and entry.is_dir and not above.masked:
-                above.parents.append(dirfd)
+                above.parents += (dirfd,)
             else:
                 above.masked = True
     return merged
 
 
 def _entries(dirfd: int, marks: Marks) -> Iterator[Found]:
+    parents = (dirfd,)
     whiteout_files = marks.has_whiteout_files(dirfd)
     with os.scandir(dirfd) as listing:
         for item in listing:
             if item.is_dir(follow_symlinks=False):
-                yield Found(item.name, None, is_whiteout=False, parents=[dirfd])
+                yield Found(item.name, None, False, parents)
                 continue
             try:
                 status = item.stat(follow_symlinks=False)
@@ -121,7 +121,7 @@ def _entries(dirfd: int, marks: Marks) -> Iterator[Found]:
             whiteout = is_whiteout(status) or (
                 whiteout_files and not status.st_size and marks.is_whiteout_file(dirfd, item.name)
             )
-            yield Found(item.name, status, is_whiteout=whiteout, parents=[dirfd])
+            yield Found(item.name, status, whiteout, parents)
 
 
 def is_whiteout(status: os.stat_result) -> bool:

@@ -319,11 +319,9 @@ def _check_appendable(described: Described) -> None:
             f"{len(described['lowerdirs'])} layers do not fit one page of mount options, and "
             f"Linux {release} is too old to take them one by one (6.5)"
         )
-    paths = [*described["lowerdirs"], described["upperdir"], described["workdir"]]
-    if longest := max((path for path in paths), key=lambda path: len(os.fsencode(path))):
-        length = len(os.fsencode(longest))
-        if length > _FSCONFIG_VALUE:
-            raise ValueError(f"the path {longest} is too long for fsconfig: {length} bytes")
+    for path in (*described["lowerdirs"], described["upperdir"], described["workdir"]):
+        if len(os.fsencode(path)) > _FSCONFIG_VALUE:
+            raise ValueError(f"the path {path} is longer than fsconfig takes")
 
 
 @contextlib.contextmanager

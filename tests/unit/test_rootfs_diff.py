@@ -190,13 +190,14 @@ def test_what_is_mapped_is_copied_whatever_its_times_say(
     for name in ("by_inode", "d/by_path", "d/forgotten"):
         (layer / name).write_bytes(b"old")
     os.link(layer / "d/by_path", layer / "a_link")
+    (layer / "out").symlink_to("/")
     time.sleep(0.011)
     with DiffCopy([str(layer)], f"{scratch}/d", container="c") as it:
         it.precopy()
         for name in ("by_inode", "d/by_path", "d/forgotten"):
             (scratch / "d" / name).write_bytes(b"???")  # as if a mapping had changed the source
         inode = os.stat(layer / "by_inode")
-        stats = it.finish({(inode.st_dev, inode.st_ino)}, ["/d/by_path", "/not/there"])
+        stats = it.finish({(inode.st_dev, inode.st_ino)}, ["/d/by_path", "/not/there", "/out/x"])
     assert stats.files == 2
     copied = {name: (scratch / "d" / name).read_bytes()
               for name in ("by_inode", "d/by_path", "a_link", "d/forgotten")}  # fmt: skip
