@@ -36,7 +36,7 @@ def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence
         "uid": ticket.pod_uid,
         "container": ticket.container_name,
         "ips": list(addresses),
-        "hostname": bundle.spec.get("hostname") or "",
+        "hostname": bundle.spec.get("hostname") or bundle.environment.get("HOSTNAME", ""),
         "environment": bundle.environment,
         "gpus": {},
         "away_s": max(0.0, time.time() - manifest.created_at),
