@@ -1,0 +1,218 @@
+"""Rule 2 of the gate: everything in an OCI spec that grants power, as facts that can be compared.
+
+CRIU restores the captured credentials, so each of these must be equal in the captured and in the
+new spec. What differs from pod to pod and grants nothing is left out: sources of bind mounts, paths
+of namespaces and cgroups, hostname, annotations. A field of the spec that this module does not know
+goes into the fact `other` as it is, so that it can never be ignored by mistake.
+
+Lenient with OCI's shape: a part that is missing or odd is a value like any other. Lean: the swap
+path compares with it right before the restore. Source: OCI runtime-spec, config.md and
+config-linux.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from shim.contract.manifest import canonical
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
+    IsHost = Callable[[str, str], bool]
+
+_CAPABILITY_SETS = ("ambient", "bounding", "effective", "inheritable", "permitted")
+_NAMESPACES = {
+    "cgroup": "cgroup", "ipc": "ipc", "mount": "mnt", "network": "net", "pid": "pid",
+    "time": "time", "user": "user", "uts": "uts",
+}  # fmt: skip
+"""The spec's word for each, and the file's in /proc/PID/ns."""
+_KNOWN = {
+    "": {
+        "ociVersion", "process", "root", "hostname", "domainname", "mounts", "hooks",
+        "annotations", "linux",
+    },
+    "process": {
+        "terminal", "consoleSize", "user", "args", "env", "cwd", "capabilities", "rlimits",
+        "noNewPrivileges", "apparmorProfile", "oomScoreAdj", "selinuxLabel", "scheduler",
+        "ioPriority", "commandLine",
+    },
+    "root": {"path", "readonly"},
+    "linux": {
+        "uidMappings", "gidMappings", "sysctl", "resources", "cgroupsPath", "namespaces",
+        "devices", "seccomp", "rootfsPropagation", "maskedPaths", "readonlyPaths", "mountLabel",
+        "intelRdt", "personality",
+    },
+}  # fmt: skip
+"""What is a fact below, is one of the workload (`shim.gate.key`), or grants nothing."""
+
+POWER_FACTS = (
+    "user", "capabilities", "no_new_privs", "seccomp", "apparmor", "selinux", "rlimits",
+    "namespaces", "id_mappings", "devices", "device_rules", "mounts", "masked_paths",
+    "readonly_paths", "sysctls", "root_readonly", "root_propagation", "terminal", "personality",
+    "scheduler", "other",
+)  # fmt: skip
+
+
+def section(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The object `name` in `value`, empty when there is none."""
+    found = value.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def entries(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects in the list `name` in `value`."""
+    found = value.get(name)
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def as_set(value: object) -> object:
+    """A list whose order means nothing, in one order and without repetitions."""
+    if not isinstance(value, list):
+        return value or []
+    return [item for _, item in sorted({canonical(item): item for item in value}.items())]
+
+
+def is_host_namespace(path: str, kind: str) -> bool:
+    """Whether the namespace at `path` is the one that this process is in: the host's.
+
+    kind: as in /proc/PID/ns. containerd names the sandbox's namespaces by path also where the
+    sandbox shares the host's, so that only a look tells. Raises OSError when it is gone.
+    """
+    there, here = os.stat(path), os.stat(f"/proc/self/ns/{kind}")
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def power_facts(spec: Mapping[str, Any], *, is_host: IsHost = is_host_namespace) -> dict[str, str]:
+    """Every fact of POWER_FACTS, each as canonical JSON.
+
+    is_host: whether the namespace at a path is the host's, see `is_host_namespace`. Raises
+    ValueError for what no JSON can hold (NaN).
+    """
+    process, linux = section(spec, "process"), section(spec, "linux")
+    facts: dict[str, object] = {
+        "user": _user(section(process, "user")),
+        "capabilities": _capabilities(process.get("capabilities")),
+        "no_new_privs": bool(process.get("noNewPrivileges")),
+        "seccomp": _digest(linux.get("seccomp")),
+        "apparmor": process.get("apparmorProfile") or "",
+        "selinux": [process.get("selinuxLabel") or "", linux.get("mountLabel") or ""],
+        "rlimits": as_set(process.get("rlimits")),
+        "namespaces": _namespaces(entries(linux, "namespaces"), is_host),
+        "id_mappings": [linux.get("uidMappings") or [], linux.get("gidMappings") or []],
+        "devices": as_set(linux.get("devices")),
+        "device_rules": section(linux, "resources").get("devices") or [],  # the last match counts
+        "mounts": mounts(spec),
+        "masked_paths": as_set(linux.get("maskedPaths")),
+        "readonly_paths": as_set(linux.get("readonlyPaths")),
+        "sysctls": linux.get("sysctl") or {},
+        "root_readonly": bool(section(spec, "root").get("readonly")),
+        "root_propagation": linux.get("rootfsPropagation") or "",
+        "terminal": bool(process.get("terminal")),
+        "personality": linux.get("personality") or {},
+        "scheduler": process.get("scheduler") or {},
+        "other": _unknown(spec),
+    }
+    return {name: canonical(facts[name]) for name in POWER_FACTS}
+
+
+def memory_limit(spec: Mapping[str, Any]) -> int:
+    """The container's memory limit in bytes, 0 when it has none."""
+    memory = section(section(section(spec, "linux"), "resources"), "memory")
+    limit = memory.get("limit")
+    return limit if isinstance(limit, int) and limit > 0 else 0
+
+
+def _user(user: Mapping[str, Any]) -> dict[str, object]:
+    return {
+        "uid": user.get("uid") or 0,
+        "gid": user.get("gid") or 0,
+        "groups": as_set(user.get("additionalGids")),
+        "umask": user.get("umask"),
+    }
+
+
+def _capabilities(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {name: as_set(value.get(name)) for name in _CAPABILITY_SETS}
+
+
+def _digest(value: object) -> str | None:
+    """A seccomp profile is long and its reader compares it elsewhere: its digest will do."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest() if value else None
+
+
+def _namespaces(found: Iterable[Mapping[str, Any]], is_host: IsHost) -> dict[str, str]:
+    """Per kind `new`, `joined` or `host`: one that is not listed is shared with the host."""
+    states = dict.fromkeys(_NAMESPACES, "host")
+    for namespace in found:
+        kind, path = str(namespace.get("type")), namespace.get("path")
+        states[kind] = _joined(kind, str(path), is_host) if path else "new"
+    return states
+
+
+def _joined(kind: str, path: str, is_host: IsHost) -> str:
+    try:
+        return "host" if is_host(path, _NAMESPACES.get(kind, kind)) else "joined"
+    except OSError as error:
+        return f"unknown: {path}: {error.strerror}"  # equal to no other, so it is a refusal
+
+
+def is_bind(mount: Mapping[str, Any]) -> bool:
+    """Whether the mount shows a directory or file of the host."""
+    options = mount.get("options")
+    listed = options if isinstance(options, list) else []
+    return mount.get("type") == "bind" or "bind" in listed or "rbind" in listed
+
+
+def mounts(spec: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Destination, type and options of each mount, in the order of their destinations.
+
+    The sort is stable: of two mounts on one destination the order counts.
+    """
+    found = [_mount(mount) for mount in entries(spec, "mounts")]
+    return sorted(found, key=lambda mount: str(mount["destination"]))
+
+
+def _mount(mount: Mapping[str, Any]) -> dict[str, object]:
+    bind = is_bind(mount)
+    fact: dict[str, object] = {
+        "destination": os.path.normpath(str(mount.get("destination"))),
+        "type": "bind" if bind else mount.get("type"),
+        "options": _options(mount.get("options")),
+    }
+    if not bind:
+        fact["source"] = mount.get("source")
+    return fact | {name: mount[name] for name in ("uidMappings", "gidMappings") if mount.get(name)}
+
+
+def _options(value: object) -> object:
+    """In one order. Of options that contradict each other the last one counts and stays."""
+    if not isinstance(value, list):
+        return value or []
+    return sorted({_family(str(option)): str(option) for option in value}.values())
+
+
+def _family(option: str) -> str:
+    """What contradicting options have in common: `ro` and `rw`, `nodev` and `dev`, `mode=…`."""
+    if option in ("ro", "rw"):
+        return "rw"
+    if option in ("private", "shared", "slave", "unbindable"):
+        return "propagation"
+    if option in ("rprivate", "rshared", "rslave", "runbindable"):
+        return "propagation"
+    if "=" in option:
+        return option.partition("=")[0] + "="
+    return option.removeprefix("no")
+
+
+def _unknown(spec: Mapping[str, Any]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, known in _KNOWN.items():
+        where = section(spec, name) if name else spec
+        found |= {f"{name}.{key}": where[key] for key in where if key not in known}
+    return found

@@ -1,0 +1,149 @@
+"""What makes two containers the same workload, and the key under which a snapshot is found. Pure.
+
+The facts are taken from a container as it is known at `CreateContainer`: an object with the shape
+of an OCI spec that may hold less than one. Source and new container must be given with the same
+fields filled, or their keys differ. Values of environment variables may be secrets: only digests
+of them are kept. Lean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+
+from shim.contract.manifest import canonical
+from shim.contract.paths import CONTROL_IN_CONTAINER
+from shim.gate.facts import as_set, entries, is_bind, mounts, section
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from typing import Any
+
+_KEY_SCHEMA = 1
+WORKLOAD_FACTS = (
+    "image_digest", "args", "cwd", "env", "process_user", "mounted", "process_devices", "hugepages",
+)  # fmt: skip
+
+_SERVICE_HOST = re.compile(r"([A-Z0-9_]+)_SERVICE_HOST")
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_HOST|_SERVICE_PORT(?:_[A-Z0-9_]+)?"
+    r"|_PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?"
+)
+_POD_VOLUME = re.compile(r"/pods/[^/]+/(volumes|volume-subpaths|containers|etc-hosts)(?:/(.*))?$")
+_SANDBOX = re.compile(r"/sandboxes/[^/]+/([^/]+)$")
+_RANDOM_SUFFIX = re.compile(r"(kube-api-access)-[a-z0-9]{5}\b")
+
+
+class Pod:
+    """What differs from pod to pod: values equal to one of these become its placeholder.
+
+    ips: what is known of the pod's addresses at the time, both at capture and at restore.
+    """
+
+    __slots__ = ("ips", "name", "namespace", "node", "uid")
+
+    def __init__(
+        self, *, namespace: str, name: str, uid: str, ips: Iterable[str] = (), node: str = ""
+    ) -> None:
+        self.namespace, self.name, self.uid = namespace, name, uid
+        self.ips, self.node = tuple(ips), node
+
+    def placeholder(self, value: str) -> str:
+        """`value`, or what stands for it in every pod."""
+        known = {self.name: "<pod>", self.uid: "<uid>", self.node: "<node>"}
+        known |= dict.fromkeys(self.ips, "<ip>") | {",".join(self.ips): "<ips>"}
+        return known.get(value, value) if value else value
+
+
+def workload_facts(
+    spec: Mapping[str, Any], pod: Pod, *, image_digest: str, ignore_env: Collection[str] = ()
+) -> dict[str, str]:
+    """Every fact of WORKLOAD_FACTS, each as canonical JSON.
+
+    ignore_env: names of environment variables that may differ, from the node's configuration.
+    """
+    process, linux = section(spec, "process"), section(spec, "linux")
+    user = section(process, "user")
+    facts: dict[str, object] = {
+        "image_digest": image_digest,
+        "args": process.get("args") or [],
+        "cwd": process.get("cwd") or "",
+        "env": _environment(process.get("env"), pod, ignore_env),
+        "process_user": [user.get("uid") or 0, user.get("gid") or 0],
+        "mounted": _mounted(spec, pod),
+        "process_devices": as_set([_device(found) for found in entries(linux, "devices")]),
+        "hugepages": as_set(section(linux, "resources").get("hugepageLimits")),
+    }
+    return {name: canonical(facts[name]) for name in WORKLOAD_FACTS}
+
+
+def match_key(facts: Mapping[str, str], *, namespace: str, power: Mapping[str, str] | None) -> str:
+    """The key over the workload facts, 64 hexadecimal digits.
+
+    power: the power facts, where whoever asks knows all of them both times; otherwise None, and
+    what grants power is compared fact by fact before the swap.
+    """
+    content = [_KEY_SCHEMA, namespace, {name: facts[name] for name in WORKLOAD_FACTS}, power]
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def _environment(value: object, pod: Pod, ignored: Collection[str]) -> dict[str, str]:
+    listed = [str(item) for item in value] if isinstance(value, list) else []
+    variables = {name: text for name, _, text in (item.partition("=") for item in listed)}
+    dropped = {"HOSTNAME", *ignored, *_service_links(variables)}
+    return {
+        name: hashlib.sha256(pod.placeholder(text).encode(errors="replace")).hexdigest()[:16]
+        for name, text in variables.items()
+        if name not in dropped
+    }
+
+
+def _service_links(variables: Mapping[str, str]) -> set[str]:
+    """The variables that kubelet adds for each Service: others that end in _PORT are the pod's own.
+
+    A family is one by its X_SERVICE_HOST together with X_SERVICE_PORT.
+    """
+    found = (_SERVICE_HOST.fullmatch(name) for name in variables)
+    families = {match[1] for match in found if match and f"{match[1]}_SERVICE_PORT" in variables}
+    return {
+        name
+        for name in variables
+        for family in families
+        if name.startswith(family) and _SERVICE_LINK.fullmatch(name[len(family) :])
+    }
+
+
+def _mounted(spec: Mapping[str, Any], pod: Pod) -> list[object]:
+    """Each mount with what it shows: the volume of the pod, or the directory of the host."""
+    sources = {
+        os.path.normpath(str(mount.get("destination"))): _shown(str(mount.get("source") or ""), pod)
+        for mount in entries(spec, "mounts")
+        if is_bind(mount)
+    }
+    return [
+        [
+            mount["destination"],
+            mount["type"],
+            mount["options"],
+            sources.get(str(mount["destination"])),
+        ]
+        for mount in mounts(spec)
+        if mount["destination"] != CONTROL_IN_CONTAINER
+    ]
+
+
+def _shown(source: str, pod: Pod) -> str:
+    """Two pods of one Deployment have the same of these, two with different hostPaths have not."""
+    if match := _SANDBOX.search(source):
+        return f"sandbox {match[1]}"
+    if match := _POD_VOLUME.search(source):
+        kept = (match[2] or "") if match[1].startswith("volume") else ""  # others: a random name
+        volume = _RANDOM_SUFFIX.sub(r"\1", kept)
+        return f"pod {match[1]} {volume}".rstrip()
+    return "/".join(pod.placeholder(part) for part in source.split("/"))
+
+
+def _device(device: Mapping[str, Any]) -> list[object]:
+    return [device.get(name) for name in ("path", "type", "major", "minor")]
