@@ -121,8 +121,10 @@ class Copier:
         size = status.st_size
         self.bytes += size
         if size <= _SMALL and status.st_blocks * 512 >= size:
-            while chunk := os.read(source_fd, _SMALL):
+            left = size  # not to the end: somebody may go on appending
+            while left and (chunk := os.read(source_fd, left)):
                 _write(target_fd, chunk)
+                left -= len(chunk)
         elif not self._shared(source_fd, target_fd):
             os.truncate(target_fd, size)
             for start, end in data_ranges(source_fd, size):
