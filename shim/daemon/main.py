@@ -13,6 +13,7 @@ from shim.contract import journal
 from shim.contract.errors import QuickthawError
 from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, RUN, SWAPPED, TICKETS
 from shim.daemon import config as configuration
+from shim.daemon import control
 from shim.daemon.captures import Captures
 from shim.daemon.containerd import Containerd
 from shim.daemon.decision import Decider
@@ -20,6 +21,7 @@ from shim.daemon.notify import notify
 from shim.daemon.plugin import NodePlugin
 from shim.daemon.registry import Registry
 from shim.daemon.reporter import Reporter
+from shim.daemon.requests import Requests
 from shim.kernel.cgroup import Freezer
 from shim.nri import session
 from shim.store.store import Store
@@ -73,11 +75,13 @@ async def _serve(config: Config, store: Store) -> None:
         async with asyncio.TaskGroup() as tasks:
             captures = Captures(config, store, registry, decider, reporter, tasks)
             plugin = NodePlugin(registry, decider, captures, reporter)
+            requests = Requests(store, registry, captures, reporter)
             tasks.create_task(_until_told(), name="stop")
+            tasks.create_task(control.serve(requests.verbs()), name="control socket")
             tasks.create_task(
                 session.serve(
                     plugin, socket=config.nri_socket, name=config.nri_plugin_name,
-                    index=config.nri_plugin_index,
+                    index=config.nri_plugin_index, on_state=requests.nri,
                 ),
                 name="nri",
             )  # fmt: skip

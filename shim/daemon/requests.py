@@ -1,0 +1,194 @@
+"""What people ask of the daemon: the verbs of the control socket. JSON objects in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from shim import version
+from shim.contract.errors import BadRequest, NoSuchPod
+from shim.contract.names import SnapshotId
+from shim.contract.paths import SNAPSHOTS
+from shim.daemon.containerd import ContainerdRefused
+from shim.daemon.registry import State
+from shim.kernel.mounts import read_mounts
+from shim.nri.session import Configured, Lost, Synchronized
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from shim.contract.manifest import Manifest
+    from shim.daemon.captures import Captures
+    from shim.daemon.registry import Registry, Tracked
+    from shim.daemon.reporter import Reporter
+    from shim.nri.session import State as NriState
+    from shim.store.store import Store
+
+log = logging.getLogger("quickthawd")
+
+_LONG_S = 0.5
+
+
+class Requests:
+    """The handlers. `nri` is told of every change of the session with containerd."""
+
+    def __init__(
+        self, store: Store, registry: Registry, captures: Captures, reporter: Reporter
+    ) -> None:
+        self._store, self._registry = store, registry
+        self._captures, self._reporter = captures, reporter
+        self._started = time.time()
+        self._runtime, self._connected_since, self._lost = "", 0.0, "not connected yet"
+
+    def verbs(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]]:
+        """Verb to handler."""
+        return {
+            "ls": self._ls, "show": self._show, "rm": self._rm, "capture": self._capture,
+            "status": self._status,
+        }  # fmt: skip
+
+    def nri(self, state: NriState) -> None:
+        """Remember how the session with containerd stands."""
+        match state:
+            case Configured(runtime):
+                self._runtime = f"{runtime.name} {runtime.version}"
+                self._connected_since = time.time()
+                log.info("plugin of %s", self._runtime)
+            case Lost(why, again_s):
+                self._connected_since, self._lost = 0.0, why
+                log.log(
+                    logging.INFO if again_s < _LONG_S else logging.WARNING,
+                    "no containerd: %s; next attempt in %.2f s; pods start cold", why, again_s,
+                )  # fmt: skip
+            case Synchronized(pods, containers):
+                log.info("synchronized with %d pods, %d containers", pods, containers)
+
+    async def _ls(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        users = _users()
+        listed = [_row(found, users.get(found.id, [])) for found in self._store.all()]
+        damaged = [
+            {"id": name, "state": "damaged", "reason": why}
+            for name, why in sorted(self._store.damaged.items())
+        ]
+        return {"snapshots": [*listed, *damaged]}
+
+    async def _show(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        found = self._store.get(_text(request, "id"))
+        return {
+            **_row(found, _users().get(found.id, [])),
+            "manifest": found.as_json(),
+            "path": f"{SNAPSHOTS}/{found.id}",
+        }
+
+    async def _rm(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = _text(request, "id")
+        damaged = wanted in self._store.damaged
+        found = SnapshotId(wanted) if damaged else self._store.get(wanted).id
+        users = [*_users().get(found, []), *self._about_to_use(found)]
+        await asyncio.to_thread(self._store.remove, found, users=users)
+        return {"removed": found}
+
+    async def _capture(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        tracked = self._running(request)
+        try:
+            found = await self._captures.now(tracked)
+        except ContainerdRefused as error:
+            raise NoSuchPod(
+                "cannot capture", container=tracked.pod.name, why=str(error),
+                do="Is the container still running?",
+            ) from error  # fmt: skip
+        return {"id": found.id, "timings": dict(found.timings)}
+
+    async def _status(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "daemon": {
+                "pid": os.getpid(),
+                "version": version.VERSION,
+                "uptime_s": round(time.time() - self._started, 1),
+                "nri": {
+                    "connected": bool(self._connected_since),
+                    "since": self._connected_since,
+                    "reason": "" if self._connected_since else self._lost,
+                },
+                "containerd": self._runtime,
+            },
+            "containers": [_container(tracked) for tracked in self._registry],
+            "snapshots": len(self._store.all()),
+            "counters": self._reporter.counters(),
+        }
+
+    def _running(self, request: Mapping[str, Any]) -> Tracked:
+        pod, namespace = _text(request, "pod"), str(request.get("namespace") or "")
+        container = str(request.get("container") or "")
+        found = [
+            tracked
+            for tracked in self._registry
+            if tracked.pod.name == pod
+            and (not namespace or tracked.pod.namespace == namespace)
+            and (not container or tracked.name == container)
+            and tracked.pid
+        ]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(f"{each.pod.namespace}/{each.pod.name}/{each.name}" for each in found)
+        raise NoSuchPod(
+            "cannot capture", container=pod,
+            why=f"several containers are meant: {names}" if found else
+            "no running container of a pod with this name has a quickthaw.io/snapshot or "
+            "quickthaw.io/restore annotation",
+            do="Name the namespace and the container." if found else
+            "Only a container that opted in when it was created can be captured.",
+        )  # fmt: skip
+
+    def _about_to_use(self, snapshot: str) -> list[str]:
+        return [
+            tracked.container[:12]
+            for tracked in self._registry
+            if tracked.snapshot == snapshot and tracked.state == State.RESTORING
+        ]
+
+
+def _text(request: Mapping[str, Any], name: str) -> str:
+    value = request.get(name)
+    if not isinstance(value, str) or not value:
+        raise BadRequest(
+            "cannot read the request", container=name, why="it is missing or no text",
+            do="Use the `quickthaw` command of the same version as the daemon.",
+        )  # fmt: skip
+    return value
+
+
+def _users() -> dict[str, list[str]]:
+    """The containers whose root file system has the diff of a snapshot, by snapshot.
+
+    From the kernel's own list, so that a container counts which this daemon never saw.
+    """
+    found: dict[str, list[str]] = {}
+    for mount in read_mounts():
+        if mount.fstype != "overlay" or f"{SNAPSHOTS}/" not in mount.super_options:
+            continue
+        for part in mount.super_options.split(f"{SNAPSHOTS}/")[1:]:
+            found.setdefault(part[:64], []).append(mount.target.split("/")[-2][:12])
+    return found
+
+
+def _row(found: Manifest, users: list[str]) -> dict[str, Any]:
+    sizes = found.sizes.as_json()
+    return {
+        "id": found.id, "name": found.name, "namespace": found.source.namespace,
+        "pod": found.source.pod, "container": found.source.container,
+        "image": found.source.image, "created_at": found.created_at,
+        "size_bytes": sum(int(str(size)) for size in sizes.values()),
+        "state": "in use" if users else "ready", "uses": len(users), "users": users,
+    }  # fmt: skip
+
+
+def _container(tracked: Tracked) -> dict[str, Any]:
+    return {
+        "id": tracked.container, "pod": tracked.pod.name, "namespace": tracked.pod.namespace,
+        "container": tracked.name, "state": str(tracked.state), "snapshot": tracked.snapshot,
+        "reason": tracked.reason, "seconds": round(time.monotonic() - tracked.since, 1),
+    }  # fmt: skip
