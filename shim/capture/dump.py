@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from shim.capture.source import Source
 
 _DUMP_S = 300.0
+_MUCH_BYTES = 32 << 20
+_SETTLE_S = 2.1
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
         userxattr=mounted.has_userxattr(),
     ) as diff:  # fmt: skip
         with _step(steps, "precopy"):
-            diff.precopy()
+            _precopy(diff)
         with frozen(source, steps) as freezer:
             pids = freezer.pids()
             lost = inodes_by_lost_name(pids)
@@ -80,6 +82,17 @@ def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
             ]
             remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
             give_links(remaps, lost, copied, source.container)
+
+
+def _precopy(diff: DiffCopy) -> None:
+    """Copy what can be copied while the container runs.
+
+    What was written in the last two seconds may be written again unseen, so that it would be
+    copied once more in the frozen window: when that is much, it is given time to settle.
+    """
+    if diff.precopy().unsettled_bytes > _MUCH_BYTES:
+        time.sleep(_SETTLE_S)
+        diff.precopy()
 
 
 def _overlay(source: Source) -> overlay.Overlay:

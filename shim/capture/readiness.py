@@ -6,6 +6,7 @@ Each waits until its condition is met. The caller cancels it when the container 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, assert_never
@@ -17,6 +18,8 @@ from shim.kernel.beneath import open_dir, open_in_root
 from shim.nri.annotations import ExecReady, FileReady, HttpReady, LogReady, SignalReady, TcpReady
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from shim.capture.source import Source
     from shim.nri.annotations import Readiness
 
@@ -50,11 +53,9 @@ async def _wait(source: Source, condition: Readiness, within_s: float) -> None:
         case TcpReady(port):
             await workload.request(source, "tcp", port, every_s=_EVERY_S, within_s=within_s)
         case FileReady(path):
-            while not _exists_in(source, path):
-                await asyncio.sleep(_EVERY_S)
+            await _until(lambda: _exists_in(source, path))
         case SignalReady():
-            while not os.path.lexists(f"{CONTROL}/{source.container}/{READY_FILE}"):
-                await asyncio.sleep(_EVERY_S)
+            await _until(lambda: os.path.lexists(f"{CONTROL}/{source.container}/{READY_FILE}"))
         case ExecReady(argv):
             await _exec(source, argv)
         case LogReady(pattern):
@@ -63,15 +64,22 @@ async def _wait(source: Source, condition: Readiness, within_s: float) -> None:
             assert_never(condition)
 
 
+async def _until(condition: Callable[[], bool]) -> None:
+    # No inotify: the directory need not exist yet, and it is in another mount namespace.
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(_EVERY_S)
+
+
 def _exists_in(source: Source, path: str) -> bool:
     """Whether the container has `path`. Its links are followed as it would: never out of it."""
     try:
-        with open_dir(f"/proc/{source.pid}/root") as root:
-            with open_in_root(root.fileno(), path, os.O_PATH):
-                pass
+        with (
+            open_dir(f"/proc/{source.pid}/root") as root,
+            open_in_root(root.fileno(), path, os.O_PATH),
+        ):
+            return True
     except OSError:
         return False
-    return True
 
 
 async def _exec(source: Source, argv: tuple[str, ...]) -> None:
@@ -85,23 +93,27 @@ async def _exec(source: Source, argv: tuple[str, ...]) -> None:
 
 
 async def _log(source: Source, pattern: re.Pattern[str]) -> None:
-    """Follow the log file of the container, which kubelet may rotate."""
-    seen, inode = 0, 0
-    while True:
-        try:
-            with open(source.log_path, "rb") as file:
-                if (now := os.fstat(file.fileno()).st_ino) != inode:
-                    seen, inode = 0, now
-                file.seek(seen)
-                for line in iter(lambda: file.readline(_LINE_BYTES), b""):
-                    if not line.endswith(b"\n") and len(line) < _LINE_BYTES:
-                        break  # still being written
-                    seen += len(line)
-                    if pattern.search(_message(line)):
-                        return
-        except FileNotFoundError:
-            pass  # being rotated
-        await asyncio.sleep(_EVERY_S)
+    log = _Log(source.log_path)
+    await _until(lambda: any(pattern.search(text) for text in log.new_lines()))
+
+
+class _Log:
+    """A container's log file, read on from where we were. kubelet may rotate it."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._seen, self._inode = path, 0, 0
+
+    def new_lines(self) -> Iterator[str]:
+        """The text of each whole line that came since. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+            if (inode := os.fstat(file.fileno()).st_ino) != self._inode:
+                self._seen, self._inode = 0, inode
+            file.seek(self._seen)
+            while line := file.readline(_LINE_BYTES):
+                if not line.endswith(b"\n") and len(line) < _LINE_BYTES:
+                    return  # still being written
+                self._seen += len(line)
+                yield _message(line)
 
 
 def _message(line: bytes) -> str:

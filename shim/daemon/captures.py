@@ -67,7 +67,7 @@ class Captures:
             tracked.become(State.COLD, f"{others[0].pod.name} is being captured for it")
             return
         tracked.task = self._tasks.create_task(
-            self._when_ready(tracked), name=f"capture {tracked.container[:12]}"
+            self._when_ready(tracked, tracked.identity), name=f"capture {tracked.container[:12]}"
         )
 
     def adopt(self, tracked: Tracked) -> None:
@@ -107,7 +107,7 @@ class Captures:
             return
         finally:
             tracked.task = None
-        if os.path.exists(f"{SWAPPED}/{tracked.container}"):
+        if Path(f"{SWAPPED}/{tracked.container}").exists():  # noqa: ASYNC240 - /run is in memory
             tracked.become(State.RESTORED)
             return
         tracked.become(State.COLD, "it ran before the daemon did")
@@ -118,9 +118,7 @@ class Captures:
         namespace = tracked.pod.namespace
         return bool(self._store.find(namespace=namespace, key=identity.key, name=name))
 
-    async def _when_ready(self, tracked: Tracked) -> None:
-        identity = tracked.identity
-        assert identity is not None, "begin checked it"
+    async def _when_ready(self, tracked: Tracked, identity: Identity) -> None:
         try:
             tracked.become(State.WAITING)
             source = self._source(tracked, identity)
