@@ -294,7 +294,7 @@ class _NewerSchema(ValueError):
     pass
 
 
-_ADVICE = {_NewerSchema: "Upgrade quickthaw on this node."}
+_ADVICE: dict[type[Exception], str] = {_NewerSchema: "Upgrade quickthaw on this node."}
 
 
 def _decode(data: bytes) -> Manifest:
