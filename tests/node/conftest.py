@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import base, images
+from tests.node import base, images, swapping
 from tests.node.images import File, ImageConfig
 from tests.node.node import Node
+from tests.workers import images as workers
 
 PACKAGES = base.BUILD.parent / "packages"
 SUITES = ("forky", "trixie")
@@ -72,3 +73,21 @@ def shell_image(node: Node, shell_archive: Path) -> str:
     if SHELL_IMAGE not in node.cri.image_names():
         node.import_image(shell_archive)
     return SHELL_IMAGE
+
+
+@pytest.fixture(scope="session")
+def swap_node(quickthaw_node: Node) -> Node:
+    """A node with our package that knows the image of the probe worker."""
+    if swapping.PROBE not in quickthaw_node.cri.image_names():
+        quickthaw_node.import_image(workers.build("probe"))
+    return quickthaw_node
+
+
+@pytest.fixture
+def nothing_left(swap_node: Node) -> Iterator[None]:
+    """The test's pods are removed after it, and it fails when anything else than snapshots stays.
+
+    For a whole module: `pytestmark = pytest.mark.usefixtures("nothing_left")`.
+    """
+    with swapping.nothing_left(swap_node):
+        yield

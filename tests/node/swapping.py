@@ -1,0 +1,238 @@
+"""What every test of the swap needs: pods of the probe worker, captured and restored."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.node.enclosure import HttpAnswer
+from tests.node.kubelet import Container, Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec
+from tests.workers import images
+
+PROBE: Final = images.reference("probe")
+PORT: Final = 8000
+PREFIX: Final = "quickthaw.io/"
+WHEN_HEALTHY: Final = f"http://:{PORT}/health"
+RUN: Final = "/run/quickthaw"
+SNAPSHOTS: Final = "/var/lib/quickthaw/snapshots"
+PER_CONTAINER: Final = ("tickets", "swapped", "containers", "control", "outcomes")
+"""What /run/quickthaw has nothing in when no container of ours exists."""
+LOOK_EVERY_S: Final = 0.02
+PUBLISHED_WITHIN_S: Final = 60.0
+SAID_WITHIN_S: Final = 5.0
+GONE_WITHIN_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRef:
+    """A published snapshot and the pod that it was taken of, which may have been removed."""
+
+    node: Node
+    id: str
+    source: Pod
+    nonce: str
+    """What only the captured process can know; empty when the workload is no probe."""
+    cold_s: float
+    """From StartContainer of the source to its first answer; 0 when it is no probe."""
+
+    @property
+    def directory(self) -> Path:
+        """The snapshot's directory as a path of the host."""
+        return self.node.path(f"{SNAPSHOTS}/{self.id}")
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it lies there."""
+        manifest: dict[str, Any] = json.loads((self.directory / "manifest.json").read_text())
+        return manifest
+
+
+def wishes(snapshot: str = "auto", capture_when: str = WHEN_HEALTHY, **more: str) -> dict[str, str]:
+    """The pod's annotations. An underscore in a name of `more` stands for a hyphen."""
+    named = {"snapshot": snapshot, "capture-when": capture_when, **more}
+    return {PREFIX + name.replace("_", "-"): value for name, value in named.items()}
+
+
+def probe(**fields: Any) -> ContainerSpec:
+    """A container with the probe worker (tests/workers/probe.py); `fields` are ContainerSpec's."""
+    return ContainerSpec(PROBE, **fields)
+
+
+# Pods
+
+
+def captured(
+    node: Node,
+    spec: ContainerSpec,
+    *,
+    name: str = "source",
+    annotations: Mapping[str, str] | None = None,
+    before: Callable[[Pod], object] | None = None,
+    **rest: Any,
+) -> SnapshotRef:
+    """Run a pod cold and wait until its snapshot is published. The pod is left running.
+
+    before: called with the running pod; with `capture-when` signal or file it can make the
+    container ready. rest: fields of PodSpec. Raises AssertionError with the journal.
+    """
+    chosen = wishes() if annotations is None else annotations
+    pod = node.kubelet.run_pod(name, [spec], annotations=chosen, **rest)
+    assert not is_restored(pod.container()), _told(node, f"{name} was to start cold")
+    nonce, cold_s = "", 0.0
+    if spec.image == PROBE:
+        nonce = first_answer(pod)["nonce"]
+        cold_s = time.perf_counter() - pod.container().start_called_s
+    if before:
+        before(pod)
+    return SnapshotRef(node, published(pod), pod, nonce, cold_s)
+
+
+def published(pod: Pod, container: str = "main") -> str:
+    """Wait until the container is captured; the snapshot's id. Raises AssertionError."""
+    node, short = pod.node, pod.containers[container].id[:12]
+    marker = f"({short}) captured as "
+
+    def lines() -> list[str]:
+        failed = f"({short}): "
+        found = [line for line in node.journal().splitlines() if short in line]
+        assert not any(failed in line and "no snapshot was made" in line for line in found), _told(
+            node, f"{pod.spec.name} was not captured"
+        )
+        return [line for line in found if marker in line]
+
+    wait_until(lines, f"{pod.spec.name} is not captured", node, within_s=PUBLISHED_WITHIN_S)
+    begins = lines()[0].partition(marker)[2].split(":")[0]
+    (directory,) = node.path(SNAPSHOTS).glob(f"{begins}*")
+    return directory.name
+
+
+def restored(
+    node: Node,
+    spec: ContainerSpec,
+    *,
+    name: str = "replica",
+    annotations: Mapping[str, str] | None = None,
+    **rest: Any,
+) -> Pod:
+    """Run a pod and make sure that its container `main` is a restored one.
+
+    rest: fields of PodSpec. Raises AssertionError with the journal and CRIU's log.
+    """
+    chosen = wishes() if annotations is None else annotations
+    pod = node.kubelet.run_pod(name, [spec], annotations=chosen, **rest)
+    assert_restored(pod.container())
+    return pod
+
+
+def is_restored(container: Container) -> bool:
+    """Whether a swap of this container, under its present id, succeeded."""
+    return container.pod.node.path(f"{RUN}/swapped/{container.id}").exists()
+
+
+def assert_restored(container: Container) -> None:
+    """The swap happened, and the journal says so. Raises AssertionError with the journal."""
+    node, name = container.pod.node, container.pod.spec.name
+    assert is_restored(container), _told(node, f"{name} was not restored")
+    said(node, f"({container.id[:12]}) restored from ")
+
+
+def assert_cold(container: Container) -> None:
+    """The container runs and is no restored one. Raises AssertionError with the journal."""
+    node, name = container.pod.node, container.pod.spec.name
+    assert not is_restored(container), _told(node, f"{name} was restored")
+    assert container.running, _told(node, f"{name} does not run")
+
+
+# The probe's endpoints
+
+
+def first_answer(pod: Pod, path: str = "/state", *, within_s: float = 30) -> Any:
+    """Ask until there is an answer, for `within_s` seconds; its JSON. Raises OSError."""
+    return pod.node.http_get(pod.ip, PORT, path, retry_s=within_s).json()
+
+
+def answer(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> HttpAnswer:
+    """One request to the probe, whatever it answers. Raises OSError."""
+    return pod.node.http("POST" if body else "GET", pod.ip, port, path, body)
+
+
+def ask(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> Any:
+    """The JSON of an answer with status 200. Raises OSError, AssertionError."""
+    got = answer(pod, path, body, port=port)
+    assert got.status == 200, f"{path}: {got.status} {got.body.decode()}"
+    return got.json()
+
+
+# The journal
+
+
+def said(node: Node, *parts: str, within_s: float = SAID_WITHIN_S) -> str:
+    """Wait for a line of the daemon's journal with all `parts`; the last one that has them."""
+
+    def lines() -> list[str]:
+        return [line for line in node.journal().splitlines() if all(part in line for part in parts)]
+
+    wait_until(lines, f"no line of the journal has {parts}", node, within_s=within_s)
+    return lines()[-1]
+
+
+def lines_about(node: Node, container: Container) -> list[str]:
+    """The journal's lines about the container under its present id."""
+    return [line for line in node.journal().splitlines() if container.id[:12] in line]
+
+
+def wait_until(
+    done: Callable[[], object], what: str, node: Node, *, within_s: float = SAID_WITHIN_S
+) -> None:
+    """Wait until `done` gives something true. Raises AssertionError with the journal."""
+    deadline = time.monotonic() + within_s
+    while not done():
+        assert time.monotonic() < deadline, _told(node, what)
+        time.sleep(LOOK_EVERY_S)
+
+
+def _told(node: Node, what: str) -> str:
+    """`what`, with the end of the journal and of CRIU's logs."""
+    logs = "for f in */work/*.log; do echo == $f; grep -a Error $f; tail -n 5 $f; done"
+    told = node.call(["sh", "-c", f"cd {RUN}/containers && {logs}"]).stdout
+    return f"{what}\n{node.journal()[-4000:]}\n{told[-4000:]}"
+
+
+# What stays
+
+
+@contextmanager
+def nothing_left(node: Node) -> Iterator[None]:
+    """Pods that were run inside of the `with` go at its end, and nothing of them may be left.
+
+    Snapshots may: see `wipe_snapshots`.
+    """
+    before = node.inventory()
+    yield
+    node.kubelet.remove_pods()
+
+    def left() -> dict[str, list[str]]:
+        now = node.inventory().less(before)
+        files = [path for path in now.pop("files", ()) if not path.startswith(f"{SNAPSHOTS}/")]
+        ours = [
+            f"{RUN}/{directory}/{path.name}"
+            for directory in PER_CONTAINER
+            for path in node.path(f"{RUN}/{directory}").glob("*")
+        ]
+        return {**now, "files": files + ours} if files or ours else now
+
+    # The events of a removed container reach the daemon a moment after kubelet's call returns.
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while (still := left()) and time.monotonic() < deadline:
+        time.sleep(LOOK_EVERY_S)
+    assert still == {}, _told(node, f"this was left on the node: {still}")
+
+
+def wipe_snapshots(node: Node) -> None:
+    """Take every snapshot away. The daemon is started again: it has its index in memory."""
+    with node.daemon_stopped():
+        node.run(["sh", "-c", f"rm -rf {SNAPSHOTS}/*"])
