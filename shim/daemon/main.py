@@ -72,26 +72,35 @@ async def _serve(config: Config, store: Store) -> None:
     containerd = Containerd(config.containerd_socket, config.containerd_namespace)
     decider = Decider(config, store, containerd, reporter)
     try:
-        async with asyncio.TaskGroup() as tasks:
-            captures = Captures(config, store, registry, decider, reporter, tasks)
-            plugin = NodePlugin(registry, decider, captures, reporter)
-            requests = Requests(store, registry, captures, reporter)
-            tasks.create_task(_until_told(), name="stop")
-            tasks.create_task(control.serve(requests.verbs()), name="control socket")
-            tasks.create_task(
-                session.serve(
-                    plugin, socket=config.nri_socket, name=config.nri_plugin_name,
-                    index=config.nri_plugin_index, on_state=requests.nri,
-                ),
-                name="nri",
-            )  # fmt: skip
-            notify("READY=1")
-            log.info("serving, %d snapshots", len(store.all()))
+        with reporter.served(config.metrics_listen):
+            await _run(config, store, registry, reporter, decider)
     except* Stopped:
         log.info("stopping")
         notify("STOPPING=1")
     finally:
         await containerd.close()
+
+
+async def _run(
+    config: Config, store: Store, registry: Registry, reporter: Reporter, decider: Decider
+) -> None:
+    """All tasks of the daemon, until one raises Stopped."""
+    async with asyncio.TaskGroup() as tasks:
+        captures = Captures(config, store, registry, decider, reporter, tasks)
+        plugin = NodePlugin(registry, decider, captures, reporter)
+        requests = Requests(store, registry, captures, reporter)
+        tasks.create_task(_until_told(), name="stop")
+        tasks.create_task(control.serve(requests.verbs()), name="control socket")
+        tasks.create_task(
+            session.serve(
+                plugin, socket=config.nri_socket, name=config.nri_plugin_name,
+                index=config.nri_plugin_index, on_state=requests.nri,
+            ),
+            name="nri",
+        )  # fmt: skip
+        await asyncio.sleep(0)  # each task has run to its first wait: the sockets are there
+        notify("READY=1")
+        log.info("serving, %d snapshots", len(store.all()))
 
 
 async def _until_told() -> None:

@@ -5,12 +5,15 @@ A line has what, which container, why and what to do, and is written once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shim.contract.errors import QuickthawError
     from shim.daemon.registry import Pod, Tracked
 
@@ -40,6 +43,24 @@ class Reporter:
             "quickthaw_capture_frozen_seconds", "How long a captured container was frozen.",
             registry=self.metrics, buckets=_BUCKETS_S,
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def served(self, listen: str) -> Iterator[None]:
+        """Show the counters to Prometheus at `HOST:PORT`; nowhere when it is empty.
+
+        Raises OSError when the address cannot be had.
+        """
+        if not listen:
+            yield
+            return
+        host, _, port = listen.rpartition(":")
+        server, thread = start_http_server(int(port), host.strip("[]"), self.metrics)
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
     def bad_annotation(self, pod: Pod, container: str, error: QuickthawError) -> None:
         """The pod's author wrote something that we do not understand."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PATCHED = "files.img"
+
+
 def patches_of(network: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
     """The manifest's patches: for each socket its address and the offsets of that one's words.
 
