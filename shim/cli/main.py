@@ -1,0 +1,95 @@
+"""`quickthaw`: the command line for people. Verbs by name, errors to exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from shim import version
+from shim.cli import capture, ls, output, rm, show, status
+from shim.contract.errors import QuickthawError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shim.cli.output import Output
+
+_VERBS: Final = {"ls": ls, "show": show, "capture": capture, "rm": rm, "status": status}
+_EPILOG = """\
+exit status: 0 done; 1 failed; 2 wrong usage; 30-39 the capture failed, the source goes on serving;
+40 no such snapshot; 41 it is in use; 42 no such pod; 43 malformed request; 60 quickthawd is away.
+
+examples:
+  quickthaw ls
+  quickthaw show 3f2a91c0
+  quickthaw capture inference-0 -n models
+  quickthaw status --json
+"""
+INTERRUPTED = 130
+"""As a shell tells of a program that SIGINT ended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status. arguments: those of the process by default."""
+    asked = parser().parse_args(arguments)
+    out = output.to_streams(as_json=asked.json)
+    try:
+        code = _run(asked, out)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(asked: argparse.Namespace, out: Output) -> int:
+    try:
+        code: int = asked.run(asked, out)
+    except QuickthawError as error:
+        _tell(error, out)
+        return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        out.note(f"{error.filename or asked.verb}: {error.strerror or error}")
+        return 1
+    return code
+
+
+def _tell(error: QuickthawError, out: Output) -> None:
+    if out.as_json:
+        parts = {"what": error.what, "about": error.container, "why": error.why, "do": error.do}
+        told = {"class": type(error).__name__, "effect": error.effect, "exit_code": error.exit_code}
+        out.json({"error": parts | told})
+    out.note(str(error))
+    for note in getattr(error, "__notes__", ()):
+        out.note(f"  {note}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their arguments."""
+    found = argparse.ArgumentParser(
+        prog="quickthaw",
+        description="Snapshots of warm containers on this node.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("--version", action="version", version=f"quickthaw {version.VERSION}")
+    verbs = found.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, module in _VERBS.items():
+        verb = verbs.add_parser(
+            name, help=module.HELP, description=module.HELP, epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        verb.add_argument("--json", action="store_true", help="print JSON")
+        module.arguments(verb)
+        verb.set_defaults(run=module.run)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

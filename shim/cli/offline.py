@@ -1,0 +1,25 @@
+"""The store as it lies on the disk, read only, for while the daemon is away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shim.store.store import Store
+
+if TYPE_CHECKING:
+    from shim.cli.output import Output
+    from shim.contract.errors import DaemonAway
+
+
+def store(out: Output, away: DaemonAway) -> Store:
+    """The index, and a note of why it is read here. Raises `away` when it cannot be read."""
+    found = Store()
+    try:
+        found.read_index()
+    except FileNotFoundError:
+        pass  # a node that never made a snapshot has an empty list
+    except OSError as error:
+        away.add_note(f"The store cannot be read, either: {error}")
+        raise away from error
+    out.note(f"quickthawd does not answer ({away.why}); read from the store itself")
+    return found

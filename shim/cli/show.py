@@ -1,0 +1,88 @@
+"""`quickthaw show`: everything about one snapshot."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any, Final
+
+from shim.cli import client, output
+from shim.contract.errors import DaemonAway
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from shim.cli.output import Output
+
+HELP: Final = "show one snapshot: where it came from, what it fits, its parts"
+EXAMPLES: Final = """\
+examples:
+  quickthaw show 3f2a91c0             an id, or the beginning of one
+  quickthaw show warm-model --facts   a name; with what a pod must be like to start from it
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("snapshot", help="id, unique beginning of one, or name")
+    parser.add_argument("--facts", action="store_true", help="list the facts of the gate, too")
+
+
+def run(asked: Namespace, out: Output) -> int:
+    try:
+        answer = client.ask("show", id=asked.snapshot)
+    except DaemonAway as away:
+        answer = _offline(asked.snapshot, out, away)
+    if out.as_json:
+        out.json(answer)
+        return 0
+    manifest = answer["manifest"]
+    out.fields(_identity(answer) | _origin(manifest) | _content(manifest))
+    if asked.facts:
+        out.line()
+        out.table(("FACT", "VALUE"), sorted(manifest["facts"].items()))
+    return 0
+
+
+def _offline(snapshot: str, out: Output, away: DaemonAway) -> dict[str, Any]:
+    from shim.cli import offline  # here: with an answer nobody pays for it
+    from shim.store import listing
+
+    return listing.shown(offline.store(out, away).get(snapshot), users=None)
+
+
+def _identity(answer: dict[str, Any]) -> dict[str, str]:
+    manifest = answer["manifest"]
+    return {
+        "id": manifest["id"],
+        "name": manifest["name"],
+        "state": answer["state"],
+        "in use by": ", ".join(answer.get("users") or ()),
+        "log": answer.get("log") or "",
+        "key": manifest["key"],
+        "created": f"{manifest['created']} ({output.age(manifest['created_at'])} ago)",
+    }
+
+
+def _origin(manifest: dict[str, Any]) -> dict[str, str]:
+    source, software = manifest["source"], manifest["software"]
+    return {
+        "pod": f"{source['namespace']}/{source['pod']} ({source['pod_uid']})",
+        "container": f"{source['container']} ({source['container_id'][:12]})",
+        "node": source["node"],
+        "image": source["image"],
+        "image digest": source["image_digest"],
+        "command": shlex.join(source["command"]),
+        "software": ", ".join(f"{name} {software[name]}" for name in sorted(software)),
+    }
+
+
+def _content(manifest: dict[str, Any]) -> dict[str, str]:
+    sizes, timings = manifest["sizes"], manifest["timings"]
+    parts = ", ".join(f"{part} {output.size(sizes[part])}" for part in ("criu", "rootfs", "shm"))
+    return {
+        "size": f"{output.size(sum(sizes.values()))} ({parts})",
+        "files": str(len(manifest["files"])),
+        "needs memory": output.size(manifest["requires"]["memory_bytes"]),
+        "bound to": ", ".join(map(str, manifest["network"].get("bound_addresses") or ())),
+        "captured in": ", ".join(f"{step} {json.dumps(timings[step])} s" for step in timings),
+    }

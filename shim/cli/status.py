@@ -1,0 +1,60 @@
+"""`quickthaw status`: the daemon, and every container that opted in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from shim.cli import client, output
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from shim.cli.output import Output
+
+HELP: Final = "show the daemon, and every container that opted in"
+EXAMPLES: Final = """\
+examples:
+  quickthaw status
+  quickthaw status --json | jq '.containers[] | select(.state == "cold")'
+
+exit status: 60 while quickthawd is away; pods start cold then.
+"""
+_COLUMNS = ("NAMESPACE", "POD", "CONTAINER", "STATE", "FOR", "SNAPSHOT", "REASON")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """None of its own."""
+
+
+def run(asked: Namespace, out: Output) -> int:
+    answer = client.ask("status")
+    if out.as_json:
+        out.json(answer)
+        return 0
+    out.fields(_daemon(answer["daemon"]))
+    if answer["containers"]:
+        out.line()
+        out.table(_COLUMNS, [_cells(row) for row in answer["containers"]])
+    if answer["counters"]:
+        out.line()
+        rows = [(name, f"{value:g}") for name, value in sorted(answer["counters"].items())]
+        out.table(("COUNTER", "VALUE"), rows)
+    return 0
+
+
+def _daemon(daemon: dict[str, Any]) -> dict[str, str]:
+    nri = daemon["nri"]
+    connected = f"connected for {output.age(nri.get('since'))}"
+    return {
+        "quickthawd": f"{daemon['version']}, pid {daemon['pid']}, "
+        f"up {output.duration(daemon['uptime_s'])}",
+        "NRI": connected if nri["connected"] else "not connected: pods start cold",
+        "containerd": str(daemon.get("containerd") or ""),
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["namespace"], row["pod"], row["container"], row["state"],
+        output.duration(row["seconds"]), (row["snapshot"] or "")[:12], row["reason"] or "",
+    ]  # fmt: skip
