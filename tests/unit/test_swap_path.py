@@ -1,0 +1,144 @@
+"""What a pod waits for imports almost nothing, and says everything that it must."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim.contract import errors, journal, outcome, ticket
+from shim.kernel import process
+from shim.restore import images
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"asyncio", "google", "grpc", "logging", "pyroute2", "subprocess", "pathlib", "typing",
+         "dataclasses", "argparse", "rich", "prometheus_client"}  # fmt: skip
+LEAN = ["shim.front.main", "shim.restore.sequence", "shim.restore.forget", "hook.__main__",
+        "hook.prestart", "hook.poststop", "shim.network.probe"]  # fmt: skip
+SNAPSHOT = "5" * 64
+
+
+@pytest.mark.parametrize("module", LEAN)
+def test_swap_path_stays_lean(module: str) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-ISE", "-c", code], text=True).split()
+    assert HEAVY.isdisjoint(loaded), "every one of these is paid by the pod that waits"
+
+
+def a_ticket(**changes: object) -> ticket.Ticket:
+    fields: dict[str, object] = {
+        "container": "abc", "snapshot": SNAPSHOT, "fallback": "cold", "deadline_s": 100.0,
+        "pod_namespace": "default", "pod_name": "pod", "pod_uid": "uid", "container_name": "main",
+        "resume": "",
+    }  # fmt: skip
+    return ticket.Ticket(**fields | changes)
+
+
+def test_a_ticket_survives_the_way_and_is_roots_alone(tmp_path: Path) -> None:
+    ticket.write(a_ticket(), str(tmp_path))
+    path = tmp_path / "abc.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert ticket.read("abc", str(tmp_path)).encode() == a_ticket().encode()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["abc.json"]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o620, 0o602])
+def test_a_ticket_that_others_can_touch_is_refused(tmp_path: Path, mode: int) -> None:
+    ticket.write(a_ticket(), str(tmp_path))
+    (tmp_path / "abc.json").chmod(mode)
+    with pytest.raises(errors.TicketUnreadable, match="not a file of root alone"):
+        ticket.read("abc", str(tmp_path))
+
+
+def test_a_planted_link_is_no_ticket(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(a_ticket().encode())
+    (tmp_path / "abc.json").symlink_to("elsewhere")
+    with pytest.raises(errors.TicketUnreadable):
+        ticket.read("abc", str(tmp_path))
+
+
+def test_a_ticket_of_another_container_is_refused(tmp_path: Path) -> None:
+    ticket.write(a_ticket(container="other"), str(tmp_path))
+    (tmp_path / "other.json").rename(tmp_path / "abc.json")
+    with pytest.raises(errors.TicketUnreadable, match="it is for other"):
+        ticket.read("abc", str(tmp_path))
+
+
+@given(st.binary(max_size=200) | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda inner: st.dictionaries(st.sampled_from([*a_ticket().__slots__, "schema", "x"]), inner),
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+def test_no_bytes_make_the_ticket_parser_fail_otherwise(data: bytes) -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        ticket.decode(data)
+
+
+def test_an_outcome_is_taken_once(tmp_path: Path) -> None:
+    outcome.write("abc", {"result": outcome.COLD}, str(tmp_path))
+    assert outcome.take("abc", str(tmp_path)) == {"schema": 1, "result": "cold"}
+    assert outcome.take("abc", str(tmp_path)) is None
+
+
+def test_the_journal_is_read_backwards_and_a_torn_line_is_no_change(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal")
+    journal.note(path, journal.ROOTFS, {"a": 1})
+    journal.note(path, journal.SHM, ["b"])
+    with open(path, "a") as file:
+        file.write('["address", "10.')
+    assert list(journal.changes(path)) == [("shm", ["b"]), ("rootfs", {"a": 1})]
+    assert list(journal.changes(str(tmp_path / "none"))) == []
+
+
+def test_a_swap_under_way_is_seen_by_others(tmp_path: Path) -> None:
+    with journal.lock(str(tmp_path)):
+        assert journal.is_locked(str(tmp_path))
+    assert not journal.is_locked(str(tmp_path))
+    assert not journal.is_locked(str(tmp_path / "none"))
+
+
+def test_every_error_has_an_effect_and_a_code_of_its_own() -> None:
+    def below(cls: type[errors.QuickthawError]) -> list[type[errors.QuickthawError]]:
+        return [cls, *(found for sub in cls.__subclasses__() for found in below(sub))]
+
+    found = [cls for cls in below(errors.QuickthawError) if cls.__module__ == errors.__name__]
+    codes = [cls.exit_code for cls in found]
+    assert len(set(codes)) == len(codes)
+    message = str(errors.CriuRestoreFailed("what", container="abc", why="why", do="Do."))
+    assert message == "what [abc]: why; the container starts cold. Do."
+
+
+def test_a_program_that_is_late_is_killed_with_what_it_started() -> None:
+    began = time.monotonic()
+    with pytest.raises(process.TooLate):
+        process.run(["sh", "-c", "sleep 1000 & sleep 1000"], until=began + 0.2, quiet=True)
+    assert time.monotonic() - began < 5
+    assert process.run(["sh", "-c", "exit 7"], until=time.monotonic() + 10) == 7
+    assert process.run(["sh", "-c", "kill -9 $$"], until=time.monotonic() + 10) == 128 + 9
+
+
+def test_addresses_are_replaced_by_those_of_the_same_family() -> None:
+    assert images.replacements(["10.0.0.1", "fd00::1"], ["10.0.0.2", "10.0.0.3"]) == {
+        "10.0.0.1": "10.0.0.2"
+    }
+    assert images.address_words("1.2.3.4") == [0x04030201]
+
+
+def test_a_patched_view_links_the_rest(tmp_path: Path) -> None:
+    own = tmp_path / "criu"
+    own.mkdir()
+    (own / "pages-1.img").write_bytes(b"pages")
+    old = images.encode_word(images.address_words("10.0.0.1")[0])
+    (own / "files.img").write_bytes(b"head" + old + b"tail")
+    view = images.readdressed(
+        str(own), str(tmp_path / "view"), [("10.0.0.1", [4])], {"10.0.0.1": "10.0.0.2"}
+    )
+    new = images.encode_word(images.address_words("10.0.0.2")[0])
+    assert Path(view, "files.img").read_bytes() == b"head" + new + b"tail"
+    assert os.readlink(f"{view}/pages-1.img") == str(own / "pages-1.img")
+    assert (own / "files.img").read_bytes() == b"head" + old + b"tail", "the snapshot stays"
