@@ -45,12 +45,16 @@ def readdressed(
 ) -> str:
     """Make directory `view`: links to the files of `images`, and files.img with new addresses.
 
+    The links are relative: CRIU opens some images beneath a descriptor of `view` when it has
+    changed its root, where an absolute link would lead into the container.
+
     patches: as of `patches_of`. chosen: as of `replacements`. Returns `view`. Raises OSError.
     """
     os.mkdir(view, 0o700)
+    target = os.path.relpath(os.path.realpath(images), os.path.realpath(view))
     for name in os.listdir(images):
         if name != PATCHED:
-            os.symlink(f"{images}/{name}", f"{view}/{name}")
+            os.symlink(f"{target}/{name}", f"{view}/{name}")
     with open(f"{images}/{PATCHED}", "rb") as file:
         data = bytearray(file.read())
     for address, offsets in patches:
