@@ -62,6 +62,8 @@ class Store:
             try:
                 with open_dir(str(self.snapshots / name)) as directory:
                     self._by_id[name] = manifests.read(directory.fileno(), snapshot=name)
+            except FileNotFoundError:
+                continue  # removed meanwhile: the command line reads without the daemon's consent
             except (BadManifest, NotADirectoryError) as error:
                 self.damaged[name] = str(error)
                 log.warning("snapshot %s: %s", name[:12], error)
@@ -88,7 +90,7 @@ class Store:
         digits = wanted.removeprefix("sha256:")
         found = [self._by_id[name] for name in self._by_id if name.startswith(digits)]
         if len(digits) < MIN_PREFIX or not found:
-            found = self.find(name=wanted)[:1]
+            found = self.find(name=wanted)[:1] if wanted else []
         if len(found) == 1:
             return found[0]
         near = ", ".join(sorted(each.id[:12] for each in found or self.all()[:3]))

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shim.contract import manifest
+from shim.contract.errors import NoSuchSnapshot, NotPublished, SnapshotInUse
+from shim.store.listing import listed, shown
+from shim.store.store import Store
+from tests.unit.manifests import SOURCE, fields, made
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shim.contract.manifest import File, Manifest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made_store = Store(str(tmp_path / "store"))
+    made_store.open()
+    return made_store
+
+
+def publish(store: Store, **changed: object) -> Manifest:
+    def describe(files: tuple[File, ...]) -> Manifest:
+        return manifest.build(**fields(files=files, **changed))
+
+    with store.staged() as staged:
+        (staged / "criu").mkdir()
+        (staged / "criu/pages-1.img").write_bytes(b"x" * 4096)
+        return store.publish(staged, describe)
+
+
+def test_a_published_snapshot_is_found_by_everything_that_it_has(store: Store) -> None:
+    found = publish(store)
+    assert store.all() == [found]
+    assert store.find(namespace="models", key="a" * 64, name="warm") == [found]
+    for wanted in (
+        found.id,
+        found.id[:12],
+        f"sha256:{found.id}",
+        f"sha256:{found.id[:12]}",
+        "warm",
+    ):
+        assert store.get(wanted) == found
+    assert store.find(namespace="other") == store.find(key="b" * 64) == []
+
+
+def test_the_newest_comes_first(store: Store) -> None:
+    ids = [publish(store, created_at=float(age)).id for age in (2, 3, 1)]
+    assert [found.id for found in store.find(name="warm")] == [ids[1], ids[0], ids[2]]
+    assert store.get("warm").id == ids[1]
+
+
+def test_what_is_published_is_whole_and_private(store: Store) -> None:
+    found = publish(store)
+    place = store.snapshots / found.id
+    fd = os.open(place, os.O_RDONLY)
+    manifest.check_files(found, fd, container="c1")
+    os.close(fd)
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert (place / "manifest.json").stat().st_mode & 0o777 == 0o600
+    assert not list(store.staging.iterdir())
+
+
+def test_the_index_is_made_again_from_the_manifests(store: Store) -> None:
+    found = publish(store)
+    again = Store(str(store.root))
+    again.open()
+    assert again.all() == [found]
+
+
+def test_what_is_left_in_staging_goes_at_the_next_start(store: Store) -> None:
+    (store.staging / "left" / "deep").mkdir(parents=True)
+    store.open()
+    assert not list(store.staging.iterdir())
+
+
+def test_a_failed_capture_leaves_nothing(store: Store) -> None:
+    def capture() -> None:
+        with store.staged() as staged:
+            (staged / "criu").mkdir()
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        capture()
+    assert not list(store.staging.iterdir())
+    assert not list(store.snapshots.iterdir())
+
+
+def test_what_cannot_be_published_does_not_exist(store: Store) -> None:
+    with pytest.raises(NotPublished), store.staged() as staged:
+        store.publish(staged, lambda _files: made())  # nothing was captured
+    assert not list(store.snapshots.iterdir())
+    assert store.all() == []
+
+
+@pytest.mark.parametrize(
+    "damage", ["no manifest", "garbage", "newer schema", "another's", "a file"]
+)
+def test_a_damaged_snapshot_is_listed_and_stops_nothing(store: Store, damage: str) -> None:
+    good = publish(store)
+    broken = store.snapshots / ("e" * 64)
+    if damage == "a file":
+        broken.write_text("")
+    else:
+        broken.mkdir()
+    if damage == "garbage":
+        (broken / "manifest.json").write_text("{")
+    if damage == "newer schema":
+        (broken / "manifest.json").write_text('{"schema": 2}')
+    if damage == "another's":
+        (broken / "manifest.json").write_bytes(made().encode())
+    store.open()
+    assert store.all() == [good]
+    assert list(store.damaged) == ["e" * 64]
+    assert [row["state"] for row in listed(store, {})["snapshots"]] == ["ready", "damaged"]
+
+
+def test_a_snapshot_in_use_is_not_removed(store: Store) -> None:
+    found = publish(store)
+    with pytest.raises(SnapshotInUse, match="pod-1"):
+        store.remove(found.id, users=["pod-1"])
+    assert store.get(found.id) == found
+
+
+def test_a_removed_snapshot_is_gone(store: Store) -> None:
+    found = publish(store)
+    store.remove(found.id, users=[])
+    assert not list(store.snapshots.iterdir())
+    assert not list(store.staging.iterdir())
+    with pytest.raises(NoSuchSnapshot):
+        store.get(found.id)
+
+
+def test_an_unknown_id_tells_what_there_is(store: Store) -> None:
+    found = publish(store)
+    with pytest.raises(NoSuchSnapshot, match=found.id[:12]):
+        store.get("0000")
+    for wanted in ("", "sha256:", "/", "..", "\0"):
+        with pytest.raises(NoSuchSnapshot):
+            store.get(wanted)
+
+
+def test_a_prefix_of_two_is_of_none(store: Store) -> None:
+    store._by_id = {char * 4 + "0" * 60: made() for char in "ab"}
+    store._by_id["a" * 5 + "0" * 59] = made()
+    with pytest.raises(NoSuchSnapshot, match="several"):
+        store.get("aaaa")
+
+
+def test_a_thousand_snapshots_are_searched_in_a_millisecond(store: Store) -> None:
+    one = made().as_json()
+    for number in range(1000):
+        source = SOURCE | {"namespace": f"n{number % 7}"}
+        fresh = {**one, "id": f"{number:064x}", "key": f"{number % 50:064x}", "source": source}
+        store._by_id[f"{number:064x}"] = manifest.Manifest(**fresh)
+    taken = []
+    for _ in range(20):
+        began = time.perf_counter()
+        assert store.find(namespace="n3", key=f"{3:064x}")
+        taken.append(time.perf_counter() - began)
+    assert min(taken) < 0.001
+
+
+def test_listings_are_json(store: Store) -> None:
+    found = publish(store)
+    rows = listed(store, {found.id: ["c1"]})["snapshots"]
+    assert (rows[0]["uses"], rows[0]["size_bytes"]) == (1, 4106)
+    assert listed(store, None)["snapshots"][0]["uses"] is None
+    told = shown(found, {found.id: ["c1"]}, log="/x/restore.log")
+    assert (told["uses"], told["users"], told["log"]) == (1, ["c1"], "/x/restore.log")
+    json.dumps([rows, told])
