@@ -1,4 +1,4 @@
-"""quickthaw-hook: `prestart` or `poststop`, with the OCI state on stdin.
+"""quickthaw-hook: `prestart` or `poststop` with the OCI state on stdin, or `record PID`.
 
 Source: OCI runtime-spec, runtime.md (state) and config.md (POSIX-platform hooks).
 """
@@ -12,9 +12,13 @@ from hook.state import read_state
 
 def main() -> int:
     """Run the named hook. A failure fails the create that runs it, so say why on stderr."""
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    name, *operands = sys.argv[1:] or [""]
     try:
-        if name == "prestart":
+        if name == "record" and len(operands) == 1:
+            from hook.record import record
+
+            record(int(operands[0]))
+        elif name == "prestart":
             from hook.prestart import prestart
 
             prestart(read_state(sys.stdin.buffer))
@@ -23,7 +27,9 @@ def main() -> int:
 
             poststop(read_state(sys.stdin.buffer))
         else:
-            sys.stderr.write("usage: quickthaw-hook prestart|poststop < state.json\n")
+            sys.stderr.write(
+                "usage: quickthaw-hook prestart|poststop < state.json, or record PID\n"
+            )
             return 2
     except Exception as error:  # noqa: BLE001 - the border: one line for the runtime's log
         sys.stderr.write(f"quickthaw-hook {name}: {type(error).__name__}: {error}\n")

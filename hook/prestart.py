@@ -1,9 +1,8 @@
-"""prestart: what a captured process found in its network, and what a restored one must find.
+"""prestart: what a restored process must find in its network namespace.
 
-At a cold start the container's network is recorded, for the manifest of a capture to come. At a
-restore (runc runs the hook at CRIU's setup-namespaces point) the captured network is made
-bearable: `lo` up, and addresses bindable that restored sockets have and this pod has not.
-A container must not fail to start cold because of us: there, whatever goes wrong is only noted.
+runc runs the hook at CRIU's setup-namespaces point: the captured network is made bearable, with
+`lo` up, and addresses bindable that restored sockets have and this pod has not. At a cold start
+there is nothing to do.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 import os
 
 from shim.contract import journal
-from shim.contract.paths import CONTAINER_BINDABLE, CONTAINER_NETWORK, CONTAINERS, SWAPPED
+from shim.contract.paths import CONTAINER_BINDABLE, CONTAINERS, SWAPPED
 from shim.kernel.netns import enter, loopback_is_up
 
 TYPE_CHECKING = False
@@ -22,26 +21,8 @@ if TYPE_CHECKING:
 
 def prestart(state: State) -> None:
     """Raises only at a restore; the swap then falls back to a cold start."""
-    private = f"{CONTAINERS}/{state.container}"
-    netns = f"/proc/{state.pid}/ns/net"
     if os.path.exists(f"{SWAPPED}/{state.container}"):
-        _prepare(private, netns)
-        return
-    try:
-        _record(private, netns)
-    except Exception as error:  # noqa: BLE001 - the border: a cold start goes on in any case
-        with open(f"{private}/{CONTAINER_NETWORK}.error", "w") as file:
-            file.write(f"{type(error).__name__}: {error}\n")
-
-
-def _record(private: str, netns: str) -> None:
-    from hook import netlink
-
-    enter(netns)  # this process does nothing else: no way back needed
-    facts = netlink.facts()
-    with open(f"{private}/{CONTAINER_NETWORK}.new", "w") as file:
-        json.dump(facts, file)
-    os.rename(f"{private}/{CONTAINER_NETWORK}.new", f"{private}/{CONTAINER_NETWORK}")
+        _prepare(f"{CONTAINERS}/{state.container}", f"/proc/{state.pid}/ns/net")
 
 
 def _prepare(private: str, netns: str) -> None:

@@ -22,10 +22,15 @@ _TAIL_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """status: 128 + signal when it was killed. tail: the end of what it printed."""
+    """status: 128 + signal when it was killed. output: what it printed."""
 
     status: int
-    tail: str
+    output: bytes
+
+    @property
+    def tail(self) -> str:
+        """The end of what it printed, for messages."""
+        return self.output[-_TAIL_BYTES:].decode(errors="replace").strip()
 
 
 def run(argv: Sequence[str], *, within_s: float) -> Ended:
@@ -45,7 +50,7 @@ def run(argv: Sequence[str], *, within_s: float) -> Ended:
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    return Ended(_status(process.returncode), _text(output))
+    return Ended(_status(process.returncode), output)
 
 
 async def run_async(argv: Sequence[str], *, within_s: float) -> Ended:
@@ -64,12 +69,8 @@ async def run_async(argv: Sequence[str], *, within_s: float) -> Ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    return Ended(_status(process.returncode or 0), _text(output))
+    return Ended(_status(process.returncode or 0), output)
 
 
 def _status(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
-
-
-def _text(output: bytes) -> str:
-    return output[-_TAIL_BYTES:].decode(errors="replace").strip()

@@ -19,8 +19,6 @@ SOCKET = f"{RUN}/quickthawd.sock"
 
 CONTAINER_CRIU_CONF = "criu.conf"
 """In CONTAINERS/ID: named by the `org.criu.config` annotation of the container."""
-CONTAINER_NETWORK = "network.json"
-"""In CONTAINERS/ID: the network as `quickthaw-hook prestart` found it."""
 CONTAINER_JOURNAL = "journal"
 """In CONTAINERS/ID: what a swap changed on the host, one line before each change."""
 CONTAINER_BINDABLE = "bindable.json"

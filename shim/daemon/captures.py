@@ -21,7 +21,7 @@ from shim.capture.source import Source
 from shim.contract import manifest as manifests
 from shim.contract.errors import CaptureFailed, NotCapturable, QuickthawError
 from shim.contract.names import HostPid
-from shim.contract.paths import CONTAINER_NETWORK, RUNTIME, SWAPPED
+from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State
 from shim.nri.annotations import SignalReady
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_VERSION_S = 10.0
+_TOOL_S = 10.0
 
 
 class Captures:
@@ -142,7 +142,7 @@ class Captures:
             with self._store.staged() as staging:
                 async with asyncio.timeout(self._config.capture_timeout_s):
                     taken = await capture(
-                        source, staging, _network(source),
+                        source, staging, await _network(source),
                         quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
                     )  # fmt: skip
                     software = await _software(source.runtime, self._config.criu)
@@ -173,19 +173,21 @@ def _runtime() -> str:
     return Path(RUNTIME).read_text().strip() or "runc"
 
 
-def _network(source: Source) -> dict[str, Any]:
-    """What the hook recorded at the container's start."""
-    path = source.private / CONTAINER_NETWORK
+async def _network(source: Source) -> dict[str, Any]:
+    """Addresses, routes, MTU and sysctls of the container's network namespace."""
+    argv = [f"{PREFIX}/bin/quickthaw-hook", "record", str(source.pid)]
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        error = Path(f"{path}.error")
-        why = error.read_text() if error.exists() else "the prestart hook did not run"
-        raise NotCapturable(
-            "cannot capture", container=source.container,
-            why=f"its network is not known: {why.strip()}", do="Start the pod again.",
-        ) from None  # fmt: skip
-    return found
+        ended = await tool.run_async(argv, within_s=_TOOL_S)
+        if ended.status == 0:
+            found: dict[str, Any] = json.loads(ended.output)
+            return found
+        why = ended.tail
+    except (OSError, TimeoutError, ValueError) as error:
+        why = str(error)
+    raise NotCapturable(
+        "cannot capture", container=source.container, why=f"its network cannot be read: {why}",
+        do="Is the container still running?",
+    )  # fmt: skip
 
 
 async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
@@ -193,7 +195,7 @@ async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
     system = os.uname()
     versions = {}
     for name, argv in (("criu", [criu, "--version"]), ("runtime", [runtime[0], "--version"])):
-        ended = await tool.run_async(argv, within_s=_VERSION_S)
+        ended = await tool.run_async(argv, within_s=_TOOL_S)
         versions[name] = ended.tail.partition("\n")[0]
     return {
         **versions, "quickthaw": version.VERSION, "kernel": system.release, "arch": system.machine

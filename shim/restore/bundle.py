@@ -38,8 +38,12 @@ class Bundle:
     @property
     def network_namespace(self) -> str:
         """Path of the sandbox's network namespace, or the empty string."""
+        return self.namespace("network")
+
+    def namespace(self, kind: str) -> str:
+        """Path of the namespace that is joined, or the empty string. kind: the spec's word."""
         for namespace in self.spec.get("linux", {}).get("namespaces") or ():
-            if namespace.get("type") == "network":
+            if namespace.get("type") == kind:
                 return str(namespace.get("path") or "")
         return ""
 

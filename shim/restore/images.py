@@ -1,13 +1,14 @@
-"""CRIU's images for one restore: the snapshot's own, or a view of them with other addresses.
+"""CRIU's images for one restore: a view of the snapshot's with the new pod's name and addresses.
 
 A socket that was bound to the captured pod's address must be bound to the new pod's. At capture
-every word of such an address in files.img was given a fixed width (see shim.capture.addresses),
-so that here it can be overwritten in place.
+every word of such an address in files.img was given a fixed width (see shim.criu.images), so that
+here it can be overwritten in place.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 
 from shim.criu.addresses import WORD_BYTES, address_words, encode_word
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 PATCHED = "files.img"
+UTS_PREFIX = "utsns-"
+_HEADER_BYTES, _ENTRY_AT = 8, 12
+_NODENAME_TAG = 0x0A
+_HOSTNAME_BYTES = 64
 
 
 def patches_of(network: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
@@ -41,26 +46,44 @@ def replacements(captured: Sequence[str], present: Sequence[str]) -> dict[str, s
 
 
 def readdressed(
-    images: str, view: str, patches: Sequence[tuple[str, list[int]]], chosen: Mapping[str, str]
-) -> str:
-    """Make directory `view`: links to the files of `images`, and files.img with new addresses.
+    data: bytes, patches: Sequence[tuple[str, list[int]]], chosen: Mapping[str, str]
+) -> bytes:
+    """files.img with other addresses. patches: as of `patches_of`, chosen: of `replacements`."""
+    changed = bytearray(data)
+    for address, offsets in patches:
+        if address in chosen:
+            for offset, word in zip(offsets, address_words(chosen[address]), strict=True):
+                changed[offset : offset + WORD_BYTES] = encode_word(word)
+    return bytes(changed)
+
+
+def renamed(data: bytes, hostname: str) -> bytes:
+    """utsns-N.img with another host name. Raises ValueError.
+
+    The sandbox's namespace is joined, and still CRIU sets its name to the captured one. The image
+    has one entry whose first field is the name. Source: CRIU, images/utsns.proto.
+    """
+    tag, size = data[_ENTRY_AT : _ENTRY_AT + 2]
+    raw = hostname.encode()
+    if tag != _NODENAME_TAG or size > _HOSTNAME_BYTES or len(raw) > _HOSTNAME_BYTES:
+        raise ValueError("the image of the UTS namespace has no host name of a host's length")
+    entry = bytes([_NODENAME_TAG, len(raw)]) + raw + data[_ENTRY_AT + 2 + size :]
+    return data[:_HEADER_BYTES] + struct.pack("<I", len(entry)) + entry
+
+
+def view_of(images: str, view: str, replaced: Mapping[str, bytes]) -> str:
+    """Make directory `view`: links to the files of `images`, but what is replaced is a file.
 
     The links are relative: CRIU opens some images beneath a descriptor of `view` when it has
-    changed its root, where an absolute link would lead into the container.
-
-    patches: as of `patches_of`. chosen: as of `replacements`. Returns `view`. Raises OSError.
+    changed its root, where an absolute link would lead into the container. Returns `view`.
+    Raises OSError.
     """
     os.mkdir(view, 0o700)
     target = os.path.relpath(os.path.realpath(images), os.path.realpath(view))
     for name in os.listdir(images):
-        if name != PATCHED:
+        if name not in replaced:
             os.symlink(f"{target}/{name}", f"{view}/{name}")
-    with open(f"{images}/{PATCHED}", "rb") as file:
-        data = bytearray(file.read())
-    for address, offsets in patches:
-        if address in chosen:
-            for offset, word in zip(offsets, address_words(chosen[address]), strict=True):
-                data[offset : offset + WORD_BYTES] = encode_word(word)
-    with open(f"{view}/{PATCHED}", "wb") as file:
-        file.write(data)
+    for name, data in replaced.items():
+        with open(f"{view}/{name}", "wb") as file:
+            file.write(data)
     return view

@@ -5,6 +5,7 @@ Nothing that the workload answers is trusted; a call that fails or is late fails
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -50,6 +51,13 @@ def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence
     with os.fdopen(fd, "w") as file:
         json.dump(told, file)
     os.rename(f"{directory}/.{RESTORED_FILE}", f"{directory}/{RESTORED_FILE}")
+
+
+def untell(ticket: Ticket) -> None:
+    """Take restored.json back: a cold start follows. It is no error when it is not there."""
+    for name in (RESTORED_FILE, f".{RESTORED_FILE}"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{CONTROL}/{ticket.container}/{name}")
 
 
 def call_workload(ticket: Ticket, netns: str, runtime: Sequence[str], *, until: float) -> None:

@@ -39,6 +39,7 @@ from shim.gate.facts import memory_limit, power_facts
 from shim.kernel.addresses import global_addresses
 from shim.kernel.fds import OwnedFd
 from shim.kernel.process import TooLate
+from shim.kernel.utsns import hostname_in
 from shim.restore import images, resume
 from shim.restore.bundle import Bundle
 from shim.rootfs import overlay, shmfill
@@ -77,7 +78,8 @@ class Swap:
             with self._step("shm"):
                 self._fill_shm(undo)
             with self._step("network"):
-                addresses, image_dir = self._readdress(captured)
+                addresses, image_dir = self._images(captured)
+                undo.callback(resume.untell, self.ticket)
                 resume.tell(self.ticket, captured, self.bundle, addresses)
             with self._step("criu"):
                 self._restore(undo, image_dir)
@@ -155,27 +157,46 @@ class Swap:
         undo.callback(shmfill.undo, target, put)
         shmfill.fill(source, target, put, container=self.ticket.container)
 
-    def _readdress(self, captured: Manifest) -> tuple[list[str], str]:
+    def _images(self, captured: Manifest) -> tuple[list[str], str]:
         """The new pod's addresses, and the directory with the images that CRIU is to read."""
         own = f"{self.snapshot}/{SNAPSHOT_CRIU}"
-        netns = self.bundle.network_namespace
-        if not netns:
-            return [], own
         try:
-            addresses = global_addresses(netns)
-            patches = images.patches_of(captured.network)
-            if not patches:
-                return addresses, own
-            bound = [address for address, _ in patches]
-            chosen = images.replacements(bound, addresses)
-            with open(f"{self.private}/{CONTAINER_BINDABLE}", "w") as file:
-                json.dump([address for address in bound if address not in chosen], file)
-            return addresses, images.readdressed(own, f"{self.private}/images", patches, chosen)
+            replaced = self._renamed(own)
+            addresses: list[str] = []
+            if netns := self.bundle.network_namespace:
+                addresses = global_addresses(netns)
+                replaced |= self._readdressed(own, captured, addresses)
+            return addresses, images.view_of(own, f"{self.private}/images", replaced)
         except OSError as error:
             raise NetworkNotReady(
                 "cannot look at the pod's network", container=self.ticket.container,
                 why=str(error), do="Is the sandbox still there?",
             ) from error  # fmt: skip
+
+    def _readdressed(
+        self, own: str, captured: Manifest, addresses: Sequence[str]
+    ) -> dict[str, bytes]:
+        """files.img with the pod's addresses; those that it has none for are left to the hook."""
+        patches = images.patches_of(captured.network)
+        if not patches:
+            return {}
+        bound = [address for address, _ in patches]
+        chosen = images.replacements(bound, addresses)
+        with open(f"{self.private}/{CONTAINER_BINDABLE}", "w") as file:
+            json.dump(sorted({address for address in bound if address not in chosen}), file)
+        with open(f"{own}/{images.PATCHED}", "rb") as file:
+            return {images.PATCHED: images.readdressed(file.read(), patches, chosen)}
+
+    def _renamed(self, own: str) -> dict[str, bytes]:
+        """The image of the UTS namespace with the name that the sandbox has."""
+        uts = self.bundle.namespace("uts")
+        name = hostname_in(uts) if uts else self.bundle.spec.get("hostname")
+        found = {}
+        for image in os.listdir(own):
+            if name and image.startswith(images.UTS_PREFIX):
+                with open(f"{own}/{image}", "rb") as file:
+                    found[image] = images.renamed(file.read(), name)
+        return found
 
     def _restore(self, undo: contextlib.ExitStack, image_dir: str) -> None:
         work = f"{self.private}/{CONTAINER_WORK}"
