@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim.gate import decide as gate
+from shim.gate import key
+from shim.gate.facts import POWER_FACTS, is_host_namespace, memory_limit, power_facts
+from tests.unit.manifests import SOURCE, made
+
+Spec = dict[str, Any]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=10,
+)
+
+
+def no_host(_path: str, _kind: str) -> bool:
+    return False
+
+
+def spec(pod: str = "1") -> Spec:
+    """As containerd's CRI plugin makes them, with everything that differs per pod taken from it."""
+    sandbox = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{pod}"
+    volumes = f"/var/lib/kubelet/pods/uid-{pod}/volumes"
+    return {
+        "ociVersion": "1.2.0",
+        "process": {
+            "user": {"uid": 1000, "gid": 1000, "additionalGids": [3, 2]},
+            "args": ["serve"],
+            "env": [
+                "PATH=/bin", f"HOSTNAME=pod-{pod}", f"POD=pod-{pod}", f"IP=10.0.0.{pod}",
+                "KUBERNETES_SERVICE_HOST=10.96.0.1", f"WEB_SERVICE_HOST=10.96.0.{pod}",
+                f"WEB_SERVICE_PORT={pod}", f"WEB_PORT_80_TCP_ADDR=10.96.0.{pod}", "KEY=secret",
+            ],
+            "cwd": "/",
+            "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"], "effective": ["CAP_KILL"]},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+            "noNewPrivileges": True,
+            "oomScoreAdj": int(pod),
+        },
+        "root": {"path": "rootfs", "readonly": True},
+        "hostname": f"pod-{pod}",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]},
+            {"destination": "/dev/shm", "type": "bind", "source": f"{sandbox}/shm",
+             "options": ["rbind", "ro"]},
+            {"destination": "/run/secrets/kubernetes.io/serviceaccount", "type": "bind",
+             "source": f"{volumes}/kubernetes.io~projected/kube-api-access-abcd{pod}",
+             "options": ["rbind", "ro"]},
+            {"destination": "/models", "type": "bind", "source": "/srv/models",
+             "options": ["rbind", "ro"]},
+        ],
+        "annotations": {"io.kubernetes.cri.sandbox-id": pod},
+        "linux": {
+            "cgroupsPath": f"/kubepods/{pod}",
+            "namespaces": [
+                {"type": "pid"}, {"type": "mount"},
+                {"type": "network", "path": f"/proc/{pod}/ns/net"},
+            ],
+            "resources": {
+                "devices": [{"allow": False, "access": "rwm"}],
+                "memory": {"limit": 1 << 30},
+                "cpu": {"shares": int(pod)},
+            },
+            "maskedPaths": ["/proc/kcore", "/proc/acpi"],
+            "readonlyPaths": ["/proc/sys"],
+            "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+        },
+    }  # fmt: skip
+
+
+def pod_of(number: str) -> key.Pod:
+    return key.Pod(
+        namespace="models", name=f"pod-{number}", uid=f"uid-{number}", ips=[f"10.0.0.{number}"]
+    )
+
+
+def workload(number: str = "1", changed: Spec | None = None) -> dict[str, str]:
+    return key.workload_facts(changed or spec(number), pod_of(number), image_digest="sha256:1")
+
+
+def key_of(facts: dict[str, str]) -> str:
+    return key.match_key(facts, namespace="models", power=None)
+
+
+def changed(path: str, value: object, number: str = "2") -> Spec:
+    made_spec = spec(number)
+    *parents, last = path.split("/")
+    place: Any = made_spec
+    for name in parents:
+        place = place[int(name) if isinstance(place, list) else name]
+    if isinstance(place, list):
+        place[int(last)] = value
+    else:
+        place[last] = value
+    return made_spec
+
+
+def test_two_pods_of_one_kind_have_equal_facts() -> None:
+    captured, wanted = (
+        power_facts(spec("1"), is_host=no_host),
+        power_facts(spec("2"), is_host=no_host),
+    )
+    assert gate.compare_power(captured, wanted) == []
+    assert set(captured) == set(POWER_FACTS)
+    assert workload("1") == workload("2")
+    assert key_of(workload("1")) == key_of(workload("2"))
+
+
+@pytest.mark.parametrize(
+    ("fact", "path", "value"),
+    [
+        ("user", "process/user/uid", 0),
+        ("user", "process/user/additionalGids", [2, 3, 0]),
+        ("user", "process/user/umask", 0),
+        ("capabilities", "process/capabilities/ambient", ["CAP_SYS_ADMIN"]),
+        ("capabilities", "process/capabilities", None),
+        ("no_new_privs", "process/noNewPrivileges", False),
+        ("seccomp", "linux/seccomp", None),
+        ("seccomp", "linux/seccomp/defaultAction", "SCMP_ACT_ALLOW"),
+        ("apparmor", "process/apparmorProfile", "unconfined"),
+        ("selinux", "process/selinuxLabel", "system_u:system_r:spc_t:s0"),
+        ("selinux", "linux/mountLabel", "s0"),
+        ("rlimits", "process/rlimits", []),
+        ("namespaces", "linux/namespaces/0/type", "time"),
+        ("namespaces", "linux/namespaces/0/path", "/proc/7/ns/pid"),
+        ("namespaces", "linux/namespaces", []),
+        ("id_mappings", "linux/uidMappings", [{"containerID": 0, "hostID": 0, "size": 1}]),
+        ("devices", "linux/devices", [{"path": "/dev/mem", "type": "c", "major": 1, "minor": 1}]),
+        ("device_rules", "linux/resources/devices", [{"allow": True, "access": "rwm"}]),
+        ("mounts", "mounts/1/options", ["rbind", "rw"]),
+        ("mounts", "mounts/1/options", ["rbind", "ro", "rw"]),
+        ("mounts", "mounts/1/destination", "/host"),
+        ("mounts", "mounts/0/type", "tmpfs"),
+        ("mounts", "mounts/0/source", "other"),
+        ("masked_paths", "linux/maskedPaths", []),
+        ("readonly_paths", "linux/readonlyPaths", None),
+        ("sysctls", "linux/sysctl", {"net.ipv4.ip_forward": "1"}),
+        ("root_readonly", "root/readonly", False),
+        ("root_propagation", "linux/rootfsPropagation", "shared"),
+        ("terminal", "process/terminal", True),
+        ("personality", "linux/personality", {"domain": "LINUX32"}),
+        ("scheduler", "process/scheduler", {"policy": "SCHED_FIFO"}),
+        ("other", "linux/somethingNew", {"grants": "everything"}),
+        ("other", "process/execAs", "root"),
+        ("other", "vm", {}),
+    ],
+)
+def test_a_difference_in_power_is_refused_by_its_name(fact: str, path: str, value: object) -> None:
+    captured = power_facts(spec("1"), is_host=no_host)
+    wanted = power_facts(changed(path, value), is_host=no_host)
+    assert [no.fact for no in gate.compare_power(captured, wanted)] == [fact]
+    assert [no.fact for no in gate.compare_power(wanted, captured)] == [fact]
+
+
+def test_all_differences_are_told() -> None:
+    wanted = changed("process/user/uid", 0)
+    wanted["process"]["noNewPrivileges"] = False
+    refusals = gate.compare_power(
+        power_facts(spec("1"), is_host=no_host), power_facts(wanted, is_host=no_host)
+    )
+    assert [no.fact for no in refusals] == ["no_new_privs", "user"]
+    assert str(refusals[0]) == "no_new_privs: the snapshot has true, the pod asks for false"
+
+
+@pytest.mark.parametrize("missing", POWER_FACTS)
+def test_a_missing_fact_is_a_refusal(missing: str) -> None:
+    whole = power_facts(spec(), is_host=no_host)
+    less = {name: value for name, value in whole.items() if name != missing}
+    assert [no.fact for no in gate.compare_power(less, whole)] == [missing]
+    assert [no.fact for no in gate.compare_power(whole, less)] == [missing]
+    assert [no.fact for no in gate.compare_power(less, less)] == [missing]
+
+
+def test_order_that_means_nothing_is_no_difference() -> None:
+    other = spec("1")
+    other["process"]["user"]["additionalGids"] = [2, 3, 3]
+    other["process"]["capabilities"]["bounding"] = ["CAP_CHOWN", "CAP_KILL"]
+    other["linux"]["maskedPaths"].reverse()
+    other["mounts"].reverse()
+    other["mounts"][0]["options"] = ["rw", "ro", "rbind"]
+    assert power_facts(spec("1"), is_host=no_host) == power_facts(other, is_host=no_host)
+
+
+def test_a_sandbox_that_has_the_hosts_network_is_another_one() -> None:
+    # containerd names it by path either way
+    own = power_facts(spec(), is_host=no_host)
+    hosts = power_facts(spec(), is_host=lambda _path, kind: kind == "net")
+    assert [no.fact for no in gate.compare_power(own, hosts)] == ["namespaces"]
+    assert json.loads(hosts["namespaces"])["network"] == "host"
+
+
+def test_a_namespace_that_is_gone_equals_none() -> None:
+    def gone(path: str, _kind: str) -> bool:
+        raise FileNotFoundError(2, "gone", path)
+
+    assert gate.compare_power(
+        power_facts(spec("1"), is_host=gone), power_facts(spec("2"), is_host=gone)
+    )
+
+
+def test_our_own_namespace_is_the_hosts() -> None:
+    assert is_host_namespace("/proc/thread-self/ns/net", "net")
+    assert not is_host_namespace("/proc/self/ns/uts", "net")
+
+
+@pytest.mark.parametrize(
+    ("fact", "path", "value"),
+    [
+        ("args", "process/args", ["serve", "--model", "b"]),
+        ("cwd", "process/cwd", "/srv"),
+        ("env", "process/env/8", "KEY=other"),
+        ("env", "process/env/8", "OTHER=secret"),
+        ("env", "process/env/2", "POD=pod-1"),
+        ("env", "process/env/8", "SERVER_PORT=8080"),
+        ("process_user", "process/user/uid", 0),
+        ("mounted", "mounts/3/source", "/srv/other-models"),
+        ("mounted", "mounts/3/options", ["rbind"]),
+        ("process_devices", "linux/devices", [{"path": "/dev/nvidia0", "type": "c"}]),
+        ("hugepages", "linux/resources/hugepageLimits", [{"pageSize": "2MB", "limit": 1}]),
+    ],
+)
+def test_another_workload_has_another_key(fact: str, path: str, value: object) -> None:
+    other = workload("2", changed(path, value))
+    assert [name for name in other if other[name] != workload("1")[name]] == [fact]
+    assert key_of(other) != key_of(workload("1"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("linux/resources/memory", {"limit": 5}),
+        ("linux/resources/cpu", {"shares": 9}),
+        ("process/env/7", "WEB_PORT=tcp://10.96.0.9:80"),
+        ("process/env/1", "HOSTNAME=else"),
+    ],
+)
+def test_what_may_differ_keeps_the_key(path: str, value: object) -> None:
+    other = spec("2")
+    del other["process"]["env"][7]
+    one = spec("1")
+    del one["process"]["env"][7]
+    if path == "process/env/7":
+        other["process"]["env"].append(value)
+    else:
+        other = changed(path, value)
+        del other["process"]["env"][7]
+    assert key_of(workload("1", one)) == key_of(workload("2", other))
+
+
+def test_image_and_namespace_are_in_the_key() -> None:
+    other = key.workload_facts(spec(), pod_of("1"), image_digest="sha256:2")
+    assert key_of(other) != key_of(workload())
+    assert key.match_key(workload(), namespace="other", power=None) != key_of(workload())
+    power = power_facts(spec(), is_host=no_host)
+    assert key.match_key(workload(), namespace="models", power=power) != key_of(workload())
+
+
+def test_an_ignored_variable_may_differ_and_others_keep_their_secret() -> None:
+    other = changed("process/env/8", "KEY=other")
+    facts = [
+        key.workload_facts(each, pod_of(number), image_digest="sha256:1", ignore_env=["KEY"])
+        for each, number in ((spec("1"), "1"), (other, "2"))
+    ]
+    assert facts[0] == facts[1]
+    assert "secret" not in workload()["env"]
+
+
+def test_our_control_mount_is_not_part_of_the_workload() -> None:
+    with_mount = spec("1")
+    with_mount["mounts"].append(
+        {"destination": "/run/quickthaw", "type": "bind", "source": "/x", "options": []}
+    )
+    assert workload("1", with_mount) == workload("1")
+
+
+@given(JSON)
+def test_no_spec_is_too_odd(odd: object) -> None:
+    for name in ("process", "linux", "root", "mounts"):
+        strange = {**spec(), name: odd}
+        assert set(power_facts(strange, is_host=no_host)) == set(POWER_FACTS)
+        assert set(workload("1", strange)) == set(key.WORKLOAD_FACTS)
+        assert memory_limit(strange) >= 0
+
+
+@given(
+    st.sampled_from([f"process/{name}" for name in spec()["process"]]
+                    + [f"linux/{name}" for name in spec()["linux"]]), JSON
+)  # fmt: skip
+def test_no_field_is_too_odd(path: str, odd: object) -> None:
+    strange = changed(path, odd)
+    assert set(power_facts(strange, is_host=no_host)) == set(POWER_FACTS)
+    assert set(workload("1", strange)) == set(key.WORKLOAD_FACTS)
+
+
+def test_facts_leave_the_spec_as_it_was() -> None:
+    given_spec = spec()
+    before = copy.deepcopy(given_spec)
+    power_facts(given_spec, is_host=no_host)
+    workload("1", given_spec)
+    assert given_spec == before
+
+
+def request(**other: Any) -> gate.Request:
+    asked = {
+        "namespace": "models", "key": "a" * 64, "arch": "x86_64", "kernel": "6.18.9",
+        "facts": {"user": "{}"},
+    } | other  # fmt: skip
+    return gate.Request(**asked)
+
+
+def test_the_first_that_fits_is_taken() -> None:
+    unfit, fit, older = made(key="f" * 64), made(), made(created_at=1.0)
+    decided = gate.decide(request(), [unfit, fit, older])
+    assert isinstance(decided, gate.Match)
+    assert decided.manifest == fit
+
+
+def test_no_candidate_is_no_snapshot() -> None:
+    assert isinstance(gate.decide(request(), []), gate.NoSnapshot)
+
+
+@pytest.mark.parametrize(
+    ("fact", "other"),
+    [
+        ("namespace", {"namespace": "else"}),
+        ("arch", {"arch": "aarch64"}),
+        ("kernel", {"kernel": "6.9.20"}),
+        ("kernel", {"kernel": "odd"}),
+        ("key", {"key": "b" * 64}),
+        ("memory", {"memory_limit_bytes": (1 << 30) - 1}),
+        ("user", {"facts": {"user": "{1}"}}),
+        ("seccomp", {"facts": {"seccomp": "{}"}}),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_name(fact: str, other: dict[str, Any]) -> None:
+    decided = gate.decide(request(**other), [made()])
+    assert isinstance(decided, gate.Refused)
+    assert [no.fact for no in decided.refusals] == [fact]
+    assert decided.snapshot == made().id
+    assert fact in str(decided)
+
+
+def test_what_may_be_passes() -> None:
+    for other in (
+        {"memory_limit_bytes": 1 << 30}, {"memory_limit_bytes": 0}, {"kernel": "7.0"},
+        {"namespace": "else", "any_namespace": True},
+    ):  # fmt: skip
+        assert isinstance(gate.decide(request(**other), [made()]), gate.Match)
+    assert SOURCE["namespace"] == "models"
