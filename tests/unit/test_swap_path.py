@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.contract import errors, journal, outcome, ticket
+from shim.criu.addresses import address_words, encode_word
 from shim.kernel import process
 from shim.restore import images
 
@@ -126,19 +127,37 @@ def test_addresses_are_replaced_by_those_of_the_same_family() -> None:
     assert images.replacements(["10.0.0.1", "fd00::1"], ["10.0.0.2", "10.0.0.3"]) == {
         "10.0.0.1": "10.0.0.2"
     }
-    assert images.address_words("1.2.3.4") == [0x04030201]
+    assert address_words("1.2.3.4") == [0x04030201]
 
 
-def test_a_patched_view_links_the_rest(tmp_path: Path) -> None:
-    own = tmp_path / "criu"
-    own.mkdir()
-    (own / "pages-1.img").write_bytes(b"pages")
-    old = images.encode_word(images.address_words("10.0.0.1")[0])
-    (own / "files.img").write_bytes(b"head" + old + b"tail")
-    view = images.readdressed(
-        str(own), str(tmp_path / "view"), [("10.0.0.1", [4])], {"10.0.0.1": "10.0.0.2"}
+def test_addresses_are_overwritten_in_place() -> None:
+    old = encode_word(address_words("10.0.0.1")[0])
+    new = encode_word(address_words("10.0.0.2")[0])
+    patched = images.readdressed(
+        b"head" + old + b"tail", [("10.0.0.1", [4])], {"10.0.0.1": "10.0.0.2"}
     )
-    new = images.encode_word(images.address_words("10.0.0.2")[0])
-    assert Path(view, "files.img").read_bytes() == b"head" + new + b"tail"
-    assert os.readlink(f"{view}/pages-1.img") == str(own / "pages-1.img")
-    assert (own / "files.img").read_bytes() == b"head" + old + b"tail", "the snapshot stays"
+    assert patched == b"head" + new + b"tail"
+
+
+def test_the_uts_image_gets_another_name() -> None:
+    def image(entry: bytes) -> bytes:
+        return b"01234567" + len(entry).to_bytes(4, "little") + entry
+
+    changed = images.renamed(image(b"\x0a\x03old\x12\x06(none)"), "longer")
+    assert changed == image(b"\x0a\x06longer\x12\x06(none)")
+    with pytest.raises(ValueError, match="no host name"):
+        images.renamed(image(b"\x12\x06(none)"), "any")
+    with pytest.raises(ValueError, match="no host name"):
+        images.renamed(image(b"\x0a\x03old"), "x" * 65)
+
+
+def test_a_view_links_what_is_not_replaced_relatively(tmp_path: Path) -> None:
+    own = tmp_path / "store" / "criu"
+    own.mkdir(parents=True)
+    (own / "pages-1.img").write_bytes(b"pages")
+    (own / "files.img").write_bytes(b"captured")
+    view = images.view_of(str(own), str(tmp_path / "view"), {"files.img": b"patched"})
+    assert Path(view, "files.img").read_bytes() == b"patched"
+    assert os.readlink(f"{view}/pages-1.img") == "../store/criu/pages-1.img"
+    assert Path(view, "pages-1.img").read_bytes() == b"pages"
+    assert (own / "files.img").read_bytes() == b"captured", "the snapshot stays"
