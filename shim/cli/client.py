@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -85,7 +86,8 @@ def _exchange(request: bytes, path: str, until: float) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_left(until))
         connection.connect(path)
-        connection.sendall(request)
+        with contextlib.suppress(BrokenPipeError):  # refused unread: the answer says why
+            connection.sendall(request)
         answer = bytearray()
         while not answer.endswith(b"\n") and len(answer) <= MAX_ANSWER_BYTES:
             connection.settimeout(_left(until))
