@@ -15,6 +15,8 @@ CONTROL = f"{RUN}/control"
 """`ID/`, a small tmpfs that the container sees at CONTROL_IN_CONTAINER and may write."""
 OUTCOMES = f"{RUN}/outcomes"
 """`ID.json`, written by `quickthaw-runc`, read by the daemon: how one swap ended."""
+LOGS = f"{RUN}/logs"
+"""`SNAPSHOT.log`: CRIU's log of the last restore from that snapshot that failed."""
 SOCKET = f"{RUN}/quickthawd.sock"
 
 CONTAINER_CRIU_CONF = "criu.conf"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shim.contract import journal
 from shim.contract.errors import QuickthawError
-from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, RUN, SWAPPED, TICKETS
+from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS
 from shim.daemon import config as configuration
 from shim.daemon import control
 from shim.daemon.captures import Captures
@@ -59,7 +59,7 @@ def main() -> int:
 
 def _recover() -> None:
     """Make our directories, and let run what a daemon that was killed left frozen."""
-    for directory in (RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES):
+    for directory in (RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES, LOGS):
         os.makedirs(directory, 0o700, exist_ok=True)
     for container in os.listdir(CONTAINERS):
         for kind, subject in journal.changes(journal.path_of(container)):

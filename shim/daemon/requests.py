@@ -6,21 +6,22 @@ import asyncio
 import logging
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import version
 from shim.contract.errors import BadRequest, NoSuchPod
 from shim.contract.names import SnapshotId
-from shim.contract.paths import SNAPSHOTS
+from shim.contract.paths import LOGS, SNAPSHOTS
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State
 from shim.kernel.mounts import read_mounts
 from shim.nri.session import Configured, Lost, Synchronized
+from shim.store import listing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from shim.contract.manifest import Manifest
     from shim.daemon.captures import Captures
     from shim.daemon.registry import Registry, Tracked
     from shim.daemon.reporter import Reporter
@@ -67,21 +68,14 @@ class Requests:
                 log.info("synchronized with %d pods, %d containers", pods, containers)
 
     async def _ls(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        users = _users()
-        listed = [_row(found, users.get(found.id, [])) for found in self._store.all()]
-        damaged = [
-            {"id": name, "state": "damaged", "reason": why}
-            for name, why in sorted(self._store.damaged.items())
-        ]
-        return {"snapshots": [*listed, *damaged]}
+        return listing.listed(self._store, _users())
 
     async def _show(self, request: Mapping[str, Any]) -> dict[str, Any]:
         found = self._store.get(_text(request, "id"))
-        return {
-            **_row(found, _users().get(found.id, [])),
-            "manifest": found.as_json(),
-            "path": f"{SNAPSHOTS}/{found.id}",
-        }
+        log_path = Path(LOGS) / f"{found.id}.log"
+        return listing.shown(
+            found, _users(), log=str(log_path) if await asyncio.to_thread(log_path.exists) else ""
+        )
 
     async def _rm(self, request: Mapping[str, Any]) -> dict[str, Any]:
         wanted = _text(request, "id")
@@ -89,6 +83,7 @@ class Requests:
         found = SnapshotId(wanted) if damaged else self._store.get(wanted).id
         users = [*_users().get(found, []), *self._about_to_use(found)]
         await asyncio.to_thread(self._store.remove, found, users=users)
+        await asyncio.to_thread(Path(LOGS, f"{found}.log").unlink, missing_ok=True)
         return {"removed": found}
 
     async def _capture(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,17 +168,6 @@ def _users() -> dict[str, list[str]]:
         for part in mount.super_options.split(f"{SNAPSHOTS}/")[1:]:
             found.setdefault(part[:64], []).append(mount.target.split("/")[-2][:12])
     return found
-
-
-def _row(found: Manifest, users: list[str]) -> dict[str, Any]:
-    sizes = found.sizes.as_json()
-    return {
-        "id": found.id, "name": found.name, "namespace": found.source.namespace,
-        "pod": found.source.pod, "container": found.source.container,
-        "image": found.source.image, "created_at": found.created_at,
-        "size_bytes": sum(int(str(size)) for size in sizes.values()),
-        "state": "in use" if users else "ready", "uses": len(users), "users": users,
-    }  # fmt: skip
 
 
 def _container(tracked: Tracked) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from shim.contract.paths import (
     CONTAINER_CRIU_CONF,
     CONTAINER_WORK,
     CONTAINERS,
+    LOGS,
     SNAPSHOT_CRIU,
     SNAPSHOT_ROOTFS,
     SNAPSHOT_SHM,
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
+
+_LOG_BYTES = 4 << 20
 
 
 class Swap:
@@ -208,5 +211,15 @@ class Swap:
         if reason:
             raise CriuRestoreFailed(
                 "cannot restore the process tree", container=self.ticket.container, why=reason,
-                do=f"The log is kept with `quickthaw show {self.ticket.snapshot[:12]}`.",
+                do=f"CRIU's log: {self._keep_log(work)}.",
             )  # fmt: skip
+
+    def _keep_log(self, work: str) -> str:
+        """Put CRIU's log where it outlives the container, and return that place."""
+        kept = f"{LOGS}/{self.ticket.snapshot}.log"
+        try:
+            with open(f"{work}/restore.log", "rb") as log, open(kept, "wb") as file:
+                os.sendfile(file.fileno(), log.fileno(), 0, _LOG_BYTES)
+        except FileNotFoundError:
+            return "missing: CRIU did not start"
+        return kept
