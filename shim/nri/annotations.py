@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Final
 
 from shim.contract.errors import BadAnnotation
 from shim.contract.names import is_snapshot_name
+from shim.nri import logregex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PREFIX: Final = "quickthaw.io/"
 _MAX_LENGTH = 4096
-_MAX_REGEX = 512
-_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d{1,3})?)s)?")
-_HTTP = re.compile(r"http://:(\d{1,5})(/[!-~]*)?")
-_TCP = re.compile(r"tcp://:(\d{1,5})")
-_CALL = re.compile(r"http (GET|POST|PUT) :(\d{1,5})(/[!-~]*)?")
+_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6}(?:\.[0-9]{1,3})?)s)?")
+_HTTP = re.compile(r"http://:([0-9]{1,5})(/[!-~]*)?")
+_TCP = re.compile(r"tcp://:([0-9]{1,5})")
+_CALL = re.compile(r"http (GET|POST|PUT) :([0-9]{1,5})(/[!-~]*)?")
 _ID = re.compile(r"sha256:[0-9a-f]{12,64}")
 
 
@@ -128,6 +128,8 @@ def _argv(text: str) -> tuple[str, ...]:
     argv = tuple(shlex.split(text))
     if not argv or not all(argv[:1]):
         raise ValueError("the command is empty")
+    if any("\0" in argument for argument in argv):
+        raise ValueError("an argument has a zero byte")
     return argv
 
 
@@ -154,12 +156,8 @@ def readiness(value: str) -> Readiness:
         return FileReady(rest)
     if kind == "exec":
         return ExecReady(_argv(rest))
-    if kind == "log" and 0 < len(rest) <= _MAX_REGEX:
-        try:
-            re.compile(rest)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        return LogReady(rest)
+    if kind == "log":
+        return LogReady(logregex.checked(rest))
     if value == "signal":
         return SignalReady()
     raise ValueError("not a condition")
