@@ -123,6 +123,7 @@ def test_tmpfiles_make_every_directory_of_ours_for_root_alone() -> None:
     made = {line.split()[1]: line.split()[2:5] for line in lines if not line.startswith("#")}
     assert set(made) == {
         paths.RUN, paths.TICKETS, paths.SWAPPED, paths.CONTAINERS, paths.CONTROL, paths.OUTCOMES,
+            paths.LOGS,
         paths.STORE, paths.SNAPSHOTS, paths.STAGING, paths.QUARANTINE,
     }  # fmt: skip
     assert all(owner == ["0700", "root", "root"] for owner in made.values())
