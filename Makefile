@@ -37,6 +37,18 @@ protos: setup ## generate the Python code of protos/*.proto
 test-unit: setup ## seconds, no node
 	$(PY) -m pytest tests/unit
 
+# What is tested and shown is what is shipped: both install the deb.
+demo test test-node: KINDS = deb
+
+demo: packages ## the main job on real input: cold start, capture, restores; writes build/demo.json
+	$(PY) -m tests.demo
+
+test: packages ## unit tests, then end-to-end tests on nodes with real containerd (20 minutes)
+	$(PY) -m pytest tests/unit tests/node
+
+test-node: packages ## end-to-end tests alone; K=EXPRESSION takes some of them, as pytest -k
+	$(PY) -m pytest tests/node $(if $(K),-k "$(K)")
+
 packages: setup ## the deb and the rpm, in build/packages (KINDS=deb: only that)
 	@mkdir -p build/packages
 	flock build/packages/lock sh -c '$(PY) packaging/vendor.py tree build/packages/vendor && $(PY) packaging/build.py $(KINDS)'
