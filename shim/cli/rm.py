@@ -17,17 +17,12 @@ EXAMPLES: Final = """\
 examples:
   quickthaw rm 3f2a91c0
   quickthaw rm warm-model old-model
-  quickthaw rm 3f2a91c0 --force   also when it is in use
 """
 
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("snapshots", nargs="+", metavar="SNAPSHOT",
                         help="id, unique beginning of one, or name")  # fmt: skip
-    parser.add_argument(
-        "--force", action="store_true",
-        help="remove it also when containers use it: files of their root file system vanish",
-    )  # fmt: skip
 
 
 def run(asked: Namespace, out: Output) -> int:
@@ -37,7 +32,7 @@ def run(asked: Namespace, out: Output) -> int:
     code = 0
     for snapshot in asked.snapshots:
         try:
-            removed.append(str(client.ask("rm", id=snapshot, force=asked.force)["removed"]))
+            removed.append(str(client.ask("rm", id=snapshot)["removed"]))
         except RequestRefused as refusal:
             out.note(str(refusal))
             refused.append({"snapshot": snapshot, "why": refusal.why})

@@ -45,11 +45,12 @@ def run(asked: Namespace, out: Output) -> int:
 def _daemon(daemon: dict[str, Any]) -> dict[str, str]:
     nri = daemon["nri"]
     connected = f"connected for {output.age(nri.get('since'))}"
+    away = f"not connected, pods start cold: {nri.get('reason')}"
     return {
         "quickthawd": f"{daemon['version']}, pid {daemon['pid']}, "
         f"up {output.duration(daemon['uptime_s'])}",
-        "NRI": connected if nri["connected"] else "not connected: pods start cold",
-        "containerd": str(daemon.get("containerd") or ""),
+        "NRI": connected if nri["connected"] else away,
+        "runtime": str(daemon.get("containerd") or ""),
     }
 
 
