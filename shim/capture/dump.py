@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from shim.capture import tool
 from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
 from shim.capture.source import frozen
-from shim.contract.errors import CriuDumpFailed, RootfsNotCopied
+from shim.contract.errors import ContainerBusy, CriuDumpFailed, RootfsNotCopied
 from shim.contract.paths import (
     CONTAINER_CRIU_CONF,
     CONTAINER_WORK,
@@ -24,12 +24,13 @@ from shim.contract.paths import (
 )
 from shim.criu import images, options
 from shim.criu.log import first_error
+from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
 from shim.rootfs import devshm, overlay
 from shim.rootfs.diff import DiffCopy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from shim.capture.source import Source
@@ -69,6 +70,7 @@ def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
             _precopy(diff)
         with frozen(source, steps) as freezer:
             pids = freezer.pids()
+            _check_alone(source, pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 _checkpoint(source, staging / SNAPSHOT_CRIU)
@@ -82,6 +84,15 @@ def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
             ]
             remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
             give_links(remaps, lost, copied, source.container)
+
+
+def _check_alone(source: Source, pids: Sequence[int]) -> None:
+    """CRIU dumps a tree: a process whose parent is outside of the container is in its way."""
+    if found := strangers(pids, source.pid):
+        raise ContainerBusy(
+            "cannot capture now", container=source.container,
+            why=f"{len(found)} processes of `exec` are in it", do="It is tried again.",
+        )  # fmt: skip
 
 
 def _precopy(diff: DiffCopy) -> None:

@@ -27,7 +27,8 @@ _EVERY_S = 0.1
 """Between two looks where nothing tells us of a change: a file's directory may not exist yet."""
 _EXEC_EVERY_S = 1.0
 _EXEC_S = 10.0
-_LINE_BYTES = 64 * 1024
+_LINE_BYTES = 4096
+"""The most of one line that a regular expression is tried on: it holds up the event loop."""
 
 
 async def wait_until_ready(source: Source, condition: Readiness, *, within_s: float) -> None:

@@ -11,7 +11,7 @@ import os
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shim.capture import workload
 from shim.capture.dump import dump
@@ -21,13 +21,14 @@ from shim.criu import images
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
     from shim.capture.source import Source
     from shim.nri.annotations import Call
 
 _CALL_S = 60.0
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,23 @@ async def capture(
     steps: dict[str, float] = {}
     began = time.monotonic()
     async with _quiesced(source, quiesce, resume):
-        # Shielded: a daemon that is told to stop must not leave a container frozen.
-        await asyncio.shield(asyncio.to_thread(dump, source, staging, steps))
+        # A daemon that is told to stop must not leave a container frozen.
+        await finished(asyncio.to_thread(dump, source, staging, steps))
     steps["total"] = round(time.monotonic() - began, 4)
     return await asyncio.to_thread(_described, staging, network, steps)
+
+
+async def finished(work: Coroutine[Any, Any, Result]) -> Result:
+    """Wait until `work` has ended, also when cancelled meanwhile; then be cancelled.
+
+    For threads, which cannot be cancelled: what they use must not go before they do.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 @asynccontextmanager

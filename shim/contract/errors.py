@@ -19,7 +19,8 @@
     |   |-- NotFrozen 34
     |   |-- NeverReady 35
     |   |-- QuiesceFailed 36
-    |   `-- NotPublished 37
+    |   |-- NotPublished 37
+    |   `-- ContainerBusy 38
     |-- RequestRefused (40-49)      nothing was changed: a person's request to the daemon
     |   |-- NoSuchSnapshot 40
     |   |-- SnapshotInUse 41
@@ -178,6 +179,12 @@ class NotPublished(CaptureFailed):
     """The finished snapshot could not be made durable and published."""
 
     exit_code = 37
+
+
+class ContainerBusy(CaptureFailed):
+    """A process of `exec` (a probe, a person) is in the container: it will soon be gone."""
+
+    exit_code = 38
 
 
 class RequestRefused(QuickthawError):

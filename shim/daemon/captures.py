@@ -6,6 +6,7 @@ A container is captured once for its key: while one waits or is captured, others
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from shim import version
 from shim.capture import tool
 from shim.capture.readiness import wait_until_ready
-from shim.capture.sequence import capture
+from shim.capture.sequence import capture, finished
 from shim.capture.source import Source
 from shim.contract import manifest as manifests
-from shim.contract.errors import CaptureFailed, NotCapturable, QuickthawError
+from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, QuickthawError
 from shim.contract.names import HostPid
 from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
 from shim.daemon.containerd import ContainerdRefused
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TOOL_S = 10.0
+_BUSY_TRIES, _BUSY_S = 30, 0.5
+"""How often a capture gives way to processes of `exec`, and for how long each time."""
 
 
 class Captures:
@@ -139,21 +142,47 @@ class Captures:
         source = self._source(tracked, identity)
         async with self._turn:
             tracked.become(State.CAPTURING)
-            with self._store.staged() as staging:
+            try:
                 async with asyncio.timeout(self._config.capture_timeout_s):
-                    taken = await capture(
-                        source, staging, await _network(source),
-                        quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
-                    )  # fmt: skip
-                    software = await _software(source.runtime, self._config.criu)
-                found = await asyncio.to_thread(
-                    self._store.publish, staging,
-                    lambda files: _describe(tracked, identity, taken, software, files),
-                )  # fmt: skip
+                    found, steps = await self._undisturbed(tracked, identity, source)
+            except TimeoutError as error:
+                raise CaptureFailed(
+                    "cannot capture", container=tracked.container,
+                    why=f"it took longer than {self._config.capture_timeout_s:g} s",
+                    do="Raise capture_timeout_s in the configuration, or find what is slow.",
+                ) from error  # fmt: skip
         tracked.snapshot = found.id
         tracked.become(State.CAPTURED)
-        self._reporter.captured(tracked, taken.steps["frozen"], taken.steps["total"])
+        self._reporter.captured(tracked, steps["frozen"], steps["total"])
         return found
+
+    async def _undisturbed(
+        self, tracked: Tracked, identity: Identity, source: Source
+    ) -> tuple[Manifest, dict[str, float]]:
+        """Capture when no process of `exec` is in the container: probes come and go."""
+        for _ in range(_BUSY_TRIES):
+            with contextlib.suppress(ContainerBusy):
+                return await self._once(tracked, identity, source)
+            await asyncio.sleep(_BUSY_S)
+        return await self._once(tracked, identity, source)
+
+    async def _once(
+        self, tracked: Tracked, identity: Identity, source: Source
+    ) -> tuple[Manifest, dict[str, float]]:
+        with self._store.staged() as staging:
+            taken = await capture(
+                source, staging, await _network(source),
+                quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
+            )  # fmt: skip
+            software = await _software(source.runtime, self._config.criu)
+            # To its end even when cancelled: what is being published must not be taken away.
+            found = await finished(
+                asyncio.to_thread(
+                    self._store.publish, staging,
+                    lambda files: _describe(tracked, identity, taken, software, files),
+                )
+            )  # fmt: skip
+        return found, taken.steps
 
     def _source(self, tracked: Tracked, identity: Identity) -> Source:
         config = self._config

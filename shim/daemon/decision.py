@@ -84,7 +84,9 @@ class Decider:
         workload = key.workload_facts(
             spec, pod, image_digest=digest, ignore_env=self._config.ignore_env
         )
-        match_key = key.match_key(workload, namespace=tracked.pod.namespace, power=None)
+        # A node that shares snapshots between namespaces finds them under the same key.
+        namespace = "" if self._config.cross_namespace else tracked.pod.namespace
+        match_key = key.match_key(workload, namespace=namespace, power=None)
         return Identity(
             match_key, facts.power_facts(spec), workload, facts.memory_limit(spec), image, digest,
             log_path, tuple(spec["process"].get("args") or ()),
@@ -109,7 +111,7 @@ class Decider:
         system = os.uname()
         request = gate.Request(
             namespace=tracked.pod.namespace, key=identity.key, arch=system.machine,
-            kernel=system.release, facts=identity.power,
+            kernel=system.release, facts={**identity.workload, **identity.power},
             memory_limit_bytes=identity.memory_limit_bytes,
             any_namespace=self._config.cross_namespace,
         )  # fmt: skip

@@ -51,7 +51,7 @@ def main() -> int:
     except QuickthawError as error:
         log.error("%s", error)
         return error.exit_code
-    except OSError as error:
+    except (OSError, ExceptionGroup) as error:
         log.error("cannot start: %s; pods start cold. Mend it and start quickthawd again.", error)
         return 1
     return 0

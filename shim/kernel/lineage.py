@@ -1,0 +1,38 @@
+"""Which processes descend from which. Lean."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def strangers(pids: Iterable[int], ancestor: int) -> list[int]:
+    """Those of `pids` that do not descend from `ancestor`, as far as the way leads over `pids`.
+
+    In a container's cgroup these are the processes of `exec`: their parent is outside. One that
+    has died meanwhile is none. Source: proc_pid_status(5).
+    """
+    parents = {pid: parent for pid in pids if (parent := _parent(pid))}
+    return [pid for pid in parents if not _descends(pid, ancestor, parents)]
+
+
+def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+    for _ in range(len(parents) + 1):
+        if pid == ancestor:
+            return True
+        if pid not in parents:
+            return False
+        pid = parents[pid]
+    return False
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"PPid:"):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
