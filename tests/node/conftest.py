@@ -23,7 +23,8 @@ def pytest_runtest_makereport(
     del call
     report = yield
     if report.failed and isinstance(item, pytest.Function):
-        for node in (each for each in item.funcargs.values() if isinstance(each, Node)):
+        nodes = [each for each in item.funcargs.values() if isinstance(each, Node)]
+        for node in (each for each in nodes if each.pid > 0):  # a fixture may have ended it
             report.sections.append((f"containerd on {node.suite}", node.containerd.service.tail()))
             report.sections.append((f"quickthawd on {node.suite}", node.journal()[-8000:]))
     return report
