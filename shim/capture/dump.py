@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shim.capture.source import Source
 
 _DUMP_S = 300.0
+_DUMP_CONF = "criu-dump.conf"
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
 
@@ -135,7 +136,8 @@ def _checkpoint(source: Source, image_dir: Path) -> None:
     ]  # fmt: skip
     why = ""
     try:
-        ended = tool.run(argv, within_s=_DUMP_S)
+        environment = options.write_for_dump(str(source.private / _DUMP_CONF))
+        ended = tool.run(argv, within_s=_DUMP_S, environment=environment)
         if ended.status:
             why = first_error(str(work), "dump.log")
     except (OSError, TimeoutError) as error:

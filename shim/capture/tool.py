@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
@@ -33,14 +33,17 @@ class Ended:
         return self.output[-_TAIL_BYTES:].decode(errors="replace").strip()
 
 
-def run(argv: Sequence[str], *, within_s: float) -> Ended:
+def run(
+    argv: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None
+) -> Ended:
     """Run one program to its end, for callers in a thread of their own.
 
+    environment: what it gets beside ENVIRONMENT.
     Raises TimeoutError after killing its process group, OSError when it cannot be executed.
     """
     with subprocess.Popen(
-        list(argv), env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
+        list(argv), env={**ENVIRONMENT, **(environment or {})}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             output, _ = process.communicate(timeout=within_s)

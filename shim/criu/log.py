@@ -9,6 +9,8 @@ _MAX_BYTES = 4 << 20
 _NOISE = r"(?!rlimit: Can't setup RLIMIT_NOFILE for self)"
 """What CRIU says without CAP_SYS_RESOURCE, and goes on."""
 _CRIU_ERROR = re.compile(rf"^\([\d.]+\)\s+(?:\d+: )?Error \([^)]*\): {_NOISE}(.*)$", re.MULTILINE)
+_HARMLESS = ("rlimit: Can't setup RLIMIT_NOFILE",)
+"""CRIU goes on after these. The first one comes wherever CAP_SYS_RESOURCE is missing."""
 
 
 def first_error(directory: str, name: str) -> str:
@@ -17,9 +19,9 @@ def first_error(directory: str, name: str) -> str:
     The first one, because CRIU's later ones are consequences. Never raises: a missing log is
     said in words.
     """
-    criu = _CRIU_ERROR.search(_tail(f"{directory}/{name}"))
-    if criu:
-        return f"criu: {criu[1].strip()}"
+    for criu in _CRIU_ERROR.finditer(_tail(f"{directory}/{name}")):
+        if not criu[1].startswith(_HARMLESS):
+            return f"criu: {criu[1].strip()}"
     messages = []
     for line in _tail(f"{directory}/runc.log").splitlines():
         try:

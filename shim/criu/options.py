@@ -11,11 +11,9 @@ ANNOTATION = "org.criu.config"
 """On the container's OCI spec: path of the file. Source: runc's docs/checkpoint-restore.md."""
 
 _OPTIONS = (
-    # Connections belong to the pod that was captured: they are restored closed, and while the
-    # source is frozen nothing must be blocked.
+    # Connections belong to the pod that was captured: they are restored closed.
     "tcp-close",
     "skip-in-flight",
-    "network-lock skip",
     # Deleted files that are still open or mapped travel in the images; 1 MiB is CRIU's limit.
     "ghost-limit 1073741824",
     # Deleted names of files that have other names (glibc's sem_open makes them).
@@ -25,8 +23,30 @@ _OPTIONS = (
 )
 
 
+# CRIU up to 4.1 crashes when it finds this one in the file that RPC names: it then compares the
+# (absent) command line with "restore". A restore takes the method from the images.
+_DUMP_OPTIONS = (
+    # The pod's network is shared with other containers, and we keep no connection: while the
+    # source is frozen nothing must be blocked, nor iptables be run.
+    "network-lock skip",
+)
+
+
 def write(path: str) -> None:
     """Write the file for one container. Raises OSError."""
+    _write(path, _OPTIONS)
+
+
+def write_for_dump(path: str) -> dict[str, str]:
+    """Write what holds for the dump only; returns what its environment must have. Raises OSError.
+
+    Source: criu(8), CRIU_CONFIG_FILE. What runc sets over RPC has precedence.
+    """
+    _write(path, _DUMP_OPTIONS)
+    return {"CRIU_CONFIG_FILE": path}
+
+
+def _write(path: str, options: tuple[str, ...]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "w") as file:
-        file.write("".join(f"{option}\n" for option in _OPTIONS))
+        file.write("".join(f"{option}\n" for option in options))
