@@ -22,7 +22,8 @@ from protos import (
 if TYPE_CHECKING:
     from shim.contract.names import ContainerId
 
-_METADATA = "io.cri-containerd.container.metadata"
+_CONTAINER = "io.cri-containerd.container.metadata"
+_SANDBOX = "io.cri-containerd.sandbox.metadata"
 _CALL_S = 5.0
 
 
@@ -55,13 +56,8 @@ class Containerd:
 
     async def record(self, container: ContainerId) -> Record:
         """What containerd knows of a container. Raises ContainerdRefused."""
+        found = await self._container(container)
         try:
-            found = (
-                await self._containers.Get(
-                    containerd_containers_pb2.GetContainerRequest(id=container),
-                    metadata=self._metadata, timeout=_CALL_S,
-                )
-            ).container  # fmt: skip
             image = (
                 await self._images.Get(
                     containerd_images_pb2.GetImageRequest(name=found.image),
@@ -69,15 +65,33 @@ class Containerd:
                 )
             ).image  # fmt: skip
         except grpc.RpcError as error:
+            raise ContainerdRefused(f"image {found.image}: {error}") from error
+        log_path = str(_metadata(found, _CONTAINER).get("LogPath") or "")
+        return Record(json.loads(found.spec.value), found.image, image.target.digest, log_path)
+
+    async def addresses(self, sandbox: str) -> tuple[str, ...]:
+        """The pod's addresses, which NRI tells from containerd 2.0 on only.
+
+        Raises ContainerdRefused.
+        """
+        metadata = _metadata(await self._container(sandbox), _SANDBOX)
+        found = [metadata.get("IP"), *(metadata.get("AdditionalIPs") or ())]
+        return tuple(str(address) for address in found if address)
+
+    async def _container(self, container: str) -> containerd_containers_pb2.Container:
+        try:
+            answer = await self._containers.Get(
+                containerd_containers_pb2.GetContainerRequest(id=container),
+                metadata=self._metadata, timeout=_CALL_S,
+            )  # fmt: skip
+        except grpc.RpcError as error:
             raise ContainerdRefused(f"{container}: {error}") from error
-        return Record(
-            json.loads(found.spec.value), found.image, image.target.digest, _log_path(found)
-        )
+        return answer.container
 
 
-def _log_path(found: containerd_containers_pb2.Container) -> str:
-    """The log file that kubelet asked for, from the CRI plugin's own record."""
-    if _METADATA not in found.extensions:
-        return ""
-    metadata = json.loads(found.extensions[_METADATA].value)
-    return str(metadata.get("Metadata", {}).get("LogPath") or "")
+def _metadata(found: containerd_containers_pb2.Container, name: str) -> dict[str, Any]:
+    """The CRI plugin's own record of a container or sandbox, empty when there is none."""
+    if name not in found.extensions:
+        return {}
+    record = json.loads(found.extensions[name].value).get("Metadata")
+    return record if isinstance(record, dict) else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, assert_never
 
 from shim.contract import ticket
@@ -68,6 +68,9 @@ class Decider:
 
     async def identify(self, tracked: Tracked) -> Identity:
         """What the container is matched by. Raises ContainerdRefused, ValueError."""
+        if not tracked.pod.addresses:
+            addresses = await self._containerd.addresses(tracked.pod.sandbox)
+            tracked.pod = replace(tracked.pod, addresses=addresses)
         record = await self._containerd.record(tracked.container)
         return self.identity_of(
             tracked, record.spec, record.image, record.image_digest, record.log_path

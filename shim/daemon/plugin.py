@@ -101,7 +101,7 @@ class NodePlugin(Plugin):
             wish = parse(dict(pod.annotations), container.name)
         except BadAnnotation as error:
             if not quiet:
-                where = Pod(pod.namespace, pod.name, pod.uid)
+                where = Pod(pod.namespace, pod.name, pod.uid, pod.id)
                 self._reporter.bad_annotation(where, container.name, error)
             return None
         if wish is None:
@@ -110,7 +110,7 @@ class NodePlugin(Plugin):
         return Tracked(
             ContainerId(container.id),
             container.name,
-            Pod(pod.namespace, pod.name, pod.uid, tuple(pod.ips)),
+            Pod(pod.namespace, pod.name, pod.uid, pod.id, tuple(pod.ips)),
             wish,
             restarts=int(restarts) if restarts.isdecimal() else 0,
         )

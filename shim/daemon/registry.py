@@ -38,11 +38,12 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod as NRI names it. addresses: where the runtime tells them."""
+    """A pod as NRI names it. sandbox: its id. addresses: where the runtime tells them."""
 
     namespace: str
     name: str
     uid: str
+    sandbox: str
     addresses: tuple[str, ...] = ()
 
 
