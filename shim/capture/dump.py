@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from shim.capture import tool
 from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
 from shim.capture.source import frozen
+from shim.contract import journal
 from shim.contract.errors import ContainerBusy, CriuDumpFailed, RootfsNotCopied
 from shim.contract.paths import (
     CONTAINER_CRIU_CONF,
@@ -137,7 +138,8 @@ def _checkpoint(source: Source, image_dir: Path) -> None:
     why = ""
     try:
         environment = options.write_for_dump(str(source.private / _DUMP_CONF))
-        ended = tool.run(argv, within_s=_DUMP_S, environment=environment)
+        with journal.lock(str(source.private), journal.CHECKPOINT) as lock_fd:
+            ended = tool.run(argv, within_s=_DUMP_S, environment=environment, held_fd=lock_fd)
         if ended.status:
             why = first_error(str(work), "dump.log")
     except (OSError, TimeoutError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,10 @@ class Source:
 
     def check(self) -> None:
         """Raises NotCapturable for what no snapshot can hold."""
-        why = ""
-        if self.spec["process"].get("terminal"):
+        why, do = "", "Change the pod, or take its quickthaw.io/snapshot annotation away."
+        if not self.private.is_dir():
+            why, do = "quickthawd was away when it was created", "Start the pod again."
+        elif self.spec["process"].get("terminal"):
             why = "it has a terminal"
         elif self.shm.rstrip("/") == "/dev/shm":
             why = "its /dev/shm is the host's"
@@ -66,12 +69,25 @@ class Source:
             why = "it has no PID namespace of its own"
         if why:
             raise NotCapturable(
-                "cannot capture", container=self.container, why=why,
-                do="Change the pod, or take its quickthaw.io/snapshot annotation away.",
+                "cannot capture", container=self.container, why=why, do=do
             )  # fmt: skip
 
     def _namespaces(self) -> list[dict[str, str]]:
         return self.spec.get("linux", {}).get("namespaces") or []
+
+
+def thaw_left(container: str) -> bool:
+    """Let run what a daemon that was killed left frozen. False while its checkpoint still goes on.
+
+    CRIU ends with putting the freezer back as it found it: thawed before that, the container
+    would stay frozen. Raises OSError.
+    """
+    if journal.is_locked(f"{CONTAINERS}/{container}", journal.CHECKPOINT):
+        return False
+    for kind, subject in journal.changes(journal.path_of(container)):
+        if kind == journal.FROZEN and os.path.isdir(str(subject)):
+            Freezer(str(subject)).thaw()
+    return True
 
 
 @contextlib.contextmanager

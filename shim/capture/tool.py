@@ -34,16 +34,18 @@ class Ended:
 
 
 def run(
-    argv: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None
-) -> Ended:
+    argv: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None,
+    held_fd: int,
+) -> Ended:  # fmt: skip
     """Run one program to its end, for callers in a thread of their own.
 
-    environment: what it gets beside ENVIRONMENT.
+    environment: what it gets beside ENVIRONMENT. held_fd: a lock that it holds while it runs.
     Raises TimeoutError after killing its process group, OSError when it cannot be executed.
     """
     with subprocess.Popen(
         list(argv), env={**ENVIRONMENT, **(environment or {})}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        pass_fds=(held_fd,),
     ) as process:  # fmt: skip
         try:
             output, _ = process.communicate(timeout=within_s)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 16 << 20
 _LOCK = "lock"
+CHECKPOINT = "checkpoint.lock"
+"""Name of the lock that `runc checkpoint` itself holds: it outlives a daemon that is killed."""
 
 ROOTFS, SHM, ADDRESS, DONE = "rootfs", "shm", "address", "done"
 """Kinds of change. DONE: the swap is complete, what it did belongs to the container now."""
@@ -32,24 +34,25 @@ def path_of(container: str) -> str:
 
 
 @contextlib.contextmanager
-def lock(directory: str) -> Iterator[None]:
-    """Hold the container's directory while a swap is under way. Raises OSError.
+def lock(directory: str, name: str = _LOCK) -> Iterator[int]:
+    """Hold the container's directory while a swap is under way; the lock's descriptor.
 
     A runtime that cleans up after a failed restore runs our poststop hook: it must not take
-    away what the cold start that follows needs. The kernel drops the lock of whoever dies.
+    away what the cold start that follows needs. The kernel drops the lock when the last process
+    with the descriptor has ended. Raises BlockingIOError when it is held, OSError.
     """
-    fd = os.open(f"{directory}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(f"{directory}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
 
-def is_locked(directory: str) -> bool:
-    """Whether a swap of the container with this directory is under way."""
+def is_locked(directory: str, name: str = _LOCK) -> bool:
+    """Whether a swap (or what else `name` stands for) of this directory's container goes on."""
     try:
-        with lock(directory):
+        with lock(directory, name):
             return False
     except BlockingIOError:
         return True

@@ -18,7 +18,7 @@ from shim import version
 from shim.capture import tool
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import capture, finished
-from shim.capture.source import Source
+from shim.capture.source import Source, thaw_left
 from shim.contract import manifest as manifests
 from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, QuickthawError
 from shim.contract.names import HostPid
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TOOL_S = 10.0
+_ORPHAN_EVERY_S = 0.2
+"""Between two looks whether the checkpoint of a daemon that was killed has ended."""
 _BUSY_TRIES, _BUSY_S = 30, 0.5
 """How often a capture gives way to processes of `exec`, and for how long each time."""
 
@@ -104,6 +106,8 @@ class Captures:
 
     async def _adopted(self, tracked: Tracked) -> None:
         try:
+            while not thaw_left(tracked.container):  # noqa: ASYNC110 - a lock wakes only threads
+                await asyncio.sleep(_ORPHAN_EVERY_S)
             tracked.identity = await self._decider.identify(tracked)
         except (ContainerdRefused, ValueError) as error:
             log.warning("container %s stays as it is: %s", tracked.container, error)
@@ -125,6 +129,7 @@ class Captures:
         try:
             tracked.become(State.WAITING)
             source = self._source(tracked, identity)
+            source.check()
             condition = tracked.wish.capture_when or SignalReady()
             await wait_until_ready(source, condition, within_s=self._config.readiness_timeout_s)
             await self._capture(tracked, identity)

@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from shim.contract import journal
+from shim.capture.source import thaw_left
 from shim.contract.errors import QuickthawError
 from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS
 from shim.daemon import config as configuration
@@ -22,7 +22,6 @@ from shim.daemon.plugin import NodePlugin
 from shim.daemon.registry import Registry
 from shim.daemon.reporter import Reporter
 from shim.daemon.requests import Requests
-from shim.kernel.cgroup import Freezer
 from shim.nri import session
 from shim.store.store import Store
 
@@ -62,9 +61,7 @@ def _recover() -> None:
     for directory in (RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES, LOGS):
         os.makedirs(directory, 0o700, exist_ok=True)
     for container in os.listdir(CONTAINERS):
-        for kind, subject in journal.changes(journal.path_of(container)):
-            if kind == journal.FROZEN and os.path.isdir(str(subject)):
-                Freezer(str(subject)).thaw()
+        thaw_left(container)
 
 
 async def _serve(config: Config, store: Store) -> None:

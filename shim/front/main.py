@@ -93,6 +93,7 @@ def _refuse(message: str) -> None:
     log = sys.argv[sys.argv.index("--log") + 1] if "--log" in sys.argv[:-1] else ""
     if log:
         with open(log, "a") as file:
-            json.dump({"level": "error", "msg": message, "time": time.time()}, file)
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            json.dump({"level": "error", "msg": message, "time": at}, file)
             file.write("\n")
     sys.exit(1)
