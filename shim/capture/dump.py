@@ -23,7 +23,7 @@ from shim.contract.paths import (
     SNAPSHOT_SHM,
     SNAPSHOTS,
 )
-from shim.criu import images, options
+from shim.criu import images, options, passcred
 from shim.criu.log import first_error
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
@@ -70,12 +70,12 @@ def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
     ) as diff:  # fmt: skip
         with _step(steps, "precopy"):
             _precopy(diff)
-        with frozen(source, steps) as freezer:
+        with passcred.answered(source.pid) as unanswered, frozen(source, steps) as freezer:
             pids = freezer.pids()
             _check_alone(source, pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
-                _checkpoint(source, staging / SNAPSHOT_CRIU)
+                _checkpoint(source, staging / SNAPSHOT_CRIU, unanswered)
             with _step(steps, "rootfs"):
                 diff.finish(always_paths=writable_shared_files(pids))
             with _step(steps, "shm"):
@@ -128,7 +128,8 @@ def _copy_shm(source: Source, target: Path) -> None:
         os.close(dirfd)
 
 
-def _checkpoint(source: Source, image_dir: Path) -> None:
+def _checkpoint(source: Source, image_dir: Path, unanswered: str) -> None:
+    """unanswered: a likely cause of a failure, or empty."""
     work = source.private / CONTAINER_WORK
     work.mkdir(mode=0o700, exist_ok=True)
     argv = [
@@ -141,7 +142,7 @@ def _checkpoint(source: Source, image_dir: Path) -> None:
         with journal.lock(str(source.private), journal.CHECKPOINT) as lock_fd:
             ended = tool.run(argv, within_s=_DUMP_S, environment=environment, held_fd=lock_fd)
         if ended.status:
-            why = first_error(str(work), "dump.log")
+            why = "; ".join(filter(None, [first_error(str(work), "dump.log"), unanswered]))
     except (OSError, TimeoutError) as error:
         why = str(error)
     if why:
