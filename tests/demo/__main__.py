@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tests.demo.figures import OVERHEAD_AT_MOST_MS, SPEEDUP_AT_LEAST, Spread
 from tests.demo.story import Found, Story, machine
-from tests.node.base import BUILD
+from tests.node.base import BUILD, node_root
 from tests.node.inventory import HostInventory, take_host
 from tests.node.node import Node
 from tests.node.swapping import nothing_left
@@ -32,6 +32,9 @@ PACKAGES: Final = BUILD.parent / "packages"
 def main() -> int:
     """Returns the exit status."""
     out = Console(highlight=False, soft_wrap=True)
+    out.print("Making a node and the worker's image: minutes the first time, then kept in build/")
+    node_root(SUITE)
+    images.build("inference")
     before = take_host(os.getpid())
     with Node(SUITE) as node:
         found, facts = _on(node, out)

@@ -189,7 +189,8 @@ def _run_in(root: Path, scratch: Path) -> None:
         PYTHONPATH=/mnt/site chroot "$1" python3 -B /srv/inputs.py / /mnt/inputs"""
     unshare = ["unshare", "--mount", "--net", "--propagation", "private"]
     command = [*unshare, "sh", "-c", script, "sh", str(root), str(scratch), str(HERE)]
-    subprocess.run(command, check=True)
+    # A wheel's own warnings are of no use to who builds an image of it.
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
 
 def _pip_download(to: Path, *what: str) -> None:
