@@ -66,7 +66,7 @@ def link_remaps(directory: Path) -> list[LinkRemap]:
     for entry in entries(directory / "files.img"):
         file = criu_pb2.FileEntry.FromString(entry)
         if file.HasField("reg"):
-            names[file.reg.id] = file.reg.name
+            names[file.reg.id] = file.reg.name.lstrip("/")
     found = []
     for entry in entries(remaps):
         remap = criu_pb2.RemapEntry.FromString(entry)

@@ -1,0 +1,169 @@
+"""When a container is captured, what it is asked around it, and what a restored one is told."""
+
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from tests.node.kubelet import Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec
+from tests.node.swapping import (
+    PORT,
+    answer,
+    ask,
+    assert_cold,
+    captured,
+    first_answer,
+    lines_about,
+    probe,
+    published,
+    restored,
+    said,
+    wishes,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+NOT_YET_S = 0.6
+"""How long a container that is not ready is watched; most conditions are looked at every 0.1 s."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of `capture-when`, and the request that makes a cold probe meet it."""
+
+    value: str
+    meet: str
+
+
+FORMS = {
+    "http": Form(f"http://:{PORT}/health", "/ready"),
+    "tcp": Form("tcp://:8005", "/listen?host=0.0.0.0&port=8005"),
+    "file": Form("file:/srv/ready", "/write?path=/srv/ready&size=1"),
+    "exec": Form("exec:test -e /srv/ready", "/write?path=/srv/ready&size=1"),
+    "log": Form("log:model [a-z]+ loaded$", "/log?text=model%20probe%20loaded"),
+    "signal": Form("signal", "/ready"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_container_is_captured_when_it_is_ready_and_not_before(
+    swap_node: Node, form: str
+) -> None:
+    chosen = FORMS[form]
+    spec = probe(env={"CASE": form, "WARM": "0"})
+    annotations = wishes(capture_when=chosen.value)
+    pod = swap_node.kubelet.run_pod("source", [spec], annotations=annotations)
+    first_answer(pod)
+    time.sleep(NOT_YET_S)
+    assert not any("captured" in line for line in lines_about(swap_node, pod.container()))
+    ask(pod, chosen.meet)
+    assert published(pod)
+
+
+# Quiesce and resume
+
+
+def called(pod: Pod) -> list[str]:
+    """The calls that the probe got by HTTP, in order."""
+    names: list[str] = ask(pod, "/called")
+    return names
+
+
+def test_http_calls_come_before_and_after_capture_and_after_restore(swap_node: Node) -> None:
+    spec = probe(env={"CASE": "http calls"})
+    annotations = wishes(
+        quiesce=f"http POST :{PORT}/quiesce?level=1", resume=f"http POST :{PORT}/resume"
+    )
+    source = captured(swap_node, spec, annotations=annotations).source
+    assert called(source) == ["quiesce", "resume"]
+    pod = restored(swap_node, spec, annotations=annotations)
+    assert called(pod) == ["quiesce", "resume"], "it was captured between the two"
+    assert called(source) == ["quiesce", "resume"]
+
+
+def test_exec_calls_come_before_and_after_capture_and_after_restore(swap_node: Node) -> None:
+    spec = probe(env={"CASE": "exec calls"})
+    annotations = wishes(
+        quiesce="exec:sh -c 'echo quiesce >> /srv/calls'",
+        resume="exec:sh -c 'echo resume >> /srv/calls'",
+    )
+    source = captured(swap_node, spec, annotations=annotations).source
+    pod = restored(swap_node, spec, annotations=annotations)
+    for each in (source, pod):
+        assert ask(each, "/read?path=/srv/calls")["text"] == "quiesce\nresume\n"
+
+
+@pytest.mark.parametrize("call", ["http POST :8000/quiesce", "exec:sh -c 'echo no >&2; exit 3'"])
+def test_a_failing_quiesce_leaves_the_source_serving(swap_node: Node, call: str) -> None:
+    spec = probe(env={"CASE": f"failing {call}"})
+    annotations = wishes(capture_when="signal", quiesce=call, resume=f"http POST :{PORT}/resume")
+    pod = swap_node.kubelet.run_pod("source", [spec], annotations=annotations)
+    nonce = first_answer(pod)["nonce"]
+    ask(pod, "/prepare?quiesce=500")
+    ask(pod, "/ready")
+    line = said(swap_node, pod.container().id[:12], "no snapshot was made")
+    assert "quiesce" in line
+    assert "status 500" in line or "no" in line
+    assert called(pod)[-1:] == ["resume"], "it may have quiesced in part"
+    assert ask(pod, "/count")["counter"] == 1
+    assert ask(pod, "/state")["nonce"] == nonce
+
+
+def test_a_failing_resume_on_the_source_leaves_it_serving(swap_node: Node) -> None:
+    spec = probe(env={"CASE": "resume fails on the source"})
+    annotations = wishes(capture_when="signal", resume=f"http POST :{PORT}/resume")
+    pod = swap_node.kubelet.run_pod("source", [spec], annotations=annotations)
+    first_answer(pod)
+    ask(pod, "/prepare?resume=503")
+    ask(pod, "/ready")
+    assert "status 503" in said(swap_node, pod.container().id[:12], "no snapshot was made")
+    assert ask(pod, "/count")["counter"] == 1
+
+
+def test_a_failing_resume_at_restore_is_a_cold_start(swap_node: Node) -> None:
+    spec = probe(env={"CASE": "resume fails at restore"})
+    annotations = wishes(resume="exec:test ! -e /run/quickthaw/restored.json")
+    snapshot = captured(swap_node, spec, annotations=annotations)
+    pod = swap_node.kubelet.run_pod("replica", [spec], annotations=annotations)
+    assert_cold(pod.container())
+    state = first_answer(pod)
+    assert state["nonce"] != snapshot.nonce
+    assert answer(pod, "/restored").json() is None, "a cold start is not told of a restore"
+    line = said(swap_node, pod.container().id[:12], "the resume call failed")
+    assert "starts cold" in line
+
+
+# restored.json
+
+
+def told_spec(pod_name: str) -> ContainerSpec:
+    """A probe with a variable that is another in each pod."""
+    return probe(env={"CASE": "told", "POD_NAME": pod_name}, user=1000, group=1000)
+
+
+def test_a_restored_process_is_told_who_it_is_now(swap_node: Node) -> None:
+    snapshot = captured(swap_node, told_spec("source"), namespace="team")
+    assert ask(snapshot.source, "/restored") is None
+    pod = restored(swap_node, told_spec("replica-7"), name="replica-7", namespace="team")
+    told = ask(pod, "/restored")
+    environment = told.pop("environment")
+    away_s = told.pop("away_s")
+    assert told == {
+        "schema": 1,
+        "snapshot": snapshot.id,
+        "pod": "replica-7",
+        "namespace": "team",
+        "uid": pod.uid,
+        "container": "main",
+        "ips": list(pod.ips),
+        "hostname": "replica-7",
+        "gpus": {},
+    }
+    assert 0 < away_s < time.time() - snapshot.manifest()["created_at"] + 1
+    assert environment["POD_NAME"] == environment["HOSTNAME"] == "replica-7"
+    assert environment["CASE"] == "told"
+    # Its environment proper is the captured one: nobody can change that of a running process.
+    assert ask(pod, "/env")["environ"]["POD_NAME"] == "source"
+    assert ask(pod, "/read?path=/run/quickthaw/restored.json")["mode"] == "0o644"

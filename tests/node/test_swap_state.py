@@ -1,0 +1,338 @@
+"""What processes have in memory and share is there after a restore, and they may do as much."""
+
+import dataclasses
+import textwrap
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.node.kubelet import Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec, EmptyDir, VolumeMount
+from tests.node.swapping import (
+    PROBE,
+    SnapshotRef,
+    ask,
+    assert_cold,
+    assert_restored,
+    captured,
+    first_answer,
+    is_restored,
+    lines_about,
+    nothing_left,
+    probe,
+    published,
+    restored,
+    said,
+    wait_until,
+    wipe_snapshots,
+    wishes,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+WHEN_TOLD = wishes(capture_when="signal")
+
+
+def worker(name: str, **fields: Any) -> ContainerSpec:
+    """A container with another worker of the probe's image."""
+    return ContainerSpec(PROBE, command=["python3", "-m", f"workers.{name}"], **fields)
+
+
+def tell_ready(pod: Pod) -> None:
+    """What a workload does that is worth capturing from now on."""
+    pod.container().output(["touch", "/run/quickthaw/ready"])
+
+
+# Processes, and what they share
+
+
+def test_a_family_of_processes_is_whole(swap_node: Node) -> None:
+    snapshot = captured(swap_node, worker("fork"))
+    source = snapshot.source
+    pod = restored(swap_node, worker("fork"))
+    for each in (source, pod):
+        checked = ask(each, "/check")
+        assert checked["ok"], checked["items"]
+    there, here = ask(source, "/state"), ask(pod, "/state")
+    assert (here["nonce"], here["children"]) == (there["nonce"], there["children"])
+    assert ask(pod, "/check")["ok"], "a second time"
+
+
+SPAWNED = """
+    import multiprocessing, threading
+    from workers.serving import Identity, LineLog, Server
+
+    def count(turn, done, total):
+        while turn.acquire():
+            with total.get_lock():
+                total.value += 1
+            done.release()
+
+    def check(_):
+        turn.release()
+        return {"answered": done.acquire(timeout=5), "total": total.value}
+
+    if __name__ == "__main__":
+        context = multiprocessing.get_context("spawn")
+        turn, done, total = context.Semaphore(0), context.Semaphore(0), context.Value("i", 0)
+        context.Process(target=count, args=(turn, done, total), daemon=True).start()
+        me = Identity("spawned")
+        routes = {"/state": lambda _: me.describe(), "/check": check}
+        Server("0.0.0.0", 8000, routes, LineLog(), me).start()
+        threading.Event().wait()
+"""
+"""Named semaphores, whose mapped name glibc has unlinked, and a mapped file without a name."""
+
+
+def test_semaphores_and_shared_memory_of_spawned_processes(swap_node: Node) -> None:
+    program = 'printf %s "$PROGRAM" > /srv/spawned.py; exec python3 /srv/spawned.py'
+    spec = ContainerSpec(
+        PROBE, command=["sh", "-c", program], env={"PROGRAM": textwrap.dedent(SPAWNED)}
+    )
+
+    def count_once(pod: Pod) -> None:
+        assert ask(pod, "/check") == {"answered": True, "total": 1}
+        tell_ready(pod)
+
+    source = captured(swap_node, spec, annotations=WHEN_TOLD, before=count_once).source
+    pod = restored(swap_node, spec, annotations=WHEN_TOLD)
+    assert ask(pod, "/check") == {"answered": True, "total": 2}
+    assert ask(source, "/check") == {"answered": True, "total": 2}
+    assert ask(pod, "/check") == {"answered": True, "total": 3}
+    names = [set(each.container().output(["ls", "/dev/shm"]).split()) for each in (source, pod)]
+    assert names[0] == names[1]
+
+
+def fill(pod: Pod) -> None:
+    """Have the probe do everything that only memory and /dev/shm know of."""
+    ask(pod, "/spin?count=4")
+    for _ in range(3):
+        ask(pod, "/count")
+    ask(pod, "/write?path=/dev/shm/named&size=100000&seed=3")
+    ask(pod, "/mkdir?path=/dev/shm/below")
+    ask(pod, "/hold?name=open&path=/dev/shm/below/open&size=8192&seed=4")
+    ask(pod, "/hold?name=mapped&path=/dev/shm/mapped&size=8192&seed=5&map=1")
+    ask(pod, "/hold?name=unlinked&path=/dev/shm/unlinked&size=8192&seed=6&delete=1")
+    ask(pod, "/hold?name=only-mapped&path=/dev/shm/gone&size=8192&seed=7&map=1&delete=1")
+    ask(pod, "/ready")
+
+
+def test_memory_threads_and_shared_memory_go_on_in_both(swap_node: Node) -> None:
+    spec = probe(env={"CASE": "busy"})
+    source = captured(swap_node, spec, annotations=WHEN_TOLD, before=fill).source
+    pod = restored(swap_node, spec, annotations=WHEN_TOLD)
+    for each in (source, pod):
+        assert ask(each, "/count")["counter"] == 4
+        threads_go_on(each)
+        held = ask(each, "/held")
+        assert {name: file["ok"] for name, file in held.items()} == dict.fromkeys(held, True)
+        deleted = {name: file["deleted"] for name, file in held.items()}
+        assert deleted == {"open": False, "mapped": False, "unlinked": True, "only-mapped": True}
+        assert ask(each, "/append?name=unlinked&text=more")["ok"], "it can still be written"
+    named = [ask(each, "/tree?path=/dev/shm") for each in (source, pod)]
+    assert kept(named[0]) == kept(named[1])
+    ask(pod, "/write?path=/dev/shm/named&size=10&seed=9")
+    assert kept(ask(source, "/tree?path=/dev/shm")) == kept(named[0]), "it is the pod's own"
+
+
+def threads_go_on(pod: Pod) -> None:
+    """Each of the probe's threads counts on."""
+    before = ask(pod, "/threads")["threads"]
+
+    def advanced() -> bool:
+        now = ask(pod, "/threads")["threads"]
+        return all(one > then for one, then in zip(now, before, strict=True))
+
+    wait_until(advanced, "a thread stands still", pod.node)
+
+
+def kept(tree: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What a copy keeps of files: not the device, and not the numbers of inodes."""
+    return {
+        name: {fact: value for fact, value in facts.items() if fact not in ("device", "inode")}
+        for name, facts in tree.items()
+    }
+
+
+def test_a_quarter_gib_of_memory_is_right_to_the_last_byte(swap_node: Node) -> None:
+    spec = worker("memory", env={"SIZE_MIB": "256"})
+    source = swap_node.kubelet.run_pod("source", [spec], annotations=wishes())
+    published(source)
+    pod = restored(swap_node, spec)
+    nonces = {first_answer(each)["nonce"] for each in (source, pod)}
+    assert len(nonces) == 1
+    captured_sum = ask(pod, "/checksum")
+    assert (captured_sum["ok"], captured_sum["pages"]) == (True, 65536), captured_sum
+    ask(pod, "/touch?n=5000&seed=7")
+    touched_sum = ask(pod, "/checksum")
+    assert touched_sum["ok"], touched_sum
+    source_sum = ask(source, "/checksum")
+    assert (source_sum["ok"], source_sum["checksum"]) == (True, captured_sum["checksum"])
+    assert touched_sum["checksum"] != source_sum["checksum"]
+
+
+# Pods of more shapes
+
+
+def test_two_containers_of_a_pod_are_swapped_each(swap_node: Node) -> None:
+    specs = [
+        probe(name="first", env={"CASE": "first"}),
+        probe(name="second", env={"CASE": "second", "PORT": "8001"}),
+    ]
+    annotations = wishes(**{"capture_when.second": "http://:8001/health"})
+    source = swap_node.kubelet.run_pod("source", specs, annotations=annotations)
+    for name in ("first", "second"):
+        published(source, name)
+    pod = swap_node.kubelet.run_pod("replica", specs, annotations=annotations)
+    for port, container in zip((8000, 8001), pod.containers.values(), strict=True):
+        assert_restored(container)
+        nonces = {ask(each, "/state", port=port)["nonce"] for each in (source, pod)}
+        assert len(nonces) == 1
+
+
+def test_a_pod_that_shares_its_processes_stays_cold_and_is_told_why(swap_node: Node) -> None:
+    spec = probe(env={"CASE": "shared processes"})
+    pod = swap_node.kubelet.run_pod("pod", [spec], annotations=wishes(), share_processes=True)
+    first_answer(pod)
+    why = said(swap_node, pod.container().id[:12], "no snapshot was made")
+    assert "it has no PID namespace of its own" in why
+    assert_cold(pod.container())
+    assert ask(pod, "/count")["counter"] == 1
+
+
+def test_a_container_with_a_terminal_is_not_captured_and_is_told_why(swap_node: Node) -> None:
+    spec = probe(env={"CASE": "terminal"}, tty=True)
+    pod = swap_node.kubelet.run_pod("pod", [spec], annotations=wishes())
+    first_answer(pod)
+    assert "it has a terminal" in said(swap_node, pod.container().id[:12], "no snapshot was made")
+    assert ask(pod, "/count")["counter"] == 1
+
+
+# Credentials
+
+POWERS: dict[str, dict[str, Any]] = {
+    "unprivileged": {
+        "user": 1000,
+        "group": 1001,
+        "supplemental_groups": (2000, 2001),
+        "drop_capabilities": ("ALL",),
+        "no_new_privs": True,
+        "read_only_root": True,
+    },
+    "root with some": {"add_capabilities": ("NET_ADMIN",), "drop_capabilities": ("MKNOD",)},
+    "unconfined": {"seccomp": "Unconfined"},
+}
+CREDENTIALS = ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters")
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_a_restored_process_may_do_what_a_cold_one_may(swap_node: Node, power: str) -> None:
+    spec = probe(env={"CASE": power, "PORT": "8000"}, **POWERS[power])
+    source = captured(swap_node, spec).source
+    pod = restored(swap_node, spec)
+    cold, warm = ask(source, "/who"), ask(pod, "/who")
+    for name in cold["status"].keys() - {"Threads", "NSpid"}:
+        assert warm["status"][name] == cold["status"][name], name
+    for fact in ("uid", "gid", "groups", "cwd", "umask", "limits", "oom_score_adj", "apparmor"):
+        assert warm[fact] == cold[fact], fact
+    assert warm["status"]["Seccomp"] == ("0" if power == "unconfined" else "2")
+    if power == "unprivileged":
+        assert warm["status"]["Uid"] == "1000 1000 1000 1000"
+        assert (warm["status"]["CapBnd"], warm["status"]["NoNewPrivs"]) == ("0" * 16, "1")
+        inside = pod.container().output(["sh", "-c", "id -u; touch /x 2>&1 || true"])
+        assert "1000" in inside
+        assert "Read-only file system" in inside
+
+
+# What is no match
+
+
+@pytest.fixture(scope="module")
+def plain(swap_node: Node) -> Iterator[SnapshotRef]:
+    """Of the container that the following ones differ from in one thing each; it has a name."""
+    with nothing_left(swap_node):
+        taken = captured(swap_node, PLAIN, annotations=wishes("plain"))
+    yield taken
+    wipe_snapshots(swap_node)
+
+
+RESTORE_PLAIN = {"quickthaw.io/restore": "plain"}
+PLAIN = probe(env={"CASE": "plain"}, command=["python3"], args=["-m", "workers.probe"])
+SCRATCH = VolumeMount("/scratch", EmptyDir("scratch"))
+OTHERS: dict[str, tuple[Mapping[str, Any], str]] = {
+    "environment": ({"env": {"CASE": "other"}}, "env"),
+    "arguments": ({"args": ["-B", "-m", "workers.probe"]}, "args"),
+    "user": ({"user": 1000}, "user"),
+    "capabilities": ({"add_capabilities": ["NET_ADMIN"]}, "capabilities"),
+    "fewer-capabilities": ({"drop_capabilities": ["NET_RAW"]}, "capabilities"),
+    "seccomp": ({"seccomp": "Unconfined"}, "seccomp"),
+    "mounts": ({"mounts": [SCRATCH]}, "mounts"),
+    "root": ({"read_only_root": True}, "root_readonly"),
+    "memory": ({"memory_limit_bytes": 8 << 20}, "memory"),
+}
+"""What another container asks for, and the fact that the journal names."""
+
+
+def test_a_container_that_differs_starts_cold_and_is_told_in_what(
+    swap_node: Node, plain: SnapshotRef
+) -> None:
+    specs = [
+        dataclasses.replace(PLAIN, name=name, **change) for name, (change, _) in OTHERS.items()
+    ]
+    pod = swap_node.kubelet.run_pod("others", specs, annotations=RESTORE_PLAIN)
+    for name, (_, fact) in OTHERS.items():
+        container = pod.container(name)
+        assert not is_restored(container), name
+        why = said(swap_node, container.id[:12], f"{plain.id[:12]} does not fit")
+        assert "starts cold" in why
+        assert f" {fact}: " in why, name
+    same = dataclasses.replace(PLAIN, name="same")
+    pod = swap_node.kubelet.run_pod("same", [same], annotations=RESTORE_PLAIN)
+    assert_restored(pod.container("same"))
+
+
+def test_another_namespace_starts_cold(swap_node: Node, plain: SnapshotRef) -> None:
+    pod = swap_node.kubelet.run_pod(
+        "other", [PLAIN], annotations=wishes("plain"), namespace="elsewhere"
+    )
+    assert_cold(pod.container())
+    assert "there is no snapshot 'plain'" in said(swap_node, pod.container().id[:12], "cold")
+    assert first_answer(pod)["nonce"] != plain.nonce
+
+
+def test_a_pod_that_shares_processes_does_not_get_a_snapshot_of_one_that_does_not(
+    swap_node: Node, plain: SnapshotRef
+) -> None:
+    pod = swap_node.kubelet.run_pod(
+        "other", [PLAIN], annotations=RESTORE_PLAIN, share_processes=True
+    )
+    assert_cold(pod.container())
+    why = said(swap_node, pod.container().id[:12], f"{plain.id[:12]} does not fit")
+    assert "namespaces: " in why
+
+
+def test_what_differs_from_pod_to_pod_does_not_matter(swap_node: Node) -> None:
+    def spec(pod: str, service_ip: str) -> ContainerSpec:
+        links = {"SHOP_SERVICE_HOST": service_ip, "SHOP_SERVICE_PORT": "80"}
+        links |= {"SHOP_PORT": f"tcp://{service_ip}:80", "SHOP_PORT_80_TCP_ADDR": service_ip}
+        return probe(env={"CASE": "per pod", "POD_NAME": pod, **links})
+
+    captured(swap_node, spec("source", "10.96.1.1"))
+    pod = restored(swap_node, spec("replica", "10.96.2.2"))
+    told = ask(pod, "/restored")["environment"]
+    assert (told["POD_NAME"], told["HOSTNAME"]) == ("replica", "replica")
+    assert told["SHOP_SERVICE_HOST"] == "10.96.2.2"
+
+
+def test_a_container_without_a_snapshot_says_so_once(swap_node: Node) -> None:
+    annotations = {"quickthaw.io/restore": "auto"}
+    spec = probe(env={"CASE": "never captured"})
+    pod = swap_node.kubelet.run_pod("alone", [spec], annotations=annotations)
+    first_answer(pod)
+    time.sleep(0.3)
+    about = lines_about(swap_node, pod.container())
+    assert len(about) == 1
+    assert "starts cold: there is no snapshot 'auto' for it (yet)" in about[0]
