@@ -186,13 +186,18 @@ def lines_about(node: Node, container: Container) -> list[str]:
 
 
 def wait_until(
-    done: Callable[[], object], what: str, node: Node, *, within_s: float = SAID_WITHIN_S
+    done: Callable[[], object],
+    what: str,
+    node: Node,
+    *,
+    within_s: float = SAID_WITHIN_S,
+    every_s: float = LOOK_EVERY_S,
 ) -> None:
     """Wait until `done` gives something true. Raises AssertionError with the journal."""
     deadline = time.monotonic() + within_s
     while not done():
         assert time.monotonic() < deadline, _told(node, what)
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(every_s)
 
 
 def _told(node: Node, what: str) -> str:
