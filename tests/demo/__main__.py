@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -44,7 +43,8 @@ def main() -> int:
     out.print("Nothing of the node is left: no process, mount, cgroup, network or file.")
     result = {"node": SUITE, **found.as_json(), "machine": facts}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    return _verdict(found, out)
+    out.print(f"Written to {RESULT.relative_to(BUILD.parents[1])}")
+    return verdict(found, out)
 
 
 def _on(node: Node, out: Console) -> tuple[Found, dict[str, str]]:
@@ -80,7 +80,8 @@ def _left_on_host(before: HostInventory) -> list[str]:
     ]
 
 
-def _verdict(found: Found, out: Console) -> int:
+def verdict(found: Found, out: Console) -> int:
+    """Print the table and what is wrong; 1 when something is, else 0."""
     out.print(_table(found))
     for each in found.overheads:
         out.print(
@@ -98,7 +99,6 @@ def _verdict(found: Found, out: Console) -> int:
         failures.append(f"the shim adds {found.overhead_ms:.2f} ms, not {OVERHEAD_AT_MOST_MS}")
     for failure in failures:
         out.print(f"[red]Wrong:[/red] {failure}")
-    out.print(f"Written to {RESULT.relative_to(Path.cwd())}")
     return 1 if failures or not (found.answers_equal and found.init_is_restored) else 0
 
 
