@@ -140,7 +140,7 @@ def test_a_failing_resume_at_restore_is_a_cold_start(swap_node: Node) -> None:
 
 def told_spec(pod_name: str) -> ContainerSpec:
     """A probe with a variable that is another in each pod."""
-    return probe(env={"CASE": "told", "POD_NAME": pod_name}, user=1000, group=1000)
+    return probe(env={"CASE": "told", "POD_NAME": pod_name})
 
 
 def test_a_restored_process_is_told_who_it_is_now(swap_node: Node) -> None:

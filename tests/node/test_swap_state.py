@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.node import criu_user
 from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec, EmptyDir, VolumeMount
@@ -225,13 +226,13 @@ POWERS: dict[str, dict[str, Any]] = {
     "root with some": {"add_capabilities": ("NET_ADMIN",), "drop_capabilities": ("MKNOD",)},
     "unconfined": {"seccomp": "Unconfined"},
 }
-CREDENTIALS = ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters")
 
 
 @pytest.mark.parametrize("power", POWERS)
 def test_a_restored_process_may_do_what_a_cold_one_may(swap_node: Node, power: str) -> None:
-    spec = probe(env={"CASE": power, "PORT": "8000"}, **POWERS[power])
-    source = captured(swap_node, spec).source
+    spec = probe(env={"CASE": power}, **POWERS[power])
+    with criu_user.dumping(swap_node, spec.user or 0, spec.group or 0):
+        source = captured(swap_node, spec).source
     pod = restored(swap_node, spec)
     cold, warm = ask(source, "/who"), ask(pod, "/who")
     for name in cold["status"].keys() - {"Threads", "NSpid"}:
@@ -245,6 +246,7 @@ def test_a_restored_process_may_do_what_a_cold_one_may(swap_node: Node, power: s
         inside = pod.container().output(["sh", "-c", "id -u; touch /x 2>&1 || true"])
         assert "1000" in inside
         assert "Read-only file system" in inside
+        assert ask(pod, "/restored")["pod"] == "replica", "it can read what it is told"
 
 
 # What is no match

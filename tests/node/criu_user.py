@@ -1,0 +1,50 @@
+"""Capturing containers of other users on a machine where root lacks CAP_SYS_RESOURCE.
+
+CRIU reads the resource limits of every process that it dumps. For that prlimit(2) wants the
+capability, or that the caller's real user and group are those of the process: so CRIU gets them
+for a dump, with the effective ones and all capabilities still root's. CRIU itself is unchanged.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.node.node import Node
+
+CAP_SYS_RESOURCE: Final = 24
+CRIU: Final = "/usr/sbin/criu"
+MOVED: Final = "/usr/sbin/criu.moved"
+SCRIPT: Final = f"""\
+#!/usr/bin/python3 -ISE
+import os, sys
+with open(f"/proc/{{os.getppid()}}/cmdline", "rb") as file:
+    dumping = b"checkpoint" in file.read().split(b"\\0")
+if dumping:
+    os.setresgid(GID, 0, 0)
+    os.setresuid(UID, 0, 0)
+os.execv("{MOVED}", ["criu", *sys.argv[1:]])
+"""
+
+
+def has_sys_resource() -> bool:
+    """Whether root of this machine has CAP_SYS_RESOURCE."""
+    status = Path("/proc/self/status").read_text()
+    bounding = int(status.partition("CapBnd:")[2].split()[0], 16)
+    return bool(bounding >> CAP_SYS_RESOURCE & 1)
+
+
+@contextmanager
+def dumping(node: Node, uid: int, gid: int) -> Iterator[None]:
+    """Inside of the `with` the node's CRIU can dump processes of this user."""
+    if has_sys_resource():
+        yield
+        return
+    node.run(["criu", "check"])  # what it learns of the kernel it keeps; nft refuses a real user
+    node.path(CRIU).rename(node.path(MOVED))
+    try:
+        node.write(CRIU, SCRIPT.replace("GID", str(gid)).replace("UID", str(uid)))
+        node.path(CRIU).chmod(0o755)
+        yield
+    finally:
+        node.path(MOVED).rename(node.path(CRIU))
