@@ -35,7 +35,7 @@ class Ended:
 
 def run(
     argv: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None,
-    held_fd: int,
+    held_fd: int | None = None,
 ) -> Ended:  # fmt: skip
     """Run one program to its end, for callers in a thread of their own.
 
@@ -45,7 +45,7 @@ def run(
     with subprocess.Popen(
         list(argv), env={**ENVIRONMENT, **(environment or {})}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        pass_fds=(held_fd,),
+        pass_fds=() if held_fd is None else (held_fd,),
     ) as process:  # fmt: skip
         try:
             output, _ = process.communicate(timeout=within_s)
