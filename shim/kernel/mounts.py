@@ -129,6 +129,11 @@ def set_propagation(target: str, kind: int) -> None:
     mount("none", target, "", kind)
 
 
+def make_read_only(target: str) -> None:
+    """Make the mount at `target`, not its file system, read-only; binds of it are, too."""
+    mount("none", target, "", MS_REMOUNT | MS_BIND | MS_RDONLY)
+
+
 def unmount(target: str, *, detach: bool = False) -> None:
     """Unmount what is at `target`. detach: now, and end it when nobody uses it any more (lazy)."""
     call("umount2", os.fsencode(target), UMOUNT_NOFOLLOW | (MNT_DETACH if detach else 0),

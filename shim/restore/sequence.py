@@ -37,6 +37,7 @@ from shim.criu import options
 from shim.criu.restore import restore
 from shim.gate.decide import compare_memory, compare_power
 from shim.gate.facts import memory_limit, power_facts
+from shim.kernel import mounts
 from shim.kernel.addresses import global_addresses
 from shim.kernel.fds import OwnedFd
 from shim.kernel.process import TooLate
@@ -144,6 +145,9 @@ class Swap:
             journal.note(f"{self.private}/journal", journal.ROOTFS, before)
             undo.callback(overlay.remount, before)
             overlay.with_extra_lower(self.bundle.rootfs, f"{self.snapshot}/{SNAPSHOT_ROOTFS}")
+            if self.bundle.spec["root"].get("readonly"):
+                # A restore by runc 1.1 with CRIU 4.1 leaves it writable.
+                mounts.make_read_only(self.bundle.rootfs)
         except (OSError, ValueError) as error:
             raise RootfsNotMountable(
                 "cannot mount the snapshot's diff", container=self.ticket.container,
