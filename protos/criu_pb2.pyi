@@ -60,13 +60,13 @@ class RegularFile(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    name: _builtins.str
-    """relative to the container's root"""
+    name: _builtins.bytes
+    """relative to the container's root; need not be UTF-8"""
     def __init__(
         self,
         *,
         id: _builtins.int | None = ...,
-        name: _builtins.str | None = ...,
+        name: _builtins.bytes | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -6,16 +6,19 @@ bytes. Source: CRIU, images/*.proto and criu/include/magic.h. T2: imports protob
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError
 
 from protos import criu_pb2
 from shim.criu.addresses import address_words, encode_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 _LENGTH = struct.Struct("<I")
 _HEADER_BYTES = 8
@@ -64,15 +67,25 @@ def link_remaps(directory: Path) -> list[LinkRemap]:
         return []
     names = {}
     for entry in entries(directory / "files.img"):
-        file = criu_pb2.FileEntry.FromString(entry)
+        file = _file(entry)
         if file.HasField("reg"):
-            names[file.reg.id] = file.reg.name.lstrip("/")
+            names[file.reg.id] = os.fsdecode(file.reg.name).lstrip("/")
     found = []
     for entry in entries(remaps):
-        remap = criu_pb2.RemapEntry.FromString(entry)
-        if remap.remap_type == criu_pb2.RemapEntry.LINKED:
-            found.append(LinkRemap(names[remap.orig_id], names[remap.remap_id]))
+        try:
+            remap = criu_pb2.RemapEntry.FromString(entry)
+            if remap.remap_type == criu_pb2.RemapEntry.LINKED:
+                found.append(LinkRemap(names[remap.orig_id], names[remap.remap_id]))
+        except (DecodeError, KeyError) as error:
+            raise DamagedImage(f"remap-fpath.img: {error}") from error
     return found
+
+
+def _file(entry: bytes) -> criu_pb2.FileEntry:
+    try:
+        return criu_pb2.FileEntry.FromString(entry)
+    except DecodeError as error:
+        raise DamagedImage(f"files.img: {error}") from error
 
 
 def make_patchable(directory: Path, addresses: Sequence[str]) -> list[tuple[str, list[int]]]:
@@ -90,12 +103,14 @@ def make_patchable(directory: Path, addresses: Sequence[str]) -> list[tuple[str,
     }  # IPv4 addresses of IPv6 sockets
     out, patches = bytearray(data[:_HEADER_BYTES]), []
     for entry in _split(data):
-        file = criu_pb2.FileEntry.FromString(entry)
+        file = _file(entry)
         address = wanted.get(tuple(file.isk.src_addr)) if file.HasField("isk") else None
         if address is None:
             out += _LENGTH.pack(len(entry)) + entry
             continue
         padded, offsets = _padded(entry)
+        if len(offsets) != len(file.isk.src_addr):
+            raise DamagedImage("the address of a socket is not one varint for each word")
         count = len(address_words(address))
         base = len(out) + _LENGTH.size
         patches.append((address, [base + offset for offset in offsets[-count:]]))
