@@ -150,9 +150,9 @@ def assert_cold(container: Container) -> None:
 # The probe's endpoints
 
 
-def first_answer(pod: Pod, path: str = "/state", *, within_s: float = 30) -> Any:
+def first_answer(pod: Pod, path: str = "/state", *, port: int = PORT, within_s: float = 30) -> Any:
     """Ask until there is an answer, for `within_s` seconds; its JSON. Raises OSError."""
-    return pod.node.http_get(pod.ip, PORT, path, retry_s=within_s).json()
+    return pod.node.http_get(pod.ip, port, path, retry_s=within_s).json()
 
 
 def answer(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> HttpAnswer:

@@ -135,6 +135,17 @@ def test_the_names_and_addresses_are_the_new_pods(swap_node: Node, snapshot: Sna
     assert answer(pod, "/read?path=/etc/hosts").json()["text"] == hosts
 
 
+def test_one_container_of_two_is_restored(swap_node: Node, snapshot: SnapshotRef) -> None:
+    side = probe(name="side", env={"PORT": "8001"})
+    chosen = {"quickthaw.io/restore.main": "auto"}
+    pod = swap_node.kubelet.run_pod("two", [slow_probe(), side], annotations=chosen)
+    assert_restored(pod.container())
+    assert_cold(pod.container("side"))
+    restored_one, cold_one = first_answer(pod), first_answer(pod, port=8001)
+    assert restored_one["nonce"] == snapshot.nonce
+    assert {restored_one["hostname"], cold_one["hostname"]} == {"two"}
+
+
 # Exit codes and signals
 
 

@@ -3,10 +3,13 @@
 Pods that did not opt in, a daemon that is away or was killed, and bad input.
 """
 
+import contextlib
 import os
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,8 @@ from tests.node.swapping import (
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 RESTORE = {"quickthaw.io/restore": "auto"}
+HANGS_AT_MOST_S = 10
+"""containerd waits 2 s for an answer, once, and then closes the connection."""
 STAGING = "/var/lib/quickthaw/staging"
 BUNDLES = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 
@@ -58,6 +63,12 @@ def own_snapshot(node: Node, case: str) -> SnapshotRef:
     taken = captured(node, own_spec(case))
     taken.source.remove(grace_s=0)
     return taken
+
+
+@pytest.fixture(scope="module")
+def shared(swap_node: Node) -> SnapshotRef:
+    """One for the tests that do not touch it."""
+    return own_snapshot(swap_node, "shared")
 
 
 def start_pod(node: Node, case: str, **more: str) -> Pod:
@@ -93,7 +104,7 @@ def given_specs(node: Node) -> dict[str, bytes]:
         return specs
 
 
-@contextmanager
+@contextlib.contextmanager
 def plain_runc(node: Node) -> Iterator[None]:
     """containerd calls runc itself, and no daemon is there, inside of the `with`."""
     with node.daemon_stopped():
@@ -113,6 +124,13 @@ def test_a_pod_without_annotations_is_what_it_is_without_us(swap_node: Node) -> 
     assert ours == plain
 
 
+def test_a_container_with_a_terminal_is_not_captured(swap_node: Node) -> None:
+    spec = own_spec("terminal", tty=True, stdin=True)
+    pod = swap_node.kubelet.run_pod("source", [spec], annotations=wishes())
+    said(swap_node, pod.container().id[:12], "it has a terminal", "goes on serving")
+    assert first_answer(pod)["nonce"]
+
+
 # The daemon is away
 
 
@@ -121,8 +139,23 @@ def test_without_the_daemon_pods_start_cold(swap_node: Node) -> None:
         pod = swap_node.kubelet.run_pod("early", [own_spec("early")], annotations=wishes())
         assert_cold(pod.container())
         nonce = first_answer(pod)["nonce"]
-    said(swap_node, pod.container().id[:12], "quickthawd was away")
+    said(swap_node, pod.container().id[:12], "quickthawd was away", "goes on serving")
     assert ask(pod, "/state")["nonce"] == nonce
+
+
+def test_a_daemon_that_hangs_delays_no_pod_for_long(swap_node: Node, shared: SnapshotRef) -> None:
+    os.kill(swap_node.daemon_pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        pod = start_pod(swap_node, "shared")
+        assert time.monotonic() - began < HANGS_AT_MOST_S
+        assert_cold(pod.container())
+    finally:
+        os.kill(swap_node.daemon_pid, signal.SIGCONT)
+    said(swap_node, "synchronized with 1 pods")
+    pod.remove(grace_s=0)
+    again = start_pod(swap_node, "shared")
+    assert_restored(again.container())
 
 
 def test_a_ticket_outlives_the_daemon_and_poststop_needs_none(swap_node: Node) -> None:
@@ -154,19 +187,18 @@ def test_a_daemon_that_was_killed_takes_up_who_waits(swap_node: Node) -> None:
     assert first_answer(replica)["nonce"] == nonce
 
 
-@pytest.mark.parametrize("when", ["journal", "dump.log", "pages-1.img"])
+@pytest.mark.parametrize("when", ["dump.log", "pages-1.img"])
 def test_a_daemon_that_is_killed_while_it_captures_freezes_nobody(
     swap_node: Node, when: str
 ) -> None:
     annotations = wishes(capture_when="signal")
     pod = swap_node.kubelet.run_pod("source", [own_spec(when)], annotations=annotations)
     nonce = first_answer(pod)["nonce"]
-    ask(pod, "/allocate?mib=300")
+    ask(pod, "/allocate?mib=200")
     ask(pod, "/ready")
     private = swap_node.path(f"{RUN}/containers/{pod.container().id}")
     seen = {
-        "journal": lambda: (private / "journal").exists(),  # the cgroup freezes
-        "dump.log": lambda: (private / "work" / "dump.log").exists(),  # CRIU seizes
+        "dump.log": lambda: (private / "work" / "dump.log").exists(),
         "pages-1.img": lambda: list(swap_node.path(STAGING).glob("*/criu/pages-1.img")),
     }
     wait_until(seen[when], f"there is no {when}", swap_node, every_s=0.001)
@@ -186,6 +218,40 @@ def test_a_daemon_that_was_killed_knows_what_was_restored(swap_node: Node) -> No
     assert ask(pod, "/state")["nonce"] == taken.nonce
     assert_restored(pod.container())
     assert pod.container().stop(grace_s=10).exit_code == 0
+
+
+def test_a_swap_that_is_killed_is_a_start_that_failed(swap_node: Node, shared: SnapshotRef) -> None:
+    pod = swap_node.kubelet.make_pod("replica", [own_spec("shared")], annotations=RESTORE)
+    pod.run_sandbox()
+    container = pod.container()
+    container.create()
+    log = swap_node.path(f"{RUN}/containers/{container.id}/work/restore.log")
+    with ThreadPoolExecutor(1) as thread:
+        starting = thread.submit(container.start)
+        wait_until(log.exists, "CRIU does not run", swap_node, every_s=0.001)
+        for pid in swapping_pids(container.id):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(grpc.RpcError):
+            starting.result()
+    wait_until(lambda: not left_of(swap_node, container.id), "something is left", swap_node)
+    container.restart()
+    assert first_answer(pod)["nonce"] != shared.nonce
+    assert_cold(container)
+
+
+def swapping_pids(container: str) -> list[int]:
+    """The processes of `quickthaw-runc create` for the container."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_bytes().decode(errors="replace").split("\0")
+            if (
+                "create" in command
+                and container in command
+                and any(word.endswith("front.py") for word in command)
+            ):
+                found.append(int(path.parent.name))
+    return found
 
 
 # Bad input
@@ -220,8 +286,9 @@ def truncate(image: Path) -> None:
     os.truncate(image, image.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("damage", [truncate, os.unlink])
-@pytest.mark.parametrize("image", ["pages-1.img", "files.img"])
+@pytest.mark.parametrize(
+    ("damage", "image"), [(truncate, "pages-1.img"), (os.unlink, "pages-1.img")]
+)
 def test_a_damaged_image(swap_node: Node, damage: Callable[[Path], None], image: str) -> None:
     case = f"{damage.__name__}-{image}"
     taken = own_snapshot(swap_node, case)
@@ -250,7 +317,7 @@ def test_a_manifest_of_a_newer_schema(swap_node: Node) -> None:
     assert swap_node.journal().splitlines().count(line) == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"schema": 9}', "\x00" * 100])
+@pytest.mark.parametrize("content", ["", '{"schema": 9}'])
 def test_a_corrupted_ticket(swap_node: Node, content: str, shared: SnapshotRef) -> None:
     pod = swap_node.kubelet.make_pod("replica", [own_spec("shared")], annotations=RESTORE)
     pod.run_sandbox()
@@ -262,12 +329,6 @@ def test_a_corrupted_ticket(swap_node: Node, content: str, shared: SnapshotRef) 
     assert first_answer(pod)["nonce"] != shared.nonce
     assert_cold(container)
     said(swap_node, container.id[:12], "cannot read the ticket", "starts cold")
-
-
-@pytest.fixture(scope="module")
-def shared(swap_node: Node) -> SnapshotRef:
-    """One for the tests that do not touch it."""
-    return own_snapshot(swap_node, "shared")
 
 
 def test_a_deadline_that_passes(swap_node: Node, shared: SnapshotRef) -> None:
