@@ -1,4 +1,6 @@
-"""quickthaw-hook: `prestart` or `poststop` with the OCI state on stdin, or `record PID`.
+"""quickthaw-hook: `prestart ID` or `poststop ID` with the OCI state on stdin, or `record PID`.
+
+The id is for the shell part of the hook (hook/quickthaw-hook); the state has it, too.
 
 Source: OCI runtime-spec, runtime.md (state) and config.md (POSIX-platform hooks).
 """
@@ -28,7 +30,7 @@ def main() -> int:
             poststop(read_state(sys.stdin.buffer))
         else:
             sys.stderr.write(
-                "usage: quickthaw-hook prestart|poststop < state.json, or record PID\n"
+                "usage: quickthaw-hook prestart|poststop ID < state.json, or record PID\n"
             )
             return 2
     except Exception as error:  # noqa: BLE001 - the border: one line for the runtime's log

@@ -1,18 +1,18 @@
 """prestart: what a restored process must find in its network namespace.
 
-runc runs the hook at CRIU's setup-namespaces point: the captured network is made bearable, with
-`lo` up, and addresses bindable that restored sockets have and this pod has not. At a cold start
-there is nothing to do.
+runc runs the hook at CRIU's setup-namespaces point. `quickthaw-runc` has looked at the namespace
+before and left a plan where something must be done: `lo` up, or addresses made bindable that
+restored sockets have and this pod has not. Without a plan the shell part of this hook has ended
+already, at cold starts and at most restores.
 """
 
 from __future__ import annotations
 
 import json
-import os
 
 from shim.contract import journal
-from shim.contract.paths import CONTAINER_BINDABLE, CONTAINERS, SWAPPED
-from shim.kernel.netns import enter, loopback_is_up
+from shim.contract.paths import CONTAINER_NETWORK_PLAN, CONTAINERS
+from shim.kernel.netns import enter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,25 +20,15 @@ if TYPE_CHECKING:
 
 
 def prestart(state: State) -> None:
-    """Raises only at a restore; the swap then falls back to a cold start."""
-    if os.path.exists(f"{SWAPPED}/{state.container}"):
-        _prepare(f"{CONTAINERS}/{state.container}", f"/proc/{state.pid}/ns/net")
-
-
-def _prepare(private: str, netns: str) -> None:
-    wanted: list[str] = []
-    if os.path.exists(f"{private}/{CONTAINER_BINDABLE}"):
-        with open(f"{private}/{CONTAINER_BINDABLE}") as file:
-            wanted = json.load(file)
-    loopback_up = loopback_is_up(netns)
-    if loopback_up and not wanted:
-        return  # the usual case: pyroute2 is not even imported
+    """Carry out the plan. Raises OSError or ValueError; the swap then becomes a cold start."""
+    private = f"{CONTAINERS}/{state.container}"
+    with open(f"{private}/{CONTAINER_NETWORK_PLAN}") as file:
+        plan = json.load(file)
     from hook import netlink
 
-    path = f"{private}/journal"
-    for address in wanted:
-        journal.note(path, journal.ADDRESS, address)
-    enter(netns)
+    for address in plan["bindable"]:
+        journal.note(f"{private}/journal", journal.ADDRESS, address)
+    enter(f"/proc/{state.pid}/ns/net")  # this process does nothing else: no way back needed
     netlink.bring_up_loopback()
-    for address in wanted:
+    for address in plan["bindable"]:
         netlink.add_to_loopback(address)

@@ -39,9 +39,11 @@ def staged() -> Iterator[tuple[Path, str, int]]:
                 yield source, place, 0o644
     launchers = TOP / "packaging" / "launchers"
     yield launchers / "front", "front.py", 0o644
-    for program in ("quickthaw", "quickthawd", "quickthaw-hook"):
+    yield launchers / "hook", "hook.py", 0o644
+    for program in ("quickthaw", "quickthawd"):
         yield launchers / program, f"bin/{program}", 0o755
     yield TOP / "shim" / "front" / "quickthaw-runc", "bin/quickthaw-runc", 0o755
+    yield TOP / "hook" / "quickthaw-hook", "bin/quickthaw-hook", 0o755
 
 
 def stage() -> None:

@@ -23,8 +23,9 @@ CONTAINER_CRIU_CONF = "criu.conf"
 """In CONTAINERS/ID: named by the `org.criu.config` annotation of the container."""
 CONTAINER_JOURNAL = "journal"
 """In CONTAINERS/ID: what a swap changed on the host, one line before each change."""
-CONTAINER_BINDABLE = "bindable.json"
-"""In CONTAINERS/ID, written before a restore: the addresses that the hook makes bindable."""
+CONTAINER_NETWORK_PLAN = "network-plan.json"
+"""In CONTAINERS/ID, written before a restore whose network needs the hook. The shell part of
+`quickthaw-hook` knows it."""
 CONTAINER_WORK = "work"
 """In CONTAINERS/ID: CRIU's work directory of the last capture or restore, with its log."""
 

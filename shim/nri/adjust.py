@@ -54,11 +54,12 @@ def adjustment(container: str) -> nri_pb2.ContainerAdjustment:
                 options=["bind", "rprivate", "rw", "nosuid", "nodev", "noexec"],
             )
         ],
-        hooks=nri_pb2.Hooks(prestart=[_hook("prestart")], poststop=[_hook("poststop")]),
+        hooks=nri_pb2.Hooks(
+            prestart=[_hook("prestart", container)], poststop=[_hook("poststop", container)]
+        ),
     )
 
 
-def _hook(name: str) -> nri_pb2.Hook:
-    return nri_pb2.Hook(
-        path=_HOOK, args=["quickthaw-hook", name], timeout=nri_pb2.OptionalInt(value=_HOOK_S)
-    )
+def _hook(name: str, container: str) -> nri_pb2.Hook:
+    args = ["quickthaw-hook", name, container]
+    return nri_pb2.Hook(path=_HOOK, args=args, timeout=nri_pb2.OptionalInt(value=_HOOK_S))

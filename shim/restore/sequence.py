@@ -22,8 +22,8 @@ from shim.contract.errors import (
     SwapTooLate,
 )
 from shim.contract.paths import (
-    CONTAINER_BINDABLE,
     CONTAINER_CRIU_CONF,
+    CONTAINER_NETWORK_PLAN,
     CONTAINER_WORK,
     CONTAINERS,
     LOGS,
@@ -40,6 +40,7 @@ from shim.gate.facts import memory_limit, power_facts
 from shim.kernel import mounts
 from shim.kernel.addresses import global_addresses
 from shim.kernel.fds import OwnedFd
+from shim.kernel.netns import loopback_is_up
 from shim.kernel.process import TooLate
 from shim.kernel.utsns import hostname_in
 from shim.restore import images, resume
@@ -48,7 +49,7 @@ from shim.rootfs import overlay, shmfill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
@@ -82,7 +83,7 @@ class Swap:
             with self._step("shm"):
                 self._fill_shm(undo)
             with self._step("network"):
-                addresses, image_dir = self._images(captured)
+                addresses, image_dir = self._images(captured, undo)
                 undo.callback(resume.untell, self.ticket)
                 resume.tell(self.ticket, captured, self.bundle, addresses)
             with self._step("criu"):
@@ -164,7 +165,7 @@ class Swap:
         undo.callback(shmfill.undo, target, put)
         shmfill.fill(source, target, put, container=self.ticket.container)
 
-    def _images(self, captured: Manifest) -> tuple[list[str], str]:
+    def _images(self, captured: Manifest, undo: contextlib.ExitStack) -> tuple[list[str], str]:
         """The new pod's addresses, and the directory with the images that CRIU is to read."""
         own = f"{self.snapshot}/{SNAPSHOT_CRIU}"
         try:
@@ -172,7 +173,11 @@ class Swap:
             addresses: list[str] = []
             if netns := self.bundle.network_namespace:
                 addresses = global_addresses(netns)
-                replaced |= self._readdressed(own, captured, addresses)
+                patches = images.patches_of(captured.network)
+                chosen = images.replacements([address for address, _ in patches], addresses)
+                replaced |= self._readdressed(own, patches, chosen)
+                left = {address for address, _ in patches} - chosen.keys()
+                self._plan_network(netns, sorted(left), undo)
             return addresses, images.view_of(own, f"{self.private}/images", replaced)
         except OSError as error:
             raise NetworkNotReady(
@@ -181,18 +186,22 @@ class Swap:
             ) from error  # fmt: skip
 
     def _readdressed(
-        self, own: str, captured: Manifest, addresses: Sequence[str]
+        self, own: str, patches: Sequence[tuple[str, list[int]]], chosen: Mapping[str, str]
     ) -> dict[str, bytes]:
-        """files.img with the pod's addresses; those that it has none for are left to the hook."""
-        patches = images.patches_of(captured.network)
+        """files.img with the new pod's addresses instead of the captured one's."""
         if not patches:
             return {}
-        bound = [address for address, _ in patches]
-        chosen = images.replacements(bound, addresses)
-        with open(f"{self.private}/{CONTAINER_BINDABLE}", "w") as file:
-            json.dump(sorted({address for address in bound if address not in chosen}), file)
         with open(f"{own}/{images.PATCHED}", "rb") as file:
             return {images.PATCHED: images.readdressed(file.read(), patches, chosen)}
+
+    def _plan_network(self, netns: str, left: list[str], undo: contextlib.ExitStack) -> None:
+        """Tell the hook what to do: bring up `lo`, make the addresses bindable that are `left`."""
+        if loopback_is_up(netns) and not left:
+            return
+        plan = f"{self.private}/{CONTAINER_NETWORK_PLAN}"
+        undo.callback(os.unlink, plan)  # a cold start runs the hook, too, and needs none of it
+        with open(plan, "w") as file:
+            json.dump({"bindable": left}, file)
 
     def _renamed(self, own: str) -> dict[str, bytes]:
         """The image of the UTS namespace with the name that the sandbox has."""
