@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 _DUMP_S = 300.0
 _DUMP_CONF = "criu-dump.conf"
-_KERNDAT = "/run/criu.kdat"
-_KERNDAT_S = 10.0
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
 
@@ -71,7 +69,6 @@ def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
         userxattr=mounted.has_userxattr(),
     ) as diff:  # fmt: skip
         with _step(steps, "precopy"):
-            _warm_criu()
             _precopy(diff)
         with passcred.answered(source.pid) as unanswered, frozen(source, steps) as freezer:
             pids = freezer.pids()
@@ -109,16 +106,6 @@ def _precopy(diff: DiffCopy) -> None:
     if diff.precopy().unsettled_bytes > _MUCH_BYTES:
         time.sleep(_SETTLE_S)
         diff.precopy()
-
-
-def _warm_criu() -> None:
-    """Have CRIU learn what the kernel can do, once after a boot, while nothing is frozen yet.
-
-    It keeps that in a file. Whether the check finds fault does not matter: the dump will tell.
-    """
-    if not os.path.exists(_KERNDAT):
-        with contextlib.suppress(OSError, TimeoutError):
-            tool.run(["criu", "check"], within_s=_KERNDAT_S)
 
 
 def _overlay(source: Source) -> overlay.Overlay:

@@ -9,6 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from shim.capture import kerndat
 from shim.capture.source import thaw_left
 from shim.contract.errors import QuickthawError
 from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS
@@ -87,6 +88,7 @@ async def _run(
         plugin = NodePlugin(registry, decider, captures, reporter)
         requests = Requests(store, registry, captures, reporter)
         tasks.create_task(_until_told(), name="stop")
+        tasks.create_task(kerndat.learn(config.criu), name="criu check")
         tasks.create_task(control.serve(requests.verbs()), name="control socket")
         tasks.create_task(
             session.serve(

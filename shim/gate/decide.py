@@ -7,6 +7,9 @@ swap and has the last word with `compare_power`. Lean.
 
 from __future__ import annotations
 
+import json
+
+from shim.contract.manifest import canonical
 from shim.gate.facts import POWER_FACTS
 
 TYPE_CHECKING = False
@@ -34,11 +37,31 @@ class Refusal:
         return hash(str(self))
 
     def __str__(self) -> str:
-        """For the pod's author."""
-        return f"{self.fact}: the snapshot has {self.captured}, the pod asks for {self.wanted}"
+        """For the pod's author: of lists and objects only what is not in both."""
+        captured, wanted = _without_common(self.captured, self.wanted)
+        return f"{self.fact}: the snapshot has {captured}, the pod asks for {wanted}"
 
     def __repr__(self) -> str:
         return f"Refusal({self.fact!r}, {self.captured!r}, {self.wanted!r})"
+
+
+def _without_common(captured: str, wanted: str) -> tuple[str, str]:
+    try:
+        have, want = json.loads(captured), json.loads(wanted)
+    except ValueError:
+        return captured, wanted
+    if isinstance(have, list) and isinstance(want, list):
+        left: list[object] = [item for item in have if item not in want]
+        right: list[object] = [item for item in want if item not in have]
+        # Lists of the same items differ in their order, and then the whole is the difference.
+        return (canonical(left), canonical(right)) if left or right else (captured, wanted)
+    if isinstance(have, dict) and isinstance(want, dict):
+        names = [name for name in have.keys() | want.keys() if have.get(name) != want.get(name)]
+        return (
+            canonical({name: have[name] for name in names if name in have}),
+            canonical({name: want[name] for name in names if name in want}),
+        )
+    return captured, wanted
 
 
 class Match:
