@@ -31,35 +31,41 @@ NOT_YET_S = 0.6
 
 @dataclass(frozen=True)
 class Form:
-    """A form of `capture-when`, and the request that makes a cold probe meet it."""
+    """A form of `capture-when`, for a probe on `port`, and the request that makes it true."""
 
+    port: int
     value: str
     meet: str
 
 
 FORMS = {
-    "http": Form(f"http://:{PORT}/health", "/ready"),
-    "tcp": Form("tcp://:8005", "/listen?host=0.0.0.0&port=8005"),
-    "file": Form("file:/srv/ready", "/write?path=/srv/ready&size=1"),
-    "exec": Form("exec:test -e /srv/ready", "/write?path=/srv/ready&size=1"),
-    "log": Form("log:model [a-z]+ loaded$", "/log?text=model%20probe%20loaded"),
-    "signal": Form("signal", "/ready"),
+    "http": Form(8000, "http://:8000/health", "/ready"),
+    "tcp": Form(8001, "tcp://:8011", "/listen?host=0.0.0.0&port=8011"),
+    "file": Form(8002, "file:/srv/ready", "/write?path=/srv/ready&size=1"),
+    "exec": Form(8003, "exec:test -e /srv/ready", "/write?path=/srv/ready&size=1"),
+    "log": Form(8004, "log:model [a-z]+ loaded$", "/log?text=model%20probe%20loaded"),
+    "signal": Form(8005, "signal", "/ready"),
 }
+"""One container of a pod each. The annotation without a container's name is for none of them."""
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_container_is_captured_when_it_is_ready_and_not_before(
-    swap_node: Node, form: str
-) -> None:
-    chosen = FORMS[form]
-    spec = probe(env={"CASE": form, "WARM": "0"})
-    annotations = wishes(capture_when=chosen.value)
-    pod = swap_node.kubelet.run_pod("source", [spec], annotations=annotations)
-    first_answer(pod)
+def test_containers_are_captured_when_they_are_ready_and_not_before(swap_node: Node) -> None:
+    specs = [
+        probe(name=name, env={"CASE": name, "WARM": "0", "PORT": str(form.port)})
+        for name, form in FORMS.items()
+    ]
+    by_container = {f"capture_when.{name}": form.value for name, form in FORMS.items()}
+    annotations = wishes(capture_when="file:/never", **by_container)
+    pod = swap_node.kubelet.run_pod("source", specs, annotations=annotations)
+    for name, form in FORMS.items():
+        pod.container(name).wait_log("ready ")
+        assert ask(pod, "/state", port=form.port)["requests"] >= 1
     time.sleep(NOT_YET_S)
-    assert not any("captured" in line for line in lines_about(swap_node, pod.container()))
-    ask(pod, chosen.meet)
-    assert published(pod)
+    for name, form in FORMS.items():
+        about = lines_about(swap_node, pod.container(name))
+        assert not any("captured" in line for line in about), (name, about)
+        ask(pod, form.meet, port=form.port)
+        assert published(pod, name)
 
 
 # Quiesce and resume

@@ -355,3 +355,14 @@ def test_what_may_be_passes() -> None:
     ):  # fmt: skip
         assert isinstance(gate.decide(request(**other), [made()]), gate.Match)
     assert SOURCE["namespace"] == "models"
+
+
+def test_a_refusal_shows_of_lists_and_objects_only_what_is_not_in_both() -> None:
+    refusal = gate.Refusal("mounts", '["a","b"]', '["b","c"]')
+    assert str(refusal) == 'mounts: the snapshot has ["a"], the pod asks for ["c"]'
+    refusal = gate.Refusal("env", '{"A":"1","B":"2"}', '{"A":"1","B":"3","C":"4"}')
+    assert str(refusal) == 'env: the snapshot has {"B":"2"}, the pod asks for {"B":"3","C":"4"}'
+    in_order = gate.Refusal("args", '["a","b"]', '["b","a"]')
+    assert str(in_order) == 'args: the snapshot has ["a","b"], the pod asks for ["b","a"]'
+    assert "has true, the pod asks for false" in str(gate.Refusal("terminal", "true", "false"))
+    assert "has unset, the pod" in str(gate.Refusal("user", gate.UNSET, "{}"))
