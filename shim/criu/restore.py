@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
+from shim.criu import mntns
 from shim.criu.log import first_error
 from shim.kernel import process
 
@@ -31,6 +32,7 @@ def restore(
     Returns the empty string when the container runs, else why not. On `undo` goes what takes
     a running or half restored container away. Raises process.TooLate at the deadline.
     """
+    undo.callback(mntns.remove, f"{work}/restore.log")
     undo.callback(_take_away, call.container, runtime)
     flags = ["--console-socket", "--pid-file", "--no-pivot"]
     options = [f"{flag}={call.options[flag]}" if call.options[flag] else flag

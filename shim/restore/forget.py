@@ -11,7 +11,8 @@ import os
 import shutil
 
 from shim.contract import journal, ticket
-from shim.contract.paths import CONTAINERS, CONTROL, SWAPPED
+from shim.contract.paths import CONTAINER_WORK, CONTAINERS, CONTROL, SWAPPED
+from shim.criu import mntns
 from shim.kernel import mounts
 from shim.rootfs import shmfill
 
@@ -41,6 +42,7 @@ def _undo_unfinished(container: str) -> None:
         if kind == journal.SHM and isinstance(subject, dict):
             shmfill.undo(subject["target"], subject["put"])
         # ROOTFS needs nothing: containerd unmounts the bundle's root file system by itself.
+    mntns.remove(f"{CONTAINERS}/{container}/{CONTAINER_WORK}/restore.log")
 
 
 def _unmount_control(directory: str) -> None:
