@@ -15,11 +15,13 @@ from tests.node.node import Node
 
 TOP = Path(__file__).parents[2]
 RUN = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 
+# A background job of a shell starts with SIGINT ignored, and hands that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Node("forky") as node:
     node.start_containerd()
     node.import_image(Path(sys.argv[1]))
