@@ -47,21 +47,29 @@ class Refusal:
 
 def _without_common(captured: str, wanted: str) -> tuple[str, str]:
     try:
-        have, want = json.loads(captured), json.loads(wanted)
+        have, want = _differences(json.loads(captured), json.loads(wanted))
     except ValueError:
-        return captured, wanted
+        return captured, wanted  # one of them is UNSET
+    return canonical(have), canonical(want)
+
+
+def _differences(have: object, want: object) -> tuple[object, object]:
     if isinstance(have, list) and isinstance(want, list):
         left: list[object] = [item for item in have if item not in want]
         right: list[object] = [item for item in want if item not in have]
         # Lists of the same items differ in their order, and then the whole is the difference.
-        return (canonical(left), canonical(right)) if left or right else (captured, wanted)
+        return (left, right) if left or right else (have, want)
     if isinstance(have, dict) and isinstance(want, dict):
-        names = [name for name in have.keys() | want.keys() if have.get(name) != want.get(name)]
+        pairs = {
+            name: _differences(have.get(name), want.get(name))
+            for name in have.keys() | want.keys()
+            if have.get(name) != want.get(name)
+        }
         return (
-            canonical({name: have[name] for name in names if name in have}),
-            canonical({name: want[name] for name in names if name in want}),
+            {name: pair[0] for name, pair in pairs.items() if name in have},
+            {name: pair[1] for name, pair in pairs.items() if name in want},
         )
-    return captured, wanted
+    return have, want
 
 
 class Match:

@@ -362,6 +362,8 @@ def test_a_refusal_shows_of_lists_and_objects_only_what_is_not_in_both() -> None
     assert str(refusal) == 'mounts: the snapshot has ["a"], the pod asks for ["c"]'
     refusal = gate.Refusal("env", '{"A":"1","B":"2"}', '{"A":"1","B":"3","C":"4"}')
     assert str(refusal) == 'env: the snapshot has {"B":"2"}, the pod asks for {"B":"3","C":"4"}'
+    refusal = gate.Refusal("capabilities", '{"bounding":["A","B"]}', '{"bounding":["A"]}')
+    assert '{"bounding":["B"]}, the pod asks for {"bounding":[]}' in str(refusal)
     in_order = gate.Refusal("args", '["a","b"]', '["b","a"]')
     assert str(in_order) == 'args: the snapshot has ["a","b"], the pod asks for ["b","a"]'
     assert "has true, the pod asks for false" in str(gate.Refusal("terminal", "true", "false"))
