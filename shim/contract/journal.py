@@ -24,6 +24,8 @@ CHECKPOINT = "checkpoint.lock"
 
 ROOTFS, SHM, ADDRESS, DONE = "rootfs", "shm", "address", "done"
 """Kinds of change. DONE: the swap is complete, what it did belongs to the container now."""
+RUNTIME = "runtime"
+"""A restore began; the runtime keeps the container's state in this directory."""
 FROZEN = "frozen"
 """The capture of a running container froze the cgroup with this path."""
 

@@ -1,4 +1,4 @@
-"""Where CRIU builds a mount namespace: a directory that stays behind when it is killed. Lean."""
+"""What a restore that was killed leaves mounted: CRIU's new tree in /tmp, runc's root. Lean."""
 
 from __future__ import annotations
 
@@ -8,24 +8,34 @@ import re
 
 from shim.kernel import mounts
 
-_ROOT = re.compile(rb"(/tmp/\.criu\.mntns\.[A-Za-z0-9]{6})/mnt-")
+_TREE = re.compile(rb"(/tmp/\.criu\.mntns\.[A-Za-z0-9]{6})/mnt-")
+_RUNC_ROOT = "criu-root"
 _MAX_BYTES = 4 << 20
 
 
-def remove(log: str) -> None:
+def remove(log: str, state: str) -> None:
     """Unmount and remove what the restore with this log left behind, if anything. Raises OSError.
 
-    Only for a restore that has ended. The first name in the log is CRIU's own: what the container
-    is called and what it mounts is logged later.
+    Only for a restore that has ended. state: where runc keeps the state of this container.
     """
+    _remove(f"{state}/{_RUNC_ROOT}")
+    with contextlib.suppress(OSError):
+        os.rmdir(state)  # with something in it, it is the runtime's to remove
+    if tree := _tree(log):
+        _remove(tree)
+
+
+def _tree(log: str) -> str:
+    """The first name in the log is CRIU's own: what the container mounts is logged later."""
     try:
         with open(log, "rb") as file:
-            found = _ROOT.search(file.read(_MAX_BYTES))
+            found = _TREE.search(file.read(_MAX_BYTES))
     except FileNotFoundError:
-        return
-    if found is None:
-        return
-    directory = os.fsdecode(found[1])
+        return ""
+    return os.fsdecode(found[1]) if found else ""
+
+
+def _remove(directory: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if os.path.ismount(directory):
             mounts.unmount(directory, detach=True)

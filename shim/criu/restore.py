@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shim.front.argv import Call
 
 _DELETE_S = 10.0
+_RUNC_ROOT = "/run/runc"
 
 
 def restore(
@@ -32,8 +33,8 @@ def restore(
     Returns the empty string when the container runs, else why not. On `undo` goes what takes
     a running or half restored container away. Raises process.TooLate at the deadline.
     """
-    undo.callback(mntns.remove, f"{work}/restore.log")
     undo.callback(_take_away, call.container, runtime)
+    undo.callback(mntns.remove, f"{work}/restore.log", state_directory(call))
     flags = ["--console-socket", "--pid-file", "--no-pivot"]
     options = [f"{flag}={call.options[flag]}" if call.options[flag] else flag
                for flag in flags if flag in call.options]  # fmt: skip
@@ -45,6 +46,12 @@ def restore(
     ]  # fmt: skip
     status = process.run(argv, until=until)
     return first_error(work, "restore.log") if status else ""
+
+
+def state_directory(call: Call) -> str:
+    """Where the runtime keeps the state of this container. Source: runc(8), --root."""
+    roots = [flag.partition("=")[2] for flag in call.root_flags if flag.startswith("--root=")]
+    return f"{roots[0] if roots else _RUNC_ROOT}/{call.container}"
 
 
 def _take_away(container: str, runtime: Sequence[str]) -> None:

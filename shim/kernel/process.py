@@ -2,7 +2,8 @@
 
 For the swap path, where importing `subprocess` costs 10 ms. The child stays in our process tree
 and in our session (a restored init must be inherited by containerd's shim), but leads a process
-group of its own, so that everything which has not left it can be killed at once.
+group of its own, so that everything which has not left it can be killed at once. It dies with us:
+a `runc restore` that outlived `quickthaw-runc` would restore a container that nobody owns.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import select
 import signal
 import time
 
+from shim.kernel.libc import call
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import NoReturn
 
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)  # the interpreter ignores them, programs expect not
-
-_NO_STDIO = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+_PR_SET_PDEATHSIG = 1
+_ERRNO_BYTES = 16
 
 
 class TooLate(Exception):
@@ -39,11 +43,7 @@ def run(
     `time.monotonic`. Returns the exit status; 128 + signal when it was killed.
     Raises TooLate after killing its process group, OSError when it cannot be executed.
     """
-    environment = os.environ if env is None else env
-    actions = _NO_STDIO if quiet else ()
-    pid = os.posix_spawnp(
-        argv[0], list(argv), environment, file_actions=actions, setpgroup=0, setsigdef=_RESET
-    )
+    pid = _spawn(argv, os.environ if env is None else env, quiet)
     try:
         wait_fd = os.pidfd_open(pid)
         try:
@@ -60,3 +60,41 @@ def run(
         raise
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
+
+
+def _spawn(argv: Sequence[str], env: Mapping[str, str], quiet: bool) -> int:
+    """Start the program; its pid, once it is executed. Raises OSError.
+
+    Not posix_spawn, which has no parent-death signal. This process has one thread: it may fork.
+    """
+    parent = os.getpid()
+    read_fd, write_fd = os.pipe()  # closed by a successful exec
+    pid = os.fork()
+    if not pid:
+        _become(argv, env, quiet, parent, write_fd)
+    os.close(write_fd)
+    with open(read_fd, "rb") as report:
+        failed = report.read(_ERRNO_BYTES)
+    if failed:
+        os.waitpid(pid, 0)
+        raise OSError(int(failed), os.strerror(int(failed)), argv[0])
+    return pid
+
+
+def _become(
+    argv: Sequence[str], env: Mapping[str, str], quiet: bool, parent: int, report_fd: int
+) -> NoReturn:
+    """The child's part: nothing of ours may run on in it, whatever happens."""
+    try:
+        call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() == parent:
+            os.setpgid(0, 0)
+            for number in _RESET:
+                signal.signal(number, signal.SIG_DFL)
+            for fd in (0, 1, 2) if quiet else ():
+                os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+            os.execvpe(argv[0], list(argv), env)
+    except OSError as error:
+        os.write(report_fd, str(error.errno).encode())
+    finally:
+        os._exit(127)

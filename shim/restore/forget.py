@@ -41,8 +41,9 @@ def _undo_unfinished(container: str) -> None:
             return  # /dev/shm is the pod's now, as it would be after a cold start
         if kind == journal.SHM and isinstance(subject, dict):
             shmfill.undo(subject["target"], subject["put"])
+        if kind == journal.RUNTIME:
+            mntns.remove(f"{CONTAINERS}/{container}/{CONTAINER_WORK}/restore.log", str(subject))
         # ROOTFS needs nothing: containerd unmounts the bundle's root file system by itself.
-    mntns.remove(f"{CONTAINERS}/{container}/{CONTAINER_WORK}/restore.log")
 
 
 def _unmount_control(directory: str) -> None:

@@ -34,7 +34,7 @@ from shim.contract.paths import (
     SWAPPED,
 )
 from shim.criu import options
-from shim.criu.restore import restore
+from shim.criu.restore import restore, state_directory
 from shim.gate.decide import compare_memory, compare_power
 from shim.gate.facts import memory_limit, power_facts
 from shim.kernel import mounts
@@ -220,6 +220,7 @@ class Swap:
         options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
         with open(f"{SWAPPED}/{self.ticket.container}", "w") as marker:
             undo.callback(os.unlink, marker.name)
+        journal.note(f"{self.private}/journal", journal.RUNTIME, state_directory(self.call))
         reason = restore(self.call, self.runtime, image_dir, work, undo, until=self.until)
         if reason:
             raise CriuRestoreFailed(

@@ -233,7 +233,6 @@ def test_a_swap_that_is_killed_is_a_start_that_failed(swap_node: Node, shared: S
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(grpc.RpcError):
             starting.result()
-    wait_until(lambda: not left_of(swap_node, container.id), "something is left", swap_node)
     container.restart()
     assert first_answer(pod)["nonce"] != shared.nonce
     assert_cold(container)

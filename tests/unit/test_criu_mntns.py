@@ -11,7 +11,7 @@ from shim.criu import mntns
 
 @pytest.fixture
 def left() -> Iterator[Path]:
-    directory = Path(f"/tmp/.criu.mntns.{secrets.token_hex(3)}")  # noqa: S108 - where CRIU has it
+    directory = Path(f"/tmp/.criu.mntns.{secrets.token_hex(3)}")
     directory.mkdir()
     yield directory
     if directory.exists():
@@ -26,12 +26,20 @@ def log_with(directory: Path, text: str) -> str:
 
 def test_the_directory_that_the_log_names_is_removed(tmp_path: Path, left: Path) -> None:
     log = log_with(tmp_path, f"(00.020913) mnt: \t\tWill mount 339 @ {left}/mnt-0000000339 /sys\n")
-    mntns.remove(log)
+    mntns.remove(log, str(tmp_path / "state"))
     assert not left.exists()
-    mntns.remove(log)
+    mntns.remove(log, str(tmp_path / "state"))
 
 
 def test_other_directories_stay(tmp_path: Path, left: Path) -> None:
-    mntns.remove(log_with(tmp_path, f"{left}\n{left}x/mnt-0\n/x{left}-mnt-0\n"))
-    mntns.remove(str(tmp_path / "none"))
+    mntns.remove(log_with(tmp_path, f"{left}\n{left}x/mnt-0\n/x{left}-mnt-0\n"), "/none")
+    mntns.remove(str(tmp_path / "none"), "/none")
     assert left.exists()
+
+
+def test_the_root_of_the_runtime_is_removed_and_its_state_is_not(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (state / "criu-root").mkdir(parents=True)
+    (state / "state.json").touch()
+    mntns.remove(str(tmp_path / "none"), str(state))
+    assert [path.name for path in state.iterdir()] == ["state.json"]
