@@ -70,17 +70,18 @@ class Store:
 
     def all(self) -> list[Manifest]:
         """Every snapshot, the newest first."""
-        return sorted(self._by_id.values(), key=lambda found: found.created_at, reverse=True)
+        return self.find()
 
     def find(self, *, namespace: str = "", key: str = "", name: str = "") -> list[Manifest]:
         """The snapshots with all that is given, the newest first."""
-        return [
-            found
-            for found in self.all()
-            if (not namespace or found.source.namespace == namespace)
-            and (not key or found.key == key)
-            and (not name or found.name == name)
+        found = [
+            each
+            for each in self._by_id.values()
+            if (not key or each.key == key)
+            and (not name or each.name == name)
+            and (not namespace or each.source.namespace == namespace)
         ]
+        return sorted(found, key=lambda each: each.created_at, reverse=True)
 
     def get(self, wanted: str) -> Manifest:
         """The snapshot with this id, unique prefix of one (with or without `sha256:`), or name.

@@ -184,9 +184,10 @@ def test_a_decision_among_a_thousand_snapshots_is_within_its_budget(
     async def measured() -> list[float]:
         took = []
         for _ in range(200):
-            began = time.perf_counter()
+            # Of the processor, not of the clock: what else the machine does is not our cost.
+            began = time.process_time()
             await decider.decide(a_container(Wish(snapshot="auto")))
-            took.append((time.perf_counter() - began) * 1000)
+            took.append((time.process_time() - began) * 1000)
         return took
 
     p99 = statistics.quantiles(asyncio.run(measured()), n=100)[98]
