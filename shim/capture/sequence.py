@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shim.capture import workload
 from shim.capture.dump import dump
-from shim.contract.errors import QuiesceFailed
+from shim.contract.errors import CaptureFailed, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
 from shim.nri.annotations import ExecCall
@@ -58,8 +58,14 @@ async def capture(
     steps: dict[str, float] = {}
     began = time.monotonic()
     async with _quiesced(source, quiesce, resume):
-        # A daemon that is told to stop must not leave a container frozen.
-        await finished(asyncio.to_thread(dump, source, staging, steps))
+        try:
+            # A daemon that is told to stop must not leave a container frozen.
+            await finished(asyncio.to_thread(dump, source, staging, steps))
+        except (OSError, ValueError) as error:
+            raise CaptureFailed(
+                "cannot capture", container=source.container,
+                why=f"{type(error).__name__}: {error}", do="The next pod like it is tried again.",
+            ) from error  # fmt: skip
     steps["total"] = round(time.monotonic() - began, 4)
     return await asyncio.to_thread(_described, staging, network, steps)
 

@@ -97,18 +97,26 @@ def frozen(source: Source, steps: dict[str, float]) -> Iterator[Freezer]:
     A daemon that is killed in between leaves a journal line, with which the next one thaws.
     steps["frozen"]: seconds from the request to freeze to the end of the freeze.
     """
-    try:
+    with _border(source):
         freezer = Freezer.of(source.pid)
         journal.note(journal.path_of(source.container), journal.FROZEN, freezer.path)
-        began = time.monotonic()
-        try:
+    began = time.monotonic()
+    try:
+        with _border(source):
             freezer.freeze(until=began + FREEZE_S)
-            yield freezer
-        finally:
+        yield freezer
+    finally:
+        with _border(source):
             freezer.thaw()
-            steps["frozen"] = round(time.monotonic() - began, 4)
+        steps["frozen"] = round(time.monotonic() - began, 4)
+
+
+@contextlib.contextmanager
+def _border(source: Source) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise NotFrozen(
-            "cannot freeze", container=source.container, why=str(error),
+            "cannot freeze or thaw", container=source.container, why=str(error),
             do="Look for processes in uninterruptible sleep.",
         ) from error  # fmt: skip
