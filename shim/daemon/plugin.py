@@ -90,6 +90,7 @@ class NodePlugin(Plugin):
             tracked = known.get(container.id)
             if tracked and container.state == _RUNNING:
                 tracked.pid = container.pid
+                self._take_outcome(tracked)  # of a start while the daemon was away
                 self._captures.adopt(tracked)
         self._registry.sweep()
 

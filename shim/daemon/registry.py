@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from shim.contract import outcome
 from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, SWAPPED, TICKETS
 from shim.restore.forget import forget
 
@@ -106,12 +108,28 @@ class Registry:
         left = {
             name for directory in (CONTAINERS, CONTROL, SWAPPED) for name in os.listdir(directory)
         }
-        left |= {name.removesuffix(".json") for name in os.listdir(TICKETS)}
+        for name in os.listdir(TICKETS):
+            if name.endswith(".json"):
+                left.add(name.removesuffix(".json"))
+            else:
+                os.unlink(f"{TICKETS}/{name}")  # its writer was killed
         for container in sorted(left - self._tracked.keys()):
             try:
                 forget(container)
             except (OSError, ValueError) as error:
                 log.error("cannot take away what is left of container %s: %s", container, error)
         for name in os.listdir(OUTCOMES):
-            if name.partition(".")[0] not in self._tracked:
-                os.unlink(f"{OUTCOMES}/{name}")
+            if name.removesuffix(".json") not in self._tracked:
+                _tell_last(name)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{OUTCOMES}/{name}")
+
+
+def _tell_last(name: str) -> None:
+    """A container came and went while the daemon was away: what its swap had to say."""
+    try:
+        found = outcome.take(name.removesuffix(".json")) or {}
+    except (OSError, ValueError):
+        return  # half written: its writer was killed
+    if found.get("error"):
+        log.warning("while quickthawd was away: %s", found["error"])
