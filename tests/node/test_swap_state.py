@@ -16,6 +16,7 @@ from tests.node.node import Node
 from tests.node.podspec import ContainerSpec, EmptyDir, VolumeMount
 from tests.node.swapping import (
     PROBE,
+    RUN,
     SnapshotRef,
     ask,
     assert_cold,
@@ -45,8 +46,8 @@ def worker(name: str, **fields: Any) -> ContainerSpec:
 
 
 def tell_ready(pod: Pod) -> None:
-    """What a workload does that is worth capturing from now on."""
-    pod.container().output(["touch", "/run/quickthaw/ready"])
+    """What the workload would do: write `ready` in its control directory."""
+    pod.node.path(f"{RUN}/control/{pod.container().id}/ready").touch()
 
 
 # Processes, and what they share
