@@ -30,7 +30,6 @@ NODE_PACKAGES: Final = (
     "runc",
 )
 WORKER_PACKAGES: Final = ("python3", "ca-certificates")
-FALLBACK_MIRROR: Final = "http://deb.debian.org/debian"
 
 
 def node_root(suite: str) -> Path:
@@ -85,11 +84,11 @@ def _make(suite: str, packages: tuple[str, ...], path: Path) -> None:
 
 
 def mirror() -> str:
-    """The Debian archive that this machine installs from."""
+    """The Debian archive that this machine installs from. Raises RuntimeError when it has none."""
     command = ["apt-get", "indextargets", "--format", "$(LABEL) $(SITE)", "Created-By: Packages"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for line in listed.splitlines():
         label, _, site = line.rpartition(" ")
         if label == "Debian":
             return site
-    return FALLBACK_MIRROR
+    raise RuntimeError("apt knows no Debian archive: are its lists there? Run `apt-get update`.")
