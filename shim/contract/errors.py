@@ -57,12 +57,16 @@ class QuickthawError(Exception):
     the words of whoever refused. do: what the reader can do about it.
     """
 
-    effect: ClassVar[str] = Effect.NOTHING
+    effect: str = Effect.NOTHING
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, container: str, why: str, do: str) -> None:
-        super().__init__(f"{what} [{container}]: {why}; {self.effect}. {do}")
+        super().__init__(what, container, why, do)
         self.what, self.container, self.why, self.do = what, container, why, do
+
+    def __str__(self) -> str:
+        """One line. The effect is as it stands: whoever decides otherwise sets it on the error."""
+        return f"{self.what} [{self.container}]: {self.why}; {self.effect}. {self.do}"
 
 
 class SwapFailed(QuickthawError):

@@ -164,21 +164,13 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 def text(request: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """A string of the request. Raises BadRequest when it is missing (without default) or no string.
+    """A string of the request, for handlers. Raises BadRequest when it is no string, or too long.
 
-    For handlers.
+    Without a default it must be there and not be empty.
     """
     value = request.get(name, default)
-    if not isinstance(value, str) or len(value) > 1024:
+    if not isinstance(value, str) or len(value) > 1024 or not (value or default is not None):
         raise bad_request(name, "not a string of up to 1024 characters", f"Give {name}.")
-    return value
-
-
-def flag(request: Mapping[str, Any], name: str) -> bool:
-    """A flag of the request, False when it is missing. Raises BadRequest. For handlers."""
-    value = request.get(name, False)
-    if not isinstance(value, bool):
-        raise bad_request(name, "neither true nor false", f"Give {name} as true or false.")
     return value
 
 

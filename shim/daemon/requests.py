@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import version
-from shim.contract.errors import BadRequest, NoSuchPod
+from shim.contract.errors import NoSuchPod
 from shim.contract.names import SnapshotId
 from shim.contract.paths import LOGS, SNAPSHOTS
 from shim.daemon.containerd import ContainerdRefused
+from shim.daemon.control import text
 from shim.daemon.registry import State
 from shim.kernel.mounts import read_mounts
 from shim.nri.session import Configured, Lost, Synchronized
@@ -71,14 +72,14 @@ class Requests:
         return listing.listed(self._store, _users())
 
     async def _show(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        found = self._store.get(_text(request, "id"))
+        found = self._store.get(text(request, "id"))
         log_path = Path(LOGS) / f"{found.id}.log"
         return listing.shown(
             found, _users(), log=str(log_path) if await asyncio.to_thread(log_path.exists) else ""
         )
 
     async def _rm(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = _text(request, "id")
+        wanted = text(request, "id")
         damaged = wanted in self._store.damaged
         found = SnapshotId(wanted) if damaged else self._store.get(wanted).id
         users = [*_users().get(found, []), *self._about_to_use(found)]
@@ -116,8 +117,8 @@ class Requests:
         }
 
     def _running(self, request: Mapping[str, Any]) -> Tracked:
-        pod, namespace = _text(request, "pod"), str(request.get("namespace") or "")
-        container = str(request.get("container") or "")
+        pod, namespace = text(request, "pod"), text(request, "namespace", "")
+        container = text(request, "container", "")
         found = [
             tracked
             for tracked in self._registry
@@ -144,16 +145,6 @@ class Requests:
             for tracked in self._registry
             if tracked.snapshot == snapshot and tracked.state == State.RESTORING
         ]
-
-
-def _text(request: Mapping[str, Any], name: str) -> str:
-    value = request.get(name)
-    if not isinstance(value, str) or not value:
-        raise BadRequest(
-            "cannot read the request", container=name, why="it is missing or no text",
-            do="Use the `quickthaw` command of the same version as the daemon.",
-        )  # fmt: skip
-    return value
 
 
 def _users() -> dict[str, list[str]]:

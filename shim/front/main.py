@@ -8,7 +8,7 @@ import sys
 import time
 
 from shim.contract import outcome, ticket
-from shim.contract.errors import QuickthawError, SwapFailed
+from shim.contract.errors import Effect, QuickthawError, SwapFailed
 from shim.contract.paths import SWAPPED
 from shim.front import argv, cold
 
@@ -46,9 +46,10 @@ def _swapped(call: Call) -> bool:
             do="This is a defect in quickthaw: please report it.",
         )  # fmt: skip
     result = outcome.RESTORED
-    if error:
-        fail = wanted is not None and wanted.fallback == "fail"
-        result = outcome.REFUSED if fail else outcome.COLD
+    if error and wanted and wanted.fallback == "fail":
+        result, error.effect = outcome.REFUSED, Effect.REFUSED_START
+    elif error:
+        result = outcome.COLD
     _report(call, wanted, result, error, time.monotonic() - began, steps)
     if result == outcome.REFUSED:
         _refuse(str(error))

@@ -348,6 +348,7 @@ def test_a_pod_that_wants_no_cold_start_fails_visibly(swap_node: Node) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         container.start()
     assert "pages-1.img" in str(refused.value)
+    assert "the container does not start" in str(refused.value), "the effect is said as it is"
     ended = container.status()
     assert ended.state == pb.CONTAINER_EXITED
     assert "pages-1.img" in ended.message
