@@ -115,10 +115,19 @@ class Containerd:
 
     def stop(self) -> None:
         """SIGTERM. Containers go on: their shims are processes of their own."""
+        self._hang_up()
+        self.service.stop()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._hang_up()
+        self.service.kill()
+
+    def _hang_up(self) -> None:
+        # An open channel would try for ever to reach a containerd that is gone.
         if self._cri is not None:
             self._cri.close()
             self._cri = None
-        self.service.stop()
 
     def restart(self) -> None:
         """Stop and start it underneath running containers."""

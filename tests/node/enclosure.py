@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,14 @@ class CommandFailed(Exception):
         command = " ".join(done.args)
         super().__init__(f"`{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         self.done = done
+
+
+class CommandStuck(Exception):
+    """A command in the node did not end in time. The message has what each process of it did."""
+
+    def __init__(self, node: "Enclosure", pid: int, argv: Sequence[str], timeout_s: float) -> None:
+        found = "\n".join(_doing(each) for each in (pid, *_children(pid)))
+        super().__init__(f"`{' '.join(argv)}` in {node.name} ran for {timeout_s} s:\n{found}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,18 +210,30 @@ class Enclosure:
         environment: Mapping[str, str] | None = None,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the node to its end, whatever that is."""
-        pipe = subprocess.PIPE
-        process = self.popen(
-            argv, environment=environment, stdin=stdin, stdout=pipe, stderr=pipe, text=True
-        )
-        with process:
-            try:
-                out, err = process.communicate(timeout=timeout_s)
-            except BaseException:
-                process.kill()
-                raise
-        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+        """Run a command in the node to its end, whatever that is. Raises CommandStuck."""
+        # Files, not pipes: the end of a command is when it has ended, and not when everything
+        # that could have inherited a pipe of it has.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            with self.popen(
+                argv, environment=environment, stdin=stdin, stdout=out, stderr=err
+            ) as process:
+                try:
+                    self._await(process, argv, timeout_s)
+                except BaseException:
+                    process.kill()
+                    raise
+            texts = [_text(each) for each in (out, err)]
+        return subprocess.CompletedProcess(list(argv), process.returncode, *texts)
+
+    def _await(
+        self, process: subprocess.Popen[bytes], argv: Sequence[str], timeout_s: float
+    ) -> None:
+        process_fd = os.pidfd_open(process.pid)
+        try:
+            if not select.select([process_fd], [], [], timeout_s)[0]:
+                raise CommandStuck(self, process.pid, argv, timeout_s)
+        finally:
+            os.close(process_fd)
 
     def run(
         self,
@@ -318,3 +339,28 @@ def _line(stream: IO[bytes]) -> str:
             break
         line += byte
     return line.decode().strip()
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [int(child) for child in listed]
+
+
+def _doing(pid: int) -> str:
+    """State and kernel stack of a process, to see where it hangs."""
+    told = []
+    for name in ("status", "wchan", "stack"):
+        try:
+            text = Path(f"/proc/{pid}/{name}").read_text()
+        except OSError as error:
+            text = f"{name}: {error.strerror}"
+        told += [text.split("Tgid:")[0] if name == "status" else text]
+    return f"process {pid}: " + " ".join("\n".join(told).split())

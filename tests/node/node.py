@@ -31,7 +31,7 @@ class Node(Enclosure):
 
     def __exit__(self, *_: object) -> None:
         self.kill_daemon()
-        self.containerd.service.kill()
+        self.containerd.kill()
         super().__exit__()
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from protos import cri_pb2 as pb
+from tests.node.enclosure import CommandStuck
 from tests.node.inventory import take_host
 from tests.node.node import Node
 from tests.node.podspec import ConfigMap, ContainerSpec, EmptyDir, HostPath, VolumeMount
@@ -145,3 +146,8 @@ def test_the_host_is_left_alone(node: Node) -> None:
         second.start_containerd()
         assert take_host(os.getpid()) != before
     assert take_host(os.getpid()) == before
+
+
+def test_a_command_that_hangs_is_named_with_what_it_does(node: Node) -> None:
+    with pytest.raises(CommandStuck, match=r"(?s)`sleep 60` in .* S .* S "):
+        node.call(["sleep", "60"], timeout_s=0.5)
