@@ -6,7 +6,7 @@ CODE := hook shim tests packaging
 export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup lint format protos test test-unit test-node demo packages clean
+.PHONY: help setup lint format protos test test-unit test-node demo soak packages clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 16
@@ -38,7 +38,7 @@ test-unit: setup ## seconds, no node
 	$(PY) -m pytest tests/unit
 
 # What is tested and shown is what is shipped: both install the deb.
-demo test test-node: KINDS = deb
+demo test test-node soak: KINDS = deb
 
 demo: packages ## the main job on real input: cold start, capture, restores; writes build/demo.json
 	$(PY) -m tests.demo
@@ -48,6 +48,9 @@ test: packages ## unit tests, then end-to-end tests on nodes with real container
 
 test-node: packages ## end-to-end tests alone; K=EXPRESSION takes some of them, as pytest -k
 	$(PY) -m pytest tests/node $(if $(K),-k "$(K)")
+
+soak: packages ## pods come and go, nothing may grow; RESTORES=1000 CAPTURES=200; writes build/soak.json
+	$(PY) -m tests.soak
 
 packages: setup ## the deb and the rpm, in build/packages (KINDS=deb: only that)
 	@mkdir -p build/packages

@@ -1,0 +1,101 @@
+"""What must not grow while pods come and go, and the judgement whether it did.
+
+A level is taken between two cycles, when no pod of the soak exists. Something that still goes away
+at that moment makes a level too high once, never too low: so windows are compared by their lowest.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.node.node import Node
+from tests.node.swapping import RUN
+
+STORE: Final = "/var/lib/quickthaw"
+WARM_UP: Final = 50
+"""Cycles after which everything is to be flat: caches are filled, modules are imported."""
+WINDOW: Final = 25
+"""How many levels are looked at on either side."""
+LEAST: Final = WARM_UP + 2 * WINDOW
+"""Cycles without which nothing can be said."""
+
+ALLOWED: Final = {
+    "daemon_memory_kib": 1024,  # the allocator's own ups and downs: about 1 KiB in a cycle
+    "store_kib": 64,  # directories of ext4 do not shrink
+}
+"""How much a level may be higher at the end; what is not listed may not be so at all."""
+
+Levels = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A level that is higher at the end than after the warm-up."""
+
+    level: str
+    was: int
+    became: int
+    allowed: int
+
+    def __str__(self) -> str:
+        return f"{self.level} grew from {self.was} to {self.became} (allowed: {self.allowed} more)"
+
+
+def take(node: Node) -> Levels:
+    """The levels of a node on which no pod runs."""
+    found = node.inventory()
+    return {
+        "daemon_fds": len(os.listdir(f"/proc/{node.daemon_pid}/fd")),
+        "daemon_threads": len(os.listdir(f"/proc/{node.daemon_pid}/task")),
+        "daemon_memory_kib": _memory_kib(node.daemon_pid),
+        "processes": sum(int(line.split(" x ")[0]) for line in found.processes),
+        "mounts": len(found.mounts),
+        "cgroups": len(found.cgroups),
+        "network_namespaces": len(found.network_namespaces),
+        "links": len(found.links),
+        "files": len(found.files),
+        "tickets": _count(node, f"{RUN}/tickets"),
+        "run_files": _count(node, RUN),
+        "store_kib": _disk_kib(node.path(STORE)),
+    }
+
+
+def grown(taken: Sequence[Levels]) -> list[Growth]:
+    """Each level whose lowest value at the end is above that after the warm-up.
+
+    Raises ValueError when there are too few cycles to tell.
+    """
+    if len(taken) < LEAST:
+        raise ValueError(f"{len(taken)} cycles are too few: {LEAST} or more")
+    first, last = taken[WARM_UP : WARM_UP + WINDOW], taken[-WINDOW:]
+    found = []
+    for level in taken[0]:
+        was, became = (min(each[level] for each in part) for part in (first, last))
+        allowed = ALLOWED.get(level, 0)
+        if became > was + allowed:
+            found.append(Growth(level, was, became, allowed))
+    return found
+
+
+def _memory_kib(pid: int) -> int:
+    """What the process has to itself: the code that it shares with others is left out."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    private = [line.split()[1] for line in rollup.splitlines() if line.startswith("Private_")]
+    return sum(map(int, private))
+
+
+def _count(node: Node, directory: str) -> int:
+    return sum(1 for _ in node.path(directory).rglob("*"))
+
+
+def _disk_kib(directory: Path) -> int:
+    paths = [directory, *directory.rglob("*")]
+    return sum(path.lstat().st_blocks for path in paths) // 2
+
+
+def as_json(taken: Sequence[Levels]) -> str:
+    """One column for each level, in the order of the cycles."""
+    return json.dumps({level: [each[level] for each in taken] for level in taken[0]})

@@ -1,0 +1,34 @@
+"""The judgement of the soak: a leak of one in ten cycles is seen, a late goodbye is none."""
+
+import pytest
+
+from tests.soak import levels
+
+
+def series(*values: int, level: str = "mounts") -> list[levels.Levels]:
+    return [{level: value} for value in values]
+
+
+def test_flat_is_flat() -> None:
+    assert levels.grown(series(*[30] * 50, *[12] * 100)) == []
+
+
+def test_what_is_only_late_to_go_is_no_growth() -> None:
+    assert levels.grown(series(*[12 + number % 3 for number in range(150)])) == []
+
+
+def test_one_that_stays_in_ten_cycles_is_found() -> None:
+    (found,) = levels.grown(series(*[12 + number // 10 for number in range(150)]))
+    assert (found.level, found.was, found.became) == ("mounts", 17, 24)
+    assert "mounts grew from 17 to 24" in str(found)
+
+
+@pytest.mark.parametrize(("per_cycle", "leaks"), [(1, False), (16, True)])
+def test_memory_may_move_a_little(per_cycle: int, leaks: bool) -> None:
+    values = [20_000 + number * per_cycle for number in range(1000)]
+    assert bool(levels.grown(series(*values, level="daemon_memory_kib"))) is leaks
+
+
+def test_too_few_cycles_are_no_proof() -> None:
+    with pytest.raises(ValueError, match="too few"):
+        levels.grown(series(*[1] * 99))
