@@ -228,10 +228,13 @@ class Enclosure:
     def _await(
         self, process: subprocess.Popen[bytes], argv: Sequence[str], timeout_s: float
     ) -> None:
+        deadline = time.monotonic() + timeout_s
         process_fd = os.pidfd_open(process.pid)
         try:
-            if not select.select([process_fd], [], [], timeout_s)[0]:
-                raise CommandStuck(self, process.pid, argv, timeout_s)
+            # Looked at again each second: a machine under load was once seen to sleep on.
+            while not select.select([process_fd], [], [], min(timeout_s, 1))[0]:
+                if time.monotonic() > deadline:
+                    raise CommandStuck(self, process.pid, argv, timeout_s)
         finally:
             os.close(process_fd)
 
