@@ -10,11 +10,13 @@ from __future__ import annotations
 import sys
 
 from hook.state import read_state
+from shim.contract import faults
 
 
 def main() -> int:
     """Run the named hook. A failure fails the create that runs it, so say why on stderr."""
     name, *operands = sys.argv[1:] or [""]
+    faults.arm_from_file()
     try:
         if name == "record" and len(operands) == 1:
             from hook.record import record

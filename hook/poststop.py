@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from shim.contract import journal
+from shim.contract import faults, journal
 from shim.contract.paths import CONTAINERS
 from shim.kernel.netns import enter
 from shim.restore.forget import forget
@@ -22,12 +22,14 @@ def poststop(state: State) -> None:
     """
     if journal.is_locked(f"{CONTAINERS}/{state.container}"):
         return
+    faults.point("hook.poststop", state.container)
     addresses = [
         str(subject)
         for kind, subject in journal.changes(journal.path_of(state.container))
         if kind == journal.ADDRESS
     ]
     forget(state.container)
+    faults.point("hook.poststop.forgotten", state.container)
     netns = _network_namespace(state.bundle)
     if not addresses or not os.path.exists(netns):
         return  # with the namespace gone, so are its addresses

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from shim.contract import journal
+from shim.contract import faults, journal
 from shim.contract.paths import CONTAINER_NETWORK_PLAN, CONTAINERS
 from shim.kernel.netns import enter
 
@@ -24,6 +24,7 @@ def prestart(state: State) -> None:
     private = f"{CONTAINERS}/{state.container}"
     with open(f"{private}/{CONTAINER_NETWORK_PLAN}") as file:
         plan = json.load(file)
+    faults.point("hook.prestart", state.container)
     from hook import netlink
 
     for address in plan["bindable"]:
@@ -32,3 +33,4 @@ def prestart(state: State) -> None:
     netlink.bring_up_loopback()
     for address in plan["bindable"]:
         netlink.add_to_loopback(address)
+    faults.point("hook.prestart.done", state.container)

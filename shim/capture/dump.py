@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from shim.capture import tool
 from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
 from shim.capture.source import frozen
-from shim.contract import journal
+from shim.contract import faults, journal
 from shim.contract.errors import ContainerBusy, CriuDumpFailed, RootfsNotCopied
 from shim.contract.paths import (
     CONTAINER_CRIU_CONF,
@@ -70,16 +70,21 @@ def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
     ) as diff:  # fmt: skip
         with _step(steps, "precopy"):
             _precopy(diff)
+        faults.point("capture.precopied", source.container)
         with passcred.answered(source.pid) as unanswered, frozen(source, steps) as freezer:
+            faults.point("capture.frozen", source.container)
             pids = freezer.pids()
             _check_alone(source, pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 _checkpoint(source, staging / SNAPSHOT_CRIU, unanswered)
+            faults.point("capture.dumped", source.container)
             with _step(steps, "rootfs"):
                 diff.finish(always_paths=writable_shared_files(pids))
+            faults.point("capture.rootfs.copied", source.container)
             with _step(steps, "shm"):
                 _copy_shm(source, staging / SNAPSHOT_SHM)
+            faults.point("capture.shm.copied", source.container)
             copied = [
                 Copied("dev/shm/", source.shm, str(staging / SNAPSHOT_SHM)),
                 Copied("", mounted.upperdir, str(staging / SNAPSHOT_ROOTFS)),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shim.capture import workload
 from shim.capture.dump import dump
+from shim.contract import faults
 from shim.contract.errors import CaptureFailed, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
@@ -59,13 +60,16 @@ async def capture(
     began = time.monotonic()
     async with _quiesced(source, quiesce, resume):
         try:
+            faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
             await finished(asyncio.to_thread(dump, source, staging, steps))
+            faults.point("capture.thawed", source.container)
         except (OSError, ValueError) as error:
             raise CaptureFailed(
                 "cannot capture", container=source.container,
                 why=f"{type(error).__name__}: {error}", do="The next pod like it is tried again.",
             ) from error  # fmt: skip
+    faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
     return await asyncio.to_thread(_described, staging, network, steps)
 
@@ -128,6 +132,7 @@ def _described(staging: Path, network: dict[str, Any], steps: dict[str, float]) 
     shm = _bytes_in(staging / SNAPSHOT_SHM)
     pages = sum(path.stat().st_size for path in (staging / SNAPSHOT_CRIU).glob("pages-*.img"))
     sizes = {"criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm}
+    faults.point("capture.described")
     return Taken(described, sizes, pages + shm, steps)
 
 

@@ -18,6 +18,8 @@ OUTCOMES = f"{RUN}/outcomes"
 LOGS = f"{RUN}/logs"
 """`SNAPSHOT.log`: CRIU's log of the last restore from that snapshot that failed."""
 SOCKET = f"{RUN}/quickthawd.sock"
+FAULTS = f"{RUN}/faults.json"
+"""Made by a person who tests failures; see `shim.contract.faults`."""
 
 CONTAINER_CRIU_CONF = "criu.conf"
 """In CONTAINERS/ID: named by the `org.criu.config` annotation of the container."""

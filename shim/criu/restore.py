@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
+from shim.contract import faults
 from shim.criu import mntns
 from shim.criu.log import first_error
 from shim.kernel import process
@@ -44,7 +45,9 @@ def restore(
         f"--bundle={call.option('--bundle', '-b')}",
         f"--image-path={images}", f"--work-path={work}", *options, call.container,
     ]  # fmt: skip
+    faults.point("restore.criu.called", call.container)
     status = process.run(argv, until=until)
+    faults.point("restore.criu.ended", call.container)
     return first_error(work, "restore.log") if status else ""
 
 

@@ -19,6 +19,7 @@ from shim.capture import tool
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import capture, finished
 from shim.capture.source import Source, thaw_left
+from shim.contract import faults
 from shim.contract import manifest as manifests
 from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, QuickthawError
 from shim.contract.names import HostPid
@@ -174,9 +175,12 @@ class Captures:
     async def _once(
         self, tracked: Tracked, identity: Identity, source: Source
     ) -> tuple[Manifest, dict[str, float]]:
+        faults.point("capture.ready", source.container)
         with self._store.staged() as staging:
+            network = await _network(source)
+            faults.point("capture.network.read", source.container)
             taken = await capture(
-                source, staging, await _network(source),
+                source, staging, network,
                 quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
             )  # fmt: skip
             software = await _software(source.runtime, self._config.criu)

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, assert_never
 
-from shim.contract import ticket
+from shim.contract import faults, ticket
 from shim.contract.errors import NoSuchSnapshot
 from shim.contract.names import is_snapshot_id
 from shim.daemon.containerd import ContainerdRefused
@@ -56,6 +56,7 @@ class Decider:
 
     async def decide(self, tracked: Tracked) -> None:
         """Write the ticket of `tracked`, or tell why not. Never fails the container."""
+        faults.point("daemon.decide", tracked.container)
         try:
             tracked.identity = await self.identify(tracked)
         except (ContainerdRefused, ValueError) as error:
@@ -131,6 +132,7 @@ class Decider:
 
     def _restore(self, tracked: Tracked, found: Manifest) -> None:
         wish = tracked.wish
+        faults.point("daemon.ticket", tracked.container)
         ticket.write(
             ticket.Ticket(
                 container=tracked.container, snapshot=found.id, fallback=wish.fallback,
@@ -140,6 +142,7 @@ class Decider:
                 resume=wish.resume.encode() if wish.resume else "",
             )
         )  # fmt: skip
+        faults.point("daemon.ticket.written", tracked.container)
         tracked.snapshot = found.id
         tracked.become(State.RESTORING)
         self._reporter.decided(tracked)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shim.capture import kerndat
 from shim.capture.source import thaw_left
+from shim.contract import faults
 from shim.contract.errors import QuickthawError
 from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS
 from shim.daemon import config as configuration
@@ -44,6 +45,7 @@ def main() -> int:
         logging.getLogger().setLevel(loaded.config.log_level.upper())
         for warning in loaded.warnings:
             log.warning("%s", warning)
+        _arm_faults()
         _recover()
         store = Store()
         store.open()
@@ -55,6 +57,13 @@ def main() -> int:
         log.error("cannot start: %s; pods start cold. Mend it and start quickthawd again.", error)
         return 1
     return 0
+
+
+def _arm_faults() -> None:
+    """A person may want to see this daemon fail: never silently."""
+    wrong = faults.arm(os.environ[faults.VARIABLE]) if faults.VARIABLE in os.environ else []
+    for line in wrong + faults.arm_from_file() + faults.armed():
+        log.warning("%s", line)
 
 
 def _recover() -> None:

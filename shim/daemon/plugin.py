@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from shim.contract import outcome
+from shim.contract import faults, outcome
 from shim.contract.errors import BadAnnotation
 from shim.contract.names import ContainerId
 from shim.daemon.registry import Pod, State, Tracked
@@ -47,7 +47,9 @@ class NodePlugin(Plugin):
         tracked = self._track(pod, container)
         if tracked is None:
             return None
+        faults.point("daemon.create", tracked.container)
         adjust.prepare(tracked.container)
+        faults.point("daemon.create.prepared", tracked.container)
         self._registry.add(tracked)
         return adjust.adjustment(tracked.container)
 
@@ -62,6 +64,7 @@ class NodePlugin(Plugin):
     ) -> None:
         if tracked := self._registry.get(container.id):
             tracked.pid = container.pid
+            faults.point("daemon.started", tracked.container)
             self._started(tracked)
 
     async def stop_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
@@ -71,6 +74,7 @@ class NodePlugin(Plugin):
     async def remove_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
         if tracked := self._registry.remove(container.id):
             self._captures.give_up(tracked, "the container was removed")
+            faults.point("daemon.removed", tracked.container)
             # A create that failed or was refused is known by its outcome alone.
             self._take_outcome(tracked)
             forget(tracked.container)
@@ -134,8 +138,15 @@ class NodePlugin(Plugin):
             return ""
         if found is None:
             return ""
+        faults.point("daemon.outcome.taken", tracked.container)
+        for warning in _texts(found.get("warnings")):
+            log.warning("container %s: %s", tracked.container, warning)
         if found.get("result") != outcome.RESTORED:
             tracked.become(State.COLD, str(found.get("error")))
         tracked.snapshot = str(found.get("snapshot") or "")
         self._reporter.swapped(tracked, found)
         return str(found.get("result"))
+
+
+def _texts(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 
-from shim.contract import outcome, ticket
+from shim.contract import faults, outcome, ticket
 from shim.contract.errors import Effect, QuickthawError, SwapFailed
 from shim.contract.paths import SWAPPED
 from shim.front import argv, cold
@@ -26,6 +27,7 @@ def main() -> int:
         return 0  # running since `create`
     if call and call.command == "create" and _swapped(call):
         return 0
+    faults.point("restore.cold", call.container if call else "")
     cold.become_runtime(arguments)
 
 
@@ -33,9 +35,11 @@ def _swapped(call: Call) -> bool:
     """Try the swap. False when the container is to be created cold; exits when it must not."""
     began = time.monotonic()
     steps: dict[str, float] = {}
+    told: dict[str, object] = {"warnings": faults.arm_from_file() + faults.armed(), "steps": steps}
     wanted: Ticket | None = None
     error: QuickthawError | None = None
     try:
+        faults.point("restore.ticket", call.container)
         wanted = ticket.read(call.container)
         _swap(call, wanted, began, steps)
     except QuickthawError as failure:
@@ -50,7 +54,8 @@ def _swapped(call: Call) -> bool:
         result, error.effect = outcome.REFUSED, Effect.REFUSED_START
     elif error:
         result = outcome.COLD
-    _report(call, wanted, result, error, time.monotonic() - began, steps)
+    told["seconds"] = round(time.monotonic() - began, 4)
+    _report(call, wanted, result, error, told)
     if result == outcome.REFUSED:
         _refuse(str(error))
     return error is None
@@ -69,24 +74,25 @@ def _swap(call: Call, wanted: Ticket, began: float, steps: dict[str, float]) -> 
 
 def _report(
     call: Call, wanted: Ticket | None, result: str, error: QuickthawError | None,
-    seconds: float, steps: dict[str, float],
+    told: dict[str, object],
 ) -> None:  # fmt: skip
     """Tell the daemon, and spend the ticket. Neither may fail the container."""
     try:
+        faults.point("restore.outcome", call.container)
         outcome.write(call.container, {
             "snapshot": wanted.snapshot if wanted else "",
             "result": result,
             "error": str(error or ""),
             "error_class": type(error).__name__ if error else "",
             "exit_code": error.exit_code if error else 0,
-            "seconds": round(seconds, 4),
-            "steps": steps,
             "at": time.time(),
+            **told,
         })  # fmt: skip
-        ticket.remove(call.container)
+        faults.point("restore.outcome.written", call.container)
     except OSError:
-        # /run is full or gone: the daemon then finds the ticket unspent and says so.
-        pass
+        pass  # /run is full or gone: the daemon then knows no more than that it has ended
+    with contextlib.suppress(OSError):
+        ticket.remove(call.container)
 
 
 def _refuse(message: str) -> None:

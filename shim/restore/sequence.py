@@ -11,7 +11,7 @@ import json
 import os
 import time
 
-from shim.contract import journal, manifest
+from shim.contract import faults, journal, manifest
 from shim.contract.errors import (
     CriuRestoreFailed,
     NetworkNotReady,
@@ -76,24 +76,35 @@ class Swap:
         """Leave the container running, restored. Raises SwapFailed after undoing everything."""
         with contextlib.ExitStack() as undo:
             undo.enter_context(journal.lock(self.private))
-            with self._step("check"):
-                captured = self._checked()
-            with self._step("rootfs"):
-                self._mount_rootfs(undo)
-            with self._step("shm"):
-                self._fill_shm(undo)
-            with self._step("network"):
-                addresses, image_dir = self._images(captured, undo)
-                undo.callback(resume.untell, self.ticket)
-                resume.tell(self.ticket, captured, self.bundle, addresses)
-            with self._step("criu"):
-                self._restore(undo, image_dir)
-            with self._step("resume"):
-                resume.call_workload(
-                    self.ticket, self.bundle.network_namespace, self.runtime, until=self.until
-                )
-            journal.note(f"{self.private}/journal", journal.DONE, None)
+            undo.callback(faults.point, "restore.undone", self.ticket.container)
+            try:
+                self._take_steps(undo)
+            except BaseException:
+                faults.point("restore.undo", self.ticket.container)
+                raise
             undo.pop_all()
+
+    def _take_steps(self, undo: contextlib.ExitStack) -> None:
+        with self._step("check"):
+            faults.point("restore.check", self.ticket.container)
+            captured = self._checked()
+        with self._step("rootfs"):
+            self._mount_rootfs(undo)
+        with self._step("shm"):
+            self._fill_shm(undo)
+        with self._step("network"):
+            addresses, image_dir = self._images(captured, undo)
+            undo.callback(resume.untell, self.ticket)
+            resume.tell(self.ticket, captured, self.bundle, addresses)
+            faults.point("restore.told", self.ticket.container)
+        with self._step("criu"):
+            self._restore(undo, image_dir)
+        with self._step("resume"):
+            resume.call_workload(
+                self.ticket, self.bundle.network_namespace, self.runtime, until=self.until
+            )
+            faults.point("restore.resumed", self.ticket.container)
+        journal.note(f"{self.private}/journal", journal.DONE, None)
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -145,10 +156,12 @@ class Swap:
             before = overlay.describe(self.bundle.rootfs)
             journal.note(f"{self.private}/journal", journal.ROOTFS, before)
             undo.callback(overlay.remount, before)
+            faults.point("restore.rootfs.noted", self.ticket.container)
             overlay.with_extra_lower(self.bundle.rootfs, f"{self.snapshot}/{SNAPSHOT_ROOTFS}")
             if self.bundle.spec["root"].get("readonly"):
                 # A restore by runc 1.1 with CRIU 4.1 leaves it writable.
                 mounts.make_read_only(self.bundle.rootfs)
+            faults.point("restore.rootfs.mounted", self.ticket.container)
         except (OSError, ValueError) as error:
             raise RootfsNotMountable(
                 "cannot mount the snapshot's diff", container=self.ticket.container,
@@ -163,7 +176,9 @@ class Swap:
         put = shmfill.plan(source, target, container=self.ticket.container)
         journal.note(f"{self.private}/journal", journal.SHM, {"target": target, "put": put})
         undo.callback(shmfill.undo, target, put)
+        faults.point("restore.shm.noted", self.ticket.container)
         shmfill.fill(source, target, put, container=self.ticket.container)
+        faults.point("restore.shm.filled", self.ticket.container)
 
     def _images(self, captured: Manifest, undo: contextlib.ExitStack) -> tuple[list[str], str]:
         """The new pod's addresses, and the directory with the images that CRIU is to read."""
@@ -173,12 +188,15 @@ class Swap:
             addresses: list[str] = []
             if netns := self.bundle.network_namespace:
                 addresses = global_addresses(netns)
+                faults.point("restore.network.read", self.ticket.container)
                 patches = images.patches_of(captured.network)
                 chosen = images.replacements([address for address, _ in patches], addresses)
                 replaced |= self._readdressed(own, patches, chosen)
                 left = {address for address, _ in patches} - chosen.keys()
                 self._plan_network(netns, sorted(left), undo)
-            return addresses, images.view_of(own, f"{self.private}/images", replaced)
+            view = images.view_of(own, f"{self.private}/images", replaced)
+            faults.point("restore.images.viewed", self.ticket.container)
+            return addresses, view
         except OSError as error:
             raise NetworkNotReady(
                 "cannot look at the pod's network", container=self.ticket.container,

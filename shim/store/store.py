@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shim.contract import faults
 from shim.contract import manifest as manifests
 from shim.contract.errors import BadManifest, NoSuchSnapshot, NotPublished, SnapshotInUse
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MANIFEST, STORE
@@ -107,6 +108,7 @@ class Store:
         name = secrets.token_hex(8)
         (self.staging / name).mkdir(mode=0o700)
         try:
+            faults.point("store.staged")
             yield self.staging / name
         finally:
             with open_dir(str(self.staging)) as staging:
@@ -119,12 +121,17 @@ class Store:
         """
         try:
             found = describe(_digests(staged))
+            faults.point("store.digested")
             manifest_path = staged / SNAPSHOT_MANIFEST
             manifest_path.write_bytes(found.encode())
             manifest_path.chmod(0o600)
+            faults.point("store.manifest.written")
             _sync_file_system(staged)
+            faults.point("store.synced")
             os.rename(staged, self.snapshots / found.id)
+            faults.point("store.renamed")
             _sync_directory(self.snapshots)
+            faults.point("store.published")
         except OSError as error:
             raise NotPublished(
                 "cannot publish the snapshot", container=staged.name, why=str(error),
@@ -144,9 +151,12 @@ class Store:
                 why=f"its root file system is in use by {', '.join(users)}",
                 do="Remove those pods first.",
             )  # fmt: skip
+        faults.point("store.remove")
         # Out of sight with one rename; what is left in staging goes at the next start.
         os.rename(self.snapshots / found, self.staging / found)
+        faults.point("store.removed")
         _sync_directory(self.snapshots)
+        faults.point("store.removed.synced")
         self._by_id.pop(found, None)
         self.damaged.pop(found, None)
         with open_dir(str(self.staging)) as staging:
