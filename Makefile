@@ -44,7 +44,7 @@ demo: packages ## the main job on real input: cold start, capture, restores; wri
 	$(PY) -m tests.demo
 
 test: packages ## unit tests, then end-to-end tests on nodes with real containerd (20 minutes)
-	$(PY) -m pytest tests/unit tests/node
+	$(PY) -m pytest tests/unit tests/crash tests/node
 
 test-node: packages ## end-to-end tests alone; K=EXPRESSION takes some of them, as pytest -k
 	$(PY) -m pytest tests/node $(if $(K),-k "$(K)")

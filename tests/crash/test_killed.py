@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.crash.contents import state
+from tests.crash.killing import killed_at
+from tests.crash.operations import OPERATIONS, prepared, run, violations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(scope="module")
+def original() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
+        prepared(Path(scratch) / "store")
+        yield Path(scratch)
+
+
+@contextmanager
+def copied(original: Path) -> Iterator[Path]:
+    """A store of its own for one crash. In memory: kill -9 loses nothing that was written."""
+    copy = original / "copy"
+    subprocess.run(["cp", "-a", original / "store", copy], check=True)
+    try:
+        yield copy
+    finally:
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_killed_at_any_system_call_every_snapshot_is_whole_or_absent(
+    original: Path, name: str
+) -> None:
+    operation = OPERATIONS[name]
+    killed, before, states = True, "", 0
+    for step in itertools.count(1):
+        with copied(original) as root:
+            killed = killed_at(step, partial(run, operation, root))
+            left = state(root)
+            if left == before and killed:
+                continue  # most system calls change nothing on the disk
+            allowed = {operation.before, operation.after} if killed else {operation.after}
+            assert violations(root, frozenset(allowed)) == [], f"killed at system call {step}"
+            before, states = left, states + 1
+        if not killed:
+            break
+    assert states > 10, "the operation was not interrupted: this test proves nothing"
+
+
+def test_a_store_that_publishes_piece_by_piece_is_caught(original: Path) -> None:
+    """The mutation that shows that the test above can fail."""
+    publish = OPERATIONS["publish"]
+
+    def in_pieces(staged: Path, target: Path, rename: Callable[..., None] = os.rename) -> None:
+        os.mkdir(target, 0o700)
+        for name in os.listdir(staged):
+            rename(f"{staged}/{name}", f"{target}/{name}")
+
+    def mutated(root: Path) -> None:
+        os.rename = in_pieces  # type: ignore[assignment] # only in the child, which will die
+        run(publish, root)
+
+    for step in itertools.count(1):
+        with copied(original) as root:
+            killed = killed_at(step, partial(mutated, root))
+            assert killed, "the mutated store ran to its end and nobody saw a half snapshot"
+            if violations(root, frozenset({publish.before, publish.after})):
+                break
