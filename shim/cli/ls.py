@@ -48,7 +48,8 @@ def _offline(out: Output, away: DaemonAway) -> dict[str, Any]:
     from shim.cli import offline  # here: with an answer nobody pays for it
     from shim.store import listing
 
-    return listing.listed(offline.store(out, away), users=None)
+    store = offline.store(out, away)
+    return listing.listed(store, users=None, trust=offline.trust(store))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shim.store.store import Store
+from shim.trust.keys import KeyDirectory
+from shim.trust.verdict import Trust
 
 if TYPE_CHECKING:
     from shim.cli.output import Output
@@ -23,3 +25,8 @@ def store(out: Output, away: DaemonAway) -> Store:
         raise away from error
     out.note(f"quickthawd does not answer ({away.why}); read from the store itself")
     return found
+
+
+def trust(found: Store) -> Trust:
+    """By the keys of this node."""
+    return Trust(KeyDirectory(), found.signature_of)

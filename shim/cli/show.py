@@ -47,7 +47,8 @@ def _offline(snapshot: str, out: Output, away: DaemonAway) -> dict[str, Any]:
     from shim.cli import offline  # here: with an answer nobody pays for it
     from shim.store import listing
 
-    return listing.shown(offline.store(out, away).get(snapshot), users=None)
+    store = offline.store(out, away)
+    return listing.shown(store.get(snapshot), users=None, trust=offline.trust(store))
 
 
 def _identity(answer: dict[str, Any]) -> dict[str, str]:
@@ -56,11 +57,18 @@ def _identity(answer: dict[str, Any]) -> dict[str, str]:
         "id": manifest["id"],
         "name": manifest["name"],
         "state": answer["state"],
+        "signature": _signature(answer["signature"]),
         "in use by": ", ".join(answer.get("users") or ()),
         "log": answer.get("log") or "",
         "key": manifest["key"],
         "created": f"{manifest['created']} ({output.age(manifest['created_at'])} ago)",
     }
+
+
+def _signature(verdict: dict[str, str]) -> str:
+    if verdict["state"] == "valid":
+        return f"by {verdict['signer']} ({verdict['key']})"
+    return f"{verdict['why']}. {verdict['do']}"
 
 
 def _origin(manifest: dict[str, Any]) -> dict[str, str]:

@@ -25,7 +25,9 @@
     |   |-- NoSuchSnapshot 40
     |   |-- SnapshotInUse 41
     |   |-- NoSuchPod 42
-    |   `-- BadRequest 43
+    |   |-- BadRequest 43
+    |   |-- KeyRefused 44
+    |   `-- NoSuchKey 45
     |-- BadAnnotation 50            the container starts cold
     |-- BadManifest 51              the container starts cold
     `-- DaemonAway 60               nothing was changed
@@ -219,6 +221,18 @@ class BadRequest(RequestRefused):
     """The request is malformed."""
 
     exit_code = 43
+
+
+class KeyRefused(RequestRefused):
+    """A key, or the directory of keys, is damaged, of another kind, or others can change it."""
+
+    exit_code = 44
+
+
+class NoSuchKey(RequestRefused):
+    """No key of this node has this id, or several begin like it."""
+
+    exit_code = 45
 
 
 class BadAnnotation(QuickthawError):

@@ -269,10 +269,15 @@ def build(**fields: object) -> Manifest:
     return Manifest(**{**draft.as_json(), "id": _digest(draft)})
 
 
+def content(manifest: Manifest) -> bytes:
+    """Everything but the id, in the form that the id is the SHA-256 digest of."""
+    found = {"schema": SCHEMA, **manifest.as_json()}
+    del found["id"]
+    return canonical(found).encode()
+
+
 def _digest(manifest: Manifest) -> str:
-    content = {"schema": SCHEMA, **manifest.as_json()}
-    del content["id"]
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
+    return hashlib.sha256(content(manifest)).hexdigest()
 
 
 def decode(data: bytes, *, where: str = "manifest") -> Manifest:

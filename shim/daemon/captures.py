@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shim.daemon.registry import Registry, Tracked
     from shim.daemon.reporter import Reporter
     from shim.store.store import Store
+    from shim.trust.verdict import Trust
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,11 @@ class Captures:
     """Starts, bounds and gives up captures. All methods are of the event loop."""
 
     def __init__(
-        self, config: Config, store: Store, registry: Registry, decider: Decider,
+        self, config: Config, store: Store, trust: Trust, registry: Registry, decider: Decider,
         reporter: Reporter, tasks: asyncio.TaskGroup,
     ) -> None:  # fmt: skip
         self._config, self._store, self._registry = config, store, registry
+        self._trust = trust
         self._decider, self._reporter, self._tasks = decider, reporter, tasks
         self._turn = asyncio.Semaphore(config.max_captures_at_once)
 
@@ -123,8 +125,8 @@ class Captures:
 
     def _has_snapshot(self, tracked: Tracked, identity: Identity) -> bool:
         name = "" if tracked.wish.snapshot == "auto" else tracked.wish.snapshot
-        namespace = tracked.pod.namespace
-        return bool(self._store.find(namespace=namespace, key=identity.key, name=name))
+        found = self._store.find(namespace=tracked.pod.namespace, key=identity.key, name=name)
+        return any(self._trust.verdict(each).trusted for each in found)
 
     async def _when_ready(self, tracked: Tracked, identity: Identity) -> None:
         try:
@@ -146,6 +148,7 @@ class Captures:
 
     async def _capture(self, tracked: Tracked, identity: Identity) -> Manifest:
         source = self._source(tracked, identity)
+        self._trust.check_signing(tracked.container)
         async with self._turn:
             tracked.become(State.CAPTURING)
             try:

@@ -18,6 +18,7 @@ from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State, Tracked
 from shim.gate import decide as gate
 from shim.gate import facts, key
+from shim.trust.verdict import REASON as SIGNATURE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +28,23 @@ if TYPE_CHECKING:
     from shim.daemon.containerd import Containerd
     from shim.daemon.reporter import Reporter
     from shim.store.store import Store
+    from shim.trust.verdict import Trust, Verdict
+
+    _Untrusted = tuple[Manifest, Verdict]
 
 log = logging.getLogger(__name__)
+
+
+_TOLD_AT_MOST = 3
+
+
+def _told(untrusted: list[_Untrusted]) -> list[str]:
+    found = [
+        f"snapshot {each.id[:12]} is not used, {SIGNATURE}: {verdict}"
+        for each, verdict in untrusted[:_TOLD_AT_MOST]
+    ]
+    more = len(untrusted) - len(found)
+    return [*found, f"and {more} more like it"] if more else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +65,10 @@ class Decider:
     """Gives a container its ticket, or the reason why it has none."""
 
     def __init__(
-        self, config: Config, store: Store, containerd: Containerd, reporter: Reporter
-    ) -> None:
-        self._config, self._store = config, store
+        self, config: Config, store: Store, trust: Trust, containerd: Containerd,
+        reporter: Reporter,
+    ) -> None:  # fmt: skip
+        self._config, self._store, self._trust = config, store, trust
         self._containerd, self._reporter = containerd, reporter
 
     async def decide(self, tracked: Tracked) -> None:
@@ -108,7 +125,7 @@ class Decider:
 
     def _match(self, tracked: Tracked, identity: Identity) -> None:
         try:
-            candidates = self.candidates(tracked, identity)
+            candidates, untrusted = self._sorted(self.candidates(tracked, identity))
         except NoSuchSnapshot as error:
             self._cold(tracked, "NoSuchSnapshot", str(error))
             return
@@ -121,14 +138,31 @@ class Decider:
         )  # fmt: skip
         match gate.decide(request, candidates):
             case gate.Match() as match:
+                for each, verdict in untrusted:
+                    if each.created_at >= match.manifest.created_at:
+                        self._reporter.passed_over(tracked, each.id, verdict)
                 self._restore(tracked, match.manifest)
             case gate.Refused() as refused:
-                self._cold(tracked, refused.refusals[0].fact, str(refused))
+                why = "; ".join([str(refused), *_told(untrusted)])
+                self._cold(tracked, refused.refusals[0].fact, why)
+            case gate.NoSnapshot() if untrusted:
+                self._cold(tracked, SIGNATURE, "; ".join(_told(untrusted)))
             case gate.NoSnapshot():
                 wanted = tracked.wish.restore or tracked.wish.snapshot
                 self._cold(tracked, "NoSnapshot", f"there is no snapshot {wanted!r} for it (yet)")
             case never:
                 assert_never(never)
+
+    def _sorted(self, candidates: list[Manifest]) -> tuple[list[Manifest], list[_Untrusted]]:
+        """Those that a trusted key has signed, and the others, each in the given order.
+
+        What an untrusted manifest says of itself counts for nothing: it is not compared.
+        """
+        verdicts = [(each, self._trust.verdict(each)) for each in candidates]
+        return (
+            [each for each, verdict in verdicts if verdict.trusted],
+            [(each, verdict) for each, verdict in verdicts if not verdict.trusted],
+        )
 
     def _restore(self, tracked: Tracked, found: Manifest) -> None:
         wish = tracked.wish

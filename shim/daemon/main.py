@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from shim.capture import kerndat
 from shim.capture.source import thaw_left
 from shim.contract import faults
-from shim.contract.errors import QuickthawError
+from shim.contract.errors import KeyRefused, QuickthawError
 from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS
 from shim.daemon import config as configuration
 from shim.daemon import control
@@ -26,6 +26,9 @@ from shim.daemon.reporter import Reporter
 from shim.daemon.requests import Requests
 from shim.nri import session
 from shim.store.store import Store
+from shim.trust import change
+from shim.trust.keys import KeyDirectory
+from shim.trust.verdict import Trust
 
 if TYPE_CHECKING:
     from shim.daemon.config import Config
@@ -47,9 +50,11 @@ def main() -> int:
             log.warning("%s", warning)
         _arm_faults()
         _recover()
-        store = Store()
+        keys = KeyDirectory()
+        _own_key(keys)
+        store = Store(sign=keys.sign)
         store.open()
-        asyncio.run(_serve(loaded.config, store))
+        asyncio.run(_serve(loaded.config, store, _trust(keys, store)))
     except QuickthawError as error:
         log.error("%s", error)
         return error.exit_code
@@ -74,13 +79,34 @@ def _recover() -> None:
         thaw_left(container)
 
 
-async def _serve(config: Config, store: Store) -> None:
+def _own_key(keys: KeyDirectory) -> None:
+    """Make this node's key if it has none. Without one snapshots can still be restored."""
+    try:
+        key, made = change.initialise(keys)
+    except (KeyRefused, OSError) as error:
+        log.error("no capture while this lasts: %s", error)
+        return
+    log.info("%s key of this node: %s", "new" if made else "the", key.id)
+
+
+def _trust(keys: KeyDirectory, store: Store) -> Trust:
+    """With every signature verified once: a decision is from memory."""
+    for problem in keys.current().problems:
+        log.warning("keys: %s", problem)
+    trust = Trust(keys, store.signature_of)
+    for found in store.all():
+        if not (verdict := trust.verdict(found)).trusted:
+            log.warning("snapshot %s is not used: %s", found.id[:12], verdict)
+    return trust
+
+
+async def _serve(config: Config, store: Store, trust: Trust) -> None:
     registry, reporter = Registry(), Reporter()
     containerd = Containerd(config.containerd_socket, config.containerd_namespace)
-    decider = Decider(config, store, containerd, reporter)
+    decider = Decider(config, store, trust, containerd, reporter)
     try:
         with reporter.served(config.metrics_listen):
-            await _run(config, store, registry, reporter, decider)
+            await _run(config, store, trust, registry, reporter, decider)
     except* Stopped:
         log.info("stopping")
         notify("STOPPING=1")
@@ -89,13 +115,14 @@ async def _serve(config: Config, store: Store) -> None:
 
 
 async def _run(
-    config: Config, store: Store, registry: Registry, reporter: Reporter, decider: Decider
-) -> None:
+    config: Config, store: Store, trust: Trust, registry: Registry, reporter: Reporter,
+    decider: Decider,
+) -> None:  # fmt: skip
     """All tasks of the daemon, until one raises Stopped."""
     async with asyncio.TaskGroup() as tasks:
-        captures = Captures(config, store, registry, decider, reporter, tasks)
+        captures = Captures(config, store, trust, registry, decider, reporter, tasks)
         plugin = NodePlugin(registry, decider, captures, reporter)
-        requests = Requests(store, registry, captures, reporter)
+        requests = Requests(store, trust, registry, captures, reporter)
         tasks.create_task(_until_told(), name="stop")
         tasks.create_task(kerndat.learn(config.criu), name="criu check")
         tasks.create_task(control.serve(requests.verbs()), name="control socket")

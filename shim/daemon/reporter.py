@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from shim.contract.errors import QuickthawError
     from shim.daemon.registry import Pod, Tracked
+    from shim.trust.verdict import Verdict
 
 log = logging.getLogger("quickthawd")
 
@@ -30,6 +31,11 @@ class Reporter:
         self._restores = Counter(
             "quickthaw_restores", "Swaps that were tried, by result.", ["result", "reason"],
             registry=self.metrics,
+        )  # fmt: skip
+        self._passed_over = Counter(
+            "quickthaw_snapshots_passed_over",
+            "Untrusted snapshots that were newer than the restored one, by what is the matter.",
+            ["state"], registry=self.metrics,
         )  # fmt: skip
         self._captures = Counter(
             "quickthaw_captures", "Captures that were tried, by result.", ["result", "reason"],
@@ -71,6 +77,14 @@ class Reporter:
         """The decision was a cold start, although the pod asked for a restore."""
         self._restores.labels("cold", reason).inc()
         log.info("%s starts cold: %s", _named(tracked), why)
+
+    def passed_over(self, tracked: Tracked, snapshot: str, verdict: Verdict) -> None:
+        """A newer snapshot than the one that is restored cannot be trusted."""
+        self._passed_over.labels(verdict.state).inc()
+        log.warning(
+            "%s does not start from snapshot %s, which is newer: %s",
+            _named(tracked), snapshot[:12], verdict,
+        )  # fmt: skip
 
     def decided(self, tracked: Tracked) -> None:
         """The container is to be restored."""

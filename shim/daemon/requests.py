@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shim.daemon.reporter import Reporter
     from shim.nri.session import State as NriState
     from shim.store.store import Store
+    from shim.trust.verdict import Trust
 
 log = logging.getLogger("quickthawd")
 
@@ -38,9 +39,10 @@ class Requests:
     """The handlers. `nri` is told of every change of the session with containerd."""
 
     def __init__(
-        self, store: Store, registry: Registry, captures: Captures, reporter: Reporter
-    ) -> None:
-        self._store, self._registry = store, registry
+        self, store: Store, trust: Trust, registry: Registry, captures: Captures,
+        reporter: Reporter,
+    ) -> None:  # fmt: skip
+        self._store, self._trust, self._registry = store, trust, registry
         self._captures, self._reporter = captures, reporter
         self._started = time.time()
         self._runtime, self._connected_since, self._lost = "", 0.0, "not connected yet"
@@ -69,14 +71,13 @@ class Requests:
                 log.info("synchronized with %d pods, %d containers", pods, containers)
 
     async def _ls(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        return listing.listed(self._store, _users())
+        return listing.listed(self._store, _users(), trust=self._trust)
 
     async def _show(self, request: Mapping[str, Any]) -> dict[str, Any]:
         found = self._store.get(text(request, "id"))
         log_path = Path(LOGS) / f"{found.id}.log"
-        return listing.shown(
-            found, _users(), log=str(log_path) if await asyncio.to_thread(log_path.exists) else ""
-        )
+        kept = str(log_path) if await asyncio.to_thread(log_path.exists) else ""
+        return listing.shown(found, _users(), trust=self._trust, log=kept)
 
     async def _rm(self, request: Mapping[str, Any]) -> dict[str, Any]:
         wanted = text(request, "id")

@@ -17,10 +17,17 @@ from typing import TYPE_CHECKING
 
 from shim.contract import faults
 from shim.contract import manifest as manifests
-from shim.contract.errors import BadManifest, NoSuchSnapshot, NotPublished, SnapshotInUse
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MANIFEST, STORE
-from shim.kernel.beneath import open_dir, remove_tree
+from shim.contract.errors import (
+    BadManifest,
+    KeyRefused,
+    NoSuchSnapshot,
+    NotPublished,
+    SnapshotInUse,
+)
+from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, STORE
+from shim.kernel.beneath import open_dir, read_beneath, remove_tree
 from shim.kernel.libc import call
+from shim.trust import signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,13 +45,18 @@ MIN_PREFIX = 4
 class Store:
     """The snapshots of one node. Not shared between processes that write: the daemon owns it.
 
-    damaged: directories without a manifest that can be read, by name, with the reason.
+    sign: the content of the signature file for a manifest. Without it snapshots are published
+    unsigned, and no node uses them. damaged: directories without a manifest that can be read, by
+    name, with the reason.
     """
 
-    def __init__(self, root: str = STORE) -> None:
-        self.root = Path(root)
+    def __init__(
+        self, root: str = STORE, *, sign: Callable[[Manifest], bytes] | None = None
+    ) -> None:
+        self.root, self._sign = Path(root), sign
         self.snapshots, self.staging = self.root / "snapshots", self.root / "staging"
         self._by_id: dict[str, Manifest] = {}
+        self._signatures: dict[str, bytes] = {}
         self.damaged: dict[str, str] = {}
 
     def open(self) -> None:
@@ -58,11 +70,12 @@ class Store:
 
     def read_index(self) -> None:
         """Read every manifest. Raises OSError."""
-        self._by_id, self.damaged = {}, {}
+        self._by_id, self._signatures, self.damaged = {}, {}, {}
         for name in os.listdir(self.snapshots):
             try:
                 with open_dir(str(self.snapshots / name)) as directory:
                     self._by_id[name] = manifests.read(directory.fileno(), snapshot=name)
+                    self._signatures[name] = _signature(directory.fileno())
             except FileNotFoundError:
                 continue  # removed meanwhile: the command line reads without the daemon's consent
             except (BadManifest, NotADirectoryError) as error:
@@ -102,6 +115,13 @@ class Store:
             do=f"Try one of: {near}." if near else "There are no snapshots on this node.",
         )  # fmt: skip
 
+    def signature_of(self, found: str) -> bytes:
+        """The signature file of a snapshot, which nobody has looked into; empty when there is none.
+
+        Whether it is worth anything is for `shim.trust.verdict` to say.
+        """
+        return self._signatures.get(found, b"")
+
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
         """A new directory for a capture, taken away at the end unless it was published."""
@@ -122,22 +142,28 @@ class Store:
         try:
             found = describe(_digests(staged))
             faults.point("store.digested")
-            manifest_path = staged / SNAPSHOT_MANIFEST
-            manifest_path.write_bytes(found.encode())
-            manifest_path.chmod(0o600)
+            signed = self._sign(found) if self._sign else b""
+            _write(staged / SNAPSHOT_MANIFEST, found.encode())
             faults.point("store.manifest.written")
+            if signed:
+                _write(staged / SNAPSHOT_SIGNATURE, signed)
             _sync_file_system(staged)
             faults.point("store.synced")
             os.rename(staged, self.snapshots / found.id)
             faults.point("store.renamed")
             _sync_directory(self.snapshots)
             faults.point("store.published")
+        except KeyRefused as error:
+            raise NotPublished(
+                "cannot sign the snapshot", container=staged.name, why=f"{error.container}: "
+                f"{error.why}", do=error.do,
+            ) from error  # fmt: skip
         except OSError as error:
             raise NotPublished(
                 "cannot publish the snapshot", container=staged.name, why=str(error),
                 do=f"Is there room in {self.root}?",
             ) from error  # fmt: skip
-        self._by_id[found.id] = found
+        self._by_id[found.id], self._signatures[found.id] = found, signed
         return found
 
     def remove(self, found: SnapshotId, *, users: list[str]) -> None:
@@ -158,9 +184,25 @@ class Store:
         _sync_directory(self.snapshots)
         faults.point("store.removed.synced")
         self._by_id.pop(found, None)
+        self._signatures.pop(found, None)
         self.damaged.pop(found, None)
         with open_dir(str(self.staging)) as staging:
             remove_tree(staging.fileno(), found)
+
+
+def _signature(directory: int) -> bytes:
+    try:
+        return read_beneath(directory, SNAPSHOT_SIGNATURE, limit_bytes=signature.MAX_BYTES)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        # Too long, a link, a device: told as what cannot be decoded, which it cannot.
+        return f"unreadable: {error.strerror}".encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o600)
 
 
 def _digests(staged: Path) -> tuple[File, ...]:

@@ -17,6 +17,7 @@ from shim.contract.errors import DaemonAway, NoSuchPod, NoSuchSnapshot, Snapshot
 from shim.store.listing import listed, shown
 from shim.store.store import Store
 from tests.unit.manifests import made
+from tests.unit.trusting import TrustsAll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +50,8 @@ def daemon(monkeypatch: pytest.MonkeyPatch, store: Store) -> list[tuple[str, dic
     """A daemon's answers; the list has what it was asked."""
     asked: list[tuple[str, dict[str, Any]]] = []
     answers: dict[str, Callable[[], dict[str, Any]]] = {
-        "ls": lambda: listed(store, {made().id: ["c1"]}),
-        "show": lambda: shown(made(), {made().id: ["c1"]}),
+        "ls": lambda: listed(store, {made().id: ["c1"]}, trust=TrustsAll()),
+        "show": lambda: shown(made(), {made().id: ["c1"]}, trust=TrustsAll()),
         "capture": lambda: {"id": made().id, "timings": {"frozen": 0.25}},
         "rm": lambda: {"removed": made().id},
         "status": lambda: STATUS,

@@ -21,6 +21,7 @@ from shim.daemon.registry import Pod, State, Tracked
 from shim.daemon.reporter import Reporter
 from shim.nri.annotations import Wish
 from shim.store.store import Store
+from tests.unit.trusting import TrustsAll
 
 SPEC: dict[str, Any] = {
     "process": {"args": ["serve"], "cwd": "/", "env": ["A=1"], "user": {"uid": 0, "gid": 0}},
@@ -89,7 +90,7 @@ def tickets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def a_decider(store: Store, spec: dict[str, Any] | None = SPEC, **config: Any) -> Decider:
     containerd: Any = FakeContainerd(spec)
-    return Decider(replace(Config(), **config), store, containerd, Reporter())
+    return Decider(replace(Config(), **config), store, TrustsAll(), containerd, Reporter())
 
 
 def put(store: Store, found: manifests.Manifest) -> None:

@@ -12,6 +12,7 @@ from shim.contract.errors import NoSuchSnapshot, NotPublished, SnapshotInUse
 from shim.store.listing import listed, shown
 from shim.store.store import Store
 from tests.unit.manifests import SOURCE, fields, made
+from tests.unit.trusting import TrustsAll
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +120,10 @@ def test_a_damaged_snapshot_is_listed_and_stops_nothing(store: Store, damage: st
     store.open()
     assert store.all() == [good]
     assert list(store.damaged) == ["e" * 64]
-    assert [row["state"] for row in listed(store, {})["snapshots"]] == ["ready", "damaged"]
+    assert [row["state"] for row in listed(store, {}, trust=TrustsAll())["snapshots"]] == [
+        "ready",
+        "damaged",
+    ]
 
 
 def test_a_snapshot_in_use_is_not_removed(store: Store) -> None:
@@ -170,9 +174,9 @@ def test_a_thousand_snapshots_are_searched_in_a_millisecond(store: Store) -> Non
 
 def test_listings_are_json(store: Store) -> None:
     found = publish(store)
-    rows = listed(store, {found.id: ["c1"]})["snapshots"]
+    rows = listed(store, {found.id: ["c1"]}, trust=TrustsAll())["snapshots"]
     assert (rows[0]["uses"], rows[0]["size_bytes"]) == (1, 4106)
-    assert listed(store, None)["snapshots"][0]["uses"] is None
-    told = shown(found, {found.id: ["c1"]}, log="/x/restore.log")
+    assert listed(store, None, trust=TrustsAll())["snapshots"][0]["uses"] is None
+    told = shown(found, {found.id: ["c1"]}, trust=TrustsAll(), log="/x/restore.log")
     assert (told["uses"], told["users"], told["log"]) == (1, ["c1"], "/x/restore.log")
     json.dumps([rows, told])

@@ -1,0 +1,118 @@
+"""One Ed25519 key in one PEM file, as `openssl genpkey -algorithm ed25519` writes it.
+
+Strict: a file is exactly one key and nothing else. With two in it only the first would count, and
+in a list of revoked keys that would be a key that is trusted by mistake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+MAX_BYTES: Final = 4096
+"""A key is 120 bytes long here."""
+ID_DIGITS: Final = 32
+"""128 bits: nobody finds a second key with the id of a given one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """id: the first digits of the SHA-256 digest of `raw`, the 32 bytes of the key."""
+
+    raw: bytes
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(self.raw).hexdigest()
+        object.__setattr__(self, "id", digest[:ID_DIGITS])
+
+    def accepts(self, signature: bytes, message: bytes) -> bool:
+        """Whether `signature` is over `message` and by this key."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
+    def pem(self) -> bytes:
+        """The key as `parse_public` takes it."""
+        key = Ed25519PublicKey.from_public_bytes(self.raw)
+        return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+class PrivateKey:
+    """What this node signs with. Its content is in no message and no `repr`."""
+
+    __slots__ = ("_key", "public")
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = PublicKey(key.public_key().public_bytes_raw())
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64 bytes of the signature."""
+        return self._key.sign(message)
+
+    def pem(self) -> bytes:
+        """The key as `parse_private` takes it: a secret."""
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def make() -> PrivateKey:
+    """A new key."""
+    return PrivateKey(Ed25519PrivateKey.generate())
+
+
+def parse_public(data: bytes) -> PublicKey:
+    """The key in a PEM file of kind `PUBLIC KEY` (SPKI). Raises ValueError for all else."""
+    if b"PRIVATE KEY" in data:
+        raise ValueError("it is a private key, which must not leave its node")
+    try:
+        key = load_pem_public_key(_bounded(data))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError("it is no public key in PEM (SPKI)") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("it is no Ed25519 key")
+    found = PublicKey(key.public_bytes_raw())
+    if _lines(data) != _lines(found.pem()):
+        raise ValueError("there is more in it than one key")
+    return found
+
+
+def parse_private(data: bytes) -> PrivateKey:
+    """The key in a PEM file of kind `PRIVATE KEY` (PKCS8). Raises ValueError for all else."""
+    try:
+        key = load_pem_private_key(_bounded(data), password=None)
+    except TypeError as error:
+        raise ValueError("it asks for a passphrase, and nobody is there to give it") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError("it is no private key in PEM (PKCS8)") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError("it is no Ed25519 key")
+    found = PrivateKey(key)
+    if _lines(data) != _lines(found.pem()):
+        raise ValueError("there is more in it than one key")
+    return found
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES} bytes")
+    return data
+
+
+def _lines(data: bytes) -> list[bytes]:
+    """Without what mail and other systems do to the ends of lines."""
+    return [line for each in data.splitlines() if (line := each.strip())]

@@ -1,0 +1,127 @@
+"""May a snapshot be used: is its manifest signed by a key that this node trusts.
+
+Asked at every decision, so from memory: a signature is verified once, and again after the keys have
+changed. That the manifest and its id belong together is seen to where a manifest is decoded, and
+the swap does that once more (docs/decisions/0006).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from shim.contract.errors import KeyRefused, NotCapturable
+from shim.trust import signature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.contract.manifest import Manifest
+    from shim.trust.keys import Entry, KeyDirectory, Keyring
+
+REASON: Final = "signature"
+"""What a refusal for want of trust is called."""
+VALID: Final = "valid"
+_CACHED: Final = 4096
+"""Verdicts that are kept: a few hundred bytes each. Snapshots come and go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """state: `valid`, `none`, `malformed`, `invalid`, `unknown-key`, `revoked` or `no-keys`.
+
+    key, signer: id and name of the key, where they are known. why, do: what is the matter, and what
+    its operator can do about it; empty when it is valid.
+    """
+
+    state: str
+    key: str = ""
+    signer: str = ""
+    why: str = ""
+    do: str = ""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the snapshot may be used."""
+        return self.state == VALID
+
+    def __str__(self) -> str:
+        if self.trusted:
+            return f"signed by {self.signer} ({self.key})"
+        return f"{self.why}. {self.do}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For `quickthaw ls` and `show`."""
+        return {
+            "state": self.state, "key": self.key, "signer": self.signer, "why": self.why,
+            "do": self.do,
+        }  # fmt: skip
+
+
+class Trust:
+    """Verdicts over the snapshots of a store. signature_of: id to content of the file, or b""."""
+
+    def __init__(self, keys: KeyDirectory, signature_of: Callable[[str], bytes]) -> None:
+        self._keys, self._signature_of = keys, signature_of
+        self._ring: Keyring | None = None
+        self._verdicts: dict[str, tuple[bytes, Verdict]] = {}
+
+    def verdict(self, found: Manifest) -> Verdict:
+        """Whether this node may use the snapshot, by the keys as they are now."""
+        ring = self._keys.current()
+        if ring is not self._ring or len(self._verdicts) > _CACHED:
+            self._ring, self._verdicts = ring, {}
+        data = self._signature_of(found.id)
+        known = self._verdicts.get(found.id)
+        if known is None or known[0] != data:
+            known = self._verdicts[found.id] = data, judge(found, data, ring)
+        return known[1]
+
+    def check_signing(self, container: str) -> None:
+        """Raises NotCapturable when a snapshot could not be signed: nobody would use it."""
+        try:
+            self._keys.private()
+        except KeyRefused as error:
+            raise NotCapturable(
+                "cannot capture", container=container,
+                why=f"the snapshot could not be signed: {error.container}: {error.why}",
+                do=error.do,
+            ) from error  # fmt: skip
+
+
+def judge(found: Manifest, data: bytes, ring: Keyring) -> Verdict:
+    """The verdict over a manifest whose signature file holds `data`. Pure."""
+    if ring.broken:
+        why = f"no key of this node can be trusted: {ring.broken}"
+        return Verdict("no-keys", why=why, do="See `quickthaw keys ls`.")
+    if not data:
+        return Verdict("none", why="it is not signed", do=_REMOVE)
+    try:
+        signed = signature.decode(data)
+    except ValueError as error:
+        return Verdict("malformed", why=f"its signature cannot be read: {error}", do=_REMOVE)
+    if revoked := ring.revocation(signed.key):
+        return _of_revoked(signed.key, revoked)
+    if (entry := ring.signer(signed.key)) is None:
+        return _of_unknown(signed.key)
+    if not signed.is_of(found, entry.key):
+        why = f"its signature is not one of key {entry.key.id} ({entry.name}) over this manifest"
+        return Verdict("invalid", entry.key.id, entry.name, f"{why}: it was changed", _REMOVE)
+    return Verdict(VALID, entry.key.id, entry.name)
+
+
+_REMOVE: Final = "Remove it with `quickthaw rm`; the next pod makes a new one."
+
+
+def _of_revoked(key: str, revoked: Entry) -> Verdict:
+    why = f"it is signed by key {key} ({revoked.name}), which is revoked here by {revoked.file}"
+    return Verdict("revoked", key, revoked.name, why, _REMOVE)
+
+
+def _of_unknown(key: str) -> Verdict:
+    do = (
+        "If it comes from a node of yours, give that node's node.pub to `quickthaw keys trust`; "
+        "else remove it with `quickthaw rm`."
+    )
+    why = f"it is signed by key {key}, which this node does not trust"
+    return Verdict("unknown-key", key, "", why, do)
