@@ -6,7 +6,7 @@ CODE := hook shim tests packaging
 export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup lint format protos test test-unit test-node demo soak packages clean
+.PHONY: help setup lint format protos test test-unit test-node demo gpu-bundle soak packages clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 16
@@ -51,6 +51,9 @@ test-node: packages ## end-to-end tests alone; K=EXPRESSION takes some of them, 
 
 soak: packages ## pods come and go, nothing may grow; RESTORES=1000 CAPTURES=200; writes build/soak.json
 	$(PY) -m tests.soak
+
+gpu-bundle: setup ## build/gpu/bundle: what tests/gpu needs on a bare GPU machine without network
+	$(PY) -m tests.gpu.bundle
 
 packages: setup ## the deb and the rpm, in build/packages (KINDS=deb: only that)
 	@mkdir -p build/packages

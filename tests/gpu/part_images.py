@@ -1,0 +1,159 @@
+"""Question 4: does stock CRIU dump and restore the checkpointed process; hollow too, and lazily."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from tests.gpu import children, staging
+from tests.gpu.children import Helper, Worker
+from tests.gpu.images import temporary
+from tests.gpu.procfs import Area, areas
+from tests.gpu.scene import Scene, checkpointed
+
+THREADS: Final = 8
+LADDER: Final = (
+    (),
+    ("--ext-unix-sk",),
+    ("--ext-unix-sk", "--link-remap", "--ghost-limit", "1G", "--tcp-established", "--file-locks"),
+)
+"""Options that are added until a dump works."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How one trip through CRIU goes."""
+
+    hollow: bool = False
+    leave_running: bool = False
+    lazy: bool = False
+
+
+def run(scene: Scene, only: tuple[str, ...]) -> None:
+    """Small process first, then a PyTorch one."""
+    small, large = "512x1,128x3,32x4", "2048x2,256x14,64x8"
+    trips: dict[str, tuple[Callable[[], Worker], Way]] = {
+        "cuda 1 GiB": (lambda: scene.cuda(small), Way()),
+        "cuda 1 GiB hollow": (lambda: scene.cuda(small), Way(hollow=True)),
+        "cuda 1 GiB hollow, source goes on": (
+            lambda: scene.cuda(small),
+            Way(hollow=True, leave_running=True),
+        ),
+        "cuda 1 GiB lazy": (lambda: scene.cuda(small), Way(lazy=True)),
+        "torch 1 GiB": (lambda: scene.torch(small), Way()),
+        "torch 8 GiB hollow": (lambda: scene.torch(large), Way(hollow=True)),
+        "torch 8 GiB": (lambda: scene.torch(large), Way()),
+        "torch 8 GiB hollow and lazy": (lambda: scene.torch(large), Way(hollow=True, lazy=True)),
+    }
+    with scene.helper() as helper:
+        for name, (start, way) in trips.items():
+            if not only or name in only:
+                trip = Trip(scene, helper, name, way)
+                scene.step(f"{name}: trip", partial(trip.go, start))
+
+
+class Trip:
+    """Checkpoint, dump, restore, driver restore, and is everything right."""
+
+    def __init__(self, scene: Scene, helper: Helper, name: str, way: Way) -> None:
+        self.scene, self.helper, self.name, self.way = scene, helper, name, way
+        self.found: dict[str, Any] = {}
+        self.copy: staging.Copy | None = None
+
+    def put(self, what: str, finding: Any) -> None:
+        self.scene.record.put(f"{self.name}: {what}", finding)
+
+    def go(self, start: Callable[[], Worker]) -> dict[str, Any]:
+        """Returns the seconds of each step."""
+        with (
+            temporary(self.scene.scratch / "images") as images,
+            start() as worker,
+            checkpointed(self.scene, self.helper, worker) as held,
+        ):
+            if self.way.hollow:
+                self.hollow(worker.pid, held)
+            options = self.dump(worker, images)
+            if options is None:
+                return {"dumped": False}
+            if self.way.leave_running:
+                self.go_on("source", worker, held)
+                worker.kill()
+            worker.reap()
+            self.restore(worker, images, held, options)
+        return {"s": self.found}
+
+    def hollow(self, pid: int, held: list[Area]) -> None:
+        """Copy the staging areas out and empty them."""
+        self.copy = staging.Copy(sum(area.size for area in held))
+        self.found["copy out"] = staging.moved(pid, held, self.copy, "map_files", THREADS)
+        self.found["punch"] = staging.punch(pid, held)
+
+    def dump(self, worker: Worker, images: Path) -> tuple[str, ...] | None:
+        """The options with which it worked; None when it did not."""
+        more = ("--leave-running",) if self.way.leave_running else ()
+        for options in LADDER:
+            done = self.scene.criu.dump(worker.pid, images, *options, *more)
+            self.put(f"dump {' '.join((*options, *more))}".strip(), done)
+            if done["ok"]:
+                self.found["dump"] = done["s"]
+                return options
+            if not worker.alive():
+                break
+        return None
+
+    def restore(
+        self, worker: Worker, images: Path, held: list[Area], options: tuple[str, ...]
+    ) -> None:
+        """CRIU, then the driver."""
+        server = self.page_server(images) if self.way.lazy else None
+        more = ("--lazy-pages",) if self.way.lazy else ()
+        done = self.scene.criu.restore(images, *options, *more)
+        self.put("restore", done)
+        if done["ok"]:
+            self.found["criu restore"] = done["s"]
+            with worker.restored(done["pid"]) as again:
+                self.go_on("restored", again, held)
+        if server is not None:
+            server.kill()
+            self.put("page server", {"rc": server.wait(10)})
+
+    def page_server(self, images: Path) -> Any:
+        """CRIU's own, serving these images."""
+        words = [self.scene.criu.program, "lazy-pages", "-D", str(images), "-o", "lazy.log", "-v4"]
+        server = children.background(words)
+        until = time.monotonic() + 10
+        while not (images / "lazy-pages.socket").exists() and time.monotonic() < until:
+            time.sleep(children.POLL_S)
+        return server
+
+    def go_on(self, who: str, worker: Worker, held: list[Area]) -> None:
+        """Fill the staging areas again when they are empty, then let the driver restore."""
+        started = time.monotonic()
+        self.put(f"{who}: state", self.helper.state(worker.pid))
+        if self.copy is not None:
+            again = same_places(worker.pid, held)
+            self.found[f"{who}: refill"] = staging.moved(
+                worker.pid, again, self.copy, "map_files", THREADS, write=True
+            )
+        thawed = self.helper.thaw(worker.pid)
+        self.found[f"{who}: until unlocked"] = time.monotonic() - started
+        self.put(f"{who}: driver", thawed)
+        self.put(f"{who}: check", worker.check())
+
+
+def same_places(pid: int, held: list[Area]) -> list[Area]:
+    """The areas of `pid` at the addresses of `held`. Raises LookupError when one is not there."""
+    there = {(area.start, area.end): area for area in areas(pid)}
+    missing = [area.name for area in held if (area.start, area.end) not in there]
+    if missing:
+        raise LookupError(f"{len(missing)} areas are not there any more: {missing[:5]}")
+    return [there[area.start, area.end] for area in held]
+
+
+def free_bytes(path: Path) -> int:
+    """On the file system of `path`."""
+    known = os.statvfs(path)
+    return known.f_bavail * known.f_frsize

@@ -1,0 +1,108 @@
+"""What every part works with: where things are, and the processes under test by name."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.gpu import children
+from tests.gpu.children import Helper, Worker
+from tests.gpu.images import Criu
+from tests.gpu.procfs import Area, Look, changes, grown
+from tests.gpu.record import Record
+
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """`fake`: without a GPU. `scratch` is removed when the probe ends. `scale`: sizes in percent"""
+
+    record: Record
+    bundle: Path
+    scratch: Path
+    fake: bool
+
+    @property
+    def criu(self) -> Criu:
+        return Criu(self.bundle)
+
+    def helper(self, *, init: bool = True) -> Helper:
+        """A new helper process."""
+        return Helper(fake=self.fake, init=init)
+
+    def cuda(self, layout: str, timeout_s: float = 60) -> Worker:
+        """The small CUDA program with device memory of `layout`."""
+        if self.fake:
+            return self._fake(layout)
+        return Worker.start([str(self.worker()), "HOME", layout], self.scratch, timeout_s=timeout_s)
+
+    def torch(self, layout: str, *features: str, timeout_s: float = 120) -> Worker:
+        """The PyTorch program."""
+        if self.fake:
+            return self._fake(layout)
+        argv = [sys.executable, "-m", "tests.gpu.torch_worker", "HOME", layout, *features]
+        return Worker.start(argv, self.scratch, timeout_s=timeout_s)
+
+    def _fake(self, layout: str) -> Worker:
+        mib = sum(int(e.split("x")[0]) * int((e + "x1").split("x")[1]) for e in layout.split(","))
+        argv = [sys.executable, "-m", "tests.gpu.fake_worker", "HOME", str(min(mib, 256))]
+        return Worker.start(argv, self.scratch, timeout_s=30)
+
+    def worker(self) -> Path:
+        """The CUDA program: the bundle's, or compiled here where that one does not run."""
+        ready, made = self.bundle / "bin" / "worker", self.scratch.parent / "worker"
+        if ready.exists():
+            return ready
+        if not made.exists():
+            source = str(Path(__file__).with_name("worker.cu"))
+            done = children.run(["nvcc", "-arch=sm_90", "-O2", "-o", str(made), source], 100)
+            if done.returncode:
+                raise RuntimeError(f"nvcc: {done.stderr[-600:]}")
+        return made
+
+    def step(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do and record; a failure is a finding and not the end of the part. None when it failed"""
+        try:
+            finding = work()
+        except Exception as error:  # noqa: BLE001 - the border: the next step may still tell
+            self.record.put(name, {"failed": f"{type(error).__name__}: {error}"[:900]})
+            return None
+        if finding is not None:
+            self.record.put(name, finding)
+        return finding
+
+
+@contextlib.contextmanager
+def checkpointed(scene: Scene, helper: Helper, worker: Worker) -> Iterator[list[Area]]:
+    """The worker in state checkpointed; gives its staging areas. Raises RuntimeError."""
+    before = Look.at(worker.pid)
+    froze = helper.freeze(worker.pid)
+    if froze["state"] != "checkpointed":
+        raise RuntimeError(f"not checkpointed: {froze}")
+    yield staging_areas(before, Look.at(worker.pid))
+
+
+def staging_areas(before: Look, after: Look) -> list[Area]:
+    """Where the device's memory is now: what has grown, by a MiB or more."""
+    return grown(before.areas, after.areas, MIB)
+
+
+def walked(
+    helper: Helper, worker: Worker, names: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], dict[str, Look]]:
+    """All four steps with what each changed; and how the process looked after each."""
+    looks, found = {"start": Look.at(worker.pid)}, {}
+    last = "start"
+    for name in names or ("lock", "checkpoint", "restore", "unlock"):
+        more = {"timeout_ms": 20_000} if name == "lock" else {}
+        answer = helper.do(name, worker.pid, **more)
+        looks[name] = Look.at(worker.pid)
+        state = helper.state(worker.pid)
+        found[name] = {**answer, "state": state, "changed": changes(looks[last], looks[name])}
+        last = name
+        if answer["code"]:
+            break
+    return found, looks
