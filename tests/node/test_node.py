@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -151,3 +152,7 @@ def test_the_host_is_left_alone(node: Node) -> None:
 def test_a_command_that_hangs_is_named_with_what_it_does(node: Node) -> None:
     with pytest.raises(CommandStuck, match=r"(?s)`sleep 60` in .* S .* S "):
         node.call(["sleep", "60"], timeout_s=0.5)
+    deadline = time.monotonic() + 10
+    while any("sleep" in each for each in node.inventory().processes):
+        assert time.monotonic() < deadline, "the command is killed with the call"
+        time.sleep(0.02)
