@@ -10,7 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from shim.capture import tool
+from shim.capture import tool, within
 from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
 from shim.capture.source import frozen
 from shim.contract import faults, journal
@@ -75,6 +75,7 @@ def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
             faults.point("capture.frozen", source.container)
             pids = freezer.pids()
             _check_alone(source, pids)
+            within.check(source, pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 _checkpoint(source, staging / SNAPSHOT_CRIU, unanswered)

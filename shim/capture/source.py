@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from shim.contract import journal
 from shim.contract.errors import NotCapturable, NotFrozen
 from shim.contract.paths import CONTAINERS
+from shim.criu import options
+from shim.gate.facts import section
 from shim.kernel.cgroup import Freezer
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ class Source:
             why, do = "quickthawd was away when it was created", "Start the pod again."
         elif self.spec["process"].get("terminal"):
             why = "it has a terminal"
+        elif section(self.spec, "annotations").get(options.ANNOTATION) != options.path_of(
+            self.container
+        ):
+            why = f"its spec names another file than ours in {options.ANNOTATION}"
         elif self.shm.rstrip("/") == "/dev/shm":
             why = "its /dev/shm is the host's"
         elif not any(ns.get("type") == "pid" and not ns.get("path") for ns in self._namespaces()):

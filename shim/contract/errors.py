@@ -39,6 +39,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import ClassVar
 
 
@@ -109,9 +110,13 @@ class SnapshotNotWhole(SwapFailed):
 
 
 class SnapshotDoesNotFit(SwapFailed):
-    """The new container's spec differs from the captured one in something that grants power."""
+    """The new container's spec differs from the captured one in something that grants power.
+
+    codes: of the checks of the gate that refused.
+    """
 
     exit_code = 25
+    codes: Sequence[str] = ()
 
 
 class SwapTooLate(SwapFailed):

@@ -7,8 +7,16 @@ from __future__ import annotations
 
 import os
 
+from shim.contract.paths import CONTAINER_CRIU_CONF, CONTAINERS
+
 ANNOTATION = "org.criu.config"
 """On the container's OCI spec: path of the file. Source: runc's docs/checkpoint-restore.md."""
+
+
+def path_of(container: str) -> str:
+    """The file of a container: the only one that CRIU may be told of."""
+    return f"{CONTAINERS}/{container}/{CONTAINER_CRIU_CONF}"
+
 
 _OPTIONS = (
     # Connections belong to the pod that was captured: they are restored closed.

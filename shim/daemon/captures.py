@@ -25,7 +25,9 @@ from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, Qu
 from shim.contract.names import HostPid
 from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
 from shim.daemon.containerd import ContainerdRefused
+from shim.daemon.nodefacts import criu_version
 from shim.daemon.registry import State
+from shim.gate.checks import WITHIN_SPEC
 from shim.nri.annotations import SignalReady
 
 if TYPE_CHECKING:
@@ -234,12 +236,10 @@ async def _network(source: Source) -> dict[str, Any]:
 async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
     """What made the snapshot."""
     system = os.uname()
-    versions = {}
-    for name, argv in (("criu", [criu, "--version"]), ("runtime", [runtime[0], "--version"])):
-        ended = await tool.run_async(argv, within_s=_TOOL_S)
-        versions[name] = ended.tail.partition("\n")[0]
+    ended = await tool.run_async([runtime[0], "--version"], within_s=_TOOL_S)
     return {
-        **versions, "quickthaw": version.VERSION, "kernel": system.release, "arch": system.machine
+        "criu": await criu_version(criu), "runtime": ended.tail.partition("\n")[0],
+        "quickthaw": version.VERSION, "kernel": system.release, "arch": system.machine,
     }  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def _describe(
             "command": list(identity.command),
         },
         software=software,
-        facts={**identity.workload, **identity.power},
+        facts={**identity.facts, "processes": WITHIN_SPEC},
         network=taken.network,
         files=files,
         sizes=taken.sizes,

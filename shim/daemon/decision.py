@@ -17,7 +17,8 @@ from shim.contract.names import is_snapshot_id
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State, Tracked
 from shim.gate import decide as gate
-from shim.gate import facts, key
+from shim.gate.key import Pod
+from shim.gate.request import request_of
 from shim.trust.verdict import REASON as SIGNATURE
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.daemon.config import Config
     from shim.daemon.containerd import Containerd
+    from shim.daemon.nodefacts import NodeFacts
     from shim.daemon.reporter import Reporter
+    from shim.gate.request import Request
     from shim.store.store import Store
     from shim.trust.verdict import Trust, Verdict
 
@@ -49,16 +52,23 @@ def _told(untrusted: list[_Untrusted]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a container is matched by. power, workload: fact name to canonical JSON."""
+    """What a container is matched by."""
 
-    key: str
-    power: Mapping[str, str]
-    workload: Mapping[str, str]
-    memory_limit_bytes: int
+    request: Request
     image: str
     image_digest: str
     log_path: str
     command: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The match key."""
+        return self.request.key
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Fact name to canonical JSON, for the manifest of its capture."""
+        return self.request.facts
 
 
 class Decider:
@@ -66,9 +76,9 @@ class Decider:
 
     def __init__(
         self, config: Config, store: Store, trust: Trust, containerd: Containerd,
-        reporter: Reporter,
+        reporter: Reporter, node: NodeFacts,
     ) -> None:  # fmt: skip
-        self._config, self._store, self._trust = config, store, trust
+        self._config, self._store, self._trust, self._node = config, store, trust, node
         self._containerd, self._reporter = containerd, reporter
 
     async def decide(self, tracked: Tracked) -> None:
@@ -77,10 +87,10 @@ class Decider:
         try:
             tracked.identity = await self.identify(tracked)
         except (ContainerdRefused, ValueError) as error:
-            self._cold(tracked, "unknown", f"its spec cannot be read: {error}")
+            self._cold(tracked, "Unknown", f"its spec cannot be read: {error}")
             return
         if tracked.restarts and tracked.wish.on_restart == "cold":
-            self._cold(tracked, "restart", "kubelet restarts it (quickthaw.io/on-restart)")
+            self._cold(tracked, "Restart", "kubelet restarts it (quickthaw.io/on-restart)")
             return
         self._match(tracked, tracked.identity)
 
@@ -98,20 +108,15 @@ class Decider:
         self, tracked: Tracked, spec: dict[str, Any], image: str, digest: str, log_path: str
     ) -> Identity:
         """The same from a spec that is known already."""
-        pod = key.Pod(
+        pod = Pod(
             namespace=tracked.pod.namespace, name=tracked.pod.name, uid=tracked.pod.uid,
             ips=tracked.pod.addresses, node=os.uname().nodename,
         )  # fmt: skip
-        workload = key.workload_facts(
-            spec, pod, image_digest=digest, ignore_env=self._config.ignore_env
-        )
-        # A node that shares snapshots between namespaces finds them under the same key.
-        namespace = "" if self._config.cross_namespace else tracked.pod.namespace
-        match_key = key.match_key(workload, namespace=namespace, power=None)
-        return Identity(
-            match_key, facts.power_facts(spec), workload, facts.memory_limit(spec), image, digest,
-            log_path, tuple(spec["process"].get("args") or ()),
+        request = request_of(
+            spec, pod, self._node.node, image_digest=digest, ignore_env=self._config.ignore_env,
+            any_namespace=self._config.cross_namespace,
         )  # fmt: skip
+        return Identity(request, image, digest, log_path, tuple(spec["process"].get("args") or ()))
 
     def candidates(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
         """The snapshots that the pod's annotation can mean. Raises NoSuchSnapshot."""
@@ -129,14 +134,7 @@ class Decider:
         except NoSuchSnapshot as error:
             self._cold(tracked, "NoSuchSnapshot", str(error))
             return
-        system = os.uname()
-        request = gate.Request(
-            namespace=tracked.pod.namespace, key=identity.key, arch=system.machine,
-            kernel=system.release, facts={**identity.workload, **identity.power},
-            memory_limit_bytes=identity.memory_limit_bytes,
-            any_namespace=self._config.cross_namespace,
-        )  # fmt: skip
-        match gate.decide(request, candidates):
+        match gate.decide(identity.request, candidates):
             case gate.Match() as match:
                 for each, verdict in untrusted:
                     if each.created_at >= match.manifest.created_at:
@@ -144,7 +142,8 @@ class Decider:
                 self._restore(tracked, match.manifest)
             case gate.Refused() as refused:
                 why = "; ".join([str(refused), *_told(untrusted)])
-                self._cold(tracked, refused.refusals[0].fact, why)
+                self._reporter.refused(refused.codes)
+                self._cold(tracked, refused.codes[0], why)
             case gate.NoSnapshot() if untrusted:
                 self._cold(tracked, SIGNATURE, "; ".join(_told(untrusted)))
             case gate.NoSnapshot():

@@ -15,7 +15,7 @@ from shim.contract import faults
 from shim.contract.errors import KeyRefused, QuickthawError
 from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS
 from shim.daemon import config as configuration
-from shim.daemon import control
+from shim.daemon import control, nodefacts
 from shim.daemon.captures import Captures
 from shim.daemon.containerd import Containerd
 from shim.daemon.decision import Decider
@@ -103,7 +103,8 @@ def _trust(keys: KeyDirectory, store: Store) -> Trust:
 async def _serve(config: Config, store: Store, trust: Trust) -> None:
     registry, reporter = Registry(), Reporter()
     containerd = Containerd(config.containerd_socket, config.containerd_namespace)
-    decider = Decider(config, store, trust, containerd, reporter)
+    node = await nodefacts.learn(config.criu)
+    decider = Decider(config, store, trust, containerd, reporter, node)
     try:
         with reporter.served(config.metrics_listen):
             await _run(config, store, trust, registry, reporter, decider)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from shim.contract.errors import QuickthawError
     from shim.daemon.registry import Pod, Tracked
@@ -36,6 +36,10 @@ class Reporter:
             "quickthaw_snapshots_passed_over",
             "Untrusted snapshots that were newer than the restored one, by what is the matter.",
             ["state"], registry=self.metrics,
+        )  # fmt: skip
+        self._refusals = Counter(
+            "quickthaw_refusals", "Snapshots that did not fit, by check of the gate.", ["check"],
+            registry=self.metrics,
         )  # fmt: skip
         self._captures = Counter(
             "quickthaw_captures", "Captures that were tried, by result.", ["result", "reason"],
@@ -86,6 +90,11 @@ class Reporter:
             _named(tracked), snapshot[:12], verdict,
         )  # fmt: skip
 
+    def refused(self, codes: Iterable[str]) -> None:
+        """Checks of the gate have refused a snapshot; the cold start is told by another call."""
+        for code in codes:
+            self._refusals.labels(code).inc()
+
     def decided(self, tracked: Tracked) -> None:
         """The container is to be restored."""
         log.info("%s is to start from snapshot %s", _named(tracked), tracked.snapshot[:12])
@@ -95,6 +104,7 @@ class Reporter:
         result, reason = str(outcome.get("result")), str(outcome.get("error_class") or "none")
         seconds = float(str(outcome.get("seconds") or 0))
         self._restores.labels(result, reason).inc()
+        self.refused(map(str, codes if isinstance(codes := outcome.get("refusals"), list) else ()))
         snapshot = str(outcome.get("snapshot"))[:12]
         if result == "restored":
             self._restore_s.observe(seconds)

@@ -85,6 +85,7 @@ def _report(
             "error": str(error or ""),
             "error_class": type(error).__name__ if error else "",
             "exit_code": error.exit_code if error else 0,
+            "refusals": list(getattr(error, "codes", ())),
             "at": time.time(),
             **told,
         })  # fmt: skip

@@ -55,6 +55,10 @@ POWER_FACTS = (
     "readonly_paths", "sysctls", "root_readonly", "root_propagation", "terminal", "personality",
     "scheduler", "other",
 )  # fmt: skip
+WORKLOAD_FACTS = (
+    "image_digest", "args", "cwd", "env", "process_user", "mounted", "process_devices", "hugepages",
+)  # fmt: skip
+"""Made by `shim.gate.key`."""
 
 
 def section(value: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import re
 
 from shim.contract.manifest import canonical
 from shim.contract.paths import CONTROL_IN_CONTAINER
-from shim.gate.facts import as_set, entries, is_bind, mounts, section
+from shim.gate.facts import WORKLOAD_FACTS, as_set, entries, is_bind, mounts, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _KEY_SCHEMA = 1
-WORKLOAD_FACTS = (
-    "image_digest", "args", "cwd", "env", "process_user", "mounted", "process_devices", "hugepages",
-)  # fmt: skip
 
 _SERVICE_HOST = re.compile(r"([A-Z0-9_]+)_SERVICE_HOST")
 _SERVICE_LINK = re.compile(

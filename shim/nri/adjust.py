@@ -11,7 +11,6 @@ from typing import Final
 
 from protos import nri_pb2
 from shim.contract.paths import (
-    CONTAINER_CRIU_CONF,
     CONTAINERS,
     CONTROL,
     CONTROL_IN_CONTAINER,
@@ -38,14 +37,14 @@ def prepare(container: str) -> None:
         flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
         mounts.mount("tmpfs", control, "tmpfs", flags, _CONTROL_OPTIONS)
         undo.callback(mounts.unmount, control, detach=True)
-        options.write(f"{private}/{CONTAINER_CRIU_CONF}")
+        options.write(options.path_of(container))
         undo.pop_all()
 
 
 def adjustment(container: str) -> nri_pb2.ContainerAdjustment:
     """What containerd adds to the container's spec."""
     return nri_pb2.ContainerAdjustment(
-        annotations={options.ANNOTATION: f"{CONTAINERS}/{container}/{CONTAINER_CRIU_CONF}"},
+        annotations={options.ANNOTATION: options.path_of(container)},
         mounts=[
             nri_pb2.Mount(
                 destination=CONTROL_IN_CONTAINER,

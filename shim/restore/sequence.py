@@ -35,8 +35,9 @@ from shim.contract.paths import (
 )
 from shim.criu import options
 from shim.criu.restore import restore, state_directory
-from shim.gate.decide import compare_memory, compare_power
-from shim.gate.facts import memory_limit, power_facts
+from shim.gate.checks import SWAP
+from shim.gate.decide import refusals_of
+from shim.gate.request import request_at_swap
 from shim.kernel import mounts
 from shim.kernel.addresses import global_addresses
 from shim.kernel.fds import OwnedFd
@@ -141,14 +142,13 @@ class Swap:
         with OwnedFd(os.open(self.snapshot, flags)) as snapshot:
             captured = manifest.read(snapshot.fileno(), snapshot=self.ticket.snapshot)
             manifest.check_files(captured, snapshot.fileno(), container=container)
-        reasons = compare_power(captured.facts, power_facts(self.bundle.spec))
-        needed = captured.requires.memory_bytes
-        reasons += compare_memory(needed, memory_limit(self.bundle.spec))
-        if reasons:
-            raise SnapshotDoesNotFit(
+        if reasons := refusals_of(captured, request_at_swap(self.bundle.spec, container), SWAP):
+            error = SnapshotDoesNotFit(
                 "the snapshot does not fit the container", container=self.ticket.container,
                 why="; ".join(map(str, reasons)), do="Capture a pod with the same spec.",
             )  # fmt: skip
+            error.codes = [reason.code for reason in reasons]
+            raise error
         return captured
 
     def _mount_rootfs(self, undo: contextlib.ExitStack) -> None:

@@ -17,10 +17,14 @@ from shim.daemon import decision as deciding
 from shim.daemon.config import Config
 from shim.daemon.containerd import ContainerdRefused, Record
 from shim.daemon.decision import Decider
+from shim.daemon.nodefacts import NodeFacts
 from shim.daemon.registry import Pod, State, Tracked
 from shim.daemon.reporter import Reporter
+from shim.gate.checks import WITHIN_SPEC
+from shim.gate.request import Node
 from shim.nri.annotations import Wish
 from shim.store.store import Store
+from tests.unit.specs import HOST
 from tests.unit.trusting import TrustsAll
 
 SPEC: dict[str, Any] = {
@@ -64,7 +68,7 @@ def a_manifest(identity: deciding.Identity, number: int = 0, **changes: Any) -> 
             "quickthaw": "0", "criu": "4.2", "runtime": "runc", "kernel": system.release,
             "arch": system.machine,
         },
-        "facts": {**identity.workload, **identity.power}, "network": {}, "files": [],
+        "facts": {**identity.facts, "processes": WITHIN_SPEC}, "network": {}, "files": [],
         "sizes": {"criu": 1, "rootfs": 1, "shm": 0}, "timings": {},
         "requires": {"memory_bytes": 1},
     }  # fmt: skip
@@ -90,7 +94,13 @@ def tickets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def a_decider(store: Store, spec: dict[str, Any] | None = SPEC, **config: Any) -> Decider:
     containerd: Any = FakeContainerd(spec)
-    return Decider(replace(Config(), **config), store, TrustsAll(), containerd, Reporter())
+    system = os.uname()
+    node = Node(
+        arch=system.machine, kernel=system.release, criu="Version: 4.2", host=HOST,
+        gpus={"gpus": []},
+    )  # fmt: skip
+    facts = NodeFacts(node, "")
+    return Decider(replace(Config(), **config), store, TrustsAll(), containerd, Reporter(), facts)
 
 
 def put(store: Store, found: manifests.Manifest) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,10 +9,28 @@ from hypothesis import strategies as st
 
 from shim.gate import decide as gate
 from shim.gate import key
-from shim.gate.facts import POWER_FACTS, is_host_namespace, memory_limit, power_facts
-from tests.unit.manifests import SOURCE, made
+from shim.gate.checks import WITHIN_SPEC
+from shim.gate.facts import (
+    POWER_FACTS,
+    WORKLOAD_FACTS,
+    is_host_namespace,
+    memory_limit,
+    power_facts,
+)
+from shim.gate.refusal import UNKNOWN, Finding
+from shim.gate.request import Request
+from tests.unit.manifests import made
+from tests.unit.specs import (
+    captured,
+    changed,
+    key_of,
+    no_host,
+    pod_of,
+    spec,
+    wanted,
+    workload,
+)
 
-Spec = dict[str, Any]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -21,95 +38,24 @@ JSON = st.recursive(
 )
 
 
-def no_host(_path: str, _kind: str) -> bool:
-    return False
+def differ(have: dict[str, str], want: dict[str, str]) -> list[Finding]:
+    """What the checks that compare power refuse."""
+    snapshot = made(facts={**have, "processes": WITHIN_SPEC})
+    request = Request(facts=want, memory_limit_bytes=0)
+    return [found for found in gate.refusals_of(snapshot, request) if found.code in POWER_FACTS]
 
 
-def spec(pod: str = "1") -> Spec:
-    """As containerd's CRI plugin makes them, with everything that differs per pod taken from it."""
-    sandbox = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{pod}"
-    volumes = f"/var/lib/kubelet/pods/uid-{pod}/volumes"
-    return {
-        "ociVersion": "1.2.0",
-        "process": {
-            "user": {"uid": 1000, "gid": 1000, "additionalGids": [3, 2]},
-            "args": ["serve"],
-            "env": [
-                "PATH=/bin", f"HOSTNAME=pod-{pod}", f"POD=pod-{pod}", f"IP=10.0.0.{pod}",
-                "KUBERNETES_SERVICE_HOST=10.96.0.1", f"WEB_SERVICE_HOST=10.96.0.{pod}",
-                f"WEB_SERVICE_PORT={pod}", f"WEB_PORT_80_TCP_ADDR=10.96.0.{pod}", "KEY=secret",
-            ],
-            "cwd": "/",
-            "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"], "effective": ["CAP_KILL"]},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
-            "noNewPrivileges": True,
-            "oomScoreAdj": int(pod),
-        },
-        "root": {"path": "rootfs", "readonly": True},
-        "hostname": f"pod-{pod}",
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]},
-            {"destination": "/dev/shm", "type": "bind", "source": f"{sandbox}/shm",
-             "options": ["rbind", "ro"]},
-            {"destination": "/run/secrets/kubernetes.io/serviceaccount", "type": "bind",
-             "source": f"{volumes}/kubernetes.io~projected/kube-api-access-abcd{pod}",
-             "options": ["rbind", "ro"]},
-            {"destination": "/models", "type": "bind", "source": "/srv/models",
-             "options": ["rbind", "ro"]},
-        ],
-        "annotations": {"io.kubernetes.cri.sandbox-id": pod},
-        "linux": {
-            "cgroupsPath": f"/kubepods/{pod}",
-            "namespaces": [
-                {"type": "pid"}, {"type": "mount"},
-                {"type": "network", "path": f"/proc/{pod}/ns/net"},
-            ],
-            "resources": {
-                "devices": [{"allow": False, "access": "rwm"}],
-                "memory": {"limit": 1 << 30},
-                "cpu": {"shares": int(pod)},
-            },
-            "maskedPaths": ["/proc/kcore", "/proc/acpi"],
-            "readonlyPaths": ["/proc/sys"],
-            "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
-        },
-    }  # fmt: skip
-
-
-def pod_of(number: str) -> key.Pod:
-    return key.Pod(
-        namespace="models", name=f"pod-{number}", uid=f"uid-{number}", ips=[f"10.0.0.{number}"]
-    )
-
-
-def workload(number: str = "1", changed: Spec | None = None) -> dict[str, str]:
-    return key.workload_facts(changed or spec(number), pod_of(number), image_digest="sha256:1")
-
-
-def key_of(facts: dict[str, str]) -> str:
-    return key.match_key(facts, namespace="models", power=None)
-
-
-def changed(path: str, value: object, number: str = "2") -> Spec:
-    made_spec = spec(number)
-    *parents, last = path.split("/")
-    place: Any = made_spec
-    for name in parents:
-        place = place[int(name) if isinstance(place, list) else name]
-    if isinstance(place, list):
-        place[int(last)] = value
-    else:
-        place[last] = value
-    return made_spec
+def refusal_of(code: str, have: str | None, want: str | None) -> Finding:
+    return Finding(code, 2, have, want, False)
 
 
 def test_two_pods_of_one_kind_have_equal_facts() -> None:
-    captured, wanted = (
+    have, want = (
         power_facts(spec("1"), is_host=no_host),
         power_facts(spec("2"), is_host=no_host),
     )
-    assert gate.compare_power(captured, wanted) == []
-    assert set(captured) == set(POWER_FACTS)
+    assert differ(have, want) == []
+    assert set(have) == set(POWER_FACTS)
     assert workload("1") == workload("2")
     assert key_of(workload("1")) == key_of(workload("2"))
 
@@ -154,29 +100,27 @@ def test_two_pods_of_one_kind_have_equal_facts() -> None:
     ],
 )
 def test_a_difference_in_power_is_refused_by_its_name(fact: str, path: str, value: object) -> None:
-    captured = power_facts(spec("1"), is_host=no_host)
-    wanted = power_facts(changed(path, value), is_host=no_host)
-    assert [no.fact for no in gate.compare_power(captured, wanted)] == [fact]
-    assert [no.fact for no in gate.compare_power(wanted, captured)] == [fact]
+    have = power_facts(spec("1"), is_host=no_host)
+    want = power_facts(changed(path, value), is_host=no_host)
+    assert [no.code for no in differ(have, want)] == [fact]
+    assert [no.code for no in differ(want, have)] == [fact]
 
 
 def test_all_differences_are_told() -> None:
-    wanted = changed("process/user/uid", 0)
-    wanted["process"]["noNewPrivileges"] = False
-    refusals = gate.compare_power(
-        power_facts(spec("1"), is_host=no_host), power_facts(wanted, is_host=no_host)
-    )
-    assert [no.fact for no in refusals] == ["no_new_privs", "user"]
-    assert str(refusals[0]) == "no_new_privs: the snapshot has true, the pod asks for false"
+    other = changed("process/user/uid", 0)
+    other["process"]["noNewPrivileges"] = False
+    refusals = differ(power_facts(spec("1"), is_host=no_host), power_facts(other, is_host=no_host))
+    assert [no.code for no in refusals] == ["user", "no_new_privs"]
+    assert str(refusals[1]) == "no_new_privs: the snapshot has true, the pod asks for false"
 
 
 @pytest.mark.parametrize("missing", POWER_FACTS)
 def test_a_missing_fact_is_a_refusal(missing: str) -> None:
     whole = power_facts(spec(), is_host=no_host)
     less = {name: value for name, value in whole.items() if name != missing}
-    assert [no.fact for no in gate.compare_power(less, whole)] == [missing]
-    assert [no.fact for no in gate.compare_power(whole, less)] == [missing]
-    assert [no.fact for no in gate.compare_power(less, less)] == [missing]
+    assert [no.code for no in differ(less, whole)] == [missing]
+    assert [no.code for no in differ(whole, less)] == [missing]
+    assert [no.code for no in differ(less, less)] == [missing]
 
 
 def test_order_that_means_nothing_is_no_difference() -> None:
@@ -193,7 +137,7 @@ def test_a_sandbox_that_has_the_hosts_network_is_another_one() -> None:
     # containerd names it by path either way
     own = power_facts(spec(), is_host=no_host)
     hosts = power_facts(spec(), is_host=lambda _path, kind: kind == "net")
-    assert [no.fact for no in gate.compare_power(own, hosts)] == ["namespaces"]
+    assert [no.code for no in differ(own, hosts)] == ["namespaces"]
     assert json.loads(hosts["namespaces"])["network"] == "host"
 
 
@@ -201,9 +145,7 @@ def test_a_namespace_that_is_gone_equals_none() -> None:
     def gone(path: str, _kind: str) -> bool:
         raise FileNotFoundError(2, "gone", path)
 
-    assert gate.compare_power(
-        power_facts(spec("1"), is_host=gone), power_facts(spec("2"), is_host=gone)
-    )
+    assert differ(power_facts(spec("1"), is_host=gone), power_facts(spec("2"), is_host=gone))
 
 
 def test_our_own_namespace_is_the_hosts() -> None:
@@ -286,7 +228,7 @@ def test_no_spec_is_too_odd(odd: object) -> None:
     for name in ("process", "linux", "root", "mounts"):
         strange = {**spec(), name: odd}
         assert set(power_facts(strange, is_host=no_host)) == set(POWER_FACTS)
-        assert set(workload("1", strange)) == set(key.WORKLOAD_FACTS)
+        assert set(workload("1", strange)) == set(WORKLOAD_FACTS)
         assert memory_limit(strange) >= 0
 
 
@@ -297,7 +239,7 @@ def test_no_spec_is_too_odd(odd: object) -> None:
 def test_no_field_is_too_odd(path: str, odd: object) -> None:
     strange = changed(path, odd)
     assert set(power_facts(strange, is_host=no_host)) == set(POWER_FACTS)
-    assert set(workload("1", strange)) == set(key.WORKLOAD_FACTS)
+    assert set(workload("1", strange)) == set(WORKLOAD_FACTS)
 
 
 def test_facts_leave_the_spec_as_it_was() -> None:
@@ -308,63 +250,35 @@ def test_facts_leave_the_spec_as_it_was() -> None:
     assert given_spec == before
 
 
-def request(**other: Any) -> gate.Request:
-    asked = {
-        "namespace": "models", "key": "a" * 64, "arch": "x86_64", "kernel": "6.18.9",
-        "facts": {"user": "{}"},
-    } | other  # fmt: skip
-    return gate.Request(**asked)
-
-
 def test_the_first_that_fits_is_taken() -> None:
-    unfit, fit, older = made(key="f" * 64), made(), made(created_at=1.0)
-    decided = gate.decide(request(), [unfit, fit, older])
+    unfit, fit, older = captured(key="f" * 64), captured(), captured(created_at=1.0)
+    decided = gate.decide(wanted(), [unfit, fit, older])
     assert isinstance(decided, gate.Match)
     assert decided.manifest == fit
 
 
 def test_no_candidate_is_no_snapshot() -> None:
-    assert isinstance(gate.decide(request(), []), gate.NoSnapshot)
+    assert isinstance(gate.decide(wanted(), []), gate.NoSnapshot)
 
 
-@pytest.mark.parametrize(
-    ("fact", "other"),
-    [
-        ("namespace", {"namespace": "else"}),
-        ("arch", {"arch": "aarch64"}),
-        ("kernel", {"kernel": "6.9.20"}),
-        ("kernel", {"kernel": "odd"}),
-        ("key", {"key": "b" * 64}),
-        ("memory", {"memory_limit_bytes": (1 << 30) - 1}),
-        ("user", {"facts": {"user": "{1}"}}),
-        ("seccomp", {"facts": {"seccomp": "{}"}}),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_its_name(fact: str, other: dict[str, Any]) -> None:
-    decided = gate.decide(request(**other), [made()])
+def test_a_refusal_has_all_reasons_of_the_newest() -> None:
+    process = {**spec("2")["process"], "noNewPrivileges": False, "args": ["other"]}
+    request = wanted({**spec("2"), "process": process}, namespace="else")
+    decided = gate.decide(request, [captured(), captured(created_at=1.0)])
     assert isinstance(decided, gate.Refused)
-    assert [no.fact for no in decided.refusals] == [fact]
-    assert decided.snapshot == made().id
-    assert fact in str(decided)
-
-
-def test_what_may_be_passes() -> None:
-    for other in (
-        {"memory_limit_bytes": 1 << 30}, {"memory_limit_bytes": 0}, {"kernel": "7.0"},
-        {"namespace": "else", "any_namespace": True},
-    ):  # fmt: skip
-        assert isinstance(gate.decide(request(**other), [made()]), gate.Match)
-    assert SOURCE["namespace"] == "models"
+    assert decided.snapshot == captured().id
+    assert decided.codes == ["no_new_privs", "args", "namespace"]
+    assert all(code in str(decided) for code in decided.codes)
 
 
 def test_a_refusal_shows_of_lists_and_objects_only_what_is_not_in_both() -> None:
-    refusal = gate.Refusal("mounts", '["a","b"]', '["b","c"]')
+    refusal = refusal_of("mounts", '["a","b"]', '["b","c"]')
     assert str(refusal) == 'mounts: the snapshot has ["a"], the pod asks for ["c"]'
-    refusal = gate.Refusal("env", '{"A":"1","B":"2"}', '{"A":"1","B":"3","C":"4"}')
+    refusal = refusal_of("env", '{"A":"1","B":"2"}', '{"A":"1","B":"3","C":"4"}')
     assert str(refusal) == 'env: the snapshot has {"B":"2"}, the pod asks for {"B":"3","C":"4"}'
-    refusal = gate.Refusal("capabilities", '{"bounding":["A","B"]}', '{"bounding":["A"]}')
+    refusal = refusal_of("capabilities", '{"bounding":["A","B"]}', '{"bounding":["A"]}')
     assert '{"bounding":["B"]}, the pod asks for {"bounding":[]}' in str(refusal)
-    in_order = gate.Refusal("args", '["a","b"]', '["b","a"]')
+    in_order = refusal_of("args", '["a","b"]', '["b","a"]')
     assert str(in_order) == 'args: the snapshot has ["a","b"], the pod asks for ["b","a"]'
-    assert "has true, the pod asks for false" in str(gate.Refusal("terminal", "true", "false"))
-    assert "has unset, the pod" in str(gate.Refusal("user", gate.UNSET, "{}"))
+    assert "has true, the pod asks for false" in str(refusal_of("terminal", "true", "false"))
+    assert f"has {UNKNOWN}, the pod" in str(refusal_of("user", None, "{}"))

@@ -1,0 +1,177 @@
+"""The gate on a page: every check between a snapshot and the container that is to start from it.
+
+One row a check: its code (stable: the reason in the journal, a metric's label, a column of
+`quickthaw explain`), the rule that it is about, when it is applied, and what it compares. All rows
+are always applied and all that does not fit is told. A value that the snapshot lacks, or that is
+not known of the container, does not fit.
+
+The rules: 1 everything but process state and the writable layer comes from the pod's own spec, so
+the processes must be those that the spec would start; 2 the captured credentials come back, so
+whatever grants power must be equal; 3 a snapshot is for its own namespace; 4 the node must be able
+to run it; 5 what is restored must be what a trusted node captured.
+
+Whoever compares a new thing adds one row: a check that needs more than manifest and request gets it
+as a field of Request. Lean: the swap path applies the rows of SWAP right before the restore.
+"""
+
+from __future__ import annotations
+
+from shim.contract.manifest import canonical
+from shim.gate import gpu, host
+from shim.gate.facts import WORKLOAD_FACTS
+from shim.gate.refusal import Finding
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shim.contract.manifest import Manifest
+    from shim.gate.request import Request
+
+    Compared = tuple[str | None, str | None, bool]
+    Compare = Callable[[Manifest, Request], Compared]
+
+DECISION, SWAP, BOTH = "decision", "swap", "both"
+WITHIN_SPEC = canonical("within the spec")
+"""The fact `processes`, when every captured process had no more power than the spec gives."""
+
+
+class Check:
+    """One row. when: DECISION (the daemon), SWAP (right before the restore) or BOTH."""
+
+    __slots__ = ("by", "code", "compares", "rule", "when")
+
+    def __init__(self, code: str, rule: int, when: str, compares: str, by: Compare) -> None:
+        self.code, self.rule, self.when, self.compares, self.by = code, rule, when, compares, by
+
+    def compare(self, captured: Manifest, wanted: Request) -> Finding:
+        """What the row finds for this snapshot and this container."""
+        have, want, fits = self.by(captured, wanted)
+        return Finding(self.code, self.rule, have, want, fits)
+
+
+def findings(
+    captured: Manifest, wanted: Request, when: str, table: Sequence[Check] | None = None
+) -> list[Finding]:
+    """What every row that is applied at `when` finds, in the order of the table."""
+    rows = CHECKS if table is None else table
+    return [row.compare(captured, wanted) for row in rows if row.when in (when, BOTH)]
+
+
+def _fact(name: str, fits: Callable[[str, str], bool]) -> Compare:
+    """The fact of the same name on both sides."""
+
+    def compare(captured: Manifest, wanted: Request) -> Compared:
+        have, want = captured.facts.get(name), wanted.facts.get(name)
+        return have, want, have is not None and want is not None and fits(have, want)
+
+    return compare
+
+
+def _same(have: str, want: str) -> bool:
+    return have == want
+
+
+def _power(code: str, compares: str) -> Check:
+    return Check(code, 2, BOTH, compares, _fact(code, _same))
+
+
+def _workload(code: str, compares: str, rule: int = 1) -> Check:
+    return Check(code, rule, DECISION, compares, _fact(code, _same))
+
+
+def _host(code: str, compares: str, fits: Callable[[str, str], bool] = _same) -> Check:
+    return Check(code, 4, DECISION, compares, _fact(code, fits))
+
+
+def _processes(captured: Manifest, _wanted: Request) -> Compared:
+    have = captured.facts.get("processes")
+    return have, WITHIN_SPEC, have == WITHIN_SPEC
+
+
+def _key(captured: Manifest, wanted: Request) -> Compared:
+    """A fact of the workload that differs is told by its own name, and not again by the key."""
+    told = any(captured.facts.get(name) != wanted.facts.get(name) for name in WORKLOAD_FACTS)
+    return captured.key, wanted.key or None, told or captured.key == wanted.key
+
+
+def _namespace(captured: Manifest, wanted: Request) -> Compared:
+    have, want = captured.source.namespace, wanted.namespace
+    return have, want or None, wanted.any_namespace or bool(want and have == want)
+
+
+def _arch(captured: Manifest, wanted: Request) -> Compared:
+    have, want = captured.software.arch, wanted.node.arch
+    return have, want or None, have == want
+
+
+def _kernel(captured: Manifest, wanted: Request) -> Compared:
+    have, want = captured.software.kernel, wanted.node.kernel
+    return have, want or None, host.is_not_older(want, have)
+
+
+def _criu(captured: Manifest, wanted: Request) -> Compared:
+    have, want = captured.software.criu, wanted.node.criu
+    return have, want or None, host.is_not_older(want, have)
+
+
+def _criu_options(_captured: Manifest, wanted: Request) -> Compared:
+    ours, named = wanted.criu_options or ("", "")
+    return ours or None, named or None, bool(ours) and ours == named
+
+
+def _memory(captured: Manifest, wanted: Request) -> Compared:
+    needed, limit = captured.requires.memory_bytes, wanted.memory_limit_bytes
+    given = f"a limit of {limit} bytes" if limit else "no limit"
+    return f"{needed} bytes in use", given, not limit or limit >= needed
+
+
+CHECKS: tuple[Check, ...] = (
+    _power("user", "user, group, supplementary groups, umask"),
+    _power("capabilities", "all five capability sets"),
+    _power("no_new_privs", "whether set-user-ID programs can raise power"),
+    _power("seccomp", "digest of the system call filter"),
+    _power("apparmor", "AppArmor profile"),
+    _power("selinux", "SELinux labels of processes and mounts"),
+    _power("rlimits", "resource limits"),
+    _power("namespaces", "per kind: new, joined, or the host's"),
+    _power("id_mappings", "user and group ID mappings"),
+    _power("devices", "device nodes"),
+    _power("device_rules", "cgroup's device rules, in their order"),
+    _power("mounts", "destination, type, options of every mount"),
+    _power("masked_paths", "paths hidden from the container"),
+    _power("readonly_paths", "paths that it cannot write"),
+    _power("sysctls", "kernel parameters"),
+    _power("root_readonly", "whether the root file system is read-only"),
+    _power("root_propagation", "propagation of the root mount"),
+    _power("terminal", "whether there is a terminal"),
+    _power("personality", "execution domain"),
+    _power("scheduler", "scheduling policy"),
+    _power("other", "fields of the spec that quickthaw does not know"),
+    Check("processes", 2, BOTH, "whether a captured process had more power than its spec gives",
+          _processes),
+    Check("key", 1, DECISION, "digest over what makes two containers the same workload", _key),
+    _workload("args", "command line"),
+    _workload("cwd", "working directory"),
+    _workload("env", "environment, without what differs from pod to pod"),
+    _workload("process_user", "user and group of the process"),
+    _workload("mounted", "what every mount shows: which volume, which path of the node"),
+    _workload("process_devices", "which devices"),
+    _workload("hugepages", "huge page limits"),
+    Check("namespace", 3, DECISION, "Kubernetes namespace", _namespace),
+    _workload("image_digest", "digest of the image", rule=4),
+    Check("arch", 4, DECISION, "machine architecture", _arch),
+    Check("kernel", 4, DECISION, "kernel: not older than the captured one (major.minor)", _kernel),
+    Check("criu", 4, DECISION, "CRIU: not older than the one that captured (major.minor)", _criu),
+    _host("cpu_features", "instructions: all that the captured process may have chosen",
+          host.has_all),
+    _host("cpu_state", "size and parts of the saved CPU state: equal, as libc keeps the size"),
+    _host("cpu_hwcap", "AT_HWCAP and its like: all bits of the captured ones", host.has_bits),
+    _host("page_bytes", "page size"),
+    _host("cgroup", "cgroup version"),
+    _host("gpu", "model, number, memory, driver of the GPUs; MIG off", gpu.fits),
+    Check("memory", 4, BOTH, "memory limit: room for what was in use at the capture", _memory),
+    Check("criu_options", 5, SWAP, "the file with CRIU's options: ours, not one that a pod names",
+          _criu_options),
+)  # fmt: skip
+"""All of them. One line a row where it fits: this table is meant to be read."""

@@ -1,0 +1,92 @@
+"""Rule 4 of the gate for GPUs: which ones a container has, as one fact. Pure and lean.
+
+A container without NVIDIA devices has the fact `"none"`. One that has some, on a node whose GPUs
+cannot be read, has no fact, and what is missing does not fit: it is neither restored nor taken for
+one without. The driver's version must be equal: the process has that very libcuda mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from shim.contract.manifest import canonical
+from shim.gate.facts import entries, section
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    Gpu = Mapping[str, object]
+
+NONE = canonical("none")
+_DEVICE = re.compile(r"/dev/nvidia([0-9]+)")
+_ANY_DEVICE = re.compile(r"/dev/nvidia[^/]*|/dev/nvidia-caps/.*|/dev/dxg")
+_NO_GPU = ("", "void", "none")
+
+
+def fact(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> str | None:
+    """The fact of the container of an OCI spec; None when it has GPUs that are not known.
+
+    inventory: what `shim.kernel.nvml` found on the node: `driver`, and `gpus` with `minor`, `name`,
+    `memory_bytes`, `mig`; None when it could not be read. `{"gpus": []}` for a node without any.
+    """
+    minors = _minors(spec)
+    if not _has_devices(spec) and (_asks_for_none(spec) or _is_empty(inventory)):
+        return NONE
+    if inventory is None:
+        return None
+    listed: Sequence[Gpu] = inventory.get("gpus") or ()
+    # Without a device in the spec the runtime adds those that the environment asks for: all.
+    chosen = [gpu for gpu in listed if minors is None or gpu.get("minor") in minors]
+    if not chosen or (minors is not None and len(chosen) != len(minors)):
+        return None
+    described = sorted(
+        canonical([gpu.get("name"), gpu.get("memory_bytes"), gpu.get("mig")]) for gpu in chosen
+    )
+    return canonical(
+        {"driver": inventory.get("driver"), "gpus": [json.loads(each) for each in described]}
+    )
+
+
+def fits(captured: str, wanted: str) -> bool:
+    """Whether a process with the captured GPUs can go on with the others."""
+    return captured == wanted and all(gpu[2] is False for gpu in _gpus(captured))
+
+
+def _gpus(text: str) -> list[list[object]]:
+    """Name, memory and MIG of each; a value that cannot be read is a GPU that fits nowhere."""
+    try:
+        value = json.loads(text)
+        found = [] if value == "none" else [list(gpu) for gpu in value["gpus"]]
+    except (ValueError, TypeError, KeyError):
+        return [[None, None, None]]
+    return found if all(len(gpu) == 3 for gpu in found) else [[None, None, None]]
+
+
+def _has_devices(spec: Mapping[str, Any]) -> bool:
+    devices = entries(section(spec, "linux"), "devices")
+    return any(_ANY_DEVICE.fullmatch(str(device.get("path"))) for device in devices)
+
+
+def _minors(spec: Mapping[str, Any]) -> set[int] | None:
+    """The numbers of the GPUs in the spec; None when it has no device of NVIDIA's at all."""
+    if not _has_devices(spec):
+        return None
+    devices = entries(section(spec, "linux"), "devices")
+    found = (_DEVICE.fullmatch(str(device.get("path"))) for device in devices)
+    return {int(match[1]) for match in found if match}
+
+
+def _asks_for_none(spec: Mapping[str, Any]) -> bool:
+    """Whether the environment asks NVIDIA's runtime for no GPU: most do not name it at all."""
+    environment = section(spec, "process").get("env")
+    listed = environment if isinstance(environment, list) else []
+    asked = [str(item).partition("=")[2] for item in listed
+             if str(item).startswith("NVIDIA_VISIBLE_DEVICES=")]  # fmt: skip
+    return all(value in _NO_GPU for value in asked)
+
+
+def _is_empty(inventory: Mapping[str, Any] | None) -> bool:
+    return inventory is not None and not inventory.get("gpus")

@@ -1,0 +1,93 @@
+"""What the gate is asked about one container: made of its OCI spec, its pod and its node.
+
+The one way from a spec to a Request: the decision, a capture and `quickthaw explain` take it.
+Lean.
+"""
+
+from __future__ import annotations
+
+from shim.criu import options
+from shim.gate import gpu
+from shim.gate.facts import memory_limit, power_facts, section
+from shim.gate.key import match_key, workload_facts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from typing import Any
+
+    from shim.gate.key import Pod
+
+
+class Node:
+    """What is known of this node. host: as of `shim.gate.host`. criu: its version, or empty.
+
+    gpus: as of `shim.gate.gpu`, None when they cannot be read.
+    """
+
+    __slots__ = ("arch", "criu", "gpus", "host", "kernel")
+
+    def __init__(
+        self, *, arch: str, kernel: str, criu: str, host: Mapping[str, str],
+        gpus: Mapping[str, Any] | None,
+    ) -> None:  # fmt: skip
+        self.arch, self.kernel, self.criu = arch, kernel, criu
+        self.host, self.gpus = host, gpus
+
+
+NOWHERE = Node(arch="", kernel="", criu="", host={}, gpus=None)
+
+
+class Request:
+    """What is known of the container that is to start, and of the node that it is to start on.
+
+    namespace: of Kubernetes. key: the match key. facts: power, workload and host facts by name.
+    memory_limit_bytes: 0 for none. any_namespace: the node's configuration allows snapshots of
+    other Kubernetes namespaces. criu_options: our file with CRIU's options for this container, and
+    the one that its spec names. What is empty is not known, and then does not fit.
+    """
+
+    __slots__ = (
+        "any_namespace", "criu_options", "facts", "key", "memory_limit_bytes", "namespace", "node",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, facts: Mapping[str, str], memory_limit_bytes: int, namespace: str = "",
+        key: str = "", node: Node = NOWHERE, any_namespace: bool = False,
+        criu_options: tuple[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.facts, self.memory_limit_bytes = facts, memory_limit_bytes
+        self.namespace, self.key, self.any_namespace = namespace, key, any_namespace
+        self.node, self.criu_options = node, criu_options
+
+
+def request_of(
+    spec: Mapping[str, Any], pod: Pod, node: Node, *, image_digest: str,
+    ignore_env: Collection[str] = (), any_namespace: bool = False,
+) -> Request:  # fmt: skip
+    """The request of the container with this spec. Raises ValueError for what no JSON can hold.
+
+    What is empty (the pod's namespace, the image's digest) is not known and fits no snapshot.
+    ignore_env, any_namespace: from the node's configuration.
+    """
+    workload = workload_facts(spec, pod, image_digest=image_digest, ignore_env=ignore_env)
+    # A node that shares snapshots between namespaces finds them under the same key.
+    key = match_key(workload, namespace="" if any_namespace else pod.namespace, power=None)
+    facts = {**power_facts(spec), **workload, **node.host}
+    if not image_digest:
+        del facts["image_digest"]
+    if gpus := gpu.fact(spec, node.gpus):
+        facts["gpu"] = gpus
+    return Request(
+        facts=facts, memory_limit_bytes=memory_limit(spec), namespace=pod.namespace, key=key,
+        node=node, any_namespace=any_namespace,
+    )  # fmt: skip
+
+
+def request_at_swap(spec: Mapping[str, Any], container: str) -> Request:
+    """What the rows of SWAP look at, of the spec that the runtime is given."""
+    named = section(spec, "annotations").get(options.ANNOTATION)
+    return Request(
+        facts=power_facts(spec), memory_limit_bytes=memory_limit(spec),
+        criu_options=(options.path_of(container), str(named)),
+    )  # fmt: skip

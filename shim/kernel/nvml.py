@@ -1,0 +1,83 @@
+"""Which GPUs this node has, told by the driver's own library.
+
+A program of its own, because initialising the library can take seconds or hang: it prints one JSON
+object, `{"driver", "gpus": [{"minor", "name", "memory_bytes", "mig"}]}`, or ends with a status of 1
+and the reason. A node without the driver has an empty list. Standard library only.
+Source: NVML API reference, nvmlInit_v2, nvmlDeviceGet*, nvmlSystemGetDriverVersion.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+DRIVER = "/proc/driver/nvidia/version"
+_LIBRARY = "libnvidia-ml.so.1"
+_NOT_SUPPORTED = 3
+_NAME_BYTES = 96
+
+
+class NvmlFailed(Exception):
+    """A call of the library did not succeed. The message has the call and NVML's status."""
+
+
+def inventory() -> dict[str, object]:
+    """The driver's version and every GPU. Raises NvmlFailed, OSError."""
+    if not os.path.exists(DRIVER):
+        return {"driver": "", "gpus": []}
+    library = ctypes.CDLL(_LIBRARY)
+    _call(library, "nvmlInit_v2")
+    try:
+        count = ctypes.c_uint()
+        _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+        gpus = [_gpu(library, index) for index in range(count.value)]
+        return {"driver": _text(library, "nvmlSystemGetDriverVersion"), "gpus": gpus}
+    finally:
+        library.nvmlShutdown()
+
+
+def _gpu(library: ctypes.CDLL, index: int) -> dict[str, object]:
+    device, minor = ctypes.c_void_p(), ctypes.c_uint()
+    memory = (ctypes.c_ulonglong * 3)()  # total, free, used
+    _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device))
+    _call(library, "nvmlDeviceGetMinorNumber", device, ctypes.byref(minor))
+    _call(library, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))
+    return {
+        "minor": minor.value, "name": _text(library, "nvmlDeviceGetName", device),
+        "memory_bytes": memory[0], "mig": _mig(library, device),
+    }  # fmt: skip
+
+
+def _mig(library: ctypes.CDLL, device: ctypes.c_void_p) -> bool:
+    """Whether the GPU is split, or will be after its next reset."""
+    current, pending = ctypes.c_uint(), ctypes.c_uint()
+    status = library.nvmlDeviceGetMigMode(device, ctypes.byref(current), ctypes.byref(pending))
+    if status == _NOT_SUPPORTED:
+        return False
+    if status:
+        raise NvmlFailed(f"nvmlDeviceGetMigMode: status {status}")
+    return bool(current.value or pending.value)
+
+
+def _text(library: ctypes.CDLL, name: str, *first: Any) -> str:
+    buffer = ctypes.create_string_buffer(_NAME_BYTES)
+    _call(library, name, *first, buffer, ctypes.c_uint(_NAME_BYTES))
+    return buffer.value.decode(errors="replace")
+
+
+def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> None:
+    if status := getattr(library, name)(*arguments):
+        raise NvmlFailed(f"{name}: status {status}")
+
+
+if __name__ == "__main__":
+    try:
+        json.dump(inventory(), sys.stdout)
+    except (NvmlFailed, OSError, AttributeError) as failure:
+        sys.exit(f"{type(failure).__name__}: {failure}")

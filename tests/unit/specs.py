@@ -1,0 +1,149 @@
+"""OCI specs for tests of the gate, and the snapshots and requests that belong to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shim.contract.paths import CONTAINERS
+from shim.gate import gpu, key
+from shim.gate.checks import CHECKS, DECISION, SWAP, WITHIN_SPEC, Check, findings
+from shim.gate.facts import memory_limit, power_facts
+from shim.gate.host import facts_of
+from shim.gate.request import Node, Request
+from tests.unit.manifests import SOFTWARE, made
+
+if TYPE_CHECKING:
+    from shim.contract.manifest import Manifest
+
+Spec = dict[str, Any]
+AUXILIARY = {6: 4096, 16: 0xFF, 26: 0b10, 51: 3632}
+HOST = facts_of(["fpu", "sse2", "avx", "avx2", "xsave"], AUXILIARY, 2)
+NODE = Node(arch="x86_64", kernel="6.18.9", criu="Version: 4.2.1", host=HOST, gpus={"gpus": []})
+
+
+def no_host(_path: str, _kind: str) -> bool:
+    return False
+
+
+def spec(pod: str = "1") -> Spec:
+    """As containerd's CRI plugin makes them, with everything that differs per pod taken from it."""
+    sandbox = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{pod}"
+    volumes = f"/var/lib/kubelet/pods/uid-{pod}/volumes"
+    return {
+        "ociVersion": "1.2.0",
+        "process": {
+            "user": {"uid": 1000, "gid": 1000, "additionalGids": [3, 2]},
+            "args": ["serve"],
+            "env": [
+                "PATH=/bin", f"HOSTNAME=pod-{pod}", f"POD=pod-{pod}", f"IP=10.0.0.{pod}",
+                "KUBERNETES_SERVICE_HOST=10.96.0.1", f"WEB_SERVICE_HOST=10.96.0.{pod}",
+                f"WEB_SERVICE_PORT={pod}", f"WEB_PORT_80_TCP_ADDR=10.96.0.{pod}", "KEY=secret",
+            ],
+            "cwd": "/",
+            "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"], "effective": ["CAP_KILL"]},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+            "noNewPrivileges": True,
+            "oomScoreAdj": int(pod),
+        },
+        "root": {"path": "rootfs", "readonly": True},
+        "hostname": f"pod-{pod}",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]},
+            {"destination": "/dev/shm", "type": "bind", "source": f"{sandbox}/shm",
+             "options": ["rbind", "ro"]},
+            {"destination": "/run/secrets/kubernetes.io/serviceaccount", "type": "bind",
+             "source": f"{volumes}/kubernetes.io~projected/kube-api-access-abcd{pod}",
+             "options": ["rbind", "ro"]},
+            {"destination": "/models", "type": "bind", "source": "/srv/models",
+             "options": ["rbind", "ro"]},
+        ],
+        "annotations": {"io.kubernetes.cri.sandbox-id": pod},
+        "linux": {
+            "cgroupsPath": f"/kubepods/{pod}",
+            "namespaces": [
+                {"type": "pid"}, {"type": "mount"},
+                {"type": "network", "path": f"/proc/{pod}/ns/net"},
+            ],
+            "resources": {
+                "devices": [{"allow": False, "access": "rwm"}],
+                "memory": {"limit": 1 << 30},
+                "cpu": {"shares": int(pod)},
+            },
+            "maskedPaths": ["/proc/kcore", "/proc/acpi"],
+            "readonlyPaths": ["/proc/sys"],
+            "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+        },
+    }  # fmt: skip
+
+
+def pod_of(number: str) -> key.Pod:
+    return key.Pod(
+        namespace="models", name=f"pod-{number}", uid=f"uid-{number}", ips=[f"10.0.0.{number}"]
+    )
+
+
+def workload(number: str = "1", changed: Spec | None = None) -> dict[str, str]:
+    return key.workload_facts(changed or spec(number), pod_of(number), image_digest="sha256:1")
+
+
+def key_of(facts: dict[str, str]) -> str:
+    return key.match_key(facts, namespace="models", power=None)
+
+
+def changed(path: str, value: object, number: str = "2") -> Spec:
+    made_spec = spec(number)
+    *parents, last = path.split("/")
+    place: Any = made_spec
+    for name in parents:
+        place = place[int(name) if isinstance(place, list) else name]
+    if isinstance(place, list):
+        place[int(last)] = value
+    else:
+        place[last] = value
+    return made_spec
+
+
+def facts(given: Spec, number: str = "1", *, node: Node = NODE) -> dict[str, str]:
+    """All that the gate compares of a container with this spec on this node."""
+    gpus = gpu.fact(given, node.gpus)
+    return {
+        **power_facts(given, is_host=no_host), **workload(number, given), **node.host,
+        **({"gpu": gpus} if gpus else {}),
+    }  # fmt: skip
+
+
+def captured(given: Spec | None = None, *, node: Node = NODE, **changes: Any) -> Manifest:
+    """The snapshot of pod 1 with this spec, taken on this node."""
+    found = facts(spec("1") if given is None else given, node=node)
+    fields = {
+        "key": key_of(found), "facts": {**found, "processes": WITHIN_SPEC},
+        "software": {**SOFTWARE, "arch": node.arch, "kernel": node.kernel, "criu": node.criu},
+    }  # fmt: skip
+    return made(**fields | changes)
+
+
+def wanted(
+    given: Spec | None = None, number: str = "2", *, node: Node = NODE, **changes: Any
+) -> Request:
+    """The request of pod 2 with this spec on this node."""
+    chosen = spec(number) if given is None else given
+    found = facts(chosen, number, node=node)
+    ours = f"{CONTAINERS}/c2/criu.conf"
+    fields: dict[str, Any] = {
+        "facts": found, "memory_limit_bytes": memory_limit(chosen), "namespace": "models",
+        "key": key_of(found), "node": node, "criu_options": (ours, ours),
+    }  # fmt: skip
+    return Request(**fields | changes)
+
+
+def refused(
+    snapshot: Manifest, request: Request, *, without: str = "", when: str = ""
+) -> list[str]:
+    """The codes of the checks that refuse, at both times or one; `without` that check."""
+    table: tuple[Check, ...] = tuple(row for row in CHECKS if row.code != without)
+    found = [
+        each
+        for time in ((when,) if when else (DECISION, SWAP))
+        for each in findings(snapshot, request, time, table)
+    ]
+    return sorted({each.code for each in found if not each.fits})
