@@ -48,7 +48,7 @@ def _offline(snapshot: str, out: Output, away: DaemonAway) -> dict[str, Any]:
     from shim.store import listing
 
     store = offline.store(out, away)
-    return listing.shown(store.get(snapshot), users=None, trust=offline.trust(store))
+    return listing.shown(store, store.get(snapshot), users=None, trust=offline.trust(store))
 
 
 def _identity(answer: dict[str, Any]) -> dict[str, str]:
@@ -57,6 +57,7 @@ def _identity(answer: dict[str, Any]) -> dict[str, str]:
         "id": manifest["id"],
         "name": manifest["name"],
         "state": answer["state"],
+        "reason": answer.get("reason") or "",
         "signature": _signature(answer["signature"]),
         "in use by": ", ".join(answer.get("users") or ()),
         "log": answer.get("log") or "",

@@ -31,7 +31,9 @@ def run(asked: Namespace, out: Output) -> int:
     if out.as_json:
         out.json(answer)
         return 0
-    out.fields(_daemon(answer["daemon"]))
+    out.fields(_daemon(answer["daemon"]) | _snapshots(answer))
+    for row in answer.get("quarantined") or ():
+        out.note(f"{row['id'][:12]} is in quarantine: {row['reason']}")
     if answer["containers"]:
         out.line()
         out.table(_COLUMNS, [_cells(row) for row in answer["containers"]])
@@ -52,6 +54,14 @@ def _daemon(daemon: dict[str, Any]) -> dict[str, str]:
         "NRI": connected if nri["connected"] else away,
         "runtime": str(daemon.get("containerd") or ""),
     }
+
+
+def _snapshots(answer: dict[str, Any]) -> dict[str, str]:
+    if "snapshots" not in answer:
+        return {}
+    quarantined = len(answer.get("quarantined") or ())
+    left = f", {quarantined} of them in quarantine" if quarantined else ""
+    return {"snapshots": f"{answer['snapshots']}{left}"}
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

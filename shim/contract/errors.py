@@ -1,7 +1,8 @@
 """The error tree. Every class says what is true for the pod afterwards.
 
     QuickthawError
-    |-- SwapFailed (20-29)          the container starts cold
+    |-- SwapFailed (19-29)          the container starts cold
+    |   |-- NoTurn 19
     |   |-- TicketUnreadable 20
     |   |-- CriuRestoreFailed 21
     |   |-- RootfsNotMountable 22
@@ -11,7 +12,7 @@
     |   |-- SwapTooLate 26
     |   |-- NetworkNotReady 27
     |   `-- ResumeFailed 28
-    |-- CaptureFailed (30-39)       the source goes on serving
+    |-- CaptureFailed (30-39, 70-71) the source goes on serving
     |   |-- NotCapturable 30
     |   |-- CriuDumpFailed 31
     |   |-- RootfsNotCopied 32
@@ -20,14 +21,17 @@
     |   |-- NeverReady 35
     |   |-- QuiesceFailed 36
     |   |-- NotPublished 37
-    |   `-- ContainerBusy 38
+    |   |-- ContainerBusy 38
+    |   |-- NoRoom 70
+    |   `-- SnapshotTooBig 71
     |-- RequestRefused (40-49)      nothing was changed: a person's request to the daemon
     |   |-- NoSuchSnapshot 40
     |   |-- SnapshotInUse 41
     |   |-- NoSuchPod 42
     |   |-- BadRequest 43
     |   |-- KeyRefused 44
-    |   `-- NoSuchKey 45
+    |   |-- NoSuchKey 45
+    |   `-- NotQuarantined 46
     |-- BadAnnotation 50            the container starts cold
     |-- BadManifest 51              the container starts cold
     `-- DaemonAway 60               nothing was changed
@@ -36,6 +40,8 @@ Lean: the swap path imports it.
 """
 
 from __future__ import annotations
+
+import errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +59,24 @@ class Effect:
     NOTHING = "nothing was changed"
 
 
+class Blame:
+    """Whose fault a swap's failure is, as far as the snapshot's quarantine is concerned."""
+
+    CONTENT = "content"
+    """The snapshot is not what was captured: it fails for everybody and always."""
+    RESTORE = "restore"
+    """The snapshot may be one that cannot be restored: it counts when it happens again."""
+    OTHER = "other"
+    """The node, the pod or the daemon: another try may succeed, and nothing is counted."""
+
+
+_NODE_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN,
+    errno.EINTR, errno.EROFS,
+}  # fmt: skip
+"""The node lacks something, which says nothing about what was being read."""
+
+
 class QuickthawError(Exception):
     """A failure with everything that its reader needs.
 
@@ -62,6 +86,7 @@ class QuickthawError(Exception):
 
     effect: str = Effect.NOTHING
     exit_code: ClassVar[int] = 1
+    blame: ClassVar[str] = Blame.OTHER
 
     def __init__(self, what: str, *, container: str, why: str, do: str) -> None:
         super().__init__(what, container, why, do)
@@ -77,12 +102,21 @@ class SwapFailed(QuickthawError):
 
     effect = Effect.COLD_START
     exit_code = 29
+    blame = Blame.RESTORE
+
+
+class NoTurn(SwapFailed):
+    """As many restores as the node allows went on all the time that this one could wait."""
+
+    exit_code = 19
+    blame = Blame.OTHER
 
 
 class TicketUnreadable(SwapFailed):
     """The ticket is damaged, of a newer schema, or not root's alone."""
 
     exit_code = 20
+    blame = Blame.OTHER
 
 
 class CriuRestoreFailed(SwapFailed):
@@ -107,6 +141,7 @@ class SnapshotNotWhole(SwapFailed):
     """A file of the snapshot is missing or has another size than its manifest says."""
 
     exit_code = 24
+    blame = Blame.CONTENT
 
 
 class SnapshotDoesNotFit(SwapFailed):
@@ -116,6 +151,7 @@ class SnapshotDoesNotFit(SwapFailed):
     """
 
     exit_code = 25
+    blame = Blame.OTHER
     codes: Sequence[str] = ()
 
 
@@ -198,6 +234,18 @@ class ContainerBusy(CaptureFailed):
     exit_code = 38
 
 
+class NoRoom(CaptureFailed):
+    """The snapshot would take more of the store or of the disk than the configuration allows."""
+
+    exit_code = 70
+
+
+class SnapshotTooBig(CaptureFailed):
+    """One snapshot would be larger than the configuration allows."""
+
+    exit_code = 71
+
+
 class RequestRefused(QuickthawError):
     """A request on the control socket cannot be done."""
 
@@ -240,6 +288,12 @@ class NoSuchKey(RequestRefused):
     exit_code = 45
 
 
+class NotQuarantined(RequestRefused):
+    """The snapshot that is to be released is not in quarantine."""
+
+    exit_code = 46
+
+
 class BadAnnotation(QuickthawError):
     """A `quickthaw.io/` annotation has a value that its row does not allow."""
 
@@ -252,9 +306,23 @@ class BadManifest(QuickthawError):
 
     effect = Effect.COLD_START
     exit_code = 51
+    blame = Blame.CONTENT
 
 
 class DaemonAway(QuickthawError):
     """Nothing answers on the control socket."""
 
     exit_code = 60
+
+
+def blame_of(error: QuickthawError) -> str:
+    """A word of Blame for a swap that failed with `error`.
+
+    What its class says, unless the kernel's own words behind it say that the node lacks something.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _NODE_ERRNOS:
+            return Blame.OTHER
+        cause = cause.__cause__
+    return error.blame

@@ -96,6 +96,8 @@ POINTS = {
     "store.remove": "a snapshot is to be deleted, and is untouched",
     "store.removed": "it is out of sight in staging, and not synced",
     "store.removed.synced": "it is out of sight for good, its files are still there",
+    "store.record.written": "quarantine or a count of failures is written, and not in place",
+    "store.record.renamed": "it is in place, its directory entry is not synced",
 }
 """Every point by name, with what is true when it is reached. The part before the first dot is the
 phase. A test compares this table with the source."""

@@ -24,7 +24,8 @@ def write(container: str, outcome: dict[str, object], directory: str = OUTCOMES)
     """Put the outcome in place with one rename. Raises OSError.
 
     Keys: snapshot, result (RESTORED, COLD, REFUSED), error (message or ""), error_class,
-    exit_code, seconds, steps {name: seconds}, warnings [message], at (unix time).
+    exit_code, blame (a word of Blame or ""), pod {namespace, name, uid, container}, seconds,
+    steps {name: seconds}, warnings [message], at (unix time).
     """
     target = f"{directory}/{container}.json"
     fd = os.open(f"{target}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)

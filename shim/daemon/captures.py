@@ -29,6 +29,7 @@ from shim.daemon.nodefacts import criu_version
 from shim.daemon.registry import State
 from shim.gate.checks import WITHIN_SPEC
 from shim.nri.annotations import SignalReady
+from shim.store.listing import told
 
 if TYPE_CHECKING:
     from shim.capture.sequence import Taken
@@ -67,6 +68,10 @@ class Captures:
             return
         if self._has_snapshot(tracked, tracked.identity):
             tracked.become(State.COLD, tracked.reason or "there is a snapshot of its like already")
+            return
+        if why := self._speaks_against(tracked, tracked.identity):
+            tracked.become(State.COLD, why)
+            self._reporter.not_to_capture(tracked, why)
             return
         others = [
             other
@@ -125,10 +130,33 @@ class Captures:
         tracked.become(State.COLD, "it ran before the daemon did")
         self.begin(tracked)
 
-    def _has_snapshot(self, tracked: Tracked, identity: Identity) -> bool:
+    def _like(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
+        """The snapshots that stand for the container, in use or in quarantine."""
         name = "" if tracked.wish.snapshot == "auto" else tracked.wish.snapshot
-        found = self._store.find(namespace=tracked.pod.namespace, key=identity.key, name=name)
-        return any(self._trust.verdict(each).trusted for each in found)
+        return self._store.find(namespace=tracked.pod.namespace, key=identity.key, name=name)
+
+    def _has_snapshot(self, tracked: Tracked, identity: Identity) -> bool:
+        quarantine = self._store.quarantine
+        return any(
+            self._trust.verdict(each).trusted and not quarantine.get(each.id)
+            for each in self._like(tracked, identity)
+        )
+
+    def _speaks_against(self, tracked: Tracked, identity: Identity) -> str:
+        """Why another capture would only be followed by the same failures; empty if it would not.
+
+        A snapshot that was damaged is replaced. One that is whole and cannot be restored would
+        be captured, fail, and be captured again for ever.
+        """
+        for each in self._like(tracked, identity):
+            record = self._store.quarantine.get(each.id)
+            if record and not record.damaged and self._trust.verdict(each).trusted:
+                return (
+                    f"snapshot {each.id[:12]} of its like is in quarantine: {told(record)} Release "
+                    f"it with `quickthaw quarantine release {each.id[:12]}`, or remove it with "
+                    f"`quickthaw rm {each.id[:12]}`: then the next one is captured."
+                )
+        return ""
 
     async def _when_ready(self, tracked: Tracked, identity: Identity) -> None:
         try:

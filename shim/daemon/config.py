@@ -78,6 +78,12 @@ def count(value: object) -> int:
     raise ValueError("must be a whole number from 1")
 
 
+def count_or_none(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62:
+        return value
+    raise ValueError("must be a whole number, 0 or more")
+
+
 def variable_names(value: object) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(name, str) and name for name in value):
         return tuple(value)
@@ -146,6 +152,12 @@ class Config:
         3600.0, seconds, "How long we wait for a container to become worth capturing."
     )
     max_captures_at_once: int = key(1, count, "How many captures may run at the same time.")
+    quarantine_after: int = key(
+        2,
+        count_or_none,
+        "How many restores from one snapshot may fail in a row before it goes to quarantine and\n"
+        "pods start cold (see `quickthaw quarantine`). 0: never, unless it is damaged.",
+    )
     ignore_env: tuple[str, ...] = key(
         (),
         variable_names,

@@ -19,6 +19,7 @@ from shim.daemon.registry import State, Tracked
 from shim.gate import decide as gate
 from shim.gate.key import Pod
 from shim.gate.request import request_of
+from shim.store.listing import told
 from shim.trust.verdict import REASON as SIGNATURE
 
 if TYPE_CHECKING:
@@ -134,7 +135,11 @@ class Decider:
         except NoSuchSnapshot as error:
             self._cold(tracked, "NoSuchSnapshot", str(error))
             return
-        match gate.decide(identity.request, candidates):
+        usable = [each for each in candidates if not self._store.quarantine.get(each.id)]
+        if candidates and not usable:
+            self._cold(tracked, "quarantine", _in_quarantine(self._store, candidates[0]))
+            return
+        match gate.decide(identity.request, usable):
             case gate.Match() as match:
                 for each, verdict in untrusted:
                     if each.created_at >= match.manifest.created_at:
@@ -183,3 +188,12 @@ class Decider:
     def _cold(self, tracked: Tracked, reason: str, why: str) -> None:
         tracked.become(State.COLD, why)
         self._reporter.no_restore(tracked, reason, why)
+
+
+def _in_quarantine(store: Store, found: Manifest) -> str:
+    record = store.quarantine.get(found.id)
+    why = told(record) if record else ""
+    return (
+        f"snapshot {found.id[:12]} is in quarantine: {why} Mend the cause and release it with "
+        f"`quickthaw quarantine release {found.id[:12]}`, or remove it with `quickthaw rm`."
+    )

@@ -19,6 +19,7 @@ from shim.daemon import control, nodefacts
 from shim.daemon.captures import Captures
 from shim.daemon.containerd import Containerd
 from shim.daemon.decision import Decider
+from shim.daemon.health import Health
 from shim.daemon.notify import notify
 from shim.daemon.plugin import NodePlugin
 from shim.daemon.registry import Registry
@@ -122,9 +123,11 @@ async def _run(
     """All tasks of the daemon, until one raises Stopped."""
     async with asyncio.TaskGroup() as tasks:
         captures = Captures(config, store, trust, registry, decider, reporter, tasks)
-        plugin = NodePlugin(registry, decider, captures, reporter)
+        health = Health(store, reporter, after=config.quarantine_after)
+        plugin = NodePlugin(registry, decider, captures, reporter, health)
         requests = Requests(store, trust, registry, captures, reporter)
         tasks.create_task(_until_told(), name="stop")
+        tasks.create_task(health.serve(), name="health of snapshots")
         tasks.create_task(kerndat.learn(config.criu), name="criu check")
         tasks.create_task(control.serve(requests.verbs()), name="control socket")
         tasks.create_task(

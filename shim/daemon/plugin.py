@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from protos import nri_pb2
     from shim.daemon.captures import Captures
     from shim.daemon.decision import Decider
+    from shim.daemon.health import Health
     from shim.daemon.registry import Registry
     from shim.daemon.reporter import Reporter
 
@@ -36,10 +37,11 @@ class NodePlugin(Plugin):
     """The daemon's handlers. It owns nothing: the registry has the state."""
 
     def __init__(
-        self, registry: Registry, decider: Decider, captures: Captures, reporter: Reporter
-    ) -> None:
+        self, registry: Registry, decider: Decider, captures: Captures, reporter: Reporter,
+        health: Health,
+    ) -> None:  # fmt: skip
         self._registry, self._decider = registry, decider
-        self._captures, self._reporter = captures, reporter
+        self._captures, self._reporter, self._health = captures, reporter, health
 
     async def create_container(
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
@@ -96,7 +98,10 @@ class NodePlugin(Plugin):
                 tracked.pid = container.pid
                 self._take_outcome(tracked)  # of a start while the daemon was away
                 self._captures.adopt(tracked)
-        self._registry.sweep()
+        for found in self._registry.sweep():
+            its_pod, name = _pod_of(found.get("pod"))
+            self._reporter.swapped_unseen(its_pod, name, found)
+            self._health.told(found, its_pod, name)
 
     def _track(
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container, *, quiet: bool = False
@@ -145,7 +150,16 @@ class NodePlugin(Plugin):
             tracked.become(State.COLD, str(found.get("error")))
         tracked.snapshot = str(found.get("snapshot") or "")
         self._reporter.swapped(tracked, found)
+        self._health.told(found, tracked.pod, tracked.name)
         return str(found.get("result"))
+
+
+def _pod_of(value: object) -> tuple[Pod | None, str]:
+    """The pod and the container's name in an outcome, as far as its writer knew them."""
+    if not isinstance(value, dict) or not value:
+        return None, ""
+    told = {name: str(value.get(name, "")) for name in ("namespace", "name", "uid", "container")}
+    return Pod(told["namespace"], told["name"], told["uid"], ""), told["container"]
 
 
 def _texts(value: object) -> list[str]:

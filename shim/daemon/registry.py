@@ -103,8 +103,11 @@ class Registry:
         }
         return self._tracked
 
-    def sweep(self) -> None:
-        """Take away what an earlier daemon, or a swap that was killed, left of other containers."""
+    def sweep(self) -> list[dict[str, object]]:
+        """Take away what an earlier daemon, or a swap that was killed, left of other containers.
+
+        Returns how the swaps of those ended that came and went while no daemon was there.
+        """
         left = {
             name for directory in (CONTAINERS, CONTROL, SWAPPED) for name in os.listdir(directory)
         }
@@ -118,18 +121,18 @@ class Registry:
                 forget(container)
             except (OSError, ValueError) as error:
                 log.error("cannot take away what is left of container %s: %s", container, error)
+        missed = []
         for name in os.listdir(OUTCOMES):
             if name.removesuffix(".json") not in self._tracked:
-                _tell_last(name)
+                if found := _last_words(name):
+                    missed.append(found)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{OUTCOMES}/{name}")
+        return sorted(missed, key=lambda found: str(found.get("at")))
 
 
-def _tell_last(name: str) -> None:
-    """A container came and went while the daemon was away: what its swap had to say."""
+def _last_words(name: str) -> dict[str, object] | None:
     try:
-        found = outcome.take(name.removesuffix(".json")) or {}
+        return outcome.take(name.removesuffix(".json"))
     except (OSError, ValueError):
-        return  # half written: its writer was killed
-    if found.get("error"):
-        log.warning("while quickthawd was away: %s", found["error"])
+        return None  # half written: its writer was killed

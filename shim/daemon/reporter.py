@@ -9,13 +9,16 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from shim.store.listing import told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from shim.contract.errors import QuickthawError
     from shim.daemon.registry import Pod, Tracked
+    from shim.store.quarantine import Record
     from shim.trust.verdict import Verdict
 
 log = logging.getLogger("quickthawd")
@@ -53,6 +56,18 @@ class Reporter:
             "quickthaw_capture_frozen_seconds", "How long a captured container was frozen.",
             registry=self.metrics, buckets=_BUCKETS_S,
         )  # fmt: skip
+
+        self._quarantines = Counter(
+            "quickthaw_quarantines", "Snapshots that went to quarantine, by the last failure.",
+            ["reason"], registry=self.metrics,
+        )  # fmt: skip
+
+    def count_quarantined(self, count: Callable[[], int]) -> None:
+        """Show what `count` says whenever somebody looks at the metrics."""
+        gauge = Gauge(
+            "quickthaw_snapshots_quarantined", "Snapshots in quarantine.", registry=self.metrics
+        )
+        gauge.set_function(count)
 
     @contextlib.contextmanager
     def served(self, listen: str) -> Iterator[None]:
@@ -112,6 +127,32 @@ class Reporter:
             log.info("%s restored from %s in %.3f s %s", _named(tracked), snapshot, seconds, steps)
         else:
             log.warning("%s: %s", _named(tracked), outcome.get("error"))
+
+    def swapped_unseen(self, pod: Pod | None, container: str, outcome: dict[str, object]) -> None:
+        """The same of a container that came and went while the daemon was away."""
+        result, reason = str(outcome.get("result")), str(outcome.get("error_class") or "none")
+        self._restores.labels(result, reason).inc()
+        if outcome.get("error"):
+            named = f"{pod.namespace}/{pod.name}/{container}: " if pod else ""
+            log.warning("while quickthawd was away: %s%s", named, outcome["error"])
+
+    def quarantined(self, snapshot: str, record: Record, pod: Pod | None, container: str) -> None:
+        """Nobody starts from the snapshot any more. pod: whose restore was the last to fail."""
+        self._quarantines.labels(record.error_class or "none").inc()
+        log.warning(
+            "snapshot %s goes to quarantine: %s; pods start cold. Look at its log with `quickthaw "
+            "show %s`, then `quickthaw quarantine release` or `quickthaw rm` it.",
+            snapshot[:12], told(record), snapshot[:12],
+        )  # fmt: skip
+
+    def released(self, snapshot: str) -> None:
+        """A person took the snapshot out of quarantine."""
+        log.info("snapshot %s is released from quarantine", snapshot[:12])
+
+    def not_to_capture(self, tracked: Tracked, why: str) -> None:
+        """The pod wants to be captured, and what came of that before speaks against it."""
+        self._captures.labels("refused", "quarantine").inc()
+        log.warning("%s is not captured: %s", _named(tracked), why)
 
     def captured(self, tracked: Tracked, frozen_s: float, total_s: float) -> None:
         """A snapshot was published."""

@@ -44,6 +44,7 @@ class Requests:
     ) -> None:  # fmt: skip
         self._store, self._trust, self._registry = store, trust, registry
         self._captures, self._reporter = captures, reporter
+        reporter.count_quarantined(lambda: len(store.quarantine.all()))
         self._started = time.time()
         self._runtime, self._connected_since, self._lost = "", 0.0, "not connected yet"
 
@@ -51,7 +52,7 @@ class Requests:
         """Verb to handler."""
         return {
             "ls": self._ls, "show": self._show, "rm": self._rm, "capture": self._capture,
-            "status": self._status,
+            "status": self._status, "quarantine": self._quarantine, "release": self._release,
         }  # fmt: skip
 
     def nri(self, state: NriState) -> None:
@@ -77,7 +78,7 @@ class Requests:
         found = self._store.get(text(request, "id"))
         log_path = Path(LOGS) / f"{found.id}.log"
         kept = str(log_path) if await asyncio.to_thread(log_path.exists) else ""
-        return listing.shown(found, _users(), trust=self._trust, log=kept)
+        return listing.shown(self._store, found, _users(), trust=self._trust, log=kept)
 
     async def _rm(self, request: Mapping[str, Any]) -> dict[str, Any]:
         wanted = text(request, "id")
@@ -87,6 +88,16 @@ class Requests:
         await asyncio.to_thread(self._store.remove, found, users=users)
         await asyncio.to_thread(Path(LOGS, f"{found}.log").unlink, missing_ok=True)
         return {"removed": found}
+
+    async def _quarantine(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        return listing.quarantined(self._store)
+
+    async def _release(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = text(request, "id")
+        found = wanted if wanted in self._store.damaged else self._store.get(wanted).id
+        record = await asyncio.to_thread(self._store.quarantine.release, found)
+        self._reporter.released(found)
+        return {"released": found, "reason": listing.told(record)}
 
     async def _capture(self, request: Mapping[str, Any]) -> dict[str, Any]:
         tracked = self._running(request)
@@ -114,6 +125,7 @@ class Requests:
             },
             "containers": [_container(tracked) for tracked in self._registry],
             "snapshots": len(self._store.all()),
+            "quarantined": listing.quarantined(self._store)["quarantined"],
             "counters": self._reporter.counters(),
         }
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from shim.contract import faults, outcome, ticket
-from shim.contract.errors import Effect, QuickthawError, SwapFailed
+from shim.contract.errors import Blame, Effect, QuickthawError, SwapFailed, SwapTooLate, blame_of
 from shim.contract.paths import SWAPPED
 from shim.front import argv, cold
 
@@ -17,6 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
+
+_FAIR_DEADLINE_S = 10.0
+"""A pod with a shorter deadline that passes says nothing about the snapshot."""
 
 
 def main() -> int:
@@ -86,6 +89,8 @@ def _report(
             "error_class": type(error).__name__ if error else "",
             "exit_code": error.exit_code if error else 0,
             "refusals": list(getattr(error, "codes", ())),
+            "blame": _blame(error, wanted),
+            "pod": _pod(wanted),
             "at": time.time(),
             **told,
         })  # fmt: skip
@@ -94,6 +99,25 @@ def _report(
         pass  # /run is full or gone: the daemon then knows no more than that it has ended
     with contextlib.suppress(OSError):
         ticket.remove(call.container)
+
+
+def _blame(error: QuickthawError | None, wanted: Ticket | None) -> str:
+    """A word of Blame, or empty when nothing failed."""
+    if error is None:
+        return ""
+    if isinstance(error, SwapTooLate) and wanted and wanted.deadline_s < _FAIR_DEADLINE_S:
+        return Blame.OTHER
+    return blame_of(error)
+
+
+def _pod(wanted: Ticket | None) -> dict[str, str]:
+    """Whose container this was: the daemon may be away until after it is gone."""
+    if wanted is None:
+        return {}
+    return {
+        "namespace": wanted.pod_namespace, "name": wanted.pod_name, "uid": wanted.pod_uid,
+        "container": wanted.container_name,
+    }  # fmt: skip
 
 
 def _refuse(message: str) -> None:

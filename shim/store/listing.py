@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from shim.contract.manifest import Manifest
+    from shim.store.quarantine import Record
     from shim.store.store import Store
     from shim.trust.verdict import Trust
 
@@ -19,6 +20,29 @@ READY = "ready"
 DAMAGED = "damaged"
 UNTRUSTED = "untrusted"
 """Not signed by a key that this node trusts: nothing starts from it."""
+QUARANTINED = "quarantined"
+
+
+def told(record: Record) -> str:
+    """Why a snapshot is in quarantine, in one line."""
+    if record.damaged:
+        return f"it is damaged: {record.reason}"
+    return f"{record.failures} restores failed in a row, the last: {record.reason}"
+
+
+def quarantined(store: Store) -> dict[str, Any]:
+    """Every snapshot in quarantine, the latest first."""
+    rows = []
+    for snapshot, record in store.quarantine.all().items():
+        found = next(iter(each for each in store.all() if each.id == snapshot), None)
+        rows.append({
+            "id": snapshot, "name": found.name if found else "",
+            "namespace": found.source.namespace if found else "",
+            "pod": found.source.pod if found else "",
+            "since": record.at, "failures": record.failures, "damaged": record.damaged,
+            "error_class": record.error_class, "reason": told(record), "by": record.by,
+        })  # fmt: skip
+    return {"quarantined": sorted(rows, key=lambda row: float(str(row["since"])), reverse=True)}
 
 
 def listed(
@@ -28,18 +52,26 @@ def listed(
 
     users: the containers of each snapshot id that have it in use; None when nobody knows.
     """
-    rows = [_row(found, _uses(found.id, users), trust) for found in store.all()]
+    rows = [
+        _row(found, _uses(found.id, users), trust) | _state(store, found, trust)
+        for found in store.all()
+    ]
     rows += [_damaged(name, why) for name, why in sorted(store.damaged.items())]
     return {"snapshots": rows}
 
 
 def shown(
-    found: Manifest, users: Mapping[str, Sequence[str]] | None, *, trust: Trust, log: str = ""
+    store: Store,
+    found: Manifest,
+    users: Mapping[str, Sequence[str]] | None,
+    *,
+    trust: Trust,
+    log: str = "",
 ) -> dict[str, Any]:
     """One snapshot with its whole manifest. log: path of the log of its last failed restore."""
     verdict = trust.verdict(found)
     return {
-        "manifest": found.as_json(), "state": READY if verdict.trusted else UNTRUSTED,
+        "manifest": found.as_json(), **_state(store, found, trust),
         "signature": verdict.as_json(), "uses": _uses(found.id, users),
         "users": list((users or {}).get(found.id, ())), "log": log or None,
     }  # fmt: skip
@@ -50,17 +82,25 @@ def _row(found: Manifest, uses: int | None, trust: Trust) -> dict[str, Any]:
     return {
         "id": found.id, "name": found.name, "namespace": source.namespace, "pod": source.pod,
         "container": source.container, "image": source.image, "created_at": found.created_at,
-        "size_bytes": found.sizes.total, "state": READY if verdict.trusted else UNTRUSTED,
-        "signature": verdict.state, "uses": uses,
-        "reason": "" if verdict.trusted else str(verdict),
+        "size_bytes": found.sizes.total, "signature": verdict.state, "uses": uses,
     }  # fmt: skip
+
+
+def _state(store: Store, found: Manifest, trust: Trust) -> dict[str, Any]:
+    record, verdict = store.quarantine.get(found.id), trust.verdict(found)
+    failures = record.failures if record else store.quarantine.failures(found.id)
+    if not verdict.trusted:
+        return {"state": UNTRUSTED, "reason": str(verdict), "failures": failures}
+    if record:
+        return {"state": QUARANTINED, "reason": told(record), "failures": failures}
+    return {"state": READY, "reason": "", "failures": failures}
 
 
 def _damaged(name: str, why: str) -> dict[str, Any]:
     return {
         "id": name, "name": "", "namespace": "", "pod": "", "container": "", "image": "",
         "created_at": None, "size_bytes": None, "state": DAMAGED, "signature": None,
-        "uses": None, "reason": why,
+        "uses": None, "reason": why, "failures": 0,
     }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ from shim.contract.errors import (
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, STORE
 from shim.kernel.beneath import open_dir, read_beneath, remove_tree
 from shim.kernel.libc import call
+from shim.store.durable import sync_directory
+from shim.store.quarantine import Quarantine
 from shim.trust import signature
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Store:
 
     sign: the content of the signature file for a manifest. Without it snapshots are published
     unsigned, and no node uses them. damaged: directories without a manifest that can be read, by
-    name, with the reason.
+    name, with the reason. quarantine: which snapshots no container may start from.
     """
 
     def __init__(
@@ -58,18 +60,27 @@ class Store:
         self._by_id: dict[str, Manifest] = {}
         self._signatures: dict[str, bytes] = {}
         self.damaged: dict[str, str] = {}
+        self.quarantine = Quarantine(self.root)
+        self._used = self.root / "used"
 
     def open(self) -> None:
         """Make the directories, empty staging, read the index. Raises OSError."""
-        for directory in (self.root, self.snapshots, self.staging, self.root / "quarantine"):
+        for directory in (self.root, self.snapshots, self.staging):
             directory.mkdir(mode=0o700, exist_ok=True)
         with open_dir(str(self.staging)) as staging:
             for name in os.listdir(staging.fileno()):
                 remove_tree(staging.fileno(), name)
         self.read_index()
+        # A snapshot that is damaged exists, too: what is known about it stays as long as it does.
+        exist = self._by_id.keys() | self.damaged.keys()
+        self.quarantine.open(exist)
+        self._used.mkdir(mode=0o700, exist_ok=True)
+        for name in set(os.listdir(self._used)) - exist:
+            (self._used / name).unlink()
 
     def read_index(self) -> None:
-        """Read every manifest. Raises OSError."""
+        """Read every manifest, and what is in quarantine. Raises OSError."""
+        self.quarantine.read()
         self._by_id, self._signatures, self.damaged = {}, {}, {}
         for name in os.listdir(self.snapshots):
             try:
@@ -122,6 +133,26 @@ class Store:
         """
         return self._signatures.get(found, b"")
 
+    def used(self, found: str) -> None:
+        """A container has started from the snapshot. Raises OSError.
+
+        Not synced: after a power cut it is as if it had been used earlier.
+        """
+        self._used.mkdir(mode=0o700, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(self._used / found, flags, 0o600)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+
+    def last_use(self, found: Manifest) -> float:
+        """When it was made or last started from: unix time."""
+        try:
+            return max(found.created_at, os.lstat(self._used / found.id).st_mtime)
+        except OSError:
+            return found.created_at
+
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
         """A new directory for a capture, taken away at the end unless it was published."""
@@ -151,7 +182,7 @@ class Store:
             faults.point("store.synced")
             os.rename(staged, self.snapshots / found.id)
             faults.point("store.renamed")
-            _sync_directory(self.snapshots)
+            sync_directory(self.snapshots)
             faults.point("store.published")
         except KeyRefused as error:
             raise NotPublished(
@@ -181,11 +212,13 @@ class Store:
         # Out of sight with one rename; what is left in staging goes at the next start.
         os.rename(self.snapshots / found, self.staging / found)
         faults.point("store.removed")
-        _sync_directory(self.snapshots)
+        sync_directory(self.snapshots)
         faults.point("store.removed.synced")
         self._by_id.pop(found, None)
         self._signatures.pop(found, None)
         self.damaged.pop(found, None)
+        self.quarantine.drop(found)
+        (self._used / found).unlink(missing_ok=True)
         with open_dir(str(self.staging)) as staging:
             remove_tree(staging.fileno(), found)
 
@@ -220,8 +253,3 @@ def _sync_file_system(directory: Path) -> None:
     """One syncfs(2) instead of an fsync for each of what may be 100,000 files."""
     with open_dir(str(directory)) as fd:
         call("syncfs", fd.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    with open_dir(str(directory)) as fd:
-        os.fsync(fd.fileno())

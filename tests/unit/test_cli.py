@@ -51,7 +51,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch, store: Store) -> list[tuple[str, dic
     asked: list[tuple[str, dict[str, Any]]] = []
     answers: dict[str, Callable[[], dict[str, Any]]] = {
         "ls": lambda: listed(store, {made().id: ["c1"]}, trust=TrustsAll()),
-        "show": lambda: shown(made(), {made().id: ["c1"]}, trust=TrustsAll()),
+        "show": lambda: shown(store, made(), {made().id: ["c1"]}, trust=TrustsAll()),
         "capture": lambda: {"id": made().id, "timings": {"frozen": 0.25}},
         "rm": lambda: {"removed": made().id},
         "status": lambda: STATUS,

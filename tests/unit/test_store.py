@@ -177,6 +177,6 @@ def test_listings_are_json(store: Store) -> None:
     rows = listed(store, {found.id: ["c1"]}, trust=TrustsAll())["snapshots"]
     assert (rows[0]["uses"], rows[0]["size_bytes"]) == (1, 4106)
     assert listed(store, None, trust=TrustsAll())["snapshots"][0]["uses"] is None
-    told = shown(found, {found.id: ["c1"]}, trust=TrustsAll(), log="/x/restore.log")
+    told = shown(store, found, {found.id: ["c1"]}, trust=TrustsAll(), log="/x/restore.log")
     assert (told["uses"], told["users"], told["log"]) == (1, ["c1"], "/x/restore.log")
     json.dumps([rows, told])

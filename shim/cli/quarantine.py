@@ -1,0 +1,88 @@
+"""`quickthaw quarantine`: snapshots that nobody starts from, because restores from them failed."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, Final
+
+from shim.cli import client, output
+from shim.contract.errors import DaemonAway, RequestRefused
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from shim.cli.output import Output
+
+HELP: Final = "list the snapshots in quarantine, or release some"
+EXAMPLES: Final = """\
+examples:
+  quickthaw quarantine ls
+  quickthaw quarantine ls --json | jq -r '.quarantined[].id'
+  quickthaw quarantine release 3f2a91c0
+
+What is in quarantine is removed like every other snapshot: quickthaw rm 3f2a91c0
+"""
+_COLUMNS = ("ID", "NAME", "NAMESPACE", "POD", "SINCE", "FAILURES", "ERROR")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="what", metavar="ls|release", required=True)
+    listing = verbs.add_parser("ls", help="list what is in quarantine, the latest first")
+    release = verbs.add_parser("release", help="let pods start from them again, counted from 0")
+    release.add_argument("snapshots", nargs="+", metavar="SNAPSHOT",
+                         help="id, unique beginning of one, or name")  # fmt: skip
+    for verb in (listing, release):
+        # Not to overwrite what was given before the inner verb.
+        verb.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+        )
+
+
+def run(asked: Namespace, out: Output) -> int:
+    if asked.what == "release":
+        return _release(asked.snapshots, out)
+    try:
+        answer = client.ask("quarantine")
+    except DaemonAway as away:
+        answer = _offline(out, away)
+    if out.as_json:
+        out.json(answer)
+        return 0
+    out.table(_COLUMNS, [_cells(row) for row in answer["quarantined"]])
+    for row in answer["quarantined"]:
+        out.note(f"{row['id'][:12]}: {row['reason']}")
+    return 0
+
+
+def _release(snapshots: list[str], out: Output) -> int:
+    """Release each; one that is refused does not stop the others. The last refusal's status."""
+    released: list[str] = []
+    refused: list[dict[str, str]] = []
+    code = 0
+    for snapshot in snapshots:
+        try:
+            released.append(str(client.ask("release", id=snapshot)["released"]))
+        except RequestRefused as refusal:
+            out.note(str(refusal))
+            refused.append({"snapshot": snapshot, "why": refusal.why})
+            code = refusal.exit_code
+    if out.as_json:
+        out.json({"released": released, "refused": refused})
+        return code
+    for snapshot in released:
+        out.line(snapshot)
+    return code
+
+
+def _offline(out: Output, away: DaemonAway) -> dict[str, Any]:
+    from shim.cli import offline  # here: with an answer nobody pays for it
+    from shim.store import listing
+
+    return listing.quarantined(offline.store(out, away))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["id"][:12], row["name"], row["namespace"], row["pod"], output.age(row["since"]),
+        str(row["failures"]), row["error_class"],
+    ]  # fmt: skip

@@ -1,0 +1,249 @@
+"""Which snapshots no container may start from, because of how restores from them went.
+
+Two kinds of small files beside the snapshots, each put in place with one rename and synced:
+`quarantine/ID.json` takes a snapshot out of use, `health/ID.json` counts the failures in a row
+before that. The snapshot's own files stay where they are: containers may have its diff mounted.
+What is in memory is what is on the disk. Methods that change something block, and may be called
+from any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Final
+
+from shim.contract.errors import Blame, NotQuarantined
+from shim.contract.names import is_snapshot_id
+from shim.store import durable
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Mapping
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SCHEMA: Final = 1
+_MAX_BYTES: Final = 64 * 1024
+_MAX_REASON: Final = 4096
+_ENDING: Final = ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A snapshot in quarantine.
+
+    reason: for people. error_class: of the last failure. blame: CONTENT when the snapshot is
+    damaged, RESTORE when it is whole and cannot be restored. failures: in a row. at: unix time.
+    by: what put it there.
+    """
+
+    reason: str
+    error_class: str
+    blame: str
+    failures: int
+    at: float
+    by: str
+
+    @property
+    def damaged(self) -> bool:
+        """Whether another capture may well be better."""
+        return self.blame == Blame.CONTENT
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Failures in a row of a snapshot that is in use. at: unix time of the last one."""
+
+    failures: int
+    reason: str
+    error_class: str
+    at: float
+
+
+def decode(data: bytes, kind: type[Record] | type[Health]) -> Record | Health:
+    """The record in a file. Raises ValueError for what `encode` cannot have written."""
+    found = json.loads(data)
+    names = {field.name for field in fields(kind)}
+    if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
+        raise ValueError(f"not a record of schema {SCHEMA}")
+    if found.keys() != names:
+        raise ValueError(f"it has or lacks {', '.join(sorted(found.keys() ^ names))}")
+    for name, value in found.items():
+        _check(name, value)
+    return kind(**found)
+
+
+def _check(name: str, value: object) -> None:
+    match name:
+        case "failures":
+            right = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+        case "at":
+            right = isinstance(value, float) and 0 <= value < 1e12
+        case "blame":
+            right = value in (Blame.CONTENT, Blame.RESTORE)
+        case _:
+            right = isinstance(value, str) and len(value) <= _MAX_REASON
+    if not right:
+        raise ValueError(f"{name} is {value!r:.40}")
+
+
+def encode(record: Record | Health) -> bytes:
+    """As `decode` takes it."""
+    return json.dumps({"schema": SCHEMA, **asdict(record)}).encode() + b"\n"
+
+
+class Quarantine:
+    """The records of one store. root: the store's directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._quarantine, self._health = root / "quarantine", root / "health"
+        self._records: dict[str, Record] = {}
+        self._counts: dict[str, Health] = {}
+        self._lock = threading.Lock()
+
+    def open(self, snapshots: Container[str]) -> None:
+        """Make the directories, read them, remove what is of no snapshot. Raises OSError.
+
+        snapshots: the names of those that exist.
+        """
+        for directory in (self._quarantine, self._health):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            for name in os.listdir(directory):
+                if _snapshot_of(name) not in snapshots and not (directory / name).is_dir():
+                    durable.take_away(directory / name)
+        self.read()
+        for snapshot in self._records.keys() & self._counts.keys():
+            self._forget_count(snapshot)  # a crash came between the two steps of `_put`
+
+    def read(self) -> None:
+        """Read the records, and change nothing on the disk. Raises OSError."""
+        self._records, self._counts = {}, {}
+        for snapshot, data in _files(self._quarantine):
+            try:
+                record = decode(data, Record)
+            except ValueError as error:
+                # Somebody wanted it out of use: what cannot be read must not put it back.
+                record = Record(f"its record cannot be read: {error}", "", Blame.RESTORE, 0, 0.0,
+                                "quickthawd")  # fmt: skip
+                log.warning("quarantine of snapshot %s: %s", snapshot[:12], error)
+            assert isinstance(record, Record)  # noqa: S101 - for the type checker
+            self._records[snapshot] = record
+        for snapshot, data in _files(self._health):
+            try:
+                count = decode(data, Health)
+            except ValueError as error:
+                log.warning("failures of snapshot %s: %s; counted from 0", snapshot[:12], error)
+                continue
+            assert isinstance(count, Health)  # noqa: S101 - for the type checker
+            self._counts[snapshot] = count
+
+    def get(self, snapshot: str) -> Record | None:
+        """The record of a snapshot that is in quarantine."""
+        return self._records.get(snapshot)
+
+    def all(self) -> Mapping[str, Record]:
+        """Every record by the snapshot's id."""
+        return dict(self._records)
+
+    def failures(self, snapshot: str) -> int:
+        """How often in a row restores failed for which the snapshot may be to blame."""
+        count = self._counts.get(snapshot)
+        return count.failures if count else 0
+
+    def failed(
+        self, snapshot: str, *, blame: str, error_class: str, reason: str, after: int
+    ) -> Record | None:
+        """A restore failed. The record, when this one puts the snapshot into quarantine.
+
+        after: failures in a row that do; 0 for never, however many. A snapshot whose content is
+        damaged goes at once, also then: it cannot become whole. Raises OSError.
+        """
+        if blame not in (Blame.CONTENT, Blame.RESTORE):
+            return None
+        reason = reason[:_MAX_REASON]
+        with self._lock:
+            if snapshot in self._records:
+                return None
+            failures, now = self.failures(snapshot) + 1, time.time()
+            if blame == Blame.CONTENT or 0 < after <= failures:
+                record = Record(reason, error_class, blame, failures, now, "quickthawd")
+                self._put(snapshot, record)
+                return record
+            count = Health(failures, reason, error_class, now)
+            durable.put(self._health / f"{snapshot}{_ENDING}", encode(count))
+            self._counts[snapshot] = count
+        return None
+
+    def succeeded(self, snapshot: str) -> None:
+        """A restore went well: what failed before it is forgotten. Raises OSError."""
+        if snapshot in self._counts:
+            with self._lock:
+                self._forget_count(snapshot)
+
+    def release(self, snapshot: str) -> Record:
+        """Put the snapshot back into use, with nothing counted; what its record was.
+
+        Raises NotQuarantined, OSError.
+        """
+        with self._lock:
+            record = self._records.get(snapshot)
+            if record is None:
+                raise NotQuarantined(
+                    "cannot release the snapshot", container=snapshot[:12],
+                    why="it is not in quarantine", do="See `quickthaw quarantine ls`.",
+                )  # fmt: skip
+            self._forget_count(snapshot)
+            durable.take_away(self._quarantine / f"{snapshot}{_ENDING}")
+            del self._records[snapshot]
+        return record
+
+    def drop(self, snapshot: str) -> None:
+        """The snapshot is gone, and what was said about it goes. Raises OSError."""
+        if is_snapshot_id(snapshot):
+            with self._lock:
+                self._forget_count(snapshot)
+                durable.take_away(self._quarantine / f"{snapshot}{_ENDING}")
+                self._records.pop(snapshot, None)
+
+    def _put(self, snapshot: str, record: Record) -> None:
+        durable.put(self._quarantine / f"{snapshot}{_ENDING}", encode(record))
+        self._records[snapshot] = record
+        # Before a release is possible: the released one must begin with a clean count.
+        self._forget_count(snapshot)
+
+    def _forget_count(self, snapshot: str) -> None:
+        durable.take_away(self._health / f"{snapshot}{_ENDING}")
+        self._counts.pop(snapshot, None)
+
+
+def _snapshot_of(name: str) -> str:
+    """The snapshot that a file with this name is about; empty when it is no finished one."""
+    snapshot = name.removesuffix(_ENDING)
+    return snapshot if name.endswith(_ENDING) and is_snapshot_id(snapshot) else ""
+
+
+def _files(directory: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return  # of a store that nobody has opened yet
+    for name in sorted(names):
+        if snapshot := _snapshot_of(name):
+            try:
+                yield snapshot, _content(directory / name)
+            except FileNotFoundError:
+                continue  # removed meanwhile: the command line reads without the daemon's consent
+            except OSError as error:
+                log.warning("%s: %s", directory / name, error)
+                yield snapshot, b""
+
+
+def _content(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        return file.read(_MAX_BYTES)
