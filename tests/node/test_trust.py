@@ -1,0 +1,219 @@
+"""Only snapshots that a trusted key has signed are restored; all others mean a cold start."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim.contract import manifest as manifests
+from shim.trust import keyfile, signature
+from tests.node.kubelet import Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec
+from tests.node.swapping import (
+    SNAPSHOTS,
+    SnapshotRef,
+    ask,
+    assert_cold,
+    assert_restored,
+    captured,
+    first_answer,
+    lines_about,
+    probe,
+    published,
+    said,
+    wipe_snapshots,
+    wishes,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left", "keys_as_before")
+
+RESTORE = {"quickthaw.io/restore": "auto"}
+KEYS = "/etc/quickthaw/keys"
+FOREIGN = keyfile.make()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
+    yield
+    wipe_snapshots(swap_node)
+
+
+@pytest.fixture
+def keys_as_before(swap_node: Node) -> Iterator[None]:
+    """Whatever a test does to the keys of the node is undone."""
+    swap_node.run(["cp", "-a", KEYS, "/root/keys"])
+    yield
+    swap_node.run(["sh", "-c", f"rm -rf {KEYS} && mv /root/keys {KEYS}"])
+
+
+def own_spec(case: str) -> ContainerSpec:
+    """A probe that no other case's snapshot is for."""
+    return probe(env={"CASE": case})
+
+
+def own_snapshot(node: Node, case: str) -> SnapshotRef:
+    taken = captured(node, own_spec(case))
+    taken.source.remove(grace_s=0)
+    return taken
+
+
+def start_pod(node: Node, case: str, annotations: dict[str, str] | None = None) -> Pod:
+    pod = node.kubelet.run_pod("replica", [own_spec(case)], annotations=annotations or RESTORE)
+    first_answer(pod)
+    return pod
+
+
+def starts_cold(node: Node, case: str, *told: str) -> None:
+    """A pod does, and the journal says why in one line."""
+    pod = start_pod(node, case)
+    assert_cold(pod.container())
+    said(node, pod.container().id[:12], "starts cold", "signature", *told)
+    assert len(lines_about(node, pod.container())) == 1
+    pod.remove(grace_s=0)
+
+
+def starts_warm(node: Node, taken: SnapshotRef, case: str) -> None:
+    """A pod is the captured process, come back."""
+    pod = start_pod(node, case)
+    assert_restored(pod.container())
+    assert ask(pod, "/state")["nonce"] == taken.nonce
+    pod.remove(grace_s=0)
+
+
+def keys(node: Node, *arguments: str) -> dict[str, Any]:
+    """`quickthaw keys` on the node."""
+    told: dict[str, Any] = json.loads(node.run(["quickthaw", "keys", *arguments, "--json"]))
+    return told
+
+
+def listed(node: Node, snapshot: str) -> dict[str, Any]:
+    """Its line of `quickthaw ls`."""
+    rows = json.loads(node.run(["quickthaw", "ls", "--json"]))["snapshots"]
+    row: dict[str, Any] = next(row for row in rows if row["id"] == snapshot)
+    return row
+
+
+def sign_again(node: Node, directory: Path, key: keyfile.PrivateKey) -> None:
+    """As another node would have signed the snapshot."""
+    with node.daemon_stopped():
+        found = manifests.decode((directory / "manifest.json").read_bytes())
+        (directory / "manifest.sig").write_bytes(signature.sign(found, key).encode())
+
+
+def node_key(node: Node) -> keyfile.PrivateKey:
+    return keyfile.parse_private(node.path(f"{KEYS}/node.key").read_bytes())
+
+
+def trust_foreign(node: Node) -> None:
+    node.write("/root/node-7.pub", FOREIGN.public.pem().decode())
+    assert keys(node, "trust", "/root/node-7.pub")["id"] == FOREIGN.public.id
+
+
+def test_a_snapshot_of_this_node_is_signed_and_restored(swap_node: Node) -> None:
+    taken = own_snapshot(swap_node, "signed")
+    (own,) = [key for key in keys(swap_node, "ls")["keys"] if key["role"] == "node"]
+    assert signature.decode((taken.directory / "manifest.sig").read_bytes()).key == own["id"]
+    assert listed(swap_node, taken.id)["state"] == "ready"
+    assert f"by this node ({own['id']})" in swap_node.run(["quickthaw", "show", taken.id])
+    starts_warm(swap_node, taken, "signed")
+
+
+def test_a_rewritten_manifest_is_not_believed(swap_node: Node) -> None:
+    """With a new id that fits the new content: only the signature tells that it was rewritten."""
+    taken = own_snapshot(swap_node, "rewritten")
+    before = manifests.decode((taken.directory / "manifest.json").read_bytes()).as_json()
+    del before["created"]
+    forged = manifests.build(**{**before, "timings": {"frozen": 0.0}})
+    place = swap_node.path(f"{SNAPSHOTS}/{forged.id}")
+    with swap_node.daemon_stopped():
+        taken.directory.rename(place)
+        (place / "manifest.json").write_bytes(forged.encode())
+    starts_cold(swap_node, "rewritten", forged.id[:12], "it was changed")
+    assert listed(swap_node, forged.id)["state"] == "untrusted"
+    # What the attack would have gained: nothing else than the signature stands in its way.
+    sign_again(swap_node, place, node_key(swap_node))
+    starts_warm(swap_node, taken, "rewritten")
+
+
+def test_a_snapshot_without_a_signature_is_replaced_by_a_new_one(swap_node: Node) -> None:
+    taken = own_snapshot(swap_node, "unsigned")
+    with swap_node.daemon_stopped():
+        (taken.directory / "manifest.sig").unlink()
+    assert "it is not signed" in listed(swap_node, taken.id)["reason"]
+    pod = start_pod(swap_node, "unsigned", wishes())
+    assert_cold(pod.container())
+    said(swap_node, pod.container().id[:12], "starts cold", "it is not signed")
+    assert published(pod) != taken.id
+    nonce = ask(pod, "/state")["nonce"]
+    pod.remove(grace_s=0)
+    again = start_pod(swap_node, "unsigned")
+    assert_restored(again.container())
+    assert ask(again, "/state")["nonce"] == nonce != taken.nonce
+
+
+def test_another_nodes_snapshot_is_used_while_its_key_is_trusted(swap_node: Node) -> None:
+    taken = own_snapshot(swap_node, "foreign")
+    sign_again(swap_node, taken.directory, FOREIGN)
+    starts_cold(swap_node, "foreign", FOREIGN.public.id, "does not trust", "quickthaw keys trust")
+    trust_foreign(swap_node)
+    starts_warm(swap_node, taken, "foreign")
+    assert keys(swap_node, "revoke", "node-7")["added"]
+    starts_cold(swap_node, "foreign", FOREIGN.public.id, "revoked")
+
+
+def test_a_newer_snapshot_that_is_not_trusted_is_not_passed_over_in_silence(
+    swap_node: Node,
+) -> None:
+    taken = own_snapshot(swap_node, "newer")
+    with swap_node.daemon_stopped():
+        before = manifests.decode((taken.directory / "manifest.json").read_bytes()).as_json()
+        del before["created"]
+        newer = manifests.build(**{**before, "created_at": taken.manifest()["created_at"] + 1})
+        place = swap_node.path(f"{SNAPSHOTS}/{newer.id}")
+        place.mkdir(mode=0o700)
+        (place / "manifest.json").write_bytes(newer.encode())
+        (place / "manifest.sig").write_bytes(signature.sign(newer, FOREIGN).encode())
+    starts_warm(swap_node, taken, "newer")
+    said(swap_node, "WARNING", newer.id[:12], "which is newer", FOREIGN.public.id)
+
+
+def test_after_a_rotation_old_and_new_snapshots_are_restored(swap_node: Node) -> None:
+    old = own_snapshot(swap_node, "before")
+    former = node_key(swap_node).public.id
+    assert keys(swap_node, "rotate")["former"] == former
+    starts_warm(swap_node, old, "before")
+    new = own_snapshot(swap_node, "after")
+    signer = signature.decode((new.directory / "manifest.sig").read_bytes()).key
+    assert signer == node_key(swap_node).public.id != former
+    starts_warm(swap_node, new, "after")
+    keys(swap_node, "revoke", former)
+    starts_cold(swap_node, "before", former, "revoked")
+    starts_warm(swap_node, new, "after")
+
+
+def test_a_node_key_that_others_can_read_stops_captures_and_says_so(swap_node: Node) -> None:
+    swap_node.path(f"{KEYS}/node.key").chmod(0o644)
+    pod = start_pod(swap_node, "readable", wishes())
+    line = said(swap_node, pod.container().id[:12], "could not be signed", "chmod 0600")
+    assert "the source goes on serving" in line
+    assert first_answer(pod)["nonce"]
+
+
+def test_the_nodes_key_is_made_at_install_and_kept(swap_node: Node) -> None:
+    key = swap_node.path(f"{KEYS}/node.key")
+    assert (key.stat().st_uid, key.stat().st_mode & 0o777) == (0, 0o600)
+    assert swap_node.path(KEYS).stat().st_mode & 0o777 == 0o700
+    before = key.read_bytes()
+    swap_node.run(["/var/lib/dpkg/info/quickthaw.postinst", "configure", "0.0.1"], timeout_s=300)
+    assert key.read_bytes() == before, "an upgrade never replaces it"
+
+
+def test_a_node_without_a_key_gets_one_when_the_daemon_starts(swap_node: Node) -> None:
+    with swap_node.daemon_stopped():
+        swap_node.run(["rm", "-rf", KEYS])
+    new = node_key(swap_node).public.id
+    said(swap_node, "new key of this node", new)
+    starts_warm(swap_node, own_snapshot(swap_node, "made"), "made")
