@@ -37,10 +37,13 @@ class Worker:
 
     def __init__(self, home: Path, pid: int, child: subprocess.Popen[bytes] | None) -> None:
         self.home, self.pid, self._child = home, pid, child
+        self.ready: dict[str, Any] = {}
         self._asked = 0
 
     @classmethod
-    def start(cls, argv: list[str], scratch: Path, *, timeout_s: float) -> "Worker":
+    def start(
+        cls, argv: list[str], scratch: Path, *, timeout_s: float, **variables: str
+    ) -> "Worker":
         """`HOME` in `argv` becomes its directory. Raises RuntimeError when it is not ready."""
         home = Path(tempfile.mkdtemp(prefix="worker-", dir=scratch))
         words = [str(home) if word == "HOME" else word for word in argv]
@@ -50,19 +53,22 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=ROOT,
-                env=environment(),
+                cwd=home,
+                env=environment() | variables,
                 start_new_session=True,  # no pdeathsig: CRIU restores it, and then its parent ends
             )
         worker = cls(home, child.pid, child)
-        worker.ready = worker._wait(0, timeout_s)
-        if not worker.ready.get("ready"):
-            worker.kill()
-            tail = (home / "log").read_text(errors="replace")[-600:]
-            raise RuntimeError(f"{argv[:4]} is not ready: {worker.ready} {tail}")
+        worker.await_ready(timeout_s)
         return worker
 
-    ready: dict[str, Any]
+    def await_ready(self, timeout_s: float) -> None:
+        """What it says of itself is in `ready`. Raises RuntimeError, and it is dead."""
+        self.ready = self._wait(0, timeout_s)
+        if not self.ready.get("ready"):
+            self.kill()
+            log = self.home / "log"
+            tail = log.read_text(errors="replace")[-600:] if log.exists() else ""
+            raise RuntimeError(f"not ready: {self.ready} {tail}")
 
     def ask(self, words: str, timeout_s: float = 60) -> dict[str, Any]:
         """Its answer; `error` says that there was none."""

@@ -219,7 +219,7 @@ class Fake:
 
     def _home(self, pid: int) -> Path:
         # Not from its command line, which cannot be read while its memory is lazy.
-        return Path(os.readlink(f"/proc/{pid}/fd/1")).parent
+        return Path(os.readlink(f"/proc/{pid}/cwd"))
 
     def _change(self, pid: int, old: str, new: str) -> int:
         state, thread = self.state(pid), 10.0

@@ -2,7 +2,7 @@
 
     python3 -m tests.gpu.fake_worker HOME MIB
 
-The payload moves to shared anonymous memory when it is checkpointed, and back.
+The payload moves to private anonymous memory of its own when it is checkpointed, and back.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class Payload:
     def stage(self) -> None:
         half = self.size // 2
         for start in (0, half):
-            area = mmap.mmap(-1, half, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+            area = mmap.mmap(-1, half, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             area[:] = (self.device or b"")[start : start + half]
             self.staging.append(area)
         self.device = None

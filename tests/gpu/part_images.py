@@ -1,6 +1,5 @@
 """Question 4: does stock CRIU dump and restore the checkpointed process; hollow too, and lazily."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from tests.gpu import children, staging
+from tests.gpu import children, injected, part_staging, staging
 from tests.gpu.children import Helper, Worker
 from tests.gpu.images import temporary
 from tests.gpu.procfs import Area, areas
@@ -30,6 +29,7 @@ class Way:
     hollow: bool = False
     leave_running: bool = False
     lazy: bool = False
+    huge: bool = False
 
 
 def run(scene: Scene, only: tuple[str, ...]) -> None:
@@ -45,6 +45,10 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
         "cuda 1 GiB lazy": (lambda: scene.cuda(small), Way(lazy=True)),
         "torch 1 GiB": (lambda: scene.torch(small), Way()),
         "torch 8 GiB hollow": (lambda: scene.torch(large), Way(hollow=True)),
+        "torch 8 GiB hollow, huge pages": (
+            lambda: scene.torch(large),
+            Way(hollow=True, huge=True),
+        ),
         "torch 8 GiB": (lambda: scene.torch(large), Way()),
         "torch 8 GiB hollow and lazy": (lambda: scene.torch(large), Way(hollow=True, lazy=True)),
     }
@@ -88,8 +92,10 @@ class Trip:
     def hollow(self, pid: int, held: list[Area]) -> None:
         """Copy the staging areas out and empty them."""
         self.copy = staging.Copy(sum(area.size for area in held))
-        self.found["copy out"] = staging.moved(pid, held, self.copy, "map_files", THREADS)
-        self.found["punch"] = staging.punch(pid, held)
+        self.found["copy out"] = staging.moved(pid, held, self.copy, "process_vm", THREADS)
+        self.found["empty"] = part_staging.empty(pid, held)
+        if self.way.huge:  # an area's advice is part of what CRIU dumps and restores
+            injected.madvise(pid, part_staging.ranges(held), injected.HUGEPAGE)
 
     def dump(self, worker: Worker, images: Path) -> tuple[str, ...] | None:
         """The options with which it worked; None when it did not."""
@@ -134,9 +140,9 @@ class Trip:
         started = time.monotonic()
         self.put(f"{who}: state", self.helper.state(worker.pid))
         if self.copy is not None:
-            again = same_places(worker.pid, held)
+            self.put(f"{who}: areas there", there(worker.pid, held))
             self.found[f"{who}: refill"] = staging.moved(
-                worker.pid, again, self.copy, "map_files", THREADS, write=True
+                worker.pid, held, self.copy, "process_vm", THREADS, write=True
             )
         thawed = self.helper.thaw(worker.pid)
         self.found[f"{who}: until unlocked"] = time.monotonic() - started
@@ -144,16 +150,14 @@ class Trip:
         self.put(f"{who}: check", worker.check())
 
 
-def same_places(pid: int, held: list[Area]) -> list[Area]:
-    """The areas of `pid` at the addresses of `held`. Raises LookupError when one is not there."""
-    there = {(area.start, area.end): area for area in areas(pid)}
-    missing = [area.name for area in held if (area.start, area.end) not in there]
-    if missing:
-        raise LookupError(f"{len(missing)} areas are not there any more: {missing[:5]}")
-    return [there[area.start, area.end] for area in held]
-
-
-def free_bytes(path: Path) -> int:
-    """On the file system of `path`."""
-    known = os.statvfs(path)
-    return known.f_bavail * known.f_frsize
+def there(pid: int, held: list[Area]) -> dict[str, Any]:
+    """Whether the places of `held` are mapped in `pid`, and what is resident in them."""
+    now = areas(pid)
+    covering = [[a for a in now if a.start < h.end and h.start < a.end] for h in held]
+    mapped = sum(min(a.end, h.end) - max(a.start, h.start)
+                 for h, some in zip(held, covering, strict=True) for a in some)  # fmt: skip
+    return {
+        "mapped": mapped == sum(area.size for area in held),
+        "rss": sum(a.rss for some in covering for a in some),
+        "flags": sorted({a.flags for some in covering for a in some}),
+    }

@@ -9,6 +9,8 @@ from tests.gpu.children import Helper, Worker
 from tests.gpu.procfs import Look
 from tests.gpu.scene import MIB, Scene, staging_areas, walked
 
+EIGHT = "2048x2,256x14,64x8"
+HUGE = "glibc.malloc.hugetlb=1"
 ROUNDS = 2
 """The first may pay for host memory that was never used before."""
 
@@ -82,8 +84,10 @@ def run(scene: Scene, sizes: tuple[str, ...]) -> None:
     every: dict[str, Callable[[], Worker]] = {
         "cuda 1 GiB": lambda: scene.cuda("512x1,128x3,32x4"),
         "torch 1 GiB": lambda: scene.torch("512x1,128x3,32x4"),
-        "torch 8 GiB": lambda: scene.torch("2048x2,256x14,64x8"),
+        "torch 8 GiB": lambda: scene.torch(EIGHT),
         "torch 30 GiB": lambda: scene.torch("4096x5,512x18,64x16"),
+        "cuda 8 GiB": lambda: scene.cuda(EIGHT),
+        "cuda 8 GiB, malloc with huge pages": lambda: scene.cuda(EIGHT, GLIBC_TUNABLES=HUGE),
     }
     with scene.helper() as helper:
         scene.record.put("helper", {"start_ms": helper.start_ms, "init": helper.init})

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,23 +33,27 @@ class Scene:
         """A new helper process."""
         return Helper(fake=self.fake, init=init)
 
-    def cuda(self, layout: str, timeout_s: float = 60) -> Worker:
-        """The small CUDA program with device memory of `layout`."""
-        if self.fake:
-            return self._fake(layout)
-        return Worker.start([str(self.worker()), "HOME", layout], self.scratch, timeout_s=timeout_s)
+    def cuda(self, layout: str, timeout_s: float = 60, **variables: str) -> Worker:
+        """The small CUDA program with device memory of `layout`, when it is ready."""
+        return Worker.start(self.cuda_argv(layout), self.scratch, timeout_s=timeout_s, **variables)
 
     def torch(self, layout: str, *features: str, timeout_s: float = 120) -> Worker:
-        """The PyTorch program."""
-        if self.fake:
-            return self._fake(layout)
-        argv = [sys.executable, "-m", "tests.gpu.torch_worker", "HOME", layout, *features]
+        """The PyTorch program, when it is ready."""
+        argv = self.torch_argv(layout, *features)
         return Worker.start(argv, self.scratch, timeout_s=timeout_s)
 
-    def _fake(self, layout: str) -> Worker:
+    def cuda_argv(self, layout: str) -> list[str]:
+        """With HOME where its directory goes."""
+        return self._fake(layout) if self.fake else [str(self.worker()), "HOME", layout]
+
+    def torch_argv(self, layout: str, *features: str) -> list[str]:
+        """With HOME where its directory goes."""
+        argv = [sys.executable, "-m", "tests.gpu.torch_worker", "HOME", layout, *features]
+        return self._fake(layout) if self.fake else argv
+
+    def _fake(self, layout: str) -> list[str]:
         mib = sum(int(e.split("x")[0]) * int((e + "x1").split("x")[1]) for e in layout.split(","))
-        argv = [sys.executable, "-m", "tests.gpu.fake_worker", "HOME", str(min(mib, 256))]
-        return Worker.start(argv, self.scratch, timeout_s=30)
+        return [sys.executable, "-m", "tests.gpu.fake_worker", "HOME", str(min(mib, 64))]
 
     def worker(self) -> Path:
         """The CUDA program: the bundle's, or compiled here where that one does not run."""
@@ -86,8 +90,22 @@ def checkpointed(scene: Scene, helper: Helper, worker: Worker) -> Iterator[list[
 
 
 def staging_areas(before: Look, after: Look) -> list[Area]:
-    """Where the device's memory is now: what has grown, by a MiB or more."""
-    return grown(before.areas, after.areas, MIB)
+    """Where the device's memory is now: what has grown by a MiB or more, less what was there."""
+    old = [area for area in before.areas if area.rss]
+    return [rest for area in grown(before.areas, after.areas, MIB) for rest in without(area, old)]
+
+
+def without(area: Area, old: list[Area]) -> list[Area]:
+    """`area` less the places of `old`: the kernel joins neighbours that are alike."""
+    found, start = [], area.start
+    for each in sorted(old, key=lambda known: known.start):
+        if each.start < area.end and area.start < each.end:
+            if each.start > start:
+                found.append(replace(area, start=start, end=each.start))
+            start = max(start, each.end)
+    if start < area.end:
+        found.append(replace(area, start=start))
+    return found
 
 
 def walked(

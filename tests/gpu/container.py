@@ -1,0 +1,136 @@
+"""runc from the bundle: a container of the machine's own files, checkpointed and restored."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from tests.gpu import children
+from tests.gpu.children import ROOT, Worker
+from tests.gpu.images import errors, sizes
+
+TREES: Final = ("/usr", "/opt", "/etc")
+LINKS: Final = ("/bin", "/sbin", "/lib", "/lib64")
+CAPABILITIES: Final = ("CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_SETUID", "CAP_SETGID")
+
+
+class Container:
+    """One container; it has pid, mount, IPC and UTS namespaces of its own and the host's network.
+
+    Its root is made of bind mounts of the machine's system trees, which runc has CRIU treat as
+    external. The worker's directory is at the same path inside.
+    """
+
+    def __init__(self, bundle: Path, scratch: Path, name: str) -> None:
+        self.name, self.home = f"gpu-probe-{name}", scratch / f"home-{name}"
+        self._runc, self._state = str(bundle / "bin" / "runc"), str(scratch / "runc")
+        self._path = f"{bundle / 'bin'}:{os.environ['PATH']}"
+        self.directory, self._bundle = scratch / f"container-{name}", bundle
+        for path in (self.home, self.directory / "rootfs", self.directory / "images"):
+            path.mkdir(parents=True)
+
+    def start(self, argv: list[str], *, timeout_s: float) -> Worker:
+        """The worker in it, when it is ready. Raises RuntimeError."""
+        words = [str(self.home) if word == "HOME" else word for word in argv]
+        (self.directory / "config.json").write_text(json.dumps(self.config(words)))
+        pid = self.directory / "pid"
+        done = self.runc("run", "-d", "--pid-file", str(pid), "--bundle", str(self.directory))
+        if done.returncode:
+            raise RuntimeError(f"runc run: {self.said(done)}")
+        worker = Worker(self.home, int(pid.read_text()), None)
+        worker.await_ready(timeout_s)
+        return worker
+
+    def checkpoint(self) -> dict[str, Any]:
+        """`runc checkpoint`; the container is gone then."""
+        started = time.monotonic()
+        images, work = self.directory / "images", self.directory / "work"
+        done = self.runc("checkpoint", "--image-path", str(images), "--work-path", str(work))
+        return self.finding(done, started, work / "dump.log") | {"images": sizes(images)}
+
+    def restore(self, worker: Worker) -> tuple[dict[str, Any], Worker]:
+        """`runc restore`, and the worker again, by its pid here."""
+        started = time.monotonic()
+        images, work = self.directory / "images", self.directory / "work"
+        pid = self.directory / "pid-restored"
+        words = ["--pid-file", str(pid), "--bundle", str(self.directory), "-d"]
+        done = self.runc("restore", *words, "--image-path", str(images), "--work-path", str(work))
+        finding = self.finding(done, started, work / "restore.log")
+        if done.returncode:
+            return finding, worker
+        return finding, worker.restored(int(pid.read_text()))
+
+    def finding(self, done: Any, started: float, log: Path) -> dict[str, Any]:
+        took = round(time.monotonic() - started, 3)
+        found: dict[str, Any] = {"ok": done.returncode == 0, "s": took}
+        return found if found["ok"] else found | {"said": self.said(done), "log": errors(log)}
+
+    @staticmethod
+    def said(done: Any) -> str:
+        return str(done.stderr or done.stdout)[-500:]
+
+    def runc(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Its output goes to files: what it leaves running would keep a pipe open."""
+        log = self.directory / f"{verb}.log"
+        argv = [self._runc, "--root", self._state, "--log", str(log), verb, *words, self.name]
+        environment = {**children.environment(), "PATH": self._path}
+        nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        nowhere |= {"stderr": subprocess.DEVNULL}
+        done = children.run(argv, 60, capture_output=False, text=True, env=environment, **nowhere)
+        done.stderr = done.stderr or (log.read_text() if log.exists() else "")
+        return done
+
+    def end(self) -> None:
+        """Killed, and its cgroup removed."""
+        self.runc("delete", "--force")
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def config(self, argv: list[str]) -> dict[str, Any]:
+        """The OCI configuration."""
+        inside = {"destination": "/proc", "type": "proc", "source": "proc"}
+        sets = ("bounding", "effective", "permitted")
+        keep = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "PYTHONUNBUFFERED")
+        known = {**children.environment(), "HOME": "/root"}
+        return {
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": 0, "gid": 0},
+                "args": argv,
+                "cwd": str(self.home),
+                "env": [f"{name}={known[name]}" for name in keep if name in known],
+                "capabilities": {each: list(CAPABILITIES) for each in sets},
+            },
+            "root": {"path": "rootfs"},
+            "hostname": "gpu-probe",
+            "mounts": [inside, *self.mounts()],
+            "linux": {
+                "cgroupsPath": f"/{self.name}",
+                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")],
+                "resources": {"devices": [{"allow": True, "access": "rwm"}]},
+            },
+        }
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """The system's trees and what is mounted in them, devices, and our own directories."""
+        rootfs = self.directory / "rootfs"
+        for link in LINKS:
+            if Path(link).is_symlink():
+                (rootfs / link[1:]).symlink_to(os.readlink(link))
+        lines = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        below = [m for m in lines if any(m.startswith(f"{tree}/") for tree in TREES)]
+        trees = [tree for tree in TREES if Path(tree).is_dir()]
+        ours = [path for path in (str(ROOT), str(self._bundle)) if not path.startswith(TREES)]
+        binds = [bind(path, "ro") for path in (*trees, *below, *dict.fromkeys(ours))]
+        binds.append(bind(str(self.home), "rw"))
+        shm = {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}
+        dev = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
+        devices = [bind(str(path), "rw") for path in sorted(Path("/dev").glob("nvidia*"))]
+        return [*binds, dev | {"options": ["nosuid", "mode=755"]}, shm, *devices]
+
+
+def bind(path: str, mode: str) -> dict[str, Any]:
+    """At the same path inside."""
+    return {"destination": path, "type": "bind", "source": path, "options": ["bind", mode]}

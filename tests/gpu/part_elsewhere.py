@@ -1,0 +1,118 @@
+"""Question 5: the driver's restore on a process that CRIU restored, and what the helper costs."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tests.gpu.children import Helper
+from tests.gpu.container import Container
+from tests.gpu.scene import Scene
+
+STEPS = ("lock", "checkpoint", "restore", "unlock")
+
+
+def fresh(scene: Scene, count: int = 3) -> list[dict[str, Any]]:
+    """Helpers one after the other: milliseconds to start, load and initialise."""
+    found = []
+    for _ in range(count):
+        with scene.helper() as helper:
+            found.append(
+                {
+                    "start_ms": helper.start_ms,
+                    "load_ms": helper.started.get("load_ms"),
+                    "init_ms": helper.init.get("ms"),
+                }
+            )
+    return found
+
+
+def beside(scene: Scene) -> list[dict[str, Any]]:
+    """The same while another process uses the device."""
+    with scene.cuda("64"):
+        return fresh(scene)
+
+
+def without_init(scene: Scene) -> dict[str, Any]:
+    """All four calls by a helper that never called cuInit."""
+    with scene.cuda("512x2") as worker, scene.helper(init=False) as helper:
+        found = {step: helper.do(step, worker.pid, timeout_ms=20_000) for step in STEPS}
+        return {**found, "check": worker.check()}
+
+
+def one_each(scene: Scene, *, init: bool) -> dict[str, Any]:
+    """A new helper for every call: whole milliseconds, its start included."""
+    found: dict[str, Any] = {}
+    with scene.cuda("512x2") as worker:
+        for step in STEPS:
+            started = time.monotonic()
+            with scene.helper(init=init) as helper:
+                answer = helper.do(step, worker.pid, timeout_ms=20_000)
+            found[step] = {**answer, "whole_ms": round((time.monotonic() - started) * 1000, 1)}
+        return {**found, "check": worker.check()}
+
+
+def kept(scene: Scene) -> dict[str, Any]:
+    """The same calls by one helper that was there before."""
+    with scene.helper() as helper, scene.cuda("512x2") as worker:
+        found = {step: helper.do(step, worker.pid, timeout_ms=20_000) for step in STEPS}
+        return {**found, "check": worker.check()}
+
+
+def no_cuda(scene: Scene) -> dict[str, Any]:
+    """What the calls say about a process that does not use CUDA, and about none."""
+    with scene.helper() as helper:
+        us = helper.pid if scene.fake else 1
+        return {
+            "of init, state": helper.do("state", us),
+            "of init, restore thread": helper.do("thread", us),
+            "of no process, state": helper.do("state", 4_000_000),
+            "of itself, state": helper.do("state", helper.pid),
+        }
+
+
+def contained(scene: Scene, argv: Callable[[], list[str]], name: str) -> dict[str, Any]:
+    """runc checkpoint and restore of a container with the worker; driver calls from outside."""
+    container = Container(scene.bundle, scene.scratch, name)
+    try:
+        with scene.helper() as helper:
+            return trip(scene, container, helper, argv())
+    finally:
+        container.end()
+
+
+def trip(scene: Scene, container: Container, helper: Helper, argv: list[str]) -> dict[str, Any]:
+    """Start, freeze, checkpoint, restore, thaw, check."""
+    put = partial(scene.record.put)
+    name = container.name
+    worker = container.start(argv, timeout_s=90)
+    with open(f"/proc/{worker.pid}/status") as status:
+        pids = next(line for line in status if line.startswith("NSpid:"))
+    put(f"{name}: pids", pids.split()[1:])
+    put(f"{name}: frozen", helper.freeze(worker.pid))
+    put(f"{name}: runc checkpoint", container.checkpoint())
+    finding, again = container.restore(worker)
+    put(f"{name}: runc restore", finding)
+    if finding["ok"]:
+        put(f"{name}: state", helper.state(again.pid))
+        put(f"{name}: thawed", helper.thaw(again.pid))
+        put(f"{name}: check", again.check())
+    return {"restored": finding["ok"]}
+
+
+def run(scene: Scene, only: tuple[str, ...]) -> None:
+    """`only`: which of the steps."""
+    steps: dict[str, Callable[[], Any]] = {
+        "cuInit, nobody else": partial(fresh, scene),
+        "cuInit, another process there": partial(beside, scene),
+        "helper without cuInit": partial(without_init, scene),
+        "a helper for each call": partial(one_each, scene, init=True),
+        "a helper for each call, no cuInit": partial(one_each, scene, init=False),
+        "one helper for all": partial(kept, scene),
+        "other processes": partial(no_cuda, scene),
+        "container cuda": lambda: contained(scene, partial(scene.cuda_argv, "512x2"), "cuda"),
+        "container torch": lambda: contained(scene, partial(scene.torch_argv, "512x2"), "torch"),
+    }
+    for name, work in steps.items():
+        if not only or name in only:
+            scene.step(name, work)
