@@ -93,7 +93,7 @@ def violations(root: Path, allowed: frozenset[frozenset[str]]) -> list[str]:
     if left := os.listdir(store.staging):
         wrong.append(f"left in staging: {left}")
     wrong += [problem for name, place in found.items() for problem in _not_whole(place, name)]
-    return wrong + _of_no_use(store, set(found))
+    return wrong or _of_no_use(store, set(found))
 
 
 def _not_whole(place: Path, name: str) -> list[str]:
