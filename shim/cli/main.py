@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from shim import version
-from shim.cli import capture, keys, ls, output, quarantine, rm, show, status
+from shim.cli import capture, explain, keys, ls, output, quarantine, rm, show, status
 from shim.contract.errors import QuickthawError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _VERBS: Final = {
     "ls": ls,
     "show": show,
     "capture": capture,
+    "explain": explain,
     "rm": rm,
     "quarantine": quarantine,
     "status": status,
@@ -59,7 +60,7 @@ def _run(asked: argparse.Namespace, out: Output) -> int:
     try:
         code: int = asked.run(asked, out)
     except QuickthawError as error:
-        _tell(error, out)
+        out.error(error)
         return error.exit_code
     except BrokenPipeError:
         raise
@@ -67,16 +68,6 @@ def _run(asked: argparse.Namespace, out: Output) -> int:
         out.note(f"{error.filename or asked.verb}: {error.strerror or error}")
         return 1
     return code
-
-
-def _tell(error: QuickthawError, out: Output) -> None:
-    if out.as_json:
-        parts = {"what": error.what, "about": error.container, "why": error.why, "do": error.do}
-        told = {"class": type(error).__name__, "effect": error.effect, "exit_code": error.exit_code}
-        out.json({"error": parts | told})
-    out.note(str(error))
-    for note in getattr(error, "__notes__", ()):
-        out.note(f"  {note}")
 
 
 def parser() -> argparse.ArgumentParser:

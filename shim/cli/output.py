@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from shim.contract.errors import QuickthawError
+
 NOTHING: Final = "-"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -52,6 +54,18 @@ class Output:
     def note(self, text: str) -> None:
         """For the person, not for whatever reads our output."""
         self._notes.write(f"quickthaw: {printable(text)}\n")
+
+    def error(self, error: QuickthawError) -> None:
+        """What went wrong, with the notes that were added to it; for a program all its parts."""
+        if self.as_json:
+            parts = {"what": error.what, "about": error.container, "why": error.why, "do": error.do}
+            told = {
+                "class": type(error).__name__, "effect": error.effect, "exit_code": error.exit_code
+            }  # fmt: skip
+            self.json({"error": parts | told})
+        self.note(str(error))
+        for note in getattr(error, "__notes__", ()):
+            self.note(f"  {note}")
 
     def _rich(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.console import Console  # here: a pipe does not pay for it

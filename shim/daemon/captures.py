@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shim import version
 from shim.capture import tool
+from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import capture, finished
 from shim.capture.source import Source, thaw_left
@@ -25,7 +26,6 @@ from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, Qu
 from shim.contract.names import HostPid
 from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
 from shim.daemon.containerd import ContainerdRefused
-from shim.daemon.nodefacts import criu_version
 from shim.daemon.registry import State
 from shim.gate.checks import WITHIN_SPEC
 from shim.nri.annotations import SignalReady

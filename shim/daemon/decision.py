@@ -25,10 +25,10 @@ from shim.trust.verdict import REASON as SIGNATURE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shim.capture.nodefacts import NodeFacts
     from shim.contract.manifest import Manifest
     from shim.daemon.config import Config
     from shim.daemon.containerd import Containerd
-    from shim.daemon.nodefacts import NodeFacts
     from shim.daemon.reporter import Reporter
     from shim.gate.request import Request
     from shim.store.store import Store

@@ -9,16 +9,17 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from shim.capture import kerndat
+from shim.capture import kerndat, nodefacts
 from shim.capture.source import thaw_left
 from shim.contract import faults
 from shim.contract.errors import KeyRefused, QuickthawError
 from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS
 from shim.daemon import config as configuration
-from shim.daemon import control, nodefacts
+from shim.daemon import control
 from shim.daemon.captures import Captures
 from shim.daemon.containerd import Containerd
 from shim.daemon.decision import Decider
+from shim.daemon.explaining import Explaining
 from shim.daemon.health import Health
 from shim.daemon.notify import notify
 from shim.daemon.plugin import NodePlugin
@@ -104,7 +105,7 @@ def _trust(keys: KeyDirectory, store: Store) -> Trust:
 async def _serve(config: Config, store: Store, trust: Trust) -> None:
     registry, reporter = Registry(), Reporter()
     containerd = Containerd(config.containerd_socket, config.containerd_namespace)
-    node = await nodefacts.learn(config.criu)
+    node = await nodefacts.learn(config.criu, trust)
     decider = Decider(config, store, trust, containerd, reporter, node)
     try:
         with reporter.served(config.metrics_listen):
@@ -126,10 +127,13 @@ async def _run(
         health = Health(store, reporter, after=config.quarantine_after)
         plugin = NodePlugin(registry, decider, captures, reporter, health)
         requests = Requests(store, trust, registry, captures, reporter)
+        explaining = Explaining(store, registry, decider)
         tasks.create_task(_until_told(), name="stop")
         tasks.create_task(health.serve(), name="health of snapshots")
         tasks.create_task(kerndat.learn(config.criu), name="criu check")
-        tasks.create_task(control.serve(requests.verbs()), name="control socket")
+        tasks.create_task(
+            control.serve({**requests.verbs(), **explaining.verbs()}), name="control socket"
+        )
         tasks.create_task(
             session.serve(
                 plugin, socket=config.nri_socket, name=config.nri_plugin_name,

@@ -84,6 +84,11 @@ def _host(code: str, compares: str, fits: Callable[[str, str], bool] = _same) ->
     return Check(code, 4, DECISION, compares, _fact(code, fits))
 
 
+def _signature(captured: Manifest, wanted: Request) -> Compared:
+    told, trusted = wanted.node.trust(captured)
+    return told or None, "a signature by a key that this node trusts", trusted
+
+
 def _processes(captured: Manifest, _wanted: Request) -> Compared:
     have = captured.facts.get("processes")
     return have, WITHIN_SPEC, have == WITHIN_SPEC
@@ -171,6 +176,7 @@ CHECKS: tuple[Check, ...] = (
     _host("cgroup", "cgroup version"),
     _host("gpu", "model, number, memory, driver of the GPUs; MIG off", gpu.fits),
     Check("memory", 4, BOTH, "memory limit: room for what was in use at the capture", _memory),
+    Check("signature", 5, DECISION, "who has signed the snapshot", _signature),
     Check("criu_options", 5, SWAP, "the file with CRIU's options: ours, not one that a pod names",
           _criu_options),
 )  # fmt: skip

@@ -28,6 +28,8 @@ class Finding:
         """Both values as text; of lists and objects only what is not in both."""
         if self.captured is None or self.wanted is None:
             return self.captured or UNKNOWN, self.wanted or UNKNOWN
+        if self.fits:
+            return self.captured, self.wanted
         return _without_common(self.captured, self.wanted)
 
     def __str__(self) -> str:
@@ -42,7 +44,8 @@ class Finding:
         """For programs. `captured` and `wanted` are whole; null is for what is not known."""
         return {
             "code": self.code, "rule": self.rule, "fits": self.fits, "captured": self.captured,
-            "wanted": self.wanted, "text": "" if self.fits else str(self),
+            "wanted": self.wanted, "differences": list(self.differences()),
+            "text": "" if self.fits else str(self),
         }  # fmt: skip
 
 

@@ -13,29 +13,35 @@ from shim.gate.key import match_key, workload_facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
+    from shim.contract.manifest import Manifest
     from shim.gate.key import Pod
 
 
 class Node:
     """What is known of this node. host: as of `shim.gate.host`. criu: its version, or empty.
 
-    gpus: as of `shim.gate.gpu`, None when they cannot be read.
+    gpus: as of `shim.gate.gpu`, None when they cannot be read. trust: who has signed a snapshot, or
+    what is the matter, and whether this node trusts it.
     """
 
-    __slots__ = ("arch", "criu", "gpus", "host", "kernel")
+    __slots__ = ("arch", "criu", "gpus", "host", "kernel", "trust")
 
     def __init__(
         self, *, arch: str, kernel: str, criu: str, host: Mapping[str, str],
-        gpus: Mapping[str, Any] | None,
+        gpus: Mapping[str, Any] | None, trust: Callable[[Manifest], tuple[str, bool]],
     ) -> None:  # fmt: skip
         self.arch, self.kernel, self.criu = arch, kernel, criu
-        self.host, self.gpus = host, gpus
+        self.host, self.gpus, self.trust = host, gpus, trust
 
 
-NOWHERE = Node(arch="", kernel="", criu="", host={}, gpus=None)
+def _nobody(_found: Manifest) -> tuple[str, bool]:
+    return "", False
+
+
+NOWHERE = Node(arch="", kernel="", criu="", host={}, gpus=None, trust=_nobody)
 
 
 class Request:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shim.capture.nodefacts import NodeFacts
 from shim.contract import manifest as manifests
 from shim.contract import ticket
 from shim.contract.names import ContainerId
@@ -17,7 +18,6 @@ from shim.daemon import decision as deciding
 from shim.daemon.config import Config
 from shim.daemon.containerd import ContainerdRefused, Record
 from shim.daemon.decision import Decider
-from shim.daemon.nodefacts import NodeFacts
 from shim.daemon.registry import Pod, State, Tracked
 from shim.daemon.reporter import Reporter
 from shim.gate.checks import WITHIN_SPEC
@@ -97,7 +97,7 @@ def a_decider(store: Store, spec: dict[str, Any] | None = SPEC, **config: Any) -
     system = os.uname()
     node = Node(
         arch=system.machine, kernel=system.release, criu="Version: 4.2", host=HOST,
-        gpus={"gpus": []},
+        gpus={"gpus": []}, trust=lambda _: ("signed", True),
     )  # fmt: skip
     facts = NodeFacts(node, "")
     return Decider(replace(Config(), **config), store, TrustsAll(), containerd, Reporter(), facts)

@@ -1,4 +1,4 @@
-"""What the gate must know of this node, learned once when the daemon starts."""
+"""What the gate must know of this node: CPU, kernel, CRIU, GPUs, and whom it trusts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shim.capture import tool
 from shim.gate.host import host_facts
 from shim.gate.request import Node
 from shim.kernel import nvml
+
+if TYPE_CHECKING:
+    from shim.contract.manifest import Manifest
+    from shim.trust.verdict import Trust
 
 log = logging.getLogger("quickthawd")
 
@@ -36,8 +40,13 @@ class NodeFacts:
         return self._node
 
 
-async def learn(criu: str) -> NodeFacts:
+async def learn(criu: str, trust: Trust) -> NodeFacts:
     """Ask CPU, kernel, CRIU and GPU driver. What does not answer is not known: pods start cold."""
+
+    def verdict(found: Manifest) -> tuple[str, bool]:
+        told = trust.verdict(found)
+        return str(told), told.trusted
+
     system, driver = os.uname(), _driver()
     try:
         host = host_facts()
@@ -46,7 +55,7 @@ async def learn(criu: str) -> NodeFacts:
         host = {}
     node = Node(
         arch=system.machine, kernel=system.release, criu=await criu_version(criu), host=host,
-        gpus=await _gpus(),
+        gpus=await _gpus(), trust=verdict,
     )  # fmt: skip
     return NodeFacts(node, driver)
 

@@ -1,0 +1,87 @@
+"""The control socket's verb `explain`: what the gate says about a container and a snapshot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shim.contract.errors import NoSuchPod, NoSuchSnapshot
+from shim.daemon.containerd import ContainerdRefused
+from shim.daemon.control import text
+from shim.gate.explain import explained, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from shim.contract.manifest import Manifest
+    from shim.daemon.decision import Decider, Identity
+    from shim.daemon.registry import Registry, Tracked
+    from shim.store.store import Store
+
+
+class Explaining:
+    """The handler. It changes nothing, and takes the decision's own way to its answer."""
+
+    def __init__(self, store: Store, registry: Registry, decider: Decider) -> None:
+        self._store, self._registry, self._decider = store, registry, decider
+
+    def verbs(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]]:
+        """Verb to handler."""
+        return {"explain": self._explain}
+
+    async def _explain(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        tracked = self._tracked(request)
+        try:
+            identity = tracked.identity or await self._decider.identify(tracked)
+        except (ContainerdRefused, ValueError) as error:
+            raise NoSuchPod(
+                "cannot explain", container=tracked.pod.name, why=f"its spec is not known: {error}",
+                do="Is the container still there?",
+            ) from error  # fmt: skip
+        wanted = text(request, "snapshot", "")
+        found, chosen = self._chosen(tracked, identity, wanted)
+        return {
+            "container": {
+                "id": tracked.container, "namespace": tracked.pod.namespace,
+                "pod": tracked.pod.name, "container": tracked.name, "state": str(tracked.state),
+                "reason": tracked.reason,
+            },
+            "chosen": chosen, **explained(found, identity.request),
+        }  # fmt: skip
+
+    def _chosen(self, tracked: Tracked, identity: Identity, wanted: str) -> tuple[Manifest, str]:
+        """The snapshot to compare with, and why this one."""
+        if wanted:
+            return self._store.get(wanted), "asked for"
+        candidates = self._decider.candidates(tracked, identity)
+        if found := nearest(identity.request, candidates):
+            return found, "a candidate of the decision"
+        found = nearest(identity.request, self._store.find(namespace=tracked.pod.namespace))
+        if found is None:
+            raise NoSuchSnapshot(
+                "cannot explain", container=tracked.pod.namespace,
+                why="there are no snapshots of this namespace",
+                do="Name one with --snapshot, or wait until a pod like it was captured.",
+            )  # fmt: skip
+        return found, "no candidate of the decision: the nearest of its namespace"
+
+    def _tracked(self, request: Mapping[str, Any]) -> Tracked:
+        """The one container that is meant, running or not."""
+        pod, namespace = text(request, "pod"), text(request, "namespace", "")
+        container = text(request, "container", "")
+        found = [
+            tracked
+            for tracked in self._registry
+            if tracked.pod.name == pod
+            and (not namespace or tracked.pod.namespace == namespace)
+            and (not container or tracked.name == container)
+        ]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(f"{each.pod.namespace}/{each.pod.name}/{each.name}" for each in found)
+        raise NoSuchPod(
+            "cannot explain", container=pod,
+            why=f"several containers are meant: {names}" if found else
+            "no container of a pod with this name has a quickthaw.io/ annotation",
+            do="Name the namespace and the container." if found else
+            "For a pod that is not here, give the path of its OCI spec.",
+        )  # fmt: skip

@@ -1,0 +1,43 @@
+"""The whole comparison of one snapshot with one container, for people and programs. Pure.
+
+It applies the rows that the decision applies, and tells also what is equal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shim.gate.checks import BOTH, CHECKS, DECISION, SWAP
+from shim.gate.decide import refusals_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shim.contract.manifest import Manifest
+    from shim.gate.request import Request
+
+WHEN = {
+    DECISION: "when the container is created",
+    SWAP: "right before the restore",
+    BOTH: "when the container is created, and right before the restore",
+}
+
+
+def explained(found: Manifest, request: Request) -> dict[str, Any]:
+    """Every check of the decision with both values, and whether the snapshot fits."""
+    rows = [row for row in CHECKS if row.when in (DECISION, BOTH)]
+    checks = [
+        {**row.compare(found, request).as_json(), "compares": row.compares, "when": row.when}
+        for row in rows
+    ]
+    refused = [check["code"] for check in checks if not check["fits"]]
+    return {
+        "snapshot": found.id, "name": found.name, "created": found.created,
+        "source": {"namespace": found.source.namespace, "pod": found.source.pod},
+        "fits": not refused, "refused": refused, "checks": checks,
+    }  # fmt: skip
+
+
+def nearest(request: Request, candidates: Iterable[Manifest]) -> Manifest | None:
+    """The one against which there is least; of several the first."""
+    return min(candidates, key=lambda found: len(refusals_of(found, request)), default=None)
