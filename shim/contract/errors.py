@@ -138,7 +138,7 @@ class ShmNotFilled(SwapFailed):
 
 
 class SnapshotNotWhole(SwapFailed):
-    """A file of the snapshot is missing or has another size than its manifest says."""
+    """Something of the snapshot is not what its manifest says: see `shim.integrity.check`."""
 
     exit_code = 24
     blame = Blame.CONTENT

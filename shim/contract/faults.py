@@ -52,6 +52,7 @@ POINTS = {
     "restore.network.read": "the pod's addresses are known",
     "restore.images.viewed": "CRIU's view of the images is made",
     "restore.told": "restored.json is written",
+    "restore.hashed": "all that is read from the snapshot is checked",
     "restore.criu.called": "the marker is there, the runtime is about to restore",
     "restore.criu.ended": "the restored process runs",
     "restore.resumed": "the resume call was made",

@@ -2,9 +2,9 @@
 
 Written by the store when it publishes a snapshot, read by the daemon's index and, right before a
 swap, by `quickthaw-runc`. Strict, because it is our own format: an unknown or missing key, a
-wrong type, or an id that is not the digest of the content makes it a BadManifest. The CRIU images
-are listed one by one; `check_files` compares that list with what lies on the disk. Lean: the swap
-path imports it.
+wrong type, or an id that is not the digest of the content makes it a BadManifest. `files` has the
+digests of the listings, and a listing those of everything in its part (see `shim.integrity`), so
+that the id stands for every byte of the snapshot. Lean: the swap path imports it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ import os
 import stat
 import time
 
-from shim.contract.errors import BadManifest, SnapshotNotWhole
+from shim.contract.errors import BadManifest
 from shim.contract.names import is_snapshot_id, is_snapshot_name
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MANIFEST
+from shim.contract.paths import (
+    SNAPSHOT_CRIU,
+    SNAPSHOT_MANIFEST,
+    SNAPSHOT_ROOTFS,
+    SNAPSHOT_SHM,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,9 +32,12 @@ if TYPE_CHECKING:
 
     from shim.contract.names import SnapshotId
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_BYTES = 8 * 1024 * 1024
-"""A process has about six images of some 150 bytes each here: enough for 8,000 processes."""
+LISTINGS = {
+    SNAPSHOT_CRIU: "criu.tree", SNAPSHOT_ROOTFS: "rootfs.tree", SNAPSHOT_SHM: "shm.tree"
+}  # fmt: skip
+"""The parts of a snapshot, and the file beside each that lists what is in it."""
 
 
 def canonical(value: object) -> str:
@@ -86,14 +94,6 @@ def _name(value: object) -> str:
     if _text(value) and not is_snapshot_name(str(value)):
         raise ValueError(f"{value!r:.40} is not a snapshot name")
     return str(value)
-
-
-def _beneath(value: object) -> str:
-    path = _text(value)
-    parts = path.split("/")
-    if len(path) > 4096 or "\0" in path or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{path!r:.40} is not a path beneath the snapshot")
-    return path
 
 
 class _Record:
@@ -172,10 +172,10 @@ class Software(_Record):
 
 
 class File(_Record):
-    """One CRIU image. path: beneath the snapshot's directory. size: in bytes."""
+    """One listing. path: in the snapshot's directory. size: in bytes."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
-        "path": _beneath, "size": _count, "sha256": _sha256,
+        "path": _text, "size": _count, "sha256": _sha256,
     }  # fmt: skip
     __slots__ = tuple(_parsers)
     path: str
@@ -219,8 +219,8 @@ def _files(value: object) -> tuple[File, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{value!r:.40} is not a list")
     files = tuple(item if isinstance(item, File) else File(**_object(item)) for item in value)
-    if len({file.path for file in files}) != len(files):
-        raise ValueError("a path is listed twice")
+    if [file.path for file in files] != list(LISTINGS.values()):
+        raise ValueError(f"they are not {', '.join(LISTINGS.values())}")
     return files
 
 
@@ -299,7 +299,14 @@ class _NewerSchema(ValueError):
     pass
 
 
-_ADVICE: dict[type[Exception], str] = {_NewerSchema: "Upgrade quickthaw on this node."}
+class _OlderSchema(ValueError):
+    pass
+
+
+_ADVICE: dict[type[Exception], str] = {
+    _NewerSchema: "Upgrade quickthaw on this node.",
+    _OlderSchema: "Remove the snapshot; the next pod makes a new one, which can be checked.",
+}
 
 
 def _decode(data: bytes) -> Manifest:
@@ -311,6 +318,8 @@ def _decode(data: bytes) -> Manifest:
         raise _NewerSchema(
             f"schema {schema}, this quickthaw reads {SCHEMA}; upgrade quickthaw on this node"
         )
+    if schema == 1 and not isinstance(schema, bool):
+        raise _OlderSchema("schema 1, of an older quickthaw: not all of it has digests")
     if schema != SCHEMA or isinstance(schema, bool):
         raise ValueError(f"no schema that this quickthaw reads: {schema!r:.40}")
     manifest = Manifest(**fields)
@@ -343,59 +352,3 @@ def read(snapshot_dirfd: int, *, snapshot: str) -> Manifest:
             do="Move the directory to the name of its id.",
         )  # fmt: skip
     return manifest
-
-
-def check_files(manifest: Manifest, snapshot_dirfd: int, *, container: str) -> None:
-    """Compare the list of CRIU images with what lies beneath `snapshot_dirfd`.
-
-    Each must be a regular file of its exact size, and the images' directory must hold nothing
-    else: CRIU follows a `parent` link there into other snapshots. Contents are not read.
-    Raises SnapshotNotWhole that names the file, what was expected and what was found.
-    """
-    directories: dict[str, int] = {}
-    try:
-        listed = {file.path: file for file in manifest.files}
-        for file in manifest.files:
-            found = _size_found(file.path, snapshot_dirfd, directories)
-            if found != str(file.size):
-                raise _not_whole(container, manifest, file.path, f"{file.size} bytes", found)
-        for name in sorted(os.listdir(_directory(SNAPSHOT_CRIU, snapshot_dirfd, directories))):
-            if (path := f"{SNAPSHOT_CRIU}/{name}") not in listed:
-                raise _not_whole(container, manifest, path, "no such file", "one")
-    except OSError as error:
-        path = str(error.filename)
-        raise _not_whole(container, manifest, path, "a directory", str(error.strerror)) from error
-    finally:
-        for fd in directories.values():
-            os.close(fd)
-
-
-def _not_whole(
-    container: str, manifest: Manifest, path: str, expected: str, found: str
-) -> SnapshotNotWhole:
-    return SnapshotNotWhole(
-        "cannot use the snapshot", container=container,
-        why=f"{path} of {manifest.id[:12]}: expected {expected}, found {found}",
-        do=f"Run `quickthaw rm {manifest.id[:12]}`; the next pod makes a new one.",
-    )  # fmt: skip
-
-
-def _size_found(path: str, root_dirfd: int, directories: dict[str, int]) -> str:
-    parent, _, name = path.rpartition("/")
-    try:
-        status = os.lstat(name, dir_fd=_directory(parent, root_dirfd, directories))
-    except FileNotFoundError:
-        return "nothing"
-    return str(status.st_size) if stat.S_ISREG(status.st_mode) else "no regular file"
-
-
-def _directory(path: str, root_dirfd: int, directories: dict[str, int]) -> int:
-    """The descriptor of a directory beneath the root, opened once, no link followed on the way."""
-    if not path:
-        return root_dirfd
-    if path not in directories:
-        parent, _, name = path.rpartition("/")
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        parent_dirfd = _directory(parent, root_dirfd, directories)
-        directories[path] = os.open(name, flags, dir_fd=parent_dirfd)
-    return directories[path]

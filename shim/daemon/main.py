@@ -13,7 +13,7 @@ from shim.capture import kerndat, nodefacts
 from shim.capture.source import thaw_left
 from shim.contract import faults
 from shim.contract.errors import KeyRefused, QuickthawError
-from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS
+from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS, VERIFIED
 from shim.daemon import config as configuration
 from shim.daemon import control
 from shim.daemon.captures import Captures
@@ -54,7 +54,7 @@ def main() -> int:
         _recover()
         keys = KeyDirectory()
         _own_key(keys)
-        store = Store(sign=keys.sign)
+        store = Store(sign=keys.sign, marks_directory=VERIFIED)
         store.open()
         asyncio.run(_serve(loaded.config, store, _trust(keys, store)))
     except QuickthawError as error:
@@ -75,7 +75,7 @@ def _arm_faults() -> None:
 
 def _recover() -> None:
     """Make our directories, and let run what a daemon that was killed left frozen."""
-    for directory in (RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES, LOGS):
+    for directory in (RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES, LOGS, VERIFIED):
         os.makedirs(directory, 0o700, exist_ok=True)
     for container in os.listdir(CONTAINERS):
         thaw_left(container)

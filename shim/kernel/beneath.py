@@ -25,7 +25,9 @@ O_WALK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """To list a directory by its own single name, where openat2 would tell nothing more."""
 
 
-def open_beneath(root_dirfd: int, path: str, flags: int = os.O_RDONLY, mode: int = 0) -> OwnedFd:
+def open_beneath(
+    root_dirfd: int, path: str | bytes, flags: int = os.O_RDONLY, mode: int = 0
+) -> OwnedFd:
     """Open `path` without ever leaving the directory `root_dirfd`.
 
     A symlink anywhere on the way, also as the last part, is ELOOP; `..` out of the root and an
@@ -42,11 +44,13 @@ def open_in_root(root_dirfd: int, path: str, flags: int = os.O_RDONLY) -> OwnedF
     return _openat2(root_dirfd, path, flags, 0, _IN_ROOT | _NO_MAGICLINKS)
 
 
-def _openat2(root_dirfd: int, path: str, flags: int, mode: int, resolve: int) -> OwnedFd:
+def _openat2(root_dirfd: int, path: str | bytes, flags: int, mode: int, resolve: int) -> OwnedFd:
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
     for left in reversed(range(_AT_EAGAIN_TRIES)):
         try:
-            fd = syscall(NR_OPENAT2, root_dirfd, os.fsencode(path), how, len(how), about=path)
+            fd = syscall(
+                NR_OPENAT2, root_dirfd, os.fsencode(path), how, len(how), about=os.fsdecode(path)
+            )
         except OSError as error:
             # The kernel could not prove it while something beneath was being renamed.
             if error.errno != errno.EAGAIN or not left:

@@ -71,19 +71,18 @@ def renamed(data: bytes, hostname: str) -> bytes:
     return data[:_HEADER_BYTES] + struct.pack("<I", len(entry)) + entry
 
 
-def view_of(images: str, view: str, replaced: Mapping[str, bytes]) -> str:
-    """Make directory `view`: links to the files of `images`, but what is replaced is a file.
+def view_of(images: str, view: str, linked: Sequence[str], written: Mapping[str, bytes]) -> None:
+    """Make directory `view`: links to the files of `images` that are `linked`, and new files.
 
-    The links are relative: CRIU opens some images beneath a descriptor of `view` when it has
-    changed its root, where an absolute link would lead into the container. Returns `view`.
-    Raises OSError.
+    written: the content of the others. What CRIU parses is written, from bytes that were checked:
+    nobody can change it between the check and CRIU. The links are relative: CRIU opens some
+    images beneath a descriptor of `view` when it has changed its root, where an absolute link
+    would lead into the container. Raises OSError.
     """
     os.mkdir(view, 0o700)
     target = os.path.relpath(os.path.realpath(images), os.path.realpath(view))
-    for name in os.listdir(images):
-        if name not in replaced:
-            os.symlink(f"{target}/{name}", f"{view}/{name}")
-    for name, data in replaced.items():
+    for name in linked:
+        os.symlink(f"{target}/{name}", f"{view}/{name}")
+    for name, data in written.items():
         with open(f"{view}/{name}", "wb") as file:
             file.write(data)
-    return view

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 
 from shim.contract import faults, journal, manifest
@@ -38,6 +39,7 @@ from shim.criu.restore import restore, state_directory
 from shim.gate.checks import SWAP
 from shim.gate.decide import refusals_of
 from shim.gate.request import request_at_swap
+from shim.integrity.check import Check
 from shim.kernel import mounts
 from shim.kernel.addresses import global_addresses
 from shim.kernel.fds import OwnedFd
@@ -79,27 +81,34 @@ class Swap:
             undo.enter_context(journal.lock(self.private))
             undo.callback(faults.point, "restore.undone", self.ticket.container)
             try:
-                self._take_steps(undo)
+                with contextlib.ExitStack() as held:
+                    self._take_steps(undo, held)
             except BaseException:
                 faults.point("restore.undo", self.ticket.container)
                 raise
             undo.pop_all()
 
-    def _take_steps(self, undo: contextlib.ExitStack) -> None:
+    def _take_steps(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> None:
+        """undo: what is done when a step fails. held: what is let go in any case."""
         with self._step("check"):
             faults.point("restore.check", self.ticket.container)
-            captured = self._checked()
+            captured, check = self._checked(held)
         with self._step("rootfs"):
             self._mount_rootfs(undo)
         with self._step("shm"):
             self._fill_shm(undo)
         with self._step("network"):
-            addresses, image_dir = self._images(captured, undo)
+            addresses, image_dir = self._images(captured, check, undo)
             undo.callback(resume.untell, self.ticket)
             resume.tell(self.ticket, captured, self.bundle, addresses)
             faults.point("restore.told", self.ticket.container)
+        with self._step("hash"):
+            check.finish()
+            faults.point("restore.hashed", self.ticket.container)
         with self._step("criu"):
             self._restore(undo, image_dir)
+            check.unchanged()
+            shutil.rmtree(image_dir)  # it is in memory, and CRIU has read it
         with self._step("resume"):
             resume.call_workload(
                 self.ticket, self.bundle.network_namespace, self.runtime, until=self.until
@@ -135,21 +144,25 @@ class Swap:
                 do="Raise quickthaw.io/deadline, or find what is slow.",
             )  # fmt: skip
 
-    def _checked(self) -> Manifest:
-        """The manifest of a snapshot that is whole and fits the spec that runc would be given."""
-        container = self.ticket.container
+    def _checked(self, held: contextlib.ExitStack) -> tuple[Manifest, Check]:
+        """The manifest of a snapshot that fits the spec that runc would be given.
+
+        Its content is being checked meanwhile.
+        """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        with OwnedFd(os.open(self.snapshot, flags)) as snapshot:
-            captured = manifest.read(snapshot.fileno(), snapshot=self.ticket.snapshot)
-            manifest.check_files(captured, snapshot.fileno(), container=container)
+        container = self.ticket.container
+        dirfd = held.enter_context(OwnedFd(os.open(self.snapshot, flags))).fileno()
+        captured = manifest.read(dirfd, snapshot=self.ticket.snapshot)
         if reasons := refusals_of(captured, request_at_swap(self.bundle.spec, container), SWAP):
             error = SnapshotDoesNotFit(
-                "the snapshot does not fit the container", container=self.ticket.container,
+                "the snapshot does not fit the container", container=container,
                 why="; ".join(map(str, reasons)), do="Capture a pod with the same spec.",
             )  # fmt: skip
             error.codes = [reason.code for reason in reasons]
             raise error
-        return captured
+        check = Check(dirfd, captured, container=container, until=self.until)
+        held.enter_context(check).begin()
+        return captured, check
 
     def _mount_rootfs(self, undo: contextlib.ExitStack) -> None:
         try:
@@ -180,21 +193,26 @@ class Swap:
         shmfill.fill(source, target, put, container=self.ticket.container)
         faults.point("restore.shm.filled", self.ticket.container)
 
-    def _images(self, captured: Manifest, undo: contextlib.ExitStack) -> tuple[list[str], str]:
+    def _images(
+        self, captured: Manifest, check: Check, undo: contextlib.ExitStack
+    ) -> tuple[list[str], str]:
         """The new pod's addresses, and the directory with the images that CRIU is to read."""
         own = f"{self.snapshot}/{SNAPSHOT_CRIU}"
         try:
-            replaced = self._renamed(own)
+            written = check.images | self._renamed(check.images)
             addresses: list[str] = []
             if netns := self.bundle.network_namespace:
                 addresses = global_addresses(netns)
                 faults.point("restore.network.read", self.ticket.container)
                 patches = images.patches_of(captured.network)
                 chosen = images.replacements([address for address, _ in patches], addresses)
-                replaced |= self._readdressed(own, patches, chosen)
+                if patches:
+                    files = images.readdressed(written[images.PATCHED], patches, chosen)
+                    written[images.PATCHED] = files
                 left = {address for address, _ in patches} - chosen.keys()
                 self._plan_network(netns, sorted(left), undo)
-            view = images.view_of(own, f"{self.private}/images", replaced)
+            view = f"{self.private}/images"
+            images.view_of(own, view, check.big_images, written)
             faults.point("restore.images.viewed", self.ticket.container)
             return addresses, view
         except OSError as error:
@@ -202,15 +220,6 @@ class Swap:
                 "cannot look at the pod's network", container=self.ticket.container,
                 why=str(error), do="Is the sandbox still there?",
             ) from error  # fmt: skip
-
-    def _readdressed(
-        self, own: str, patches: Sequence[tuple[str, list[int]]], chosen: Mapping[str, str]
-    ) -> dict[str, bytes]:
-        """files.img with the new pod's addresses instead of the captured one's."""
-        if not patches:
-            return {}
-        with open(f"{own}/{images.PATCHED}", "rb") as file:
-            return {images.PATCHED: images.readdressed(file.read(), patches, chosen)}
 
     def _plan_network(self, netns: str, left: list[str], undo: contextlib.ExitStack) -> None:
         """Tell the hook what to do: bring up `lo`, make the addresses bindable that are `left`."""
@@ -221,16 +230,15 @@ class Swap:
         with open(plan, "w") as file:
             json.dump({"bindable": left}, file)
 
-    def _renamed(self, own: str) -> dict[str, bytes]:
+    def _renamed(self, captured: Mapping[str, bytes]) -> dict[str, bytes]:
         """The image of the UTS namespace with the name that the sandbox has."""
         uts = self.bundle.namespace("uts")
         name = hostname_in(uts) if uts else self.bundle.spec.get("hostname")
-        found = {}
-        for image in os.listdir(own):
-            if name and image.startswith(images.UTS_PREFIX):
-                with open(f"{own}/{image}", "rb") as file:
-                    found[image] = images.renamed(file.read(), name)
-        return found
+        return {
+            image: images.renamed(data, name)
+            for image, data in captured.items()
+            if name and image.startswith(images.UTS_PREFIX)
+        }
 
     def _restore(self, undo: contextlib.ExitStack, image_dir: str) -> None:
         work = f"{self.private}/{CONTAINER_WORK}"

@@ -7,11 +7,9 @@ published does not exist. The index is made anew from the manifests at every sta
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import secrets
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +22,10 @@ from shim.contract.errors import (
     NotPublished,
     SnapshotInUse,
 )
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, STORE
+from shim.contract.paths import SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, STORE
+from shim.integrity import marks
+from shim.integrity.record import record
+from shim.integrity.tree import Mismatch
 from shim.kernel.beneath import open_dir, read_beneath, remove_tree
 from shim.kernel.libc import call
 from shim.store.durable import sync_directory
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 
     from shim.contract.manifest import File, Manifest
     from shim.contract.names import SnapshotId
+    from shim.integrity.record import Recorded
 
 log = logging.getLogger(__name__)
 
-_HASHING_THREADS = 2
 MIN_PREFIX = 4
 """Hexadecimal digits with which a person may name a snapshot."""
 
@@ -48,14 +49,16 @@ class Store:
     """The snapshots of one node. Not shared between processes that write: the daemon owns it.
 
     sign: the content of the signature file for a manifest. Without it snapshots are published
-    unsigned, and no node uses them. damaged: directories without a manifest that can be read, by
-    name, with the reason. quarantine: which snapshots no container may start from.
+    unsigned, and no node uses them. marks_directory: see `shim.integrity.marks`; without it
+    nothing is marked. damaged: directories without a manifest that can be read, by name, with the
+    reason. quarantine: which snapshots no container may start from.
     """
 
     def __init__(
-        self, root: str = STORE, *, sign: Callable[[Manifest], bytes] | None = None
-    ) -> None:
-        self.root, self._sign = Path(root), sign
+        self, root: str = STORE, *, sign: Callable[[Manifest], bytes] | None = None,
+        marks_directory: str = "",
+    ) -> None:  # fmt: skip
+        self.root, self._sign, self._marks = Path(root), sign, marks_directory
         self.snapshots, self.staging = self.root / "snapshots", self.root / "staging"
         self._by_id: dict[str, Manifest] = {}
         self._signatures: dict[str, bytes] = {}
@@ -168,10 +171,12 @@ class Store:
     def publish(self, staged: Path, describe: Callable[[tuple[File, ...]], Manifest]) -> Manifest:
         """Make what is staged a snapshot. Blocking: reads and syncs all of it.
 
-        describe: the manifest, given the digests of CRIU's images. Raises NotPublished.
+        describe: the manifest, given the listings with the digests. Raises NotPublished.
         """
         try:
-            found = describe(_digests(staged))
+            with open_dir(str(staged)) as directory:
+                recorded = record(directory.fileno())
+            found = describe(tuple(recorded.files))
             faults.point("store.digested")
             signed = self._sign(found) if self._sign else b""
             _write(staged / SNAPSHOT_MANIFEST, found.encode())
@@ -189,13 +194,26 @@ class Store:
                 "cannot sign the snapshot", container=staged.name, why=f"{error.container}: "
                 f"{error.why}", do=error.do,
             ) from error  # fmt: skip
-        except OSError as error:
+        except (OSError, ValueError, Mismatch) as error:
             raise NotPublished(
                 "cannot publish the snapshot", container=staged.name, why=str(error),
                 do=f"Is there room in {self.root}?",
             ) from error  # fmt: skip
+        self._mark(found.id, recorded)
         self._by_id[found.id], self._signatures[found.id] = found, signed
         return found
+
+    def _mark(self, found: str, recorded: Recorded) -> None:
+        """It was hashed just now: the first restore need not do it again."""
+        if not self._marks:
+            return
+        try:
+            with open_dir(str(self.snapshots / found)) as directory:
+                if marks.count_on(directory.fileno()):
+                    for part, marked in recorded.marks.items():
+                        marks.write(found, part, marked, self._marks)
+        except OSError as error:
+            log.warning("snapshot %s will be hashed at its first use: %s", found[:12], error)
 
     def remove(self, found: SnapshotId, *, users: list[str]) -> None:
         """Delete a snapshot. users: the containers that have its diff mounted.
@@ -221,6 +239,8 @@ class Store:
         (self._used / found).unlink(missing_ok=True)
         with open_dir(str(self.staging)) as staging:
             remove_tree(staging.fileno(), found)
+        if self._marks:
+            marks.forget(found, self._marks)
 
 
 def _signature(directory: int) -> bytes:
@@ -236,17 +256,6 @@ def _signature(directory: int) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     path.chmod(0o600)
-
-
-def _digests(staged: Path) -> tuple[File, ...]:
-    def describe(path: Path) -> File:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        name = str(path.relative_to(staged))
-        return manifests.File(path=name, size=path.stat().st_size, sha256=digest)
-
-    with ThreadPoolExecutor(_HASHING_THREADS) as threads:  # hashing leaves the GIL free
-        return tuple(threads.map(describe, sorted((staged / SNAPSHOT_CRIU).iterdir())))
 
 
 def _sync_file_system(directory: Path) -> None:

@@ -20,6 +20,9 @@ PREFIX: Final = "quickthaw.io/"
 WHEN_HEALTHY: Final = f"http://:{PORT}/health"
 RUN: Final = "/run/quickthaw"
 SNAPSHOTS: Final = "/var/lib/quickthaw/snapshots"
+VERIFIED: Final = f"{RUN}/verified"
+OF_SNAPSHOTS: Final = (f"{SNAPSHOTS}/", f"{VERIFIED}/")
+"""What is here stays while a snapshot does."""
 PER_CONTAINER: Final = ("tickets", "swapped", "containers", "control", "outcomes")
 """What /run/quickthaw has nothing in when no container of ours exists."""
 LOOK_EVERY_S: Final = 0.02
@@ -222,7 +225,7 @@ def nothing_left(node: Node) -> Iterator[None]:
 
     def left() -> dict[str, list[str]]:
         now = node.inventory().less(before)
-        files = [path for path in now.pop("files", ()) if not path.startswith(f"{SNAPSHOTS}/")]
+        files = [path for path in now.pop("files", ()) if not path.startswith(OF_SNAPSHOTS)]
         ours = [
             f"{RUN}/{directory}/{path.name}"
             for directory in PER_CONTAINER
@@ -240,4 +243,4 @@ def nothing_left(node: Node) -> Iterator[None]:
 def wipe_snapshots(node: Node) -> None:
     """Take every snapshot away. The daemon is started again: it has its index in memory."""
     with node.daemon_stopped():
-        node.run(["sh", "-c", f"rm -rf {SNAPSHOTS}/*"])
+        node.run(["sh", "-c", f"rm -rf {SNAPSHOTS}/* {VERIFIED}/*"])

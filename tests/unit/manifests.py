@@ -25,7 +25,8 @@ def fields(**changed: object) -> dict[str, object]:
     return {
         "name": "warm", "key": "a" * 64, "created_at": 1_700_000_000.5, "source": SOURCE,
         "software": SOFTWARE, "facts": {"user": "{}"}, "network": {"addresses": ["::"]},
-        "files": [{"path": "criu/pages-1.img", "size": 4096, "sha256": "b" * 64}],
+        "files": [{"path": path, "size": 0, "sha256": "b" * 64}
+                  for path in manifest.LISTINGS.values()],
         "sizes": {"criu": 4096, "rootfs": 10, "shm": 0}, "timings": {"frozen": 0.5},
         "requires": {"memory_bytes": 1 << 30},
     } | changed  # fmt: skip

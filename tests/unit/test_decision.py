@@ -24,6 +24,7 @@ from shim.gate.checks import WITHIN_SPEC
 from shim.gate.request import Node
 from shim.nri.annotations import Wish
 from shim.store.store import Store
+from tests.unit.manifests import made
 from tests.unit.specs import HOST
 from tests.unit.trusting import TrustsAll
 
@@ -68,7 +69,7 @@ def a_manifest(identity: deciding.Identity, number: int = 0, **changes: Any) -> 
             "quickthaw": "0", "criu": "4.2", "runtime": "runc", "kernel": system.release,
             "arch": system.machine,
         },
-        "facts": {**identity.facts, "processes": WITHIN_SPEC}, "network": {}, "files": [],
+        "facts": {**identity.facts, "processes": WITHIN_SPEC}, "network": {}, "files": made().files,
         "sizes": {"criu": 1, "rootfs": 1, "shm": 0}, "timings": {},
         "requires": {"memory_bytes": 1},
     }  # fmt: skip

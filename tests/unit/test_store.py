@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import pytest
 
 from shim.contract import manifest
 from shim.contract.errors import NoSuchSnapshot, NotPublished, SnapshotInUse
+from shim.integrity.check import Check
 from shim.store.listing import listed, shown
 from shim.store.store import Store
 from tests.unit.manifests import SOURCE, fields, made
@@ -62,7 +64,9 @@ def test_what_is_published_is_whole_and_private(store: Store) -> None:
     found = publish(store)
     place = store.snapshots / found.id
     fd = os.open(place, os.O_RDONLY)
-    manifest.check_files(found, fd, container="c1")
+    with Check(fd, found, container="c1", until=math.inf, with_marks=False) as check:
+        check.begin()
+        check.finish()
     os.close(fd)
     assert place.stat().st_mode & 0o777 == 0o700
     assert (place / "manifest.json").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,213 @@
+"""Whether a snapshot is, to the byte, what its manifest says. Before each use. Lean.
+
+The manifest has the digests of the listings, a listing those of everything in its part. What CRIU
+parses, all images but the big ones, is read into memory, hashed, and used from memory. Big images
+and the files of rootfs/ and shm/ are hashed unless they have a mark (see `shim.integrity.marks`)
+or the kernel vouches for them with fs-verity. Hashing goes on beside the caller's other steps
+from `begin` to `finish`; only /dev/shm's content, which other containers of the pod see as soon
+as it is put there, is done when `begin` returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+
+from shim.contract.errors import SnapshotNotWhole
+from shim.contract.manifest import LISTINGS
+from shim.contract.paths import (
+    SNAPSHOT_CRIU,
+    SNAPSHOT_MANIFEST,
+    SNAPSHOT_ROOTFS,
+    SNAPSHOT_SHM,
+    SNAPSHOT_SIGNATURE,
+    VERIFIED,
+)
+from shim.integrity import chunks, content, marks, tree
+from shim.integrity.tree import Mismatch
+from shim.integrity.work import Work
+from shim.kernel.beneath import read_beneath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shim.contract.manifest import Manifest
+    from shim.integrity.marks import Marks
+    from shim.integrity.tree import Entry, Line
+
+_TOP = {SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, *LISTINGS, *LISTINGS.values()}
+_LISTING_BYTES = 1 << 30
+_MUCH_BYTES = 8 << 20
+"""From here on threads are worth their start."""
+
+
+class Check:
+    """One check, from `begin` to `finish`; leaving it gives up what is not done.
+
+    snapshot_dirfd: must stay open. captured: the manifest, itself authentic. container: for
+    messages. until: the deadline on `time.monotonic`. with_marks: whether marks spare hashing.
+
+    images: the checked content of CRIU's small images by name. big_images: the names of the
+    others. Both are there after `begin`. hashed_bytes: of the files that were hashed; big ones
+    count as soon as they are due.
+    """
+
+    def __init__(
+        self, snapshot_dirfd: int, captured: Manifest, *, container: str, until: float,
+        with_marks: bool = True, marks_directory: str = VERIFIED,
+    ) -> None:  # fmt: skip
+        self._dirfd, self._captured, self._container = snapshot_dirfd, captured, container
+        self._work = Work(until)
+        self._with_marks, self._marks_directory = with_marks, marks_directory
+        self._marks_count = False
+        self._used: dict[str, Marks] = {}
+        self._fresh: dict[str, Marks] = {}
+        self.images: dict[str, bytes] = {}
+        self.big_images: list[str] = []
+        self.hashed_bytes = 0
+
+    def __enter__(self) -> Check:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._work.stop()
+
+    def begin(self) -> None:
+        """Check what is small and /dev/shm's content, and begin with the rest.
+
+        Raises SnapshotNotWhole; TooLate.
+        """
+        with self._border():
+            self._marks_count = marks.count_on(self._dirfd)
+            self._check_top()
+            if not self._is_marked(SNAPSHOT_SHM):
+                self._check_part(SNAPSHOT_SHM)
+            self._run_when_worth_it(self.hashed_bytes)
+            self._work.finish()
+            self._work = self._work.again()
+            self._check_part(SNAPSHOT_CRIU)
+            due = self.hashed_bytes
+            if not self._is_marked(SNAPSHOT_ROOTFS):
+                self._work.add(lambda: self._check_part(SNAPSHOT_ROOTFS))
+                due += self._captured.sizes.rootfs
+            self._run_when_worth_it(due)
+
+    def finish(self) -> None:
+        """Wait until everything is checked, and mark it. Raises SnapshotNotWhole; TooLate."""
+        with self._border():
+            self._work.finish()
+        for part, found in self._fresh.items() if self._marks_count else ():
+            # Without marks it is hashed again the next time: no reason to fail.
+            with contextlib.suppress(OSError):
+                marks.write(self._captured.id, part, found, self._marks_directory)
+
+    def unchanged(self) -> None:
+        """Make sure that what CRIU and /dev/shm were given by path is what was checked.
+
+        Raises SnapshotNotWhole.
+        """
+        for part in (SNAPSHOT_CRIU, SNAPSHOT_SHM):
+            path = marks.first_changed(self._dirfd, self._used.get(part, {}))
+            if path is not None:
+                raise self._not_whole(Mismatch(tree.printable(path), "it as checked", "another"))
+
+    def _run_when_worth_it(self, size: int) -> None:
+        if self._work.is_due and size > _MUCH_BYTES:
+            self._work.start()
+
+    def _check_top(self) -> None:
+        for name in sorted(os.listdir(self._dirfd)):
+            if name not in _TOP:
+                raise Mismatch(tree.printable(name), "no such file", "one")
+
+    def _is_marked(self, part: str) -> bool:
+        """Whether nothing of rootfs/ or shm/ has changed since it was checked."""
+        known = self._known(part)
+        if part not in known or marks.first_changed(self._dirfd, known) is not None:
+            return False
+        self._used[part] = known
+        return True
+
+    def _known(self, part: str) -> Marks:
+        if not (self._with_marks and self._marks_count):
+            return {}
+        return marks.read(self._captured.id, part, self._marks_directory)
+
+    def _check_part(self, part: str) -> None:
+        """All of one part but what is left to the threads."""
+        known = self._known(part)
+        used: Marks = {}
+        fresh: Marks = {}
+        began_ns = marks.now_ns()
+        for line, entry in tree.pairs(part, self._listing(part), tree.walk(self._dirfd, part)):
+            self._work.tick()
+            mark = list(tree.identity(entry.status))
+            self._check_entry(line, entry, is_marked=known.get(entry.below) == mark)
+            if tree.is_marked(entry):
+                used[entry.below] = mark
+                if marks.settled(entry.status, began_ns):
+                    fresh[entry.below] = mark
+        self._used[part] = used
+        if (fresh := marks.complete(fresh, len(used))) != known:
+            self._fresh[part] = fresh
+
+    def _check_entry(self, line: Line, entry: Entry, *, is_marked: bool) -> None:
+        if entry.part == SNAPSHOT_CRIU and entry.path != tree.ROOT:
+            self._check_image(line, entry)
+            if entry.path in self.images:
+                return
+        if not entry.is_content or is_marked:
+            return
+        size = entry.status.st_size
+        if size >= tree.BIG_BYTES and content.kernel_vouches(line, entry):
+            return
+        self.hashed_bytes += size
+        if size > chunks.CHUNK_BYTES:
+            content.check_later(line, entry, self._dirfd, self._work)
+        else:
+            content.check_here(line, entry, self._work)
+
+    def _check_image(self, line: Line, entry: Entry) -> None:
+        if not entry.is_content or "/" in entry.path:
+            # CRIU would follow a directory or link `parent` into other snapshots.
+            raise Mismatch(tree.printable(entry.below), "an image of CRIU's", "something else")
+        if tree.is_marked(entry):
+            self.big_images.append(entry.path)
+        else:
+            self.images[entry.path] = content.read(line, entry)
+
+    def _listing(self, part: str) -> list[bytes]:
+        """The lines of a listing that is the one which the manifest means."""
+        name = LISTINGS[part]
+        (file,) = (file for file in self._captured.files if file.path == name)
+        try:
+            found = read_beneath(self._dirfd, name, limit_bytes=min(file.size, _LISTING_BYTES))
+        except FileNotFoundError:
+            raise Mismatch(name, f"{file.size} bytes", "nothing") from None
+        digest = hashlib.sha256(found).hexdigest()
+        if (len(found), digest) != (file.size, file.sha256):
+            raise Mismatch(name, f"SHA-256 {file.sha256[:16]}", digest[:16])
+        return found.splitlines()
+
+    @contextlib.contextmanager
+    def _border(self) -> Iterator[None]:
+        try:
+            yield
+        except Mismatch as mismatch:
+            raise self._not_whole(mismatch) from mismatch
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._cannot(f"it cannot be read: {error}") from error
+
+    def _not_whole(self, mismatch: Mismatch) -> SnapshotNotWhole:
+        return self._cannot(
+            f"{mismatch.path}: expected {mismatch.expected}, found {mismatch.found}"
+        )
+
+    def _cannot(self, why: str) -> SnapshotNotWhole:
+        short = self._captured.id[:12]
+        return SnapshotNotWhole(
+            "cannot use the snapshot", container=self._container, why=f"{short}: {why}",
+            do=f"Run `quickthaw rm {short}`; the next pod makes a new one.",
+        )  # fmt: skip

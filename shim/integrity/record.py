@@ -1,0 +1,89 @@
+"""The listings of a new snapshot, written beside what they list. For the store, when it publishes.
+
+What is listed must not change any more: whoever publishes owns it alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from shim.contract.manifest import LISTINGS, File
+from shim.contract.paths import SNAPSHOT_CRIU
+from shim.integrity import chunks, marks, tree
+from shim.kernel import filesystem
+
+if TYPE_CHECKING:
+    from shim.integrity.marks import Marks
+    from shim.integrity.tree import Entry
+
+_THREADS = min(4, os.cpu_count() or 1)
+_O_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Recorded:
+    """files: the listings, for the manifest. marks: by part, of what was hashed just now."""
+
+    def __init__(self) -> None:
+        self.files: list[File] = []
+        self.marks: dict[str, Marks] = {}
+
+
+def record(staged_dirfd: int) -> Recorded:
+    """Read all of a staged snapshot and write its listings. Blocking.
+
+    Where the file system has fs-verity, it is enabled for the big files. Raises OSError;
+    Mismatch for what cannot be listed; ValueError for a file that is too large for it.
+    """
+    os.stat(SNAPSHOT_CRIU, dir_fd=staged_dirfd)  # without images it is no snapshot
+    time.sleep(marks.SETTLED_NS / 1e9)  # what was written last shall get marks, too
+    found = Recorded()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for part, name in LISTINGS.items():
+            recorder = _Recorder(part, threads)
+            found.files.append(recorder.write(staged_dirfd, name))
+            found.marks[part] = marks.complete(recorder.marks, recorder.entries)
+    return found
+
+
+class _Recorder:
+    """One part."""
+
+    def __init__(self, part: str, threads: ThreadPoolExecutor) -> None:
+        self._part, self._threads = part, threads
+        self._began_ns = marks.now_ns()
+        self.marks: Marks = {}
+        self.entries = 0
+
+    def write(self, staged_dirfd: int, name: str) -> File:
+        size, digest = 0, hashlib.sha256()
+        with open(os.open(name, _O_NEW, 0o600, dir_fd=staged_dirfd), "wb") as file:
+            for entry in tree.walk(staged_dirfd, self._part):
+                line = self._line(entry)
+                file.write(line)
+                digest.update(line)
+                size += len(line)
+        return File(path=name, size=size, sha256=digest.hexdigest())
+
+    def _line(self, entry: Entry) -> bytes:
+        digests, verity = self._content(entry) if entry.is_content else ([], "")
+        if tree.is_marked(entry):
+            self.entries += 1
+            if marks.settled(entry.status, self._began_ns):
+                self.marks[entry.below] = list(tree.identity(entry.status))
+        return tree.encode(entry.attributes(), digests, verity)
+
+    def _content(self, entry: Entry) -> tuple[list[str], str]:
+        size = entry.status.st_size
+        with entry.open() as file:
+            fd = file.fileno()
+            # First: what the kernel measures is then what is hashed.
+            protected = size >= tree.BIG_BYTES and filesystem.enable_verity(fd)
+            verity = filesystem.measure_verity(fd) if protected else ""
+            numbers = range(chunks.count(size))
+            if len(numbers) == 1:
+                return [chunks.digest(fd, 0, size)], verity
+            return list(self._threads.map(lambda i: chunks.digest(fd, i, size), numbers)), verity
