@@ -19,13 +19,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.contract.names import ContainerId, SnapshotId
 
-SCHEMA = 1
+SCHEMA = 2
 _MAX_BYTES = 64 * 1024
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "container": str,
     "snapshot": str,
     "fallback": str,
     "deadline_s": (int, float),
+    "turns": int,
+    "turn_wait_s": (int, float),
     "pod_namespace": str,
     "pod_name": str,
     "pod_uid": str,
@@ -37,8 +39,9 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 class Ticket:
     """One container id and the snapshot that it is to be restored from.
 
-    fallback: `cold` or `fail`. deadline_s: seconds for the whole swap. resume: the annotation's
-    value (`http POST :8000/…`, `exec:…`) or the empty string.
+    fallback: `cold` or `fail`. deadline_s: seconds for the whole swap. turns: how many
+    restores the node allows at once. turn_wait_s: how long to wait to be one of them. resume: the
+    annotation's value (`http POST :8000/…`, `exec:…`) or the empty string.
     """
 
     __slots__ = tuple(_FIELDS)
@@ -46,6 +49,8 @@ class Ticket:
     snapshot: SnapshotId
     fallback: str
     deadline_s: float
+    turns: int
+    turn_wait_s: float
     pod_namespace: str
     pod_name: str
     pod_uid: str
@@ -64,6 +69,8 @@ class Ticket:
             raise ValueError("malformed id")
         if self.fallback not in ("cold", "fail") or not 0 < self.deadline_s < 1e6:
             raise ValueError("fallback or deadline_s out of range")
+        if self.turns < 1 or not 0 <= self.turn_wait_s < 1e6:
+            raise ValueError("turns or turn_wait_s out of range")
 
     def encode(self) -> bytes:
         """The ticket as the JSON that `decode` takes."""

@@ -151,6 +151,15 @@ class Config:
     readiness_timeout_s: float = key(
         3600.0, seconds, "How long we wait for a container to become worth capturing."
     )
+    max_restores_at_once: int = key(
+        8, count, "How many restores may run at the same time. Others wait, in their order."
+    )
+    restore_wait_s: float = key(
+        10.0,
+        seconds,
+        "How long a restore waits until it is its turn; then the container starts cold. It waits\n"
+        "no longer than the pod's deadline.",
+    )
     max_captures_at_once: int = key(1, count, "How many captures may run at the same time.")
     quarantine_after: int = key(
         2,

@@ -175,6 +175,7 @@ class Decider:
             ticket.Ticket(
                 container=tracked.container, snapshot=found.id, fallback=wish.fallback,
                 deadline_s=wish.deadline_s or self._config.default_deadline_s,
+                turns=self._config.max_restores_at_once, turn_wait_s=self._config.restore_wait_s,
                 pod_namespace=tracked.pod.namespace, pod_name=tracked.pod.name,
                 pod_uid=tracked.pod.uid, container_name=tracked.name,
                 resume=wish.resume.encode() if wish.resume else "",

@@ -13,7 +13,17 @@ from shim.capture import kerndat, nodefacts
 from shim.capture.source import thaw_left
 from shim.contract import faults
 from shim.contract.errors import KeyRefused, QuickthawError
-from shim.contract.paths import CONTAINERS, CONTROL, LOGS, OUTCOMES, RUN, SWAPPED, TICKETS, VERIFIED
+from shim.contract.paths import (
+    CONTAINERS,
+    CONTROL,
+    LOGS,
+    OUTCOMES,
+    RUN,
+    SWAPPED,
+    TICKETS,
+    TURNS,
+    VERIFIED,
+)
 from shim.daemon import config as configuration
 from shim.daemon import control
 from shim.daemon.captures import Captures
@@ -75,7 +85,9 @@ def _arm_faults() -> None:
 
 def _recover() -> None:
     """Make our directories, and let run what a daemon that was killed left frozen."""
-    for directory in (RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES, LOGS, VERIFIED):
+    for directory in (
+        RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES, LOGS, VERIFIED, TURNS,
+    ):  # fmt: skip
         os.makedirs(directory, 0o700, exist_ok=True)
     for container in os.listdir(CONTAINERS):
         thaw_left(container)

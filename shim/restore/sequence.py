@@ -46,7 +46,7 @@ from shim.kernel.fds import OwnedFd
 from shim.kernel.netns import loopback_is_up
 from shim.kernel.process import TooLate
 from shim.kernel.utsns import hostname_in
-from shim.restore import images, resume
+from shim.restore import images, resume, turns
 from shim.restore.bundle import Bundle
 from shim.rootfs import overlay, shmfill
 
@@ -90,6 +90,22 @@ class Swap:
 
     def _take_steps(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> None:
         """undo: what is done when a step fails. held: what is let go in any case."""
+        with contextlib.ExitStack() as turn:
+            with self._step("turn"):
+                until = min(self.until, time.monotonic() + self.ticket.turn_wait_s)
+                turn.enter_context(
+                    turns.taken(self.ticket.turns, until=until, container=self.ticket.container)
+                )
+            self._restore_all(undo, held)
+        # What the workload does now loads the node no more than any other start.
+        with self._step("resume"):
+            resume.call_workload(
+                self.ticket, self.bundle.network_namespace, self.runtime, until=self.until
+            )
+            faults.point("restore.resumed", self.ticket.container)
+        journal.note(f"{self.private}/journal", journal.DONE, None)
+
+    def _restore_all(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> None:
         with self._step("check"):
             faults.point("restore.check", self.ticket.container)
             captured, check = self._checked(held)
@@ -109,12 +125,6 @@ class Swap:
             self._restore(undo, image_dir)
             check.unchanged()
             shutil.rmtree(image_dir)  # it is in memory, and CRIU has read it
-        with self._step("resume"):
-            resume.call_workload(
-                self.ticket, self.bundle.network_namespace, self.runtime, until=self.until
-            )
-            faults.point("restore.resumed", self.ticket.container)
-        journal.note(f"{self.private}/journal", journal.DONE, None)
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:

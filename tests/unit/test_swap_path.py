@@ -35,6 +35,7 @@ def test_swap_path_stays_lean(module: str) -> None:
 def a_ticket(**changes: object) -> ticket.Ticket:
     fields: dict[str, object] = {
         "container": "abc", "snapshot": SNAPSHOT, "fallback": "cold", "deadline_s": 100.0,
+        "turns": 4, "turn_wait_s": 10.0,
         "pod_namespace": "default", "pod_name": "pod", "pod_uid": "uid", "container_name": "main",
         "resume": "",
     }  # fmt: skip

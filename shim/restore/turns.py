@@ -1,0 +1,121 @@
+"""Whose turn it is: as many restores at once as the node allows, in the order of their arrival.
+
+Without the daemon, which may be away. Each restore holds a lock on a file of its own for as long
+as it waits and goes on; the file's name is its number. It may go on when fewer than the allowed
+number of locked files have a lower one. So nobody overtakes, nobody starves, and one that is
+killed makes room at once: the kernel drops its lock. Files that nobody locks are dead, and are
+removed by whoever arrives next. Numbers are given out, and files removed, under a lock on the
+directory, held for less than a millisecond. Lean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+
+from shim.contract.errors import NoTurn
+from shim.contract.paths import TURNS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ARRIVE_S = 0.001
+_LOOK_S, _LOOK_AT_MOST_S = 0.005, 0.1
+"""Between two looks: the next in the queue looks often, who is further back has time."""
+
+
+@contextlib.contextmanager
+def taken(
+    most: int, *, until: float, container: str = "", directory: str = TURNS
+) -> Iterator[None]:
+    """Be one of at most `most` inside of the `with`, after everybody who came earlier.
+
+    until: how long to wait, on `time.monotonic`. Raises NoTurn when it is over, OSError.
+    """
+    with contextlib.ExitStack() as place:
+        number = _arrive(directory, until, place, container)
+        while ahead := _too_many_ahead(directory, number, most):
+            if time.monotonic() >= until:
+                raise _no_turn(container, f"{ahead} restores that came earlier still go on or wait")
+            time.sleep(min(_LOOK_S * ahead, _LOOK_AT_MOST_S, max(0, until - time.monotonic())))
+        yield
+
+
+def _no_turn(container: str, why: str) -> NoTurn:
+    return NoTurn(
+        "no turn for the restore", container=container, why=why,
+        do="Raise max_restores_at_once or restore_wait_s in the configuration if the node can "
+        "do more.",
+    )  # fmt: skip
+
+
+def _arrive(directory: str, until: float, place: contextlib.ExitStack, container: str) -> int:
+    """Take the next number. Leaving `place` gives it back."""
+    os.makedirs(directory, 0o700, exist_ok=True)
+    with _order(directory, until, container):
+        numbers = _numbers(directory)
+        for number in numbers:
+            if not _is_locked(f"{directory}/{number}"):
+                os.unlink(f"{directory}/{number}")
+        number = max(numbers, default=0) + 1
+        scratch = f"{directory}/.new"  # the lock on the directory makes it ours
+        fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        place.callback(os.close, fd)
+        # Locked before it has its name: nobody ever sees it without.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(scratch, f"{directory}/{number}")
+        place.callback(_unlink, f"{directory}/{number}")
+    return number
+
+
+@contextlib.contextmanager
+def _order(directory: str, until: float, container: str) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= until:
+                    why = "another restore holds the queue, and does not go on"
+                    raise _no_turn(container, why) from error
+                time.sleep(_ARRIVE_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _too_many_ahead(directory: str, own: int, most: int) -> int:
+    """0 when it is the turn of number `own`, else how many must still end before."""
+    ahead = [number for number in _numbers(directory) if number < own]
+    if len(ahead) < most:
+        return 0
+    living = sum(_is_locked(f"{directory}/{number}") for number in ahead)
+    return max(0, living - most + 1)
+
+
+def _numbers(directory: str) -> list[int]:
+    return sorted(int(name) for name in os.listdir(directory) if name.isdecimal())
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,172 @@
+"""Turns of restores: processes, because that is what they are on a node."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shim.contract.errors import NoTurn
+from shim.restore import turns
+
+ROOT = Path(__file__).parents[2]
+WORK = """
+import sys, time
+sys.path.insert(0, {root!r})
+from shim.contract.errors import NoTurn
+from shim.restore import turns
+try:
+    with turns.taken({most}, until=time.monotonic() + {wait}, directory={directory!r}):
+        print("in", flush=True)
+        sys.stdin.readline()
+    print("out", flush=True)
+except NoTurn as error:
+    print("no turn:", error, flush=True)
+"""
+SOON_S = 20.0
+
+
+class Restore:
+    """A process that wants a turn and keeps it until it is told to end."""
+
+    def __init__(self, directory: Path, most: int, wait: float = SOON_S) -> None:
+        code = WORK.format(root=str(ROOT), most=most, wait=wait, directory=str(directory))
+        before = set(directory.glob("[0-9]*"))
+        self.process = subprocess.Popen(
+            [sys.executable, "-ISE", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        wait_until(
+            lambda: set(directory.glob("[0-9]*")) - before or self.process.poll() is not None
+        )
+
+    def says(self) -> str:
+        """Its next line; waits for it."""
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+
+
+def wait_until(done: object) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not done():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "turns").mkdir()
+    return tmp_path / "turns"
+
+
+@pytest.fixture
+def started() -> Iterator[list[Restore]]:
+    found: list[Restore] = []
+    yield found
+    for each in found:
+        each.process.kill()
+        each.process.communicate()
+
+
+def said_so_far(restores: list[Restore]) -> list[int]:
+    """Which of them have something to say now."""
+    import select
+
+    poll = {each.process.stdout.fileno(): at for at, each in enumerate(restores)
+            if each.process.stdout}  # fmt: skip
+    ready, _, _ = select.select(list(poll), [], [], 0.25)
+    return sorted(poll[fd] for fd in ready)
+
+
+def test_turns_come_in_the_order_of_arrival(directory: Path, started: list[Restore]) -> None:
+    started += [Restore(directory, most=2) for _ in range(7)]
+    assert [started[0].says(), started[1].says()] == ["in", "in"]
+    for number in range(2, 7):
+        assert said_so_far(started[number - 2 :]) == [], "no more than two at once"
+        started[number - 2].end()
+        assert started[number - 2].says() == "out"
+        assert started[number].says() == "in", "the longest waiting one is the next"
+    for each in started:
+        each.end()
+        each.process.wait(SOON_S)
+    assert list(directory.iterdir()) == []
+
+
+def test_later_ones_do_not_starve_an_early_one(directory: Path, started: list[Restore]) -> None:
+    started.append(Restore(directory, most=1))
+    assert started[0].says() == "in"
+    early = Restore(directory, most=1)
+    started.append(early)
+    started += [Restore(directory, most=1) for _ in range(5)]
+    started[0].end()
+    assert early.says() == "in"
+    assert said_so_far(started[2:]) == []
+
+
+def test_a_killed_one_makes_room(directory: Path, started: list[Restore]) -> None:
+    started += [Restore(directory, most=1) for _ in range(3)]
+    assert started[0].says() == "in"
+    os.kill(started[1].process.pid, signal.SIGKILL)  # while it waits
+    started[1].process.wait()
+    os.kill(started[0].process.pid, signal.SIGKILL)  # while it restores
+    assert started[2].says() == "in"
+    started.append(Restore(directory, most=1))
+    assert len(list(directory.glob("[0-9]*"))) == 2, "who arrives removes what the dead left"
+
+
+def test_who_waits_too_long_goes_without_and_lets_the_next_one_on(
+    directory: Path, started: list[Restore]
+) -> None:
+    started.append(Restore(directory, most=1))
+    assert started[0].says() == "in"
+    began = time.monotonic()
+    started.append(Restore(directory, most=1, wait=0.4))
+    started.append(Restore(directory, most=1))
+    assert started[1].says().startswith("no turn: no turn for the restore")
+    assert 0.3 < time.monotonic() - began < 5
+    started[0].end()
+    assert started[2].says() == "in"
+
+
+def test_a_queue_that_is_held_delays_nobody_for_ever(directory: Path) -> None:
+    holder = subprocess.Popen(["flock", str(directory), "sleep", "1000"], start_new_session=True)
+    try:
+        lock = os.open(directory, os.O_RDONLY)
+        wait_until(lambda: turns._is_locked(str(directory)))
+        os.close(lock)
+        began = time.monotonic()
+        with (
+            pytest.raises(NoTurn, match="holds the queue"),
+            turns.taken(8, until=began + 0.2, directory=str(directory)),
+        ):
+            pass
+        assert time.monotonic() - began < 2
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+
+
+def test_a_free_turn_costs_next_to_nothing(directory: Path) -> None:
+    took = []
+    for _ in range(50):
+        began = time.perf_counter()
+        with turns.taken(8, until=time.monotonic() + 1, directory=str(directory)):
+            took.append(time.perf_counter() - began)
+    assert min(took) < 0.002
+    assert list(directory.iterdir()) == []
+
+
+def test_the_directory_is_made_where_it_is_missing(tmp_path: Path) -> None:
+    with turns.taken(1, until=time.monotonic() + 1, directory=str(tmp_path / "turns")):
+        assert (tmp_path / "turns" / "1").exists()
