@@ -7,21 +7,26 @@ the swap does that once more (docs/decisions/0006).
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from shim.contract.errors import KeyRefused, NotCapturable
 from shim.trust import signature
+from shim.trust.keys import Keyring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.contract.manifest import Manifest
-    from shim.trust.keys import Entry, KeyDirectory, Keyring
+    from shim.trust.keys import Entry, KeyDirectory
 
 REASON: Final = "signature"
 """What a refusal for want of trust is called."""
 VALID: Final = "valid"
+ONE_LOOK_S = 0.001
+"""A decision may ask about a thousand snapshots: they are judged by one look at the keys. The
+program that changes a key takes longer than this to end."""
 _CACHED: Final = 4096
 """Verdicts that are kept: a few hundred bytes each. Snapshots come and go."""
 
@@ -63,14 +68,16 @@ class Trust:
 
     def __init__(self, keys: KeyDirectory, signature_of: Callable[[str], bytes]) -> None:
         self._keys, self._signature_of = keys, signature_of
-        self._ring: Keyring | None = None
+        self._ring, self._looked = Keyring(), float("-inf")
         self._verdicts: dict[str, tuple[bytes, Verdict]] = {}
 
     def verdict(self, found: Manifest) -> Verdict:
         """Whether this node may use the snapshot, by the keys as they are now."""
-        ring = self._keys.current()
-        if ring is not self._ring or len(self._verdicts) > _CACHED:
-            self._ring, self._verdicts = ring, {}
+        if (now := time.monotonic()) - self._looked > ONE_LOOK_S:
+            self._looked, ring = now, self._keys.current()
+            if ring is not self._ring or len(self._verdicts) > _CACHED:
+                self._ring, self._verdicts = ring, {}
+        ring = self._ring
         data = self._signature_of(found.id)
         known = self._verdicts.get(found.id)
         if known is None or known[0] != data:

@@ -237,7 +237,7 @@ def test_sizes_are_short(count: int, told: str) -> None:
     assert output.size(count) == told
 
 
-@pytest.mark.parametrize("verb", ["", "ls", "show", "capture", "explain", "rm", "status"])
+@pytest.mark.parametrize("verb", ["", "ls", "show", "capture", "explain", "rm", "status", "keys"])
 def test_help_has_examples(capsys: Capsys, verb: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main.main([*verb.split(), "--help"])

@@ -24,6 +24,7 @@ from shim.gate.checks import WITHIN_SPEC
 from shim.gate.request import Node
 from shim.nri.annotations import Wish
 from shim.store.store import Store
+from shim.trust.verdict import Trust
 from tests.unit.manifests import made
 from tests.unit.specs import HOST
 from tests.unit.trusting import TrustsAll
@@ -93,7 +94,9 @@ def tickets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def a_decider(store: Store, spec: dict[str, Any] | None = SPEC, **config: Any) -> Decider:
+def a_decider(
+    store: Store, spec: dict[str, Any] | None = SPEC, trust: Trust | None = None, **config: Any
+) -> Decider:
     containerd: Any = FakeContainerd(spec)
     system = os.uname()
     node = Node(
@@ -101,7 +104,9 @@ def a_decider(store: Store, spec: dict[str, Any] | None = SPEC, **config: Any) -
         gpus={"gpus": []}, trust=lambda _: ("signed", True),
     )  # fmt: skip
     facts = NodeFacts(node, "")
-    return Decider(replace(Config(), **config), store, TrustsAll(), containerd, Reporter(), facts)
+    return Decider(
+        replace(Config(), **config), store, trust or TrustsAll(), containerd, Reporter(), facts
+    )
 
 
 def put(store: Store, found: manifests.Manifest) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shim.contract import manifest as manifests
 from shim.contract.errors import NotCapturable, NotPublished
 from shim.store.store import Store
-from shim.trust import change, keyfile, signature
+from shim.trust import change, keyfile, signature, verdict
 from shim.trust.keyfile import PublicKey
 from shim.trust.keys import Entry, KeyDirectory, Keyring
 from shim.trust.signature import Signature
@@ -38,16 +38,16 @@ def states(data: bytes, found: Manifest = SIGNED, ring: Keyring = RING) -> str:
 
 
 def test_what_this_node_signed_is_trusted() -> None:
-    verdict = judge(SIGNED, FILE, RING)
-    assert (verdict.trusted, verdict.key, verdict.signer) == (True, OWN.public.id, "this node")
+    found = judge(SIGNED, FILE, RING)
+    assert (found.trusted, found.key, found.signer) == (True, OWN.public.id, "this node")
 
 
 def test_what_another_node_signed_is_trusted_once_its_key_is() -> None:
     theirs = signature.sign(SIGNED, FOREIGN).encode()
-    verdict = judge(SIGNED, theirs, RING)
-    assert verdict.state == "unknown-key"
-    assert FOREIGN.public.id in str(verdict), "the operator must be told which key it is"
-    assert "quickthaw keys trust" in str(verdict)
+    found = judge(SIGNED, theirs, RING)
+    assert found.state == "unknown-key"
+    assert FOREIGN.public.id in str(found), "the operator must be told which key it is"
+    assert "quickthaw keys trust" in str(found)
     other = Entry("node-7", "trusted.d/node-7.pub", FOREIGN.public)
     assert judge(SIGNED, theirs, Keyring(trusted=(other,))).signer == "node-7"
 
@@ -55,9 +55,9 @@ def test_what_another_node_signed_is_trusted_once_its_key_is() -> None:
 @pytest.mark.parametrize("also", [{"own": RING.own}, {"trusted": (RING.own,)}])
 def test_a_revoked_key_is_never_trusted_wherever_else_it_is(also: dict[str, Entry]) -> None:
     revoked = Entry("lost", "revoked.d/lost.pub", OWN.public)
-    verdict = judge(SIGNED, FILE, Keyring(**also, revoked=(revoked,)))  # type: ignore[arg-type]
-    assert verdict.state == "revoked"
-    assert "revoked.d/lost.pub" in str(verdict)
+    found = judge(SIGNED, FILE, Keyring(**also, revoked=(revoked,)))  # type: ignore[arg-type]
+    assert found.state == "revoked"
+    assert "revoked.d/lost.pub" in str(found)
 
 
 def test_without_a_signature_nothing_is_trusted() -> None:
@@ -66,8 +66,8 @@ def test_without_a_signature_nothing_is_trusted() -> None:
 
 def test_keys_that_cannot_be_read_make_that_nothing_is_trusted() -> None:
     ring = Keyring(own=RING.own, broken="revoked.d/x.pub: it is a link")
-    verdict = judge(SIGNED, FILE, ring)
-    assert (verdict.state, "revoked.d/x.pub" in str(verdict)) == ("no-keys", True)
+    found = judge(SIGNED, FILE, ring)
+    assert (found.state, "revoked.d/x.pub" in str(found)) == ("no-keys", True)
 
 
 @pytest.mark.parametrize("bit", range(8))
@@ -75,8 +75,8 @@ def test_no_bit_of_the_signature_file_may_change(bit: int) -> None:
     for place in range(len(FILE)):
         changed = bytearray(FILE)
         changed[place] ^= 1 << bit
-        verdict = judge(SIGNED, bytes(changed), RING)
-        assert not verdict.trusted, f"byte {place} was changed to {bytes(changed)!r}"
+        found = judge(SIGNED, bytes(changed), RING)
+        assert not found.trusted, f"byte {place} was changed to {bytes(changed)!r}"
 
 
 def test_no_byte_may_be_missing_or_be_added() -> None:
@@ -292,7 +292,10 @@ def test_a_signature_that_is_no_small_file_is_none(
     assert verdict_of(store, keys, found).state == expected
 
 
-def test_a_verdict_follows_the_keys_and_the_file(store: Store, keys: KeyDirectory) -> None:
+def test_a_verdict_follows_the_keys_and_the_file(
+    store: Store, keys: KeyDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "ONE_LOOK_S", -1)
     found, trust = publish(store), Trust(keys, store.signature_of)
     old = keys.private().public.id
     assert trust.verdict(found).trusted
