@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shim.contract import manifest
+from shim.contract.errors import Blame
 from shim.store.store import Store
 from tests.crash import contents
 from tests.unit.manifests import fields
@@ -17,14 +18,16 @@ if TYPE_CHECKING:
 
     from shim.contract.manifest import File, Manifest
 
-KEPT, TARGET, NEW, LATER = "kept", "target", "new", "later"
-"""Names of snapshots: KEPT and TARGET are there before, NEW is what `publish` makes."""
-_AGES = {name: float(age) for age, name in enumerate((KEPT, TARGET, NEW, LATER))}
+KEPT, TARGET, HELD, NEW, LATER = "kept", "target", "held", "new", "later"
+"""Names of snapshots: the first three are there before, TARGET with a failure that was counted,
+HELD in quarantine. NEW is what `publish` makes."""
+_AGES = {name: float(age) for age, name in enumerate((KEPT, TARGET, HELD, NEW, LATER))}
+_RECORDS = ("quarantine", "health", "used")
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One change. before, after: the names of the snapshots that there are then."""
+    """One change. before, after: what there is then, as `_there` tells it."""
 
     change: Callable[[Store], None]
     before: frozenset[str]
@@ -32,14 +35,23 @@ class Operation:
 
 
 def prepared(root: Path) -> None:
-    """A store at `root` with KEPT and TARGET in it, and something left in staging."""
-    store = Store(str(root))
-    store.open()
-    for name in (KEPT, TARGET):
+    """A store at `root` with three snapshots in it, and something left in staging."""
+    store = opened(root)
+    for name in (KEPT, TARGET, HELD):
         publish(store, name)
+        store.used(store.get(name).id)
+    fail(store, TARGET, Blame.RESTORE)
+    fail(store, HELD, Blame.CONTENT)
     left = root / "staging" / "left"
     left.mkdir()
     contents.write(left, "left")
+
+
+def opened(root: Path) -> Store:
+    """The store as a daemon has it that has just started."""
+    store = Store(str(root), sign=lambda found: f"signed {found.id}".encode())
+    store.open()
+    return store
 
 
 def publish(store: Store, name: str) -> None:
@@ -58,48 +70,81 @@ def remove(store: Store, name: str) -> None:
     store.remove(store.get(name).id, users=[])
 
 
-def _nothing(_store: Store) -> None:
-    """Opening alone: it empties staging."""
+def fail(store: Store, name: str, blame: str) -> None:
+    """What the daemon does when a restore from the snapshot has failed."""
+    store.quarantine.failed(
+        store.get(name).id, blame=blame, error_class="CriuRestoreFailed", reason="a test", after=2
+    )
 
 
-_BOTH = frozenset({KEPT, TARGET})
+def release(store: Store, name: str) -> None:
+    """What `quickthaw quarantine release` does with the store."""
+    store.quarantine.release(store.get(name).id)
+
+
+def _there(store: Store) -> frozenset[str]:
+    """The snapshots by name, and what is known about them."""
+    found = {each.name: each.id for each in store.all()}
+    held = {f"{name} in quarantine" for name in found if store.quarantine.get(found[name])}
+    return frozenset(found) | held
+
+
+_HELD = f"{HELD} in quarantine"
+_FIRST = frozenset({KEPT, TARGET, HELD, _HELD})
 OPERATIONS = {
-    "open": Operation(_nothing, _BOTH, _BOTH),
-    "publish": Operation(lambda store: publish(store, NEW), _BOTH, _BOTH | {NEW}),
-    "remove": Operation(lambda store: remove(store, TARGET), _BOTH, frozenset({KEPT})),
-}
+    "open": Operation(lambda _store: None, _FIRST, _FIRST),
+    "publish": Operation(lambda store: publish(store, NEW), _FIRST, _FIRST | {NEW}),
+    "remove": Operation(lambda store: remove(store, HELD), _FIRST, _FIRST - {HELD, _HELD}),
+    "quarantine": Operation(
+        lambda store: fail(store, TARGET, Blame.CONTENT),
+        _FIRST, _FIRST | {f"{TARGET} in quarantine"},
+    ),
+    "release": Operation(lambda store: release(store, HELD), _FIRST, _FIRST - {_HELD}),
+}  # fmt: skip
 
 
 def run(operation: Operation, root: Path) -> None:
     """As a daemon would: open the store, change it."""
-    store = Store(str(root))
-    store.open()
-    operation.change(store)
+    operation.change(opened(root))
 
 
 def violations(root: Path, allowed: frozenset[frozenset[str]]) -> list[str]:
     """What is wrong with the store at `root` after a crash and a start, in words.
 
-    allowed: the sets of snapshots, by name, of which one must be there.
+    allowed: what may be there, as `_there` tells it, in one of several versions.
     """
-    store = Store(str(root))
-    store.open()
-    found = {each.name: store.snapshots / each.id for each in store.all()}
+    store = opened(root)
+    ids = {each.id: each.name for each in store.all()}
+    there, listed = _there(store), set(os.listdir(store.snapshots))
     wrong = [f"{name[:12]} is damaged: {why}" for name, why in store.damaged.items()]
-    if frozenset(found) not in allowed:
-        wrong.append(f"there are {sorted(found)}, expected one of {sorted(map(sorted, allowed))}")
-    if (listed := set(os.listdir(store.snapshots))) != {each.id for each in store.all()}:
-        wrong.append(f"the index has {found}, the directory {sorted(listed)}")
+    if there not in allowed:
+        wrong.append(f"there are {sorted(there)}, expected one of {sorted(map(sorted, allowed))}")
+    if listed != ids.keys():
+        wrong.append(f"the index has {ids}, the directory {sorted(listed)}")
     if left := os.listdir(store.staging):
         wrong.append(f"left in staging: {left}")
-    wrong += [problem for name, place in found.items() for problem in _not_whole(place, name)]
-    return wrong or _of_no_use(store, set(found))
+    wrong += [problem for each in store.all() for problem in _not_whole(store, each)]
+    wrong += _orphans(root, set(ids))
+    return wrong or _of_no_use(store, set(ids.values()))
 
 
-def _not_whole(place: Path, name: str) -> list[str]:
-    there, expected = contents.listed(place), contents.expected(name)
+def _orphans(root: Path, ids: set[str]) -> list[str]:
+    """Records about snapshots that do not exist, or that contradict each other."""
+    found = {kind: os.listdir(root / kind) for kind in _RECORDS}
+    about = {kind: {name.removesuffix(".json") for name in names} for kind, names in found.items()}
+    wrong = [f"{kind} of none: {about[kind] - ids}" for kind in _RECORDS if about[kind] - ids]
+    if both := about["quarantine"] & about["health"]:
+        wrong.append(f"in quarantine, and still counted: {both}")
+    return wrong
+
+
+def _not_whole(store: Store, found: Manifest) -> list[str]:
+    signed = store.signature_of(found.id)
+    if signed != f"signed {found.id}".encode():
+        return [f"{found.name}: its signature is {signed!r}"]
+    there, expected = contents.listed(store.snapshots / found.id), contents.expected(found.name)
     return [
-        f"{name}: {path} is {there.get(path)}, expected {expected.get(path)}"
+        f"{found.name}: {path} is {there.get(path)}, expected {expected.get(path)}"
         for path in sorted(expected.keys() | there.keys())
         if expected.get(path) != there.get(path)
     ]
@@ -108,7 +153,7 @@ def _not_whole(place: Path, name: str) -> list[str]:
 def _of_no_use(store: Store, found: set[str]) -> list[str]:
     """Whether snapshots can be made and removed afterwards, the interrupted one included."""
     wrong = []
-    for name in (LATER, NEW, TARGET, KEPT):
+    for name in (LATER, NEW, TARGET, HELD, KEPT):
         if name in found:
             remove(store, name)
         else:
