@@ -3,7 +3,7 @@
 Two kinds of small files beside the snapshots, each put in place with one rename and synced:
 `quarantine/ID.json` takes a snapshot out of use, `health/ID.json` counts the failures in a row
 before that. The snapshot's own files stay where they are: containers may have its diff mounted.
-What is in memory is what is on the disk. Methods that change something block, and may be called
+What is on the disk is in memory, too. Methods that change something block, and may be called
 from any thread.
 """
 
@@ -211,8 +211,9 @@ class Quarantine:
                 self._records.pop(snapshot, None)
 
     def _put(self, snapshot: str, record: Record) -> None:
-        durable.put(self._quarantine / f"{snapshot}{_ENDING}", encode(record))
+        # In memory first: with a full disk, too, it is out of use as long as this daemon lives.
         self._records[snapshot] = record
+        durable.put(self._quarantine / f"{snapshot}{_ENDING}", encode(record))
         # Before a release is possible: the released one must begin with a clean count.
         self._forget_count(snapshot)
 

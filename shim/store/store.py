@@ -185,10 +185,7 @@ class Store:
                 _write(staged / SNAPSHOT_SIGNATURE, signed)
             _sync_file_system(staged)
             faults.point("store.synced")
-            os.rename(staged, self.snapshots / found.id)
-            faults.point("store.renamed")
-            sync_directory(self.snapshots)
-            faults.point("store.published")
+            self._place(staged, found.id)
         except KeyRefused as error:
             raise NotPublished(
                 "cannot sign the snapshot", container=staged.name, why=f"{error.container}: "
@@ -202,6 +199,20 @@ class Store:
         self._mark(found.id, recorded)
         self._by_id[found.id], self._signatures[found.id] = found, signed
         return found
+
+    def _place(self, staged: Path, found: str) -> None:
+        """The one rename, made durable: a snapshot that cannot be is none. Raises OSError."""
+        os.rename(staged, self.snapshots / found)
+        try:
+            faults.point("store.renamed")
+            sync_directory(self.snapshots)
+            faults.point("store.published")
+        except OSError as error:
+            try:
+                os.rename(self.snapshots / found, staged)
+            except OSError as undo:
+                error.add_note(f"and it is still in {self.snapshots}: {undo}")
+            raise
 
     def _mark(self, found: str, recorded: Recorded) -> None:
         """It was hashed just now: the first restore need not do it again."""
@@ -229,12 +240,11 @@ class Store:
         faults.point("store.remove")
         # Out of sight with one rename; what is left in staging goes at the next start.
         os.rename(self.snapshots / found, self.staging / found)
+        for known in (self._by_id, self._signatures, self.damaged):
+            known.pop(found, None)  # at once: the index has what the directory has
         faults.point("store.removed")
         sync_directory(self.snapshots)
         faults.point("store.removed.synced")
-        self._by_id.pop(found, None)
-        self._signatures.pop(found, None)
-        self.damaged.pop(found, None)
         self.quarantine.drop(found)
         (self._used / found).unlink(missing_ok=True)
         with open_dir(str(self.staging)) as staging:

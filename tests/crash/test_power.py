@@ -27,7 +27,7 @@ def power_lost(operation: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("others", ["0", "0.3" if ALL else "0.1"], ids=["alone", "others"])
+@pytest.mark.parametrize("others", ["0", "0.3" if ALL else "0.05"], ids=["alone", "others"])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_whenever_the_power_goes_every_snapshot_is_whole_or_absent(

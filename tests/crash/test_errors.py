@@ -1,0 +1,53 @@
+"""What a step that fails leaves while the daemon goes on: the same as after a crash and a start."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shim.contract import faults
+from shim.contract.errors import NotPublished
+from tests.crash.operations import OPERATIONS, opened, prepared, violations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    yield
+    faults.disarm()
+
+
+POINTS = sorted(name for name in faults.POINTS if name.startswith("store."))
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "open"])
+def test_a_step_that_fails_leaves_an_index_that_equals_the_disk(
+    tmp_path: Path, name: str, point: str
+) -> None:
+    root, operation = tmp_path / "store", OPERATIONS[name]
+    prepared(root)
+    store = opened(root)
+    assert faults.arm(json.dumps({"faults": [{"point": point, "action": "error"}]})) == []
+    failed = False
+    try:
+        operation.change(store)
+    except (OSError, NotPublished):
+        failed = True
+    faults.disarm()
+    assert {each.id for each in store.all()} == set(os.listdir(store.snapshots))
+    held = {each for each in os.listdir(root / "quarantine") if each.endswith(".json")}
+    assert held <= {f"{each}.json" for each in store.quarantine.all()}, "in use, and yet held"
+    if failed and name == "publish":
+        assert os.listdir(store.staging) == [], "what could not be published does not exist"
+        assert violations(root, frozenset({operation.before})) == []
+    elif not failed:
+        assert violations(root, frozenset({operation.after})) == []
+    else:
+        assert violations(root, frozenset({operation.before, operation.after})) == []
