@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from shim import version
-from shim.cli import capture, explain, keys, ls, output, quarantine, rm, show, status
+from shim.cli import capture, explain, keys, ls, output, quarantine, rm, show, status, verify
 from shim.contract.errors import QuickthawError
 
 if TYPE_CHECKING:
@@ -22,14 +22,16 @@ _VERBS: Final = {
     "capture": capture,
     "explain": explain,
     "rm": rm,
+    "verify": verify,
     "quarantine": quarantine,
     "status": status,
     "keys": keys,
 }
 _EPILOG = """\
 exit status: 0 done; 1 failed; 2 wrong usage; 30-39, 70, 71 the capture failed, the source goes on;
-40 no such snapshot; 41 it is in use; 42 no such pod; 43 malformed request; 44 a key is refused;
-45 no such key; 46 it is not in quarantine; 60 quickthawd is away.
+24, 51 a snapshot is not whole; 40 no such snapshot; 41 it is in use; 42 no such pod;
+43 malformed request; 44 a key is refused; 45 no such key;
+46 it is not in quarantine; 60 quickthawd is away.
 
 examples:
   quickthaw ls

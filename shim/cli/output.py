@@ -67,6 +67,11 @@ class Output:
         for note in getattr(error, "__notes__", ()):
             self.note(f"  {note}")
 
+    def progress(self, text: str) -> None:
+        """A note for a person who watches, and for nobody else."""
+        if self._notes.isatty():
+            self.note(text)
+
     def _rich(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.console import Console  # here: a pipe does not pay for it
         from rich.table import Table

@@ -36,6 +36,7 @@ from shim.daemon.plugin import NodePlugin
 from shim.daemon.registry import Registry
 from shim.daemon.reporter import Reporter
 from shim.daemon.requests import Requests
+from shim.daemon.reverify import forget_gone, reverify
 from shim.nri import session
 from shim.store.store import Store
 from shim.trust import change
@@ -66,6 +67,7 @@ def main() -> int:
         _own_key(keys)
         store = Store(sign=keys.sign, marks_directory=VERIFIED)
         store.open()
+        forget_gone(store)
         asyncio.run(_serve(loaded.config, store, _trust(keys, store)))
     except QuickthawError as error:
         log.error("%s", error)
@@ -142,6 +144,7 @@ async def _run(
         explaining = Explaining(store, registry, decider)
         tasks.create_task(_until_told(), name="stop")
         tasks.create_task(health.serve(), name="health of snapshots")
+        tasks.create_task(reverify(store), name="verify snapshots")
         tasks.create_task(kerndat.learn(config.criu), name="criu check")
         tasks.create_task(
             control.serve({**requests.verbs(), **explaining.verbs()}), name="control socket"

@@ -283,9 +283,11 @@ def _but_for_time(listed: Attributes, found: Attributes) -> bool:
 
 
 def _differs(part: str, listed: Attributes, found: Attributes) -> Mismatch:
-    """Names the first attribute that differs, as people know it."""
+    """Names the first attribute that differs, as people know it; the time last."""
     where = place(part, str(found[0]))
-    for name, one, other in zip(_FIELDS, listed, found, strict=True):
+    for name, one, other in sorted(
+        zip(_FIELDS, listed, found, strict=True), key=lambda field: field[0] == "mtime"
+    ):
         if one != other:
             return Mismatch(where, f"{name} {_shown(name, one)}", _shown(name, other))
     raise AssertionError("not reached")

@@ -1,0 +1,62 @@
+"""What a node knows to be whole after a boot: nothing, until this has run.
+
+Marks of what was hashed end with the boot (see `shim.integrity.marks`). So that the first restore
+need not hash what it uses, a process of the lowest priority does it beforehand. A process, not a
+thread: one that waits for the processor must not hold the interpreter of the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from shim.capture import tool
+from shim.contract.manifest import LISTINGS
+from shim.contract.paths import PREFIX, SNAPSHOT_CRIU, VERIFIED
+from shim.integrity import marks
+
+if TYPE_CHECKING:
+    from shim.store.store import Store
+
+log = logging.getLogger("quickthawd")
+
+_WITHIN_S = 24 * 3600.0
+
+
+def forget_gone(store: Store) -> None:
+    """Remove the marks of snapshots that are no more. Raises OSError."""
+    exist = {found.id for found in store.all()}
+    for name in os.listdir(VERIFIED):
+        if name not in exist:
+            marks.forget(name)
+
+
+async def reverify(store: Store) -> None:
+    """Verify what has no marks, in the background; a finding is a line of the journal."""
+    if not await asyncio.to_thread(_unmarked, store):
+        return
+    began = time.monotonic()
+    argv = [f"{PREFIX}/bin/quickthaw", "verify", "--background"]
+    try:
+        ended = await tool.run_async(argv, within_s=_WITHIN_S)
+        rows = json.loads(ended.output.splitlines()[-1])["snapshots"]
+    except (OSError, TimeoutError, ValueError, LookupError) as error:
+        log.warning("snapshots are verified only when they are used: %r", error)
+        return
+    for row in rows:
+        if row["reason"]:
+            log.warning("snapshot %s is not whole: %s", row["id"][:12], row["reason"])
+    log.info("verified %d snapshots in %.1f s", len(rows), time.monotonic() - began)
+
+
+def _unmarked(store: Store) -> bool:
+    parts = [part for part in LISTINGS if part != SNAPSHOT_CRIU]  # its images may all be small
+    return any(
+        not os.path.exists(f"{VERIFIED}/{found.id}/{part}")
+        for found in store.all()
+        for part in parts
+    )

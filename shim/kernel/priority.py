@@ -1,0 +1,27 @@
+"""The lowest priority for this process: it gets what nobody else wants. Lean.
+
+Sources: sched(7), ioprio_set(2), prctl(2).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from shim.kernel.libc import call, syscall
+
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+_WHO_PROCESS, _CLASS_IDLE = 1, 3 << 13
+_PR_SET_PDEATHSIG = 1
+
+
+def become_idle() -> None:
+    """Run and read only when processor and disk have nothing else to do. Raises OSError."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if (number := _IOPRIO_SET.get(os.uname().machine)) is not None:
+        syscall(number, _WHO_PROCESS, 0, _CLASS_IDLE)
+
+
+def end_with_parent() -> None:
+    """Be told to end when the process that started this one ends. Raises OSError."""
+    call("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,0 +1,445 @@
+"""A snapshot is used only when every byte and every attribute of it is as it was published."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from shim.contract.errors import SnapshotNotWhole
+from shim.integrity import chunks, content, tree
+from shim.integrity.tree import Line
+from shim.integrity.work import Work
+from shim.kernel import filesystem
+from shim.kernel.beneath import open_dir
+from shim.kernel.process import TooLate
+from tests.unit.snapshots import MIB, check, checking, make_parts, recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.contract.manifest import Manifest
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and owners need root")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """Not to be changed, or only to be put back."""
+    place = tmp_path_factory.mktemp("whole")
+    make_parts(place)
+    return place, recorded(place)[0]
+
+
+@pytest.fixture
+def own(whole: tuple[Path, Manifest], tmp_path: Path) -> tuple[Path, Manifest]:
+    """A copy that a test may damage."""
+    place = tmp_path / "snapshot"
+    shutil.copytree(whole[0], tmp_path / "none", symlinks=True, ignore=lambda _, names: names)
+    make_parts(place)
+    return place, recorded(place)[0]
+
+
+def test_what_was_not_touched_is_whole(whole: tuple[Path, Manifest]) -> None:
+    found = check(*whole)
+    assert found.images == {"inventory.img": b"inventory", "files.img": b"files"}
+    assert found.big_images == ["pages-1.img"]
+
+
+CAPABILITY = bytes.fromhex("01000002" + "ff" * 16)
+
+
+def flip(path: Path) -> None:
+    """One bit, in the last byte; the times are put back."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def replace_by_link(path: Path) -> None:
+    elsewhere = path.parent.parent.parent / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def put_instead(path: Path, mode: int, device: int = 0) -> None:
+    path.unlink()
+    os.mknod(path, mode, device)
+
+
+def relink(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def copy_instead(path: Path) -> None:
+    content_before = path.read_text()
+    path.unlink()
+    path.write_text(content_before)
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "a bit of the pages": ("criu/pages-1.img", flip, "criu/pages-1.img, chunk 1 of 4"),
+    "a bit of an image": ("criu/inventory.img", flip, "criu/inventory.img, chunk 0"),
+    "a bit of a file": ("rootfs/etc/motd", flip, "rootfs/etc/motd, chunk 0"),
+    "a bit in a hole": ("rootfs/sparse", flip, "rootfs/sparse, chunk 2"),
+    "a bit of shm": ("shm/segment", flip, "shm/segment, chunk 0"),
+    "a bit of a listing": ("rootfs.tree", flip, "rootfs.tree: expected SHA-256"),
+    "a bit of an image's listing": ("criu.tree", flip, "criu.tree: expected SHA-256"),
+    "an image that is shorter": (
+        "criu/pages-1.img", lambda path: os.truncate(path, 7), "expected size"),
+    "an image that is gone": ("criu/pages-1.img", Path.unlink, "expected it as listed, found no"),
+    "an image that is a link": ("criu/pages-1.img", replace_by_link, "expected mode 0o100644"),
+    "a listing that is gone": ("shm.tree", Path.unlink, "shm.tree: expected .* found nothing"),
+    "a listing that is longer": (
+        "shm.tree", lambda path: path.write_bytes(b" " * 9999), "longer than"),
+    "no images": ("criu", shutil.rmtree, "criu: expected it as listed, found nothing"),
+    "another image": ("criu/parent", Path.touch, "criu/parent: expected no such file, found one"),
+    "a link to a parent": (
+        "criu/parent", lambda path: path.symlink_to("/"), "criu/parent: expected no such file"),
+    "another file": ("rootfs/etc/a", Path.touch, "rootfs/etc/a: expected no such file, found one"),
+    "another last file": ("shm/z", Path.touch, "shm/z: expected no such file, found one"),
+    "another part": ("more", Path.mkdir, "more: expected no such file, found one"),
+    "a file that is gone": ("rootfs/etc/fifo", Path.unlink, "rootfs/etc/fifo: expected it as"),
+    "a last file that is gone": ("shm/segment", Path.unlink, "shm/segment: expected it as listed"),
+    "a setuid bit": ("rootfs/etc/motd", lambda path: path.chmod(0o4755), "mode 0o100644, found 0"),
+    "an owner": ("rootfs/etc/deep", lambda path: os.chown(path, 7, -1), "deep: expected owner 0"),
+    "a group": (
+        "rootfs/etc/link", lambda path: os.chown(path, -1, 7, follow_symlinks=False),
+        "link: expected group 0, found 7"),
+    "a time": ("rootfs/etc/motd", lambda path: os.utime(path, (1, 1)), "motd: expected mtime"),
+    "an xattr": (
+        "rootfs/etc/motd", lambda path: os.setxattr(path, "user.note", b"b"), "expected xattrs"),
+    "one more xattr": (
+        "rootfs/etc/deep", lambda path: os.setxattr(path, "trusted.overlay.opaque", b"y"),
+        "deep: expected xattrs {}, found {'trusted.overlay.opaque': '79'}"),
+    "a capability": (
+        "rootfs/etc/motd", lambda path: os.setxattr(path, "security.capability", CAPABILITY),
+        "motd: expected xattrs"),
+    "one xattr less": (
+        "rootfs/etc/motd", lambda path: os.removexattr(path, "user.note"), "found {}"),
+    "another device": (
+        "rootfs/etc/gone", lambda path: put_instead(path, 0o020600, os.makedev(1, 3)), "mode"),
+    "another number": (
+        "rootfs/etc/gone", lambda path: put_instead(path, 0o020000, os.makedev(1, 3)),
+        "expected size, device or target 0, found 259"),
+    "another kind": (
+        "rootfs/etc/fifo", lambda path: put_instead(path, 0o140644), "fifo: expected mode"),
+    "another target": (
+        "rootfs/etc/link", lambda path: relink(path, "/etc/passwd"), "motd, found /etc/passwd"),
+    "a hard link that is a copy": ("rootfs/etc/same", copy_instead, "etc/same: expected"),
+    "the part's own directory": ("rootfs", lambda path: path.chmod(0o777), "rootfs: expected mode"),
+    "a name elsewhere": (
+        "rootfs/sparse", lambda path: os.link(path, path.parent.parent.parent / "other"),
+        "rootfs/sparse: expected names in its part only, found one elsewhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_whatever_is_changed_is_named(own: tuple[Path, Manifest], damage: str) -> None:
+    place, manifest = own
+    path, change, why = DAMAGE[damage]
+    change(place / path)
+    with pytest.raises(SnapshotNotWhole, match=why) as caught:
+        check(place, manifest)
+    assert manifest.id[:12] in str(caught.value)
+
+
+# Mutations: without the comparison the same damage is not seen, so the tests above can fail
+
+
+def test_only_the_comparison_of_contents_finds_a_flipped_bit(
+    own: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, manifest = own
+    flip(place / "criu/pages-1.img")
+    flip(place / "criu/inventory.img")
+    with pytest.raises(SnapshotNotWhole):
+        check(place, manifest)
+    monkeypatch.setattr(content, "_compare", lambda *_: None)
+    check(place, manifest)
+
+
+def test_only_the_comparison_of_attributes_finds_a_setuid_bit(
+    own: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, manifest = own
+    (place / "rootfs/etc/motd").chmod(0o4755)
+    with pytest.raises(SnapshotNotWhole):
+        check(place, manifest)
+    monkeypatch.setattr(tree.Entry, "attributes", lambda _: None)
+    monkeypatch.setattr(tree, "_but_for_time", lambda *_: True)
+    monkeypatch.setattr(tree, "_differs", lambda *_: None)
+    check(place, manifest)
+
+
+# Marks
+
+
+@pytest.fixture
+def marked(own: tuple[Path, Manifest], tmp_path: Path) -> tuple[Path, Manifest, Path]:
+    """Checked once, so that everything has its mark."""
+    time.sleep(0.06)
+    marks = tmp_path / "marks"
+    assert check(*own, marks).hashed_bytes > 5 * MIB
+    return *own, marks
+
+
+def test_what_was_hashed_and_not_touched_is_not_hashed_again(
+    marked: tuple[Path, Manifest, Path],
+) -> None:
+    place, manifest, marks = marked
+    assert check(place, manifest, marks).hashed_bytes == 0
+    assert check(place, manifest, None).hashed_bytes > 5 * MIB, "marks are not used then"
+    assert stat.S_IMODE((marks / manifest.id).stat().st_mode) == 0o700
+    assert stat.S_IMODE((marks / manifest.id / "criu").stat().st_mode) == 0o600
+
+
+def rewrite(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data)
+
+
+def rename_over(path: Path) -> None:
+    fresh = path.parent.parent / "fresh"
+    shutil.copy2(path, fresh)
+    fresh.rename(path)
+
+
+def truncate_and_back(path: Path) -> None:
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    os.truncate(path, size)
+
+
+@pytest.mark.parametrize("change", [flip, truncate_and_back])
+@pytest.mark.parametrize("path", ["criu/pages-1.img", "shm/segment", "rootfs/etc/motd"])
+def test_marks_end_with_what_they_are_of(
+    marked: tuple[Path, Manifest, Path], path: str, change: Callable[[Path], None]
+) -> None:
+    place, manifest, marks = marked
+    whole_file = place / path
+    status = whole_file.stat()
+    change(whole_file)
+    os.utime(whole_file, ns=(status.st_atime_ns, status.st_mtime_ns))  # as `touch -r` does
+    with pytest.raises(SnapshotNotWhole, match=f"{path}, chunk"):
+        check(place, manifest, marks)
+
+
+@pytest.mark.parametrize("change", [rewrite, rename_over])
+def test_the_same_content_in_another_inode_or_time_is_hashed_again(
+    marked: tuple[Path, Manifest, Path], change: Callable[[Path], None]
+) -> None:
+    place, manifest, marks = marked
+    change(place / "criu/pages-1.img")
+    os.chmod(place / "criu/pages-1.img", 0o644)
+    assert check(place, manifest, marks).hashed_bytes == 5 * MIB
+
+
+def test_a_small_image_is_read_at_each_use(marked: tuple[Path, Manifest, Path]) -> None:
+    place, manifest, marks = marked
+    flip(place / "criu/inventory.img")
+    with pytest.raises(SnapshotNotWhole, match="inventory"):
+        check(place, manifest, marks)
+
+
+@pytest.mark.parametrize("path", ["rootfs/new", "rootfs/etc/deep/new", "shm/new"])
+def test_marks_do_not_hide_what_came(marked: tuple[Path, Manifest, Path], path: str) -> None:
+    place, manifest, marks = marked
+    (place / path).touch()
+    with pytest.raises(SnapshotNotWhole, match=f"{path}: expected no such file"):
+        check(place, manifest, marks)
+
+
+def test_what_was_changed_shortly_before_gets_no_mark(
+    own: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    place, manifest = own
+    now = time.time_ns()
+    (place / "rootfs/etc/motd").chmod(0o644)  # its change time is now
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shim.integrity.marks.now_ns", lambda: now)
+        check(place, manifest, tmp_path / "marks")
+    assert (tmp_path / "marks" / manifest.id / "criu").exists()
+    assert not (tmp_path / "marks" / manifest.id / "rootfs").exists(), "or it would look complete"
+
+
+def test_marks_count_only_on_a_file_system_of_the_node(
+    marked: tuple[Path, Manifest, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, manifest, marks = marked
+    monkeypatch.setattr(filesystem, "magic", lambda _: 0x6969)  # NFS
+    assert check(place, manifest, marks).hashed_bytes > 5 * MIB
+
+
+@pytest.mark.parametrize("garbage", [b"", b"[]", b'{"schema": 9}', b"\xff"])
+def test_marks_that_cannot_be_read_are_none(
+    marked: tuple[Path, Manifest, Path], garbage: bytes
+) -> None:
+    place, manifest, marks = marked
+    for part in ("criu", "rootfs", "shm"):
+        (marks / manifest.id / part).write_bytes(garbage)
+    assert check(place, manifest, marks).hashed_bytes > 5 * MIB
+
+
+def test_publishing_marks_what_it_has_hashed(tmp_path: Path) -> None:
+    make_parts(tmp_path / "snapshot")
+    _, found = recorded(tmp_path / "snapshot")
+    assert list(found.marks["criu"]) == ["criu/pages-1.img"]
+    for part in ("rootfs", "shm"):
+        with open_dir(str(tmp_path / "snapshot")) as directory:
+            listed = {entry.below for entry in tree.walk(directory.fileno(), part)}
+        assert found.marks[part].keys() == listed
+
+
+# Between the check and the use
+
+
+def test_what_changes_after_the_check_is_seen_afterwards(own: tuple[Path, Manifest]) -> None:
+    place, manifest = own
+    with checking(place, manifest) as found:
+        found.begin()
+        found.finish()
+        rename_over(place / "criu/pages-1.img")
+        with pytest.raises(SnapshotNotWhole, match=r"pages-1.img: expected it as checked"):
+            found.unchanged()
+
+
+def test_a_late_check_is_too_late(own: tuple[Path, Manifest]) -> None:
+    place, manifest = own
+    with checking(place, manifest, until=0) as found, pytest.raises(TooLate):
+        found.begin()
+
+
+def test_threads_end_with_the_first_error_and_with_the_check() -> None:
+    work = Work(time.monotonic() + 60)
+
+    def fail() -> None:
+        raise ValueError("first")
+
+    def work_on() -> None:
+        while True:
+            work.tick()
+            time.sleep(0.001)
+
+    work.add(fail)
+    work.add(work_on)
+    work.start()
+    with pytest.raises(ValueError, match="first"):
+        work.finish()
+    again = work.again()
+
+    def wait_for_the_end() -> None:
+        while True:
+            again.tick()
+            time.sleep(0.001)
+
+    again.add(wait_for_the_end)
+    again.start()
+    again.stop()
+
+
+def test_jobs_may_add_jobs() -> None:
+    work, done = Work(time.monotonic() + 60), []
+
+    def more(left: int) -> None:
+        done.append(left)
+        if left:
+            work.add(lambda: more(left - 1))
+
+    work.add(lambda: more(50))
+    work.start()
+    work.finish()
+    assert done == list(range(50, -1, -1))
+
+
+# Chunks and listings as data
+
+
+@pytest.mark.parametrize("size", [0, 1, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 8 * MIB])
+def test_chunks_cover_every_byte(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        found = chunks.digests(fd, size)
+        assert found == chunks.digests_of(data)
+        assert len(found) == chunks.count(size)
+        with pytest.raises(chunks.Short):
+            chunks.digests(fd, size + 1)
+    finally:
+        os.close(fd)
+
+
+def test_a_hole_has_the_digest_of_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    os.truncate(path, 12 * MIB)
+    with path.open("rb") as file:
+        assert chunks.digests(file.fileno(), 12 * MIB) == chunks.digests_of(path.read_bytes())
+
+
+TEXT = st.binary(min_size=1, max_size=20).map(tree.text)
+
+
+@given(
+    TEXT, st.integers(0, 1 << 63), st.integers(0, 1 << 63) | TEXT,
+    st.dictionaries(TEXT, st.binary(max_size=9).map(bytes.hex)), TEXT | st.just(""),
+    st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex)),
+)  # fmt: skip
+def test_a_line_is_read_as_it_was_written(
+    path: str, number: int, value: int | str, xattrs: dict[str, str], link: str, digests: list[str]
+) -> None:
+    attributes: list[object] = [path, number, number, 0, number, value, xattrs, link]
+    line = Line(tree.encode(attributes, digests, ""))
+    assert (line.attributes, line.digests, line.path) == (attributes, digests, path)
+    assert tree.raw(tree.text(tree.raw(path))) == tree.raw(path)
+
+
+@given(st.binary(max_size=100))
+def test_no_bytes_make_a_line_fail_otherwise(data: bytes) -> None:
+    with contextlib.suppress(ValueError, RecursionError):
+        Line(data)
+
+
+@settings(
+    max_examples=60, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(st.data())
+def test_any_byte_of_any_file_counts(whole: tuple[Path, Manifest], data: st.DataObject) -> None:
+    place, manifest = whole
+    files = sorted(
+        os.fsencode(path) for path in place.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.stat().st_size
+    )  # fmt: skip
+    chosen = data.draw(st.sampled_from(files))
+    status = os.stat(chosen)
+    at = data.draw(st.integers(0, status.st_size - 1))
+    bit = 1 << data.draw(st.integers(0, 7))
+    sparse = status.st_blocks * 512 < status.st_size
+    assume(not sparse or at < 4 * MIB)  # a hole that was written to stays data
+    fd = os.open(chosen, os.O_RDWR)
+    try:
+        byte = os.pread(fd, 1, at)[0]
+        os.pwrite(fd, bytes([byte ^ bit]), at)
+        os.utime(chosen, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(SnapshotNotWhole):
+            check(place, manifest)
+        os.pwrite(fd, bytes([byte]), at)
+        os.utime(chosen, ns=(status.st_atime_ns, status.st_mtime_ns))
+    finally:
+        os.close(fd)
+    check(place, manifest)
