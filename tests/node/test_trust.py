@@ -138,6 +138,34 @@ def test_a_rewritten_manifest_is_not_believed(swap_node: Node) -> None:
     starts_warm(swap_node, taken, "rewritten")
 
 
+@pytest.mark.parametrize("what", ["changed", "another's"])
+def test_what_is_put_in_its_place_after_the_decision_is_not_restored(
+    swap_node: Node, what: str
+) -> None:
+    """The daemon has verified the signature and is done: the swap has the digest to go by."""
+    case = f"replaced-{what[0]}"
+    taken = own_snapshot(swap_node, case)
+    other = own_snapshot(swap_node, f"{case}-other") if what == "another's" else None
+    pod = swap_node.kubelet.make_pod("replica", [own_spec(case)], annotations=RESTORE)
+    pod.run_sandbox()
+    container = pod.container()
+    container.create()
+    said(swap_node, container.id[:12], "is to start from snapshot")
+    if other:
+        taken.directory.rename(taken.directory.with_suffix(".away"))
+        other.directory.rename(taken.directory)
+    else:
+        content = taken.manifest() | {"timings": {"frozen": 0.0}}
+        (taken.directory / "manifest.json").write_text(json.dumps(content))
+    container.start()
+    assert first_answer(pod)["nonce"] not in (taken.nonce, other and other.nonce)
+    assert_cold(container)
+    said(swap_node, container.id[:12], "cannot", "manifest", "the container starts cold")
+    said(swap_node, taken.id[:12], "goes to quarantine")
+    pod.remove(grace_s=0)
+    swap_node.run(["quickthaw", "rm", taken.id])  # and its record in the quarantine
+
+
 def test_a_snapshot_without_a_signature_is_replaced_by_a_new_one(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "unsigned")
     with swap_node.daemon_stopped():

@@ -18,7 +18,7 @@ from shim.trust import change, keyfile, signature, verdict
 from shim.trust.verdict import Trust
 from tests.unit import test_decision as deciding
 from tests.unit.test_decision import a_container, a_decider, a_manifest, decided
-from tests.unit.trusting import keys_in
+from tests.unit.trusting import TrustsAll, keys_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +84,15 @@ def test_what_is_not_trusted_gets_no_ticket_however_it_is_asked_for(
     told = {"nobody": "not signed", "foreign": FOREIGN.public.id, "revoked": "revoked"}[signer]
     assert told in tracked.reason
     assert list(tickets.iterdir()) == []
+
+
+def test_without_the_verdict_an_unsigned_snapshot_would_be_restored(
+    store: Store, keys: KeyDirectory, tickets: Path
+) -> None:
+    """So it is the verdict that refuses in the test above, and nothing else."""
+    put(store, None)
+    trusting = a_decider(store, trust=TrustsAll())
+    assert decided(trusting, a_container(Wish(restore="auto"))).state is State.RESTORING
 
 
 def test_the_refusal_is_counted_under_its_name(

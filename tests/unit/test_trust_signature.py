@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shim.contract import manifest as manifests
-from shim.contract.errors import NotCapturable, NotPublished
+from shim.contract.errors import BadManifest, NotCapturable, NotPublished
+from shim.kernel.beneath import open_dir
 from shim.store.store import Store
 from shim.trust import change, keyfile, signature, verdict
 from shim.trust.keyfile import PublicKey
@@ -329,3 +330,34 @@ def test_a_removed_snapshot_takes_its_signature_along(store: Store) -> None:
     found = publish(store)
     store.remove(found.id, users=[])
     assert store.signature_of(found.id) == b""
+
+
+# The link that the swap checks, which never sees a signature
+
+
+def test_the_swap_takes_no_manifest_but_the_one_that_was_signed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ticket has the id whose signature was verified: no other content has that id."""
+    found = publish(store)
+    place = store.snapshots / found.id
+    forged = manifests.build(**{**_content(found), "facts": {"user": '{"uid":0}'}})
+    as_signed = manifests.Manifest(**{**forged.as_json(), "id": found.id})
+
+    def read() -> Manifest:
+        with open_dir(str(place)) as directory:
+            return manifests.read(directory.fileno(), snapshot=found.id)
+
+    assert read() == found
+    for written in (forged, as_signed):
+        (place / "manifest.json").write_bytes(written.encode())
+        with pytest.raises(BadManifest):
+            read()
+    monkeypatch.setattr(manifests, "_digest", lambda manifest: manifest.id)
+    assert read().facts == {"user": '{"uid":0}'}, "it is the digest that refuses"
+
+
+def _content(found: Manifest) -> dict[str, object]:
+    fields = found.as_json()
+    del fields["id"], fields["created"]
+    return fields
