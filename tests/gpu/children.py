@@ -81,9 +81,9 @@ class Worker:
         """Whether its payload and features are, bit for bit, what they were."""
         return self.ask("check", timeout_s)
 
-    def restored(self, pid: int) -> "Worker":
+    def restored(self, pid: int, home: Path | None = None) -> "Worker":
         """The same worker as CRIU made it again, with as many questions answered."""
-        again = Worker(self.home, pid, None)
+        again = Worker(home or self.home, pid, None)
         again._asked = self._asked
         return again
 
@@ -106,6 +106,12 @@ class Worker:
         with contextlib.suppress(OSError):
             return ") Z " not in Path(f"/proc/{self.pid}/stat").read_text()
         return False
+
+    def await_end(self) -> None:
+        """After CRIU has killed a restored one: whoever is its parent has to reap it."""
+        until = time.monotonic() + 10
+        while Path(f"/proc/{self.pid}").exists() and time.monotonic() < until:
+            time.sleep(POLL_S)
 
     def kill(self) -> float:
         """SIGKILL; returns the seconds until it was gone, 20 when it never was."""

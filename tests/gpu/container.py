@@ -26,6 +26,7 @@ class Container:
 
     def __init__(self, bundle: Path, scratch: Path, name: str) -> None:
         self.name, self.home = f"gpu-probe-{name}", scratch / f"home-{name}"
+        self.inside = self.home  # where the worker sees its home
         self._runc, self._state = str(bundle / "bin" / "runc"), str(scratch / "runc")
         self._path = f"{bundle / 'bin'}:{os.environ['PATH']}"
         self.directory, self._bundle = scratch / f"container-{name}", bundle
@@ -34,7 +35,7 @@ class Container:
 
     def start(self, argv: list[str], *, timeout_s: float) -> Worker:
         """The worker in it, when it is ready. Raises RuntimeError."""
-        words = [str(self.home) if word == "HOME" else word for word in argv]
+        words = [str(self.inside) if word == "HOME" else word for word in argv]
         (self.directory / "config.json").write_text(json.dumps(self.config(words)))
         pid = self.directory / "pid"
         done = self.runc("run", "-d", "--pid-file", str(pid), "--bundle", str(self.directory))
@@ -44,11 +45,12 @@ class Container:
         worker.await_ready(timeout_s)
         return worker
 
-    def checkpoint(self) -> dict[str, Any]:
-        """`runc checkpoint`; the container is gone then."""
+    def checkpoint(self, *options: str) -> dict[str, Any]:
+        """`runc checkpoint`; the container is gone then, unless the options say otherwise."""
         started = time.monotonic()
         images, work = self.directory / "images", self.directory / "work"
-        done = self.runc("checkpoint", "--image-path", str(images), "--work-path", str(work))
+        places = ("--image-path", str(images), "--work-path", str(work))
+        done = self.runc("checkpoint", *places, *options)
         return self.finding(done, started, work / "dump.log") | {"images": sizes(images)}
 
     def restore(self, worker: Worker) -> tuple[dict[str, Any], Worker]:
@@ -61,7 +63,17 @@ class Container:
         finding = self.finding(done, started, work / "restore.log")
         if done.returncode:
             return finding, worker
-        return finding, worker.restored(int(pid.read_text()))
+        return finding, worker.restored(int(pid.read_text()), self.home)
+
+    def clone(self, name: str) -> "Container":
+        """Another container to be restored from the same images, with a home of its own."""
+        other = Container(self._bundle, self.directory.parent, name)
+        other.inside = self.home
+        shutil.rmtree(other.directory / "images")
+        (other.directory / "images").symlink_to(self.directory / "images")
+        shutil.copytree(self.home, other.home, dirs_exist_ok=True)
+        (other.directory / "config.json").write_text(json.dumps(other.config(["nothing"])))
+        return other
 
     def finding(self, done: Any, started: float, log: Path) -> dict[str, Any]:
         took = round(time.monotonic() - started, 3)
@@ -99,7 +111,7 @@ class Container:
             "process": {
                 "user": {"uid": 0, "gid": 0},
                 "args": argv,
-                "cwd": str(self.home),
+                "cwd": str(self.inside),
                 "env": [f"{name}={known[name]}" for name in keep if name in known],
                 "capabilities": {each: list(CAPABILITIES) for each in sets},
             },
@@ -124,13 +136,14 @@ class Container:
         trees = [tree for tree in TREES if Path(tree).is_dir()]
         ours = [path for path in (str(ROOT), str(self._bundle)) if not path.startswith(TREES)]
         binds = [bind(path, "ro") for path in (*trees, *below, *dict.fromkeys(ours))]
-        binds.append(bind(str(self.home), "rw"))
+        binds.append(bind(str(self.home), "rw", str(self.inside)))
         shm = {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}
         dev = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
         devices = [bind(str(path), "rw") for path in sorted(Path("/dev").glob("nvidia*"))]
         return [*binds, dev | {"options": ["nosuid", "mode=755"]}, shm, *devices]
 
 
-def bind(path: str, mode: str) -> dict[str, Any]:
-    """At the same path inside."""
-    return {"destination": path, "type": "bind", "source": path, "options": ["bind", mode]}
+def bind(path: str, mode: str, inside: str = "") -> dict[str, Any]:
+    """At the same path inside, or at another."""
+    to = inside or path
+    return {"destination": to, "type": "bind", "source": path, "options": ["bind", mode]}

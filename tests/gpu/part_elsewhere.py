@@ -100,6 +100,29 @@ def trip(scene: Scene, container: Container, helper: Helper, argv: list[str]) ->
     return {"restored": finding["ok"]}
 
 
+def two_of_one(scene: Scene) -> dict[str, Any]:
+    """A second container from the images of one that goes on; both on one device and network."""
+    first = Container(scene.bundle, scene.scratch, "first")
+    second: Container | None = None
+    try:
+        with scene.helper() as helper:
+            worker = first.start(scene.cuda_argv("512x2"), timeout_s=60)
+            found: dict[str, Any] = {"frozen": helper.freeze(worker.pid)["state"]}
+            found["checkpoint"] = first.checkpoint("--leave-running")
+            second = first.clone("second")
+            asleep = worker.restored(worker.pid)
+            found["source"] = {**helper.thaw(worker.pid), "check": worker.check()}
+            found["restore"], again = second.restore(asleep)
+            if found["restore"]["ok"]:
+                found["second"] = {**helper.thaw(again.pid), "check": again.check()}
+                found["source still"] = worker.check()
+            return found
+    finally:
+        for each in (first, second):
+            if each is not None:
+                each.end()
+
+
 def run(scene: Scene, only: tuple[str, ...]) -> None:
     """`only`: which of the steps."""
     steps: dict[str, Callable[[], Any]] = {
@@ -111,6 +134,7 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
         "one helper for all": partial(kept, scene),
         "other processes": partial(no_cuda, scene),
         "container cuda": lambda: contained(scene, partial(scene.cuda_argv, "512x2"), "cuda"),
+        "two of one": partial(two_of_one, scene),
         "container torch": lambda: contained(scene, partial(scene.torch_argv, "512x2"), "torch"),
     }
     for name, work in steps.items():

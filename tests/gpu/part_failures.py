@@ -74,6 +74,8 @@ def host_memory(scene: Scene, helper: Helper) -> dict[str, Any]:
         found["tried again"] = again
         found["thawed"] = helper.thaw(worker.pid)
         found["check"] = worker.check(20)
+        found["a whole cycle"] = [helper.freeze(worker.pid), helper.thaw(worker.pid)]
+        found["check then"] = worker.check(20)
         found["killed in s"] = worker.kill()
         return {**found, "device MiB at the end": settled_mib()}
 

@@ -13,7 +13,7 @@ from tests.gpu.images import temporary
 from tests.gpu.procfs import Area, areas
 from tests.gpu.scene import Scene, checkpointed
 
-THREADS: Final = 8
+THREADS: Final = 16
 LADDER: Final = (
     (),
     ("--ext-unix-sk",),
@@ -30,13 +30,15 @@ class Way:
     leave_running: bool = False
     lazy: bool = False
     huge: bool = False
+    twice: bool = False
 
 
 def run(scene: Scene, only: tuple[str, ...]) -> None:
     """Small process first, then a PyTorch one."""
-    small, large = "512x1,128x3,32x4", "2048x2,256x14,64x8"
+    small, large, huge = "512x1,128x3,32x4", "2048x2,256x14,64x8", "4096x5,512x18,64x16"
     trips: dict[str, tuple[Callable[[], Worker], Way]] = {
         "cuda 1 GiB": (lambda: scene.cuda(small), Way()),
+        "cuda 1 GiB twice": (lambda: scene.cuda(small), Way(twice=True)),
         "cuda 1 GiB hollow": (lambda: scene.cuda(small), Way(hollow=True)),
         "cuda 1 GiB hollow, source goes on": (
             lambda: scene.cuda(small),
@@ -49,6 +51,11 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
             lambda: scene.torch(large),
             Way(hollow=True, huge=True),
         ),
+        "torch 30 GiB": (lambda: scene.torch(huge), Way()),
+        "torch 30 GiB hollow, huge pages": (
+            lambda: scene.torch(huge),
+            Way(hollow=True, huge=True),
+        ),
         "torch 8 GiB": (lambda: scene.torch(large), Way()),
         "torch 8 GiB hollow and lazy": (lambda: scene.torch(large), Way(hollow=True, lazy=True)),
     }
@@ -57,6 +64,8 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
             if not only or name in only:
                 trip = Trip(scene, helper, name, way)
                 scene.step(f"{name}: trip", partial(trip.go, start))
+        if not only or "not checkpointed" in only:
+            scene.step("not checkpointed", partial(refused, scene, helper))
 
 
 class Trip:
@@ -122,9 +131,24 @@ class Trip:
             self.found["criu restore"] = done["s"]
             with worker.restored(done["pid"]) as again:
                 self.go_on("restored", again, held)
+                if self.way.twice:
+                    self.again(again, images)
         if server is not None:
             server.kill()
             self.put("page server", {"rc": server.wait(10)})
+
+    def again(self, worker: Worker, images: Path) -> None:
+        """A process that was restored is captured and restored once more."""
+        self.put("second: frozen", self.helper.freeze(worker.pid))
+        done = self.scene.criu.dump(worker.pid, images / "second")
+        self.put("second: dump", done)
+        if done["ok"]:
+            worker.await_end()
+            done = self.scene.criu.restore(images / "second")
+            self.put("second: restore", done)
+        if done["ok"]:
+            self.put("second: driver", self.helper.thaw(done["pid"]))
+            self.put("second: check", worker.restored(done["pid"]).check())
 
     def page_server(self, images: Path) -> Any:
         """CRIU's own, serving these images."""
@@ -148,6 +172,16 @@ class Trip:
         self.found[f"{who}: until unlocked"] = time.monotonic() - started
         self.put(f"{who}: driver", thawed)
         self.put(f"{who}: check", worker.check())
+
+
+def refused(scene: Scene, helper: Helper) -> dict[str, Any]:
+    """What CRIU says to a process that the driver has not checkpointed: running, then locked."""
+    with scene.cuda("512") as worker, temporary(scene.scratch / "images") as images:
+        found = {"running": scene.criu.dump(worker.pid, images, "--leave-running")}
+        helper.do("lock", worker.pid, timeout_ms=5000)
+        found["locked"] = scene.criu.dump(worker.pid, images, "--leave-running")
+        helper.do("unlock", worker.pid)
+        return {**found, "check": worker.check()}
 
 
 def there(pid: int, held: list[Area]) -> dict[str, Any]:

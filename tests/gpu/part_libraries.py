@@ -12,9 +12,9 @@ from tests.gpu.scene import Scene, walked
 SMALL = "256x2"
 
 
-def features(scene: Scene, helper: Helper, *names: str) -> dict[str, Any]:
+def features(scene: Scene, helper: Helper, *names: str, **variables: str) -> dict[str, Any]:
     """In place first, then through CRIU as well."""
-    with scene.torch(SMALL, *names, timeout_s=150) as worker:
+    with scene.torch(SMALL, *names, timeout_s=120, **variables) as worker:
         found: dict[str, Any] = {"made": worker.ready, "check before": worker.check()}
         steps, looks = walked(helper, worker)
         found["ms"] = {step: each["ms"] for step, each in steps.items()}
@@ -64,6 +64,9 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
         "cuBLAS, cuDNN, graph, streams, pinned": lambda s, h: features(s, h, *several),
         "two processes": two_processes,
         "NVML": lambda s, h: features(s, h, "nvml"),
+        "torch.compile, no compile workers": lambda s, h: features(
+            s, h, "compiled", TORCHINDUCTOR_COMPILE_THREADS="1"
+        ),
         "torch.compile": lambda s, h: features(s, h, "compiled"),
     }
     for name, work in steps.items():

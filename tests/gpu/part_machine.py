@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import addressof, c_char, memmove
+from ctypes import CDLL, addressof, c_char, c_ulong, get_errno, memmove
 from pathlib import Path
 from typing import Any, Final
 
 from tests.gpu import children
+from tests.gpu.container import Container
 from tests.gpu.scene import MIB, Scene
 
 CONFIG: Final = (
@@ -162,12 +163,44 @@ def transfers() -> dict[str, str]:
     return {"said": done.stdout.strip(), "wrong": done.stderr[-400:]}
 
 
+def cpu_container(scene: Scene) -> dict[str, Any]:
+    """runc run, checkpoint, restore of a process that uses no GPU."""
+    container = Container(scene.bundle, scene.scratch, "cpu")
+    try:
+        argv = [sys.executable, "-m", "tests.gpu.fake_worker", "HOME", "256"]
+        worker = container.start(argv, timeout_s=30)
+        found = {"check": worker.check(), "checkpoint": container.checkpoint()}
+        found["restore"], again = container.restore(worker)
+        return {**found, "check then": again.check()}
+    finally:
+        container.end()
+
+
+def remote_advice() -> dict[str, str]:
+    """process_madvise(2) on another process: what the kernel says to giving memory back."""
+    libc, found = CDLL(None, use_errno=True), {}
+    with children.background(["sleep", "20"]) as child:
+        pidfd = os.pidfd_open(child.pid)
+        line = Path(f"/proc/{child.pid}/maps").read_text().splitlines()
+        heap = next(each for each in line if "rw-p" in each)
+        start, end = (int(part, 16) for part in heap.split()[0].split("-"))
+        for name, advice in (("DONTNEED", 4), ("HUGEPAGE", 14), ("COLD", 20), ("POPULATE", 23)):
+            vector = (c_ulong * 2)(start, end - start)
+            done = libc.syscall(440, pidfd, vector, c_ulong(1), c_ulong(advice), c_ulong(0))
+            found[name] = "taken" if done >= 0 else os.strerror(get_errno())
+        os.close(pidfd)
+        child.kill()
+    return found
+
+
 def run(scene: Scene, only: tuple[str, ...]) -> None:
     """`only`: which of the steps."""
     gib = 1 if scene.fake else 4
     steps: dict[str, Callable[[], Any]] = {
         "facts": facts,
         "criu": scene.criu.check,
+        "runc, CPU container": lambda: cpu_container(scene),
+        "process_madvise": remote_advice,
         "memory GB/s": lambda: copying(gib),
         "page cache": lambda: page_cache(scene.scratch, gib),
         "transfers": lambda: "not without a GPU" if scene.fake else transfers(),

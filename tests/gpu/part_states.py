@@ -1,7 +1,11 @@
 """Question 2: what lock, checkpoint, restore and unlock cost, and do to the process."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tests.gpu import children
@@ -10,6 +14,8 @@ from tests.gpu.procfs import Look
 from tests.gpu.scene import MIB, Scene, staging_areas, walked
 
 EIGHT = "2048x2,256x14,64x8"
+THIRTY = "4096x5,512x18,64x16"
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE = "glibc.malloc.hugetlb=1"
 ROUNDS = 2
 """The first may pay for host memory that was never used before."""
@@ -60,6 +66,7 @@ def described(look: Look) -> dict[str, Any]:
         "areas": len(look.areas),
         "resident MiB": look.totals(),
         "devices": look.devices(),
+        "sockets": sockets(),
         "descriptors": sorted(set(look.descriptors.values()))[:60],
         "threads": sorted(look.threads.values()),
     }
@@ -85,9 +92,11 @@ def run(scene: Scene, sizes: tuple[str, ...]) -> None:
         "cuda 1 GiB": lambda: scene.cuda("512x1,128x3,32x4"),
         "torch 1 GiB": lambda: scene.torch("512x1,128x3,32x4"),
         "torch 8 GiB": lambda: scene.torch(EIGHT),
-        "torch 30 GiB": lambda: scene.torch("4096x5,512x18,64x16"),
+        "torch 30 GiB": lambda: scene.torch(THIRTY),
         "cuda 8 GiB": lambda: scene.cuda(EIGHT),
         "cuda 8 GiB, malloc with huge pages": lambda: scene.cuda(EIGHT, GLIBC_TUNABLES=HUGE),
+        "cuda 8 GiB, huge pages always": lambda: scene.cuda(EIGHT),
+        "torch 30 GiB, huge pages always": lambda: scene.torch(THIRTY),
     }
     with scene.helper() as helper:
         scene.record.put("helper", {"start_ms": helper.start_ms, "init": helper.init})
@@ -95,8 +104,44 @@ def run(scene: Scene, sizes: tuple[str, ...]) -> None:
         for name, start in every.items():
             if not sizes or name in sizes:
                 scene.step(name, partial(_one, scene, helper, name, start))
+    if not sizes or "two at once" in sizes:
+        scene.step("two at once", partial(at_once, scene))
 
 
 def _one(scene: Scene, helper: Helper, name: str, start: Callable[[], Worker]) -> None:
-    with start() as worker:
+    always = name.endswith("always") and not scene.fake  # a setting of the whole machine
+    with huge_pages("always" if always else ""), start() as worker:
         rounds(scene, helper, name, worker)
+
+
+@contextmanager
+def huge_pages(mode: str) -> Iterator[None]:
+    """The kernel's setting meanwhile; nothing for an empty one."""
+    before = HUGE_PAGES.read_text().partition("[")[2].partition("]")[0]
+    try:
+        if mode:
+            HUGE_PAGES.write_text(mode)
+        yield
+    finally:
+        if mode:
+            HUGE_PAGES.write_text(before)
+
+
+def at_once(scene: Scene) -> dict[str, Any]:
+    """Two processes, each with a helper, at the same time: seconds of each and together."""
+    found: dict[str, Any] = {}
+    with scene.cuda(EIGHT) as one, scene.cuda(EIGHT) as two, ThreadPoolExecutor(2) as pool:
+        with scene.helper() as first, scene.helper() as second:
+            pairs = ((first, one), (second, two))
+            for name, call in (("freeze", Helper.freeze), ("thaw", Helper.thaw)):
+                started = time.monotonic()
+                answers = [pool.submit(call, helper, worker.pid) for helper, worker in pairs]
+                found[name] = [answer.result() for answer in answers]
+                found[f"{name} s"] = round(time.monotonic() - started, 3)
+        return {**found, "check": [one.check(), two.check()]}
+
+
+def sockets() -> list[str]:
+    """Unix sockets of the driver: type and name."""
+    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    return [" ".join(line.split()[4:]) for line in lines if "cuda" in line]

@@ -37,10 +37,12 @@ class Scene:
         """The small CUDA program with device memory of `layout`, when it is ready."""
         return Worker.start(self.cuda_argv(layout), self.scratch, timeout_s=timeout_s, **variables)
 
-    def torch(self, layout: str, *features: str, timeout_s: float = 120) -> Worker:
+    def torch(
+        self, layout: str, *features: str, timeout_s: float = 120, **variables: str
+    ) -> Worker:
         """The PyTorch program, when it is ready."""
         argv = self.torch_argv(layout, *features)
-        return Worker.start(argv, self.scratch, timeout_s=timeout_s)
+        return Worker.start(argv, self.scratch, timeout_s=timeout_s, **variables)
 
     def cuda_argv(self, layout: str) -> list[str]:
         """With HOME where its directory goes."""
