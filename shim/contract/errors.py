@@ -1,7 +1,8 @@
 """The error tree. Every class says what is true for the pod afterwards.
 
     QuickthawError
-    |-- SwapFailed (19-29)          the container starts cold
+    |-- SwapFailed (18-29)          the container starts cold
+    |   |-- SwapKilled 18           the container was killed
     |   |-- NoTurn 19
     |   |-- TicketUnreadable 20
     |   |-- CriuRestoreFailed 21
@@ -103,6 +104,13 @@ class SwapFailed(QuickthawError):
     effect = Effect.COLD_START
     exit_code = 29
     blame = Blame.RESTORE
+
+
+class SwapKilled(SwapFailed):
+    """`quickthaw-runc` was killed in its swap, or stopped until long after the deadline."""
+
+    effect = Effect.KILLED
+    exit_code = 18
 
 
 class NoTurn(SwapFailed):

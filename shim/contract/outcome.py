@@ -16,6 +16,8 @@ _MAX_BYTES = 256 * 1024
 
 RESTORED = "restored"
 COLD = "cold"
+KILLED = "killed"
+"""The swap was ended from outside; the next attempt starts cold."""
 REFUSED = "refused"
 """The swap failed and the pod asked for no cold start (`fallback: fail`)."""
 
@@ -23,7 +25,7 @@ REFUSED = "refused"
 def write(container: str, outcome: dict[str, object], directory: str = OUTCOMES) -> None:
     """Put the outcome in place with one rename. Raises OSError.
 
-    Keys: snapshot, result (RESTORED, COLD, REFUSED), error (message or ""), error_class,
+    Keys: snapshot, result (RESTORED, COLD, KILLED, REFUSED), error (message or ""), error_class,
     exit_code, blame (a word of Blame or ""), pod {namespace, name, uid, container}, seconds,
     steps {name: seconds}, warnings [message], at (unix time).
     """

@@ -126,3 +126,11 @@ def remove(container: str, directory: str = TICKETS) -> None:
     """Remove the ticket; it is no error when there is none."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{directory}/{container}.json")
+
+
+def pod_of(ticket: Ticket) -> dict[str, str]:
+    """Whose container it is, for the outcome: the daemon may be away until after it is gone."""
+    return {
+        "namespace": ticket.pod_namespace, "name": ticket.pod_name, "uid": ticket.pod_uid,
+        "container": ticket.container_name,
+    }  # fmt: skip

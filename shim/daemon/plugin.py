@@ -50,6 +50,7 @@ class NodePlugin(Plugin):
         if tracked is None:
             return None
         faults.point("daemon.create", tracked.container)
+        self._learn_of_killed(tracked)
         adjust.prepare(tracked.container)
         faults.point("daemon.create.prepared", tracked.container)
         self._registry.add(tracked)
@@ -124,6 +125,12 @@ class NodePlugin(Plugin):
             wish,
             restarts=int(restarts) if restarts.isdecimal() else 0,
         )
+
+    def _learn_of_killed(self, tracked: Tracked) -> None:
+        """A create that was killed has no event of its own: the next attempt is the sign of it."""
+        for other in self._registry:
+            if (other.pod.sandbox, other.name) == (tracked.pod.sandbox, tracked.name):
+                self._take_outcome(other)
 
     def _started(self, tracked: Tracked) -> None:
         result = self._take_outcome(tracked)

@@ -12,6 +12,7 @@ from shim.contract import faults, outcome, ticket
 from shim.contract.errors import Blame, Effect, QuickthawError, SwapFailed, SwapTooLate, blame_of
 from shim.contract.paths import SWAPPED
 from shim.front import argv, cold
+from shim.kernel import alarm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _FAIR_DEADLINE_S = 10.0
 """A pod with a shorter deadline that passes says nothing about the snapshot."""
+_QUICK_S = 5.0
+"""For what reads or writes a small file in memory, outside of the deadline of the swap."""
 
 
 def main() -> int:
@@ -30,7 +33,10 @@ def main() -> int:
         return 0  # running since `create`
     if call and call.command == "create" and _swapped(call):
         return 0
-    faults.point("restore.cold", call.container if call else "")
+    if call and call.command == "create":
+        alarm.kill_us_after(_QUICK_S)
+        faults.point("restore.cold", call.container)
+        alarm.cancel()
     cold.become_runtime(arguments)
 
 
@@ -39,40 +45,64 @@ def _swapped(call: Call) -> bool:
     began = time.monotonic()
     steps: dict[str, float] = {}
     told: dict[str, object] = {"warnings": faults.arm_from_file() + faults.armed(), "steps": steps}
-    wanted: Ticket | None = None
-    error: QuickthawError | None = None
-    try:
-        faults.point("restore.ticket", call.container)
-        wanted = ticket.read(call.container)
-        _swap(call, wanted, began, steps)
-    except QuickthawError as failure:
-        error = failure
-    except Exception as failure:  # noqa: BLE001 - the border: the pod must start, whatever this is
-        error = SwapFailed(
-            "the swap failed", container=call.container, why=f"{type(failure).__name__}: {failure}",
-            do="This is a defect in quickthaw: please report it.",
-        )  # fmt: skip
+    wanted, error = _ticket(call, began)
     result = outcome.RESTORED
-    if error and wanted and wanted.fallback == "fail":
-        result, error.effect = outcome.REFUSED, Effect.REFUSED_START
-    elif error:
-        result = outcome.COLD
-    told["seconds"] = round(time.monotonic() - began, 4)
-    _report(call, wanted, result, error, told)
+    with contextlib.ExitStack() as guarded:
+        if wanted:
+            error = _tried(call, wanted, began, steps, guarded)
+        if error and wanted and wanted.fallback == "fail":
+            result, error.effect = outcome.REFUSED, Effect.REFUSED_START
+        elif error:
+            result = outcome.COLD
+        told["seconds"] = round(time.monotonic() - began, 4)
+        _report(call, wanted, result, error, told)
     if result == outcome.REFUSED:
         _refuse(str(error))
     return error is None
 
 
-def _swap(call: Call, wanted: Ticket, began: float, steps: dict[str, float]) -> None:
-    # Imported late: a broken installation is a failed swap, not a failed create.
-    from shim.restore.sequence import Swap
-
-    swap = Swap(call, wanted, [cold.runtime(), *call.root_flags], began + wanted.deadline_s)
+def _ticket(call: Call, began: float) -> tuple[Ticket | None, QuickthawError | None]:
+    """The ticket, or why it cannot be read."""
     try:
-        swap.run()
-    finally:
-        steps.update(swap.steps)
+        with alarm.raising(began + _QUICK_S):
+            faults.point("restore.ticket", call.container)
+            return ticket.read(call.container), None
+    except QuickthawError as failure:
+        return None, failure
+    except Exception as failure:  # noqa: BLE001 - the border: the pod must start, whatever this is
+        return None, _defect(call, failure)
+
+
+def _tried(
+    call: Call, wanted: Ticket, began: float, steps: dict[str, float],
+    guarded: contextlib.ExitStack,
+) -> QuickthawError | None:  # fmt: skip
+    """Try the swap; why it failed. On `guarded` goes what watches until its end is told."""
+    try:
+        # Imported late: a broken installation is a failed swap, not a failed create.
+        from shim.restore.guard import watching
+        from shim.restore.sequence import UNDO_S, Swap
+
+        runtime = [cold.runtime(), *call.root_flags]
+        until = began + wanted.deadline_s
+        guarded.enter_context(watching(wanted, runtime, until + UNDO_S + _QUICK_S))
+        swap = Swap(call, wanted, runtime, until)
+        try:
+            swap.run()
+        finally:
+            steps.update(swap.steps)
+    except QuickthawError as failure:
+        return failure
+    except Exception as failure:  # noqa: BLE001 - the border: the pod must start, whatever this is
+        return _defect(call, failure)
+    return None
+
+
+def _defect(call: Call, failure: Exception) -> SwapFailed:
+    return SwapFailed(
+        "the swap failed", container=call.container, why=f"{type(failure).__name__}: {failure}",
+        do="This is a defect in quickthaw: please report it.",
+    )  # fmt: skip
 
 
 def _report(
@@ -80,7 +110,9 @@ def _report(
     told: dict[str, object],
 ) -> None:  # fmt: skip
     """Tell the daemon, and spend the ticket. Neither may fail the container."""
-    try:
+    until = time.monotonic() + _QUICK_S
+    with contextlib.suppress(OSError, alarm.TooLate), alarm.raising(until):
+        # Where /run is full or gone the daemon knows no more than that it has ended.
         faults.point("restore.outcome", call.container)
         outcome.write(call.container, {
             "snapshot": wanted.snapshot if wanted else "",
@@ -90,13 +122,11 @@ def _report(
             "exit_code": error.exit_code if error else 0,
             "refusals": list(getattr(error, "codes", ())),
             "blame": _blame(error, wanted),
-            "pod": _pod(wanted),
+            "pod": ticket.pod_of(wanted) if wanted else {},
             "at": time.time(),
             **told,
         })  # fmt: skip
         faults.point("restore.outcome.written", call.container)
-    except OSError:
-        pass  # /run is full or gone: the daemon then knows no more than that it has ended
     with contextlib.suppress(OSError):
         ticket.remove(call.container)
 
@@ -108,16 +138,6 @@ def _blame(error: QuickthawError | None, wanted: Ticket | None) -> str:
     if isinstance(error, SwapTooLate) and wanted and wanted.deadline_s < _FAIR_DEADLINE_S:
         return Blame.OTHER
     return blame_of(error)
-
-
-def _pod(wanted: Ticket | None) -> dict[str, str]:
-    """Whose container this was: the daemon may be away until after it is gone."""
-    if wanted is None:
-        return {}
-    return {
-        "namespace": wanted.pod_namespace, "name": wanted.pod_name, "uid": wanted.pod_uid,
-        "container": wanted.container_name,
-    }  # fmt: skip
 
 
 def _refuse(message: str) -> None:

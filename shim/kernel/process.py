@@ -14,6 +14,8 @@ import select
 import signal
 import time
 
+from shim.kernel import alarm
+from shim.kernel.alarm import TooLate as TooLate
 from shim.kernel.libc import call
 
 TYPE_CHECKING = False
@@ -24,10 +26,8 @@ if TYPE_CHECKING:
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)  # the interpreter ignores them, programs expect not
 _PR_SET_PDEATHSIG = 1
 _ERRNO_BYTES = 16
-
-
-class TooLate(Exception):
-    """The program did not end before its deadline and was killed."""
+_DIES_WITHIN_S = 5.0
+"""What SIGKILL needs. A process in uninterruptible sleep is not waited for any longer."""
 
 
 def run(
@@ -43,23 +43,33 @@ def run(
     `time.monotonic`. Returns the exit status; 128 + signal when it was killed.
     Raises TooLate after killing its process group, OSError when it cannot be executed.
     """
-    pid = _spawn(argv, os.environ if env is None else env, quiet)
-    try:
-        wait_fd = os.pidfd_open(pid)
+    # A child that an alarm made us forget would never be killed.
+    with alarm.held():
+        pid = _spawn(argv, os.environ if env is None else env, quiet)
         try:
-            poll = select.poll()
-            poll.register(wait_fd, select.POLLIN)
-            if not poll.poll(max(0, until - time.monotonic()) * 1000):
+            with alarm.heard():
+                ended = _ends(pid, until)
+            if not ended:
                 raise TooLate(f"{argv[0]} did not end in time")
-        finally:
-            os.close(wait_fd)
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the group is still ours
-        os.waitpid(pid, 0)
-        raise
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the group is still ours
+            if _ends(pid, time.monotonic() + _DIES_WITHIN_S):
+                os.waitpid(pid, 0)
+            raise
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
+
+
+def _ends(pid: int, until: float) -> bool:
+    """Wait for the end of our child, which is not reaped by this. False when that is too late."""
+    wait_fd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(wait_fd, select.POLLIN)
+        return bool(poll.poll(max(0, until - time.monotonic()) * 1000))
+    finally:
+        os.close(wait_fd)
 
 
 def _spawn(argv: Sequence[str], env: Mapping[str, str], quiet: bool) -> int:
@@ -91,6 +101,7 @@ def _become(
             os.setpgid(0, 0)
             for number in _RESET:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))  # exec would pass it on
             for fd in (0, 1, 2) if quiet else ():
                 os.dup2(os.open(os.devnull, os.O_RDWR), fd)
             os.execvpe(argv[0], list(argv), env)

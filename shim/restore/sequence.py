@@ -40,11 +40,11 @@ from shim.gate.checks import SWAP
 from shim.gate.decide import refusals_of
 from shim.gate.request import request_at_swap
 from shim.integrity.check import Check
-from shim.kernel import mounts
+from shim.kernel import alarm, mounts
 from shim.kernel.addresses import global_addresses
+from shim.kernel.alarm import TooLate
 from shim.kernel.fds import OwnedFd
 from shim.kernel.netns import loopback_is_up
-from shim.kernel.process import TooLate
 from shim.kernel.utsns import hostname_in
 from shim.restore import images, resume, turns
 from shim.restore.bundle import Bundle
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from shim.front.argv import Call
 
 _LOG_BYTES = 4 << 20
+UNDO_S = 10.0
+"""How long it may take to undo a swap. Normally it is a tenth of a second."""
 
 
 class Swap:
@@ -77,16 +79,24 @@ class Swap:
 
     def run(self) -> None:
         """Leave the container running, restored. Raises SwapFailed after undoing everything."""
-        with contextlib.ExitStack() as undo:
-            undo.enter_context(journal.lock(self.private))
-            undo.callback(faults.point, "restore.undone", self.ticket.container)
-            try:
-                with contextlib.ExitStack() as held:
-                    self._take_steps(undo, held)
-            except BaseException:
-                faults.point("restore.undo", self.ticket.container)
-                raise
-            undo.pop_all()
+        try:
+            with contextlib.ExitStack() as undo:
+                undo.enter_context(journal.lock(self.private))
+                undo.callback(faults.point, "restore.undone", self.ticket.container)
+                try:
+                    with (
+                        contextlib.ExitStack() as held,
+                        self._told("between two steps"),
+                        alarm.raising(self.until),
+                    ):
+                        self._take_steps(undo, held)
+                except BaseException:
+                    alarm.kill_us_after(UNDO_S)  # what is left is swept, like after kill -9
+                    faults.point("restore.undo", self.ticket.container)
+                    raise
+                undo.pop_all()
+        finally:
+            alarm.cancel()
 
     def _take_steps(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> None:
         """undo: what is done when a step fails. held: what is let go in any case."""
@@ -128,31 +138,37 @@ class Swap:
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        """Time the step, and give what it raises the container's id and an effect."""
+        """Time the step, and see that the deadline did not pass unnoticed in it."""
         began = time.monotonic()
+        try:
+            with self._told(f"in step {name}"):
+                yield
+        finally:
+            self.steps[name] = round(time.monotonic() - began, 4)
+        if time.monotonic() > self.until:
+            raise self._late(f"in step {name}", f"{self.ticket.deadline_s:g} s are over")
+
+    @contextlib.contextmanager
+    def _told(self, where: str) -> Iterator[None]:
+        """Give what is raised the container's id and an effect."""
         try:
             yield
         except QuickthawError:
             raise
         except TooLate as error:
-            raise SwapTooLate(
-                f"the swap's deadline passed in step {name}", container=self.ticket.container,
-                why=str(error), do="Raise quickthaw.io/deadline, or find what is slow.",
-            ) from error  # fmt: skip
+            raise self._late(where, str(error)) from error
         except Exception as error:
             raise SwapFailed(
-                f"step {name} of the swap failed", container=self.ticket.container,
+                f"the swap failed {where}", container=self.ticket.container,
                 why=f"{type(error).__name__}: {error}",
                 do=f"See `quickthaw show {self.ticket.snapshot[:12]}`.",
             ) from error  # fmt: skip
-        finally:
-            self.steps[name] = round(time.monotonic() - began, 4)
-        if time.monotonic() > self.until:
-            raise SwapTooLate(
-                f"the swap's deadline passed in step {name}", container=self.ticket.container,
-                why=f"{self.ticket.deadline_s:g} s are over",
-                do="Raise quickthaw.io/deadline, or find what is slow.",
-            )  # fmt: skip
+
+    def _late(self, where: str, why: str) -> SwapTooLate:
+        return SwapTooLate(
+            f"the swap's deadline passed {where}", container=self.ticket.container, why=why,
+            do="Raise quickthaw.io/deadline, or find what is slow.",
+        )  # fmt: skip
 
     def _checked(self, held: contextlib.ExitStack) -> tuple[Manifest, Check]:
         """The manifest of a snapshot that fits the spec that runc would be given.

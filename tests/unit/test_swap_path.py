@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from shim.contract import errors, journal, outcome, ticket
 from shim.criu.addresses import address_words, encode_word
-from shim.kernel import process
+from shim.kernel import alarm, process
 from shim.restore import images
 
 ROOT = Path(__file__).parents[2]
@@ -163,3 +164,73 @@ def test_a_view_links_big_images_relatively(tmp_path: Path) -> None:
     assert os.readlink(f"{view}/pages-1.img") == "../store/criu/pages-1.img"
     assert Path(view, "pages-1.img").read_bytes() == b"pages"
     assert (own / "files.img").read_bytes() == b"captured", "the snapshot stays"
+
+
+def test_an_alarm_ends_what_hangs_and_only_that() -> None:
+    began = time.monotonic()
+    with pytest.raises(alarm.TooLate), alarm.raising(began + 0.1):
+        time.sleep(60)
+    with alarm.raising(time.monotonic() + 60):
+        pass
+    assert time.monotonic() - began < 5
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_an_alarm_that_rings_while_a_program_runs_kills_the_program() -> None:
+    until = time.monotonic() + 30
+    with pytest.raises(alarm.TooLate), alarm.raising(time.monotonic() + 0.2):
+        process.run(["sh", "-c", "sleep 1000 & exec sleep 1000"], until=until, quiet=True)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    blocked = "import signal; exit(bool(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    assert process.run([sys.executable, "-c", blocked], until=until) == 0
+
+
+def test_a_held_alarm_rings_later() -> None:
+    reached = []
+
+    def hold() -> None:
+        with alarm.held():
+            time.sleep(0.2)
+            reached.append("the end of the hold")
+        reached.append("more")
+
+    with pytest.raises(alarm.TooLate), alarm.raising(time.monotonic() + 0.05):
+        hold()
+    assert reached == ["the end of the hold"]
+
+
+def guarded(tmp_path: Path, ends: str) -> dict[str, object] | None:
+    """A process that is guarded while it `ends`; the outcome that the guard wrote, if it did."""
+    code = (
+        "import sys, time, os\n"
+        "from shim.contract import ticket, outcome\n"
+        "from shim.restore import guard\n"
+        f"guard.outcome.write.__defaults__ = ({str(tmp_path)!r},)\n"
+        "guard.forget = lambda container: None\n"
+        "t = ticket.decode(sys.argv[1])\n"
+        f"with guard.watching(t, ['true'], time.monotonic() + 0.5): {ends}\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, a_ticket().encode().decode()], cwd=ROOT, check=False
+    )
+    deadline = time.monotonic() + (5 if ended.returncode else 0.2)
+    while time.monotonic() < deadline and not (tmp_path / "abc.json").exists():
+        time.sleep(0.01)
+    return outcome.take("abc", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("ends", "why"),
+    [("os.kill(os.getpid(), 9)", "was killed"), ("time.sleep(60)", "hung, and was killed")],
+)
+def test_a_guard_ends_a_swap_that_cannot(tmp_path: Path, ends: str, why: str) -> None:
+    found = guarded(tmp_path, ends)
+    assert found
+    assert (found["result"], found["error_class"]) == (outcome.KILLED, "SwapKilled")
+    assert why in str(found["error"])
+
+
+@pytest.mark.parametrize("ends", ["pass", "raise SystemExit(0)"])
+def test_a_guard_leaves_alone_what_came_to_its_end(tmp_path: Path, ends: str) -> None:
+    assert guarded(tmp_path, ends) is None

@@ -1,0 +1,72 @@
+"""A deadline on this process itself, also where a call of the kernel does not come back.
+
+For programs of one thread: SIGALRM interrupts what the main thread waits for. What the kernel
+does not let be interrupted (a dead NFS server, mounted hard) no program can give up. Lean.
+
+An alarm may ring between any two instructions: what must be done as a whole, as starting a
+program and knowing its pid, is done with the alarm `held`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SOONEST_S = 0.001
+_ALARM = (signal.SIGALRM,)
+
+
+class TooLate(Exception):
+    """Something did not end before its deadline and was given up."""
+
+
+@contextlib.contextmanager
+def raising(until: float) -> Iterator[None]:
+    """Raise TooLate in the `with` at `until` (on `time.monotonic`). Not to be nested."""
+
+    def ring(*_: object) -> None:
+        raise TooLate("it did not come back")
+
+    signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(_SOONEST_S, until - time.monotonic()))
+        yield
+    finally:
+        cancel()
+
+
+def kill_us_after(seconds: float) -> None:
+    """End this process with SIGALRM, as kill -9 would, unless `cancel` comes before."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def cancel() -> None:
+    """No alarm any more. A timer outlives exec: who becomes another program calls this first."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """What rings in the `with` rings at its end, or in a `heard` within it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALARM)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """The reverse, for the part of a `held` that waits."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALARM)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALARM)

@@ -1,0 +1,98 @@
+"""The guard of a swap: what `quickthaw-runc` cannot do any more when it was killed or stopped.
+
+It is a fork of `quickthaw-runc` that waits until that is done with its swap. When its parent ends
+before, or is not done long after the deadline, nobody else would end what it had restored: the
+container's process would go on in the pod's network, in the way of the next attempt. The guard
+ends it, undoes what the journal says and writes the outcome. Lean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+
+from shim.contract import faults, outcome
+from shim.contract.errors import SwapKilled
+from shim.contract.ticket import pod_of
+from shim.kernel import alarm, process
+from shim.restore.forget import forget
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from shim.contract.ticket import Ticket
+
+_DELETE_S = 10.0
+_DONE = b"."
+
+
+@contextlib.contextmanager
+def watching(ticket: Ticket, runtime: Sequence[str], until: float) -> Iterator[None]:
+    """Have a guard while the swap of `ticket` is under way. Raises OSError.
+
+    runtime: the real runtime with its global flags. until: when even its undoing must be over, on
+    `time.monotonic`. The guard has ended when this is left, so that no `exec` inherits it.
+    """
+    read_fd, write_fd = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if not pid:
+        os.close(write_fd)
+        _guard(ticket, runtime, until, parent, read_fd)
+    os.close(read_fd)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(write_fd, _DONE)
+        os.close(write_fd)
+        os.waitpid(pid, 0)
+
+
+def _guard(ticket: Ticket, runtime: Sequence[str], until: float, parent: int, read_fd: int) -> None:
+    """The child's part: nothing of the caller's may run on in it, whatever happens."""
+    try:
+        os.setsid()  # a signal to the parent's group is not for us
+        alarm.cancel()
+        faults.disarm()
+        for fd in (0, 1, 2):  # the pod's log
+            os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+        if why := _wait(until, parent, read_fd):
+            _clean_up(ticket, runtime, why)
+    finally:
+        os._exit(0)
+
+
+def _wait(until: float, parent: int, read_fd: int) -> str:
+    """Wait for the end of the swap. Empty when it came as it should, else why not."""
+    if select.select([read_fd], [], [], max(0, until - time.monotonic()))[0]:
+        return "" if os.read(read_fd, 1) == _DONE else "quickthaw-runc was killed"
+    if os.getppid() == parent:  # else it has ended, and its number may be another's
+        os.kill(parent, signal.SIGKILL)
+        select.select([read_fd], [], [], _DELETE_S)
+    return "quickthaw-runc hung, and was killed long after its deadline"
+
+
+def _clean_up(ticket: Ticket, runtime: Sequence[str], why: str) -> None:
+    """The runtime's own poststop hook does most of it, if the runtime knows the container."""
+    container = ticket.container
+    with contextlib.suppress(process.TooLate, OSError):
+        until = time.monotonic() + _DELETE_S
+        process.run([*runtime, "delete", "--force", container], until=until, quiet=True)
+    error = SwapKilled(
+        "the swap was ended from outside", container=container, why=why,
+        do="Was the node out of memory? See the kernel's log.",
+    )  # fmt: skip
+    with contextlib.suppress(OSError):
+        outcome.write(container, {
+            "snapshot": ticket.snapshot, "result": outcome.KILLED, "error": str(error),
+            "error_class": type(error).__name__, "exit_code": error.exit_code,
+            "refusals": [], "blame": error.blame, "pod": pod_of(ticket),
+            "seconds": 0.0, "steps": {}, "warnings": [], "at": time.time(),
+        })  # fmt: skip
+    with contextlib.suppress(OSError, ValueError):  # the daemon tries again
+        forget(container)
