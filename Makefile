@@ -6,7 +6,7 @@ CODE := hook shim tests packaging
 export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup lint format protos test test-unit test-node demo gpu-bundle soak crash packages clean
+.PHONY: faults help setup lint format protos test test-unit test-node demo gpu-bundle soak crash packages clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 16
@@ -38,7 +38,7 @@ test-unit: setup ## seconds, no node
 	$(PY) -m pytest tests/unit
 
 # What is tested and shown is what is shipped: both install the deb.
-demo test test-node soak: KINDS = deb
+demo faults test test-node soak: KINDS = deb
 
 demo: packages ## the main job on real input: cold start, capture, restores; writes build/demo.json
 	$(PY) -m tests.demo
@@ -61,6 +61,9 @@ gpu-bundle: setup ## build/gpu/bundle: what tests/gpu needs on a bare GPU machin
 packages: setup ## the deb and the rpm, in build/packages (KINDS=deb: only that)
 	@mkdir -p build/packages
 	flock build/packages/lock sh -c '$(PY) packaging/vendor.py tree build/packages/vendor && $(PY) packaging/build.py $(KINDS)'
+
+faults: packages ## everything fails once, on a node: FAULTS=WORD,WORD of phases or faults, SUITE=forky,trixie; writes build/faults.json
+	$(PY) -m tests.faults --only "$(FAULTS)" --suite "$(or $(SUITE),forky)"
 
 clean: ## remove everything that was built
 	rm -rf build

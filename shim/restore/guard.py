@@ -15,9 +15,10 @@ import signal
 import time
 
 from shim.contract import faults, outcome
-from shim.contract.errors import SwapKilled
+from shim.contract.errors import NoTurn, SwapKilled
 from shim.contract.ticket import pod_of
 from shim.kernel import alarm, process
+from shim.restore import turns
 from shim.restore.forget import forget
 
 TYPE_CHECKING = False
@@ -96,3 +97,5 @@ def _clean_up(ticket: Ticket, runtime: Sequence[str], why: str) -> None:
         })  # fmt: skip
     with contextlib.suppress(OSError, ValueError):  # the daemon tries again
         forget(container)
+    with contextlib.suppress(OSError, NoTurn):  # the next restore does it, too
+        turns.sweep(until=time.monotonic() + _DELETE_S)

@@ -20,7 +20,7 @@ from shim.contract.paths import TURNS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _ARRIVE_S = 0.001
 _LOOK_S, _LOOK_AT_MOST_S = 0.005, 0.1
@@ -57,9 +57,7 @@ def _arrive(directory: str, until: float, place: contextlib.ExitStack, container
     os.makedirs(directory, 0o700, exist_ok=True)
     with _order(directory, until, container):
         numbers = _numbers(directory)
-        for number in numbers:
-            if not _is_locked(f"{directory}/{number}"):
-                os.unlink(f"{directory}/{number}")
+        _remove_dead(directory, numbers)
         number = max(numbers, default=0) + 1
         scratch = f"{directory}/.new"  # the lock on the directory makes it ours
         fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -87,6 +85,18 @@ def _order(directory: str, until: float, container: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def sweep(*, until: float, directory: str = TURNS) -> None:
+    """Remove what a restore left that was killed. Raises NoTurn at `until`, OSError."""
+    with contextlib.suppress(FileNotFoundError), _order(directory, until, "-"):
+        _remove_dead(directory, _numbers(directory))
+
+
+def _remove_dead(directory: str, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        if not _is_locked(f"{directory}/{number}"):
+            os.unlink(f"{directory}/{number}")
 
 
 def _too_many_ahead(directory: str, own: int, most: int) -> int:

@@ -1,0 +1,165 @@
+"""`make faults`: everything that can fail is made to fail on a real node; writes build/faults.json.
+
+    FAULTS=EXPR   only cases whose PHASE/FAULT has one of the words of EXPR (`criu,restore.shm`)
+    SUITE=forky   forky, trixie, or both with a comma between them
+
+Exit status 1 when a pod was stuck, something stayed behind, or a container was not what it must be.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.faults import capturing, outside, restoring
+from tests.faults.cases import Case, matrix
+from tests.faults.ground import Ground
+from tests.node.base import BUILD
+from tests.node.node import Node
+from tests.workers import images
+
+RESULT: Final = BUILD.parent / "faults.json"
+PACKAGES: Final = BUILD.parent / "packages"
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="make faults")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--suite", default="forky")
+    options = parser.parse_args()
+    words = [word for word in options.only.split(",") if word]
+    cases = [each for each in matrix() if not words or any(word in each.name for word in words)]
+    out = Console(highlight=False, soft_wrap=True)
+    suites = options.suite.split(",")
+    began = time.monotonic()
+    found = [result for suite in suites for result in _on_suite(suite, cases, out)]
+    document = {"machine": _machine(suites), "seconds": round(time.monotonic() - began, 1)}
+    RESULT.write_text(json.dumps({**document, "cases": found}, indent=1) + "\n")
+    out.print(_table(found))
+    failed = [each for each in found if each["wrong"] or each["left_overs"]]
+    for each in failed:
+        out.print(f"[red]{each['suite']} {each['phase']}/{each['fault']}[/red]")
+        for line in [*each["wrong"], *(f"left: {name}" for name in each["left_overs"])]:
+            out.print(f"  {line}", markup=False)
+    out.print(
+        f"{len(found)} cases, {len(failed)} wrong, {document['seconds']} s; "
+        f"written to {RESULT.relative_to(BUILD.parents[1])}"
+    )
+    return 1 if failed or not found else 0
+
+
+def _on_suite(suite: str, cases: list[Case], out: Console) -> list[dict[str, Any]]:
+    (deb,) = PACKAGES.glob("*.deb")
+    archive = images.build("probe")
+    with Node(suite) as node:
+        node.install_deb(deb)
+        node.start_containerd()
+        node.start_daemon()
+        node.import_image(archive)
+        ground = Ground(node)
+        found = []
+        for number, case in enumerate(cases, 1):
+            result = one(ground, case)
+            found.append({"suite": suite, **result})
+            sign = "[red]WRONG[/red]" if result["wrong"] or result["left_overs"] else "ok"
+            out.print(
+                f"{suite} {number}/{len(cases)} {case.name}: {result['outcome']} "
+                f"in {result['seconds']} s {sign}"
+            )
+        if left := ground.close():
+            out.print(f"[red]Left after all of them:[/red] {left}")
+            found[-1]["left_overs"] = [*found[-1]["left_overs"], *left]
+    return found
+
+
+def one(ground: Ground, case: Case) -> dict[str, Any]:
+    """Run one case, and look at everything that it must leave as it was."""
+    began = time.monotonic()
+    with ground.daemon_log() as said:
+        try:
+            seen = _runner(case)(ground, case)
+        except Exception as error:  # noqa: BLE001 - a case that fails must not end the others
+            seen = restoring.Seen(outcome="stuck", wrong=[f"{type(error).__name__}: {error}"])
+            if not isinstance(error, AssertionError):
+                seen.wrong.append(traceback.format_exc(limit=-3))
+    seconds = round(time.monotonic() - began, 2)
+    wrong = list(seen.wrong)
+    if seen.outcome != "stuck" and seen.outcome not in case.expected:
+        wrong.append(f"the outcome is {seen.outcome}, not {' or '.join(case.expected)}")
+    if seen.source_state != "serves":
+        wrong.append(f"the source {seen.source_state}")
+    wrong += _reset(ground) if seen.outcome == "stuck" else []
+    wrong += [f"not whole: {each}" for each in ground.not_whole()]
+    wrong += [line for line in said if "Traceback" in line]
+    return {
+        "phase": case.phase, "fault": case.fault, "outcome": seen.outcome,
+        "expected": list(case.expected), "seconds": seconds, "left_overs": ground.left_overs(),
+        "source_state": seen.source_state, "reason": seen.reason or _reason(said),
+        "attempts": seen.tries, "wrong": wrong,
+    }  # fmt: skip
+
+
+def _runner(case: Case) -> Any:
+    if case.kind == "outside":
+        return outside.run
+    if case.kind in ("capture", "store"):
+        return capturing.run
+    return restoring.run
+
+
+def _reason(said: list[str]) -> str:
+    told = [line for line in said if line.startswith(("WARNING", "ERROR")) and "armed" not in line]
+    return told[0] if told else ""
+
+
+def _reset(ground: Ground) -> list[str]:
+    """After a case that is stuck: the next one is to begin on clean ground."""
+    try:
+        ground.disarm()
+        ground.restart_daemon()
+        for pod in list(ground.node.kubelet.pods):
+            if pod is not ground.source:
+                pod.remove(grace_s=0)
+        ground.mend_snapshot()
+    except Exception as error:  # noqa: BLE001 - it is told with the case
+        return [f"and afterwards: {type(error).__name__}: {error}"]
+    return []
+
+
+def _machine(suites: list[str]) -> dict[str, Any]:
+    return {
+        "kernel": platform.release(), "arch": platform.machine(), "cores": os.cpu_count(),
+        "suites": suites, "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def _table(found: list[dict[str, Any]]) -> Table:
+    """How the cases of each phase ended."""
+    table = Table(title="Faults")
+    for heading in ("phase", "cases", "restored", "cold", "killed", "wrong", "slowest s"):
+        table.add_column(heading, justify="left" if heading == "phase" else "right")
+    phases: dict[str, list[dict[str, Any]]] = {}
+    for each in found:
+        phases.setdefault(each["phase"], []).append(each)
+    for phase, cases in phases.items():
+        counts = [
+            sum(each["outcome"] == outcome for each in cases)
+            for outcome in ("restored", "cold", "killed")
+        ]
+        wrong = sum(bool(each["wrong"] or each["left_overs"]) for each in cases)
+        slowest = max(each["seconds"] for each in cases)
+        table.add_row(phase, *map(str, [len(cases), *counts, wrong]), f"{slowest:.1f}")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

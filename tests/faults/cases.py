@@ -1,0 +1,164 @@
+"""The matrix: every fault point with every action that makes sense there, and faults from outside.
+
+Pure: what happens in a case is `restoring`'s, `capturing`'s and `outside`'s.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from shim.contract.faults import ACTIONS, POINTS
+
+RESTORED: Final = "restored"
+COLD: Final = "cold"
+KILLED: Final = "killed"
+"""The first attempt failed; kubelet's next one started cold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """phase: the fault point, or where a fault from outside strikes. expected: right outcomes.
+
+    beside: another point that has to fail first, with an error, to get there.
+    """
+
+    phase: str
+    fault: str
+    expected: tuple[str, ...]
+    beside: str = ""
+
+    @property
+    def name(self) -> str:
+        """As FAULTS= selects it."""
+        return f"{self.phase}/{self.fault}"
+
+    @property
+    def kind(self) -> str:
+        """`restore`, `hook`, `daemon`, `capture`, `store` or `outside`."""
+        return self.phase.partition(".")[0] if self.phase in POINTS else "outside"
+
+    def armed(self) -> list[dict[str, object]]:
+        """The content of the file that arms it."""
+        armed: list[dict[str, object]] = []
+        if self.phase in POINTS:
+            armed.append({"point": self.phase, "action": self.fault})
+        if self.beside:
+            armed.append({"point": self.beside, "action": "error"})
+        return armed
+
+
+_AFTER_SUCCESS: Final = ("restore.outcome", "restore.outcome.written")
+"""The container runs restored; only the word of it is lost."""
+_NEEDS_FAILURE: Final = ("restore.undo", "restore.undone", "restore.cold")
+_IN_RUNTIME: Final = ("restore.undo", "restore.undone", "restore.cold")
+
+
+def _restore_outcomes(point: str, action: str) -> tuple[str, ...]:
+    if action == "kill" or (action == "hang" and point in _IN_RUNTIME):
+        return (KILLED,)
+    if point == "restore.cold":
+        return (KILLED,)
+    return (RESTORED,) if point in _AFTER_SUCCESS else (COLD,)
+
+
+def _of_restore() -> Iterator[Case]:
+    for point in (each for each in POINTS if each.startswith("restore.")):
+        beside = "restore.told" if point in _NEEDS_FAILURE else ""
+        for action in ACTIONS:
+            yield Case(point, action, _restore_outcomes(point, action), beside)
+
+
+def _of_hook() -> Iterator[Case]:
+    for action in ACTIONS:
+        yield Case("hook.prestart", action, (COLD,))
+        yield Case("hook.prestart.done", action, (COLD,))
+    for point in ("hook.poststop", "hook.poststop.forgotten"):
+        # A hook that hangs is killed by the runtime after 20 s: once is enough.
+        for action in ("error", "kill", *(["hang"] if point == "hook.poststop" else [])):
+            yield Case(point, action, (RESTORED,))
+
+
+_DAEMON: Final = {
+    "daemon.create": (COLD,),
+    "daemon.create.prepared": (COLD,),
+    "daemon.decide": (COLD,),
+    "daemon.ticket": (COLD,),
+    "daemon.ticket.written": (COLD, RESTORED),
+    "daemon.started": (RESTORED,),
+    "daemon.outcome.taken": (RESTORED,),
+    "daemon.removed": (RESTORED,),
+}
+
+
+def _of_daemon() -> Iterator[Case]:
+    for point, expected in _DAEMON.items():
+        for action in ("error", "hang", "kill"):
+            yield Case(point, action, expected)
+    yield Case("daemon.create", "enospc", (COLD,))
+    yield Case("daemon.ticket", "enospc", (COLD,))
+
+
+_WRITES: Final = ("capture.precopied", "capture.dumped", "capture.rootfs.copied",
+                  "capture.shm.copied", "store.staged", "store.digested",
+                  "store.manifest.written", "store.synced")  # fmt: skip
+"""Points of a capture after which something was, or is to be, written."""
+_HANGS: Final = ("capture.quiesced", "capture.frozen", "capture.shm.copied", "store.synced")
+"""Where a capture that hangs is of interest: before, in and after the frozen window."""
+
+
+def _of_capture() -> Iterator[Case]:
+    """The outcome is how the next pod starts, when the fault is over."""
+    for point in POINTS:
+        if point.startswith(("capture.", "store.")) and not point.startswith("store.remove"):
+            yield Case(point, "error", (RESTORED,))
+            yield Case(point, "kill", (RESTORED,))
+            if point in _WRITES:
+                yield Case(point, "enospc", (RESTORED,))
+            if point in _HANGS:
+                yield Case(point, "hang", (RESTORED,))
+    for point in (each for each in POINTS if each.startswith("store.remove")):
+        for action in ("error", "kill"):
+            yield Case(point, action, (RESTORED, COLD))
+
+
+OUTSIDE: Final = {
+    ("restore: CRIU", "killed"): (COLD,),
+    ("restore: CRIU", "stopped"): (COLD,),
+    ("restore: quickthaw-runc", "killed"): (KILLED,),
+    ("restore: quickthaw-runc", "stopped"): (KILLED, COLD),
+    ("restore: restored process", "killed before resume"): (COLD,),
+    ("restore: daemon", "killed between create and start"): (RESTORED,),
+    ("restore: daemon", "killed during the swap"): (RESTORED, COLD),
+    ("restore: daemon", "stopped before create"): (COLD,),
+    ("restore: daemon", "stopped between create and start"): (RESTORED,),
+    ("restore: containerd", "restarted during the swap"): (RESTORED, COLD, KILLED),
+    ("restore: images", "truncated"): (COLD,),
+    ("restore: images", "bit flipped"): (COLD,),
+    ("restore: images", "a file removed"): (COLD,),
+    ("restore: images", "removed while they are read"): (COLD, RESTORED),
+    ("restore: manifest", "truncated"): (COLD,),
+    ("restore: rootfs diff", "removed"): (COLD,),
+    ("restore: /run/quickthaw", "full"): (COLD, RESTORED),
+    ("restore: /dev/shm", "full"): (COLD,),
+    ("restore: /dev/shm", "a name is taken"): (COLD,),
+    ("restore: memory limit", "too small"): (COLD,),
+    ("restore: mount", "its source is missing"): (KILLED, COLD),
+    ("restore: network namespace", "gone"): (KILLED, COLD),
+    ("restore: clock", "the snapshot is of the future"): (RESTORED,),
+    ("capture: CRIU", "killed"): (RESTORED,),
+    ("capture: CRIU", "stopped"): (RESTORED,),
+    ("capture: daemon", "killed while CRIU dumps"): (RESTORED,),
+    ("capture: daemon", "stopped while frozen"): (RESTORED,),
+    ("capture: containerd", "restarted while CRIU dumps"): (RESTORED,),
+    ("capture: store", "full"): (RESTORED,),
+    ("capture: source", "killed while CRIU dumps"): (RESTORED,),
+}
+"""Faults that are not of our own making. Missing: the page server's, which does not exist yet. A
+PID in use cannot be made: a container that is captured has a PID namespace of its own, and the new
+one is empty. The machine's clock is everybody's: the snapshot's time is changed instead."""
+
+
+def matrix() -> list[Case]:
+    """All cases, in the order in which they are run."""
+    outside = [Case(phase, fault, expected) for (phase, fault), expected in OUTSIDE.items()]
+    return [*_of_restore(), *_of_hook(), *_of_daemon(), *_of_capture(), *outside]

@@ -1,0 +1,227 @@
+"""The node on which all cases of a run take place, one snapshot for them, and what may not stay."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from shim.contract import manifest as manifests
+from shim.contract.paths import FAULTS
+from shim.integrity.check import Check
+from tests.node.kubelet import Container, Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec
+from tests.node.swapping import (
+    PER_CONTAINER,
+    RUN,
+    SNAPSHOTS,
+    SnapshotRef,
+    answer,
+    ask,
+    captured,
+    first_answer,
+    probe,
+    wishes,
+)
+
+STAGING: Final = "/var/lib/quickthaw/staging"
+BUNDLES: Final = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
+CONFIG: Final = "/etc/quickthaw/quickthaw.d/faults.toml"
+QUICKTHAW: Final = "/usr/lib/quickthaw/bin/quickthaw"
+CAPTURE_S: Final = 3
+"""How long a capture may take here, so that one that hangs is soon over."""
+RESTORE: Final = {"quickthaw.io/restore": "auto", "quickthaw.io/deadline": "2s"}
+IN_SHM: Final = "/dev/shm/of-the-snapshot"
+IN_ROOTFS: Final = "/var/tmp/of-the-snapshot"
+IPV6_PORT: Final = 8002
+SERVES_WITHIN_S: Final = 5.0
+GONE_WITHIN_S: Final = 6.0
+CHECKED_WITHIN_S: Final = 60.0
+SYNCHRONIZED_WITHIN_S: Final = 20.0
+LOOK_EVERY_S: Final = 0.01
+
+
+class WentWrong(Exception):
+    """The system did not do what it must. The message says what."""
+
+
+class Ground:
+    """node: with the product and the probe's image. source: it serves all the time."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        node.write(CONFIG, f"capture_timeout_s = {CAPTURE_S}\nquarantine_after = 0\n")
+        self.disarm()
+        self.restart_daemon()
+        self.before_source = node.inventory()
+        wanted = wishes(capture_when="signal")
+        self.snapshot: SnapshotRef = captured(
+            node, self.spec(), annotations=wanted, before=self._made_ready
+        )
+        self.source = self.snapshot.source
+        # A host directory: what damages the snapshot is followed by a copy back.
+        self._pristine = node.kept("pristine")
+        shutil.copytree(self.snapshot.directory, self._pristine, symlinks=True)
+        self.before = node.inventory()
+
+    def close(self) -> list[str]:
+        """Remove what is left of it; what stays nevertheless."""
+        self.disarm()
+        self.restart_daemon()
+        self.node.path(CONFIG).unlink()
+        self.source.remove(grace_s=0)
+        self.node.run([QUICKTHAW, "rm", self.snapshot.id])
+        return self.left_overs(self.before_source)
+
+    @staticmethod
+    def spec(case: str = "", **fields: Any) -> ContainerSpec:
+        """The workload of a case, which only its own snapshot is for; the shared one without."""
+        return probe(env={"CASE": case} if case else {}, **fields)
+
+    def _made_ready(self, pod: Pod) -> None:
+        """State of every kind that a restore has to bring along, and a cold start must not."""
+        self.cold = self.facts(pod)
+        for path in (IN_SHM, IN_ROOTFS):
+            ask(pod, f"/write?path={path}&size=100000&seed=1")
+        ask(pod, f"/listen?host={pod.ips[1]}&port={IPV6_PORT}")
+        ask(pod, "/ready")
+
+    @staticmethod
+    def facts(pod: Pod) -> dict[str, Any]:
+        """What a container that starts cold finds, whatever was tried before it."""
+        return {
+            "mounts": ask(pod, "/mounts"),
+            "restored.json": ask(pod, "/restored"),
+            "/dev/shm": sorted(ask(pod, "/tree?path=/dev/shm")),
+            "of the diff": answer(pod, f"/read?path={IN_ROOTFS}").status,
+            "limits": ask(pod, "/who").get("limits"),
+        }
+
+    # Faults
+
+    def arm(self, wanted: Sequence[dict[str, object]]) -> None:
+        """For every program that starts from now on."""
+        path = self.node.path(FAULTS)
+        new = path.with_name("faults.json.new")
+        new.write_text(json.dumps({"faults": list(wanted)}))
+        new.chmod(0o600)
+        new.rename(path)
+
+    def disarm(self) -> None:
+        """For every program that starts from now on."""
+        self.node.path(FAULTS).unlink(missing_ok=True)
+
+    def restart_daemon(self) -> None:
+        """SIGKILL it, if it runs, as systemd's watchdog would, and wait until the next serves."""
+        self.node.kill_daemon()
+        said = len(self.node.journal())
+        self.node.start_daemon()
+        self.wait(
+            lambda: "synchronized with" in self.node.journal()[said:],
+            "the daemon does not connect to containerd", SYNCHRONIZED_WITHIN_S,
+        )  # fmt: skip
+
+    @property
+    def daemon_dead(self) -> bool:
+        """Whether the daemon has ended by itself."""
+        try:
+            state = Path(f"/proc/{self.node.daemon_pid}/stat").read_text().rpartition(")")[2]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return state.split()[0] == "Z"
+
+    def mend_snapshot(self) -> None:
+        """Put the shared snapshot back as it was."""
+        shutil.rmtree(self.snapshot.directory, ignore_errors=True)
+        shutil.copytree(self._pristine, self.snapshot.directory, symlinks=True)
+        for path in (self._pristine, *self._pristine.rglob("*")):
+            copy = self.snapshot.directory / path.relative_to(self._pristine)
+            status = path.lstat()
+            os.chown(copy, status.st_uid, status.st_gid, follow_symlinks=False)
+
+    def wait(self, done: Callable[[], object], what: str, within_s: float) -> None:
+        """Raises WentWrong."""
+        deadline = time.monotonic() + within_s
+        while not done():
+            if time.monotonic() > deadline:
+                raise WentWrong(what)
+            time.sleep(LOOK_EVERY_S)
+
+    # What is looked at
+
+    def state_of(self, pod: Pod, nonce: str) -> str:
+        """How a source of a capture fares: `serves`, or what is wrong with it."""
+        try:
+            found = first_answer(pod, within_s=SERVES_WITHIN_S)["nonce"]
+        except (OSError, http.client.HTTPException) as error:
+            return f"does not answer: {error!r}; {freezer_state(pod.container())}"
+        return "serves" if found == nonce else "was started anew"
+
+    def not_whole(self) -> list[str]:
+        """What is published and damaged, by id and reason."""
+        wrong = []
+        for path in self.node.path(SNAPSHOTS).iterdir():
+            dirfd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            until = time.monotonic() + CHECKED_WITHIN_S
+            try:
+                found = manifests.read(dirfd, snapshot=path.name)
+                with Check(dirfd, found, container="-", until=until, with_marks=False) as check:
+                    check.begin()
+                    check.finish()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is not whole
+                wrong.append(f"{path.name[:12]}: {error}")
+            finally:
+                os.close(dirfd)
+        return wrong
+
+    def left_overs(self, before: Any = None) -> list[str]:
+        """What is there and was not before, a moment after the last pod went."""
+        deadline = time.monotonic() + GONE_WITHIN_S
+        while (left := self._left(before or self.before)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+    def _left(self, before: Any) -> list[str]:
+        now = self.node.inventory().less(before)
+        known = [self.source.container().id] if before is self.before else []
+        ours = [
+            f"{RUN}/{directory}/{path.name}"
+            for directory in PER_CONTAINER
+            for path in self.node.path(f"{RUN}/{directory}").glob("*")
+            if not any(path.name.startswith(each) for each in known)
+        ]
+        files = [path for path in now.pop("files", ()) if not path.startswith(_MAY_STAY)]
+        others = [f"{kind} {name}" for kind, names in now.items() for name in names]
+        return sorted({*others, *files, *ours})
+
+    @contextlib.contextmanager
+    def daemon_log(self) -> Iterator[list[str]]:
+        """What the daemon says in the `with`, by line, complete after it."""
+        lines: list[str] = []
+        said = len(self.node.journal())
+        try:
+            yield lines
+        finally:
+            lines += self.node.journal()[said:].splitlines()
+
+
+_MAY_STAY: Final = (f"{SNAPSHOTS}/", "/var/lib/quickthaw/health/", f"{RUN}/logs/", FAULTS)
+
+
+def freezer_state(container: Container) -> str:
+    """`THAWED`, `FROZEN` or why it is not known."""
+    try:
+        lines = Path(f"/proc/{container.host_pid}/cgroup").read_text().splitlines()
+    except (OSError, ProcessLookupError) as error:
+        return str(error)
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if "freezer" in controllers:
+            state = Path(f"/sys/fs/cgroup/freezer{path}/freezer.state")
+            return state.read_text().strip() if state.exists() else "no freezer"
+    return "unknown"

@@ -1,0 +1,207 @@
+"""A case of a restore: a pod is started as kubelet does, something goes wrong, the pod runs."""
+
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from protos import cri_pb2 as pb
+from tests.faults.cases import COLD, KILLED, RESTORED, Case
+from tests.faults.ground import BUNDLES, IN_SHM, RESTORE, Ground, WentWrong
+from tests.node.kubelet import Container, Pod
+from tests.node.podspec import ContainerSpec
+from tests.node.swapping import SNAPSHOTS, answer, ask, first_answer, is_restored
+
+TRIES: Final = 4
+BACK_OFF_S: Final = 1.0
+"""Between two attempts. kubelet waits 10 s after the first, and longer after each."""
+ANSWERS_WITHIN_S: Final = 20.0
+STARTED_WITHIN_S: Final = 60.0
+EXIT_CODE: Final = 7
+_LOG_LINE: Final = re.compile(r"\d{8} ")
+Disturb = Callable[[Container], None]
+
+
+@dataclass(slots=True)
+class Seen:
+    """How a case went. wrong: what the system must not do."""
+
+    outcome: str = ""
+    source_state: str = "serves"
+    reason: str = ""
+    wrong: list[str] = field(default_factory=list)
+    tries: list[str] = field(default_factory=list)
+    """What kubelet was told by the attempts that failed."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is special about a case. during: called while StartContainer runs, first attempt."""
+
+    annotations: dict[str, str] = field(default_factory=lambda: dict(RESTORE))
+    spec: ContainerSpec | None = None
+    before_create: Callable[[Pod], None] | None = None
+    before_start: Disturb | None = None
+    during: Disturb | None = None
+    drop_ipv6: bool = False
+
+
+def start(ground: Ground, plan: Plan, seen: Seen) -> Pod:
+    """Start a pod until its container answers. Raises WentWrong when it is stuck."""
+    kubelet, spec = ground.node.kubelet, plan.spec or ground.spec()
+    pod = kubelet.make_pod("replica", [spec], annotations=plan.annotations)
+    pod.run_sandbox()
+    if plan.before_create:
+        plan.before_create(pod)
+    deadline = time.monotonic() + STARTED_WITHIN_S
+    while not _attempt(ground, pod, plan, seen):
+        if len(seen.tries) == TRIES or time.monotonic() > deadline:
+            raise WentWrong(f"the pod is stuck: {seen.tries}")
+    _judge(ground, pod, seen)
+    return pod
+
+
+def _attempt(ground: Ground, pod: Pod, plan: Plan, seen: Seen) -> bool:
+    """One turn of kubelet's loop. False when it has to make another."""
+    container, first = pod.container(), not seen.tries
+    try:
+        container.create()
+        if first and plan.drop_ipv6:
+            _drop_ipv6(pod)
+        if first and plan.before_start:
+            plan.before_start(container)
+        _start(container, plan.during if first else None)
+        first_answer(pod, within_s=0.1 if _ended(container) else ANSWERS_WITHIN_S)
+        return True
+    except (grpc.RpcError, OSError) as error:
+        seen.tries.append(_short(error))
+        if container.id and _exists(container):
+            if container.running:
+                raise WentWrong(f"it runs and does not answer: {error!r}") from error
+            container.attempt += 1
+        time.sleep(BACK_OFF_S)
+        return False
+
+
+def _start(container: Container, during: Disturb | None) -> None:
+    if during is None:
+        container.start()
+        return
+    with ThreadPoolExecutor(1) as thread:
+        starting = thread.submit(container.start)
+        during(container)
+        starting.result(STARTED_WITHIN_S)
+
+
+def _exists(container: Container) -> bool:
+    try:
+        return bool(container.status())
+    except grpc.RpcError:
+        return False
+
+
+def _ended(container: Container) -> bool:
+    return bool(container.status().state == pb.CONTAINER_EXITED)
+
+
+def _short(error: BaseException) -> str:
+    return str(error.details() if isinstance(error, grpc.Call) else repr(error))[:300]
+
+
+def _judge(ground: Ground, pod: Pod, seen: Seen) -> None:
+    """The outcome, and whether the container is what it must be then."""
+    state = first_answer(pod)
+    restored = state["nonce"] == ground.snapshot.nonce
+    seen.outcome = KILLED if seen.tries else RESTORED if restored else COLD
+    if restored != is_restored(pod.container()):
+        seen.wrong.append(f"restored is {restored}, and the marker says the opposite")
+    if restored:
+        if seen.tries:
+            seen.wrong.append("the attempt after a failed one was restored")
+        if not ask(pod, "/restored"):
+            seen.wrong.append("restored, and there is no restored.json")
+        return
+    if state["hostname"] != pod.spec.name:
+        seen.wrong.append(f"its host name is {state['hostname']}")
+    seen.wrong += _not_cold(ground, pod)
+
+
+def _not_cold(ground: Ground, pod: Pod) -> list[str]:
+    """In what the container differs from one for which no swap was tried."""
+    found = ground.facts(pod)
+    wrong = [
+        f"{name} is {value!r:.300}, at a cold start {ground.cold[name]!r:.300}"
+        for name, value in found.items()
+        if name != "mounts" and value != ground.cold[name]
+    ]
+    bundle = f"{BUNDLES}/{pod.container().id}/rootfs"
+    wrong += [
+        f"the root file system has the snapshot's diff: {line}"
+        for line in Path(f"/proc/{ground.node.pid}/mountinfo").read_text().splitlines()
+        if f" {bundle} " in line and SNAPSHOTS in line
+    ]
+    strange = [line.text for line in pod.container().log_lines() if not _LOG_LINE.match(line.text)]
+    if strange:
+        wrong.append(f"its log has lines that are not its own: {strange}")
+    inside = ["nsenter", f"--net={network_namespace(pod)}", "ip", "address", "show"]
+    if (old := ground.source.ips[1]) in ground.node.run(inside):
+        wrong.append(f"its network has the captured address {old}")
+    return wrong
+
+
+def network_namespace(pod: Pod) -> str:
+    """Where the node has the sandbox's network namespace, once a container was created."""
+    namespaces = pod.container().info()["runtimeSpec"]["linux"]["namespaces"]
+    (path,) = [str(each["path"]) for each in namespaces if each["type"] == "network"]
+    return path
+
+
+def _drop_ipv6(pod: Pod) -> None:
+    """What was captured listens on an IPv6 address: the hook has something to do then."""
+    inside = ["nsenter", f"--net={network_namespace(pod)}", "ip", "-6", "address", "flush"]
+    pod.node.run([*inside, "dev", "eth0", "scope", "global"])
+
+
+def end(pod: Pod, seen: Seen) -> None:
+    """The container ends with a code of its own, and the pod goes."""
+    try:
+        answer(pod, f"/exit?code={EXIT_CODE}")
+    except OSError:
+        pass
+    except Exception as error:  # noqa: BLE001 - http.client's many ways to say that it hung up
+        if "closed connection" not in str(error) and "BadStatusLine" not in repr(error):
+            seen.wrong.append(f"asked to end: {error!r}")
+    ended = pod.container().wait_exit(timeout_s=20)
+    if ended.exit_code != EXIT_CODE:
+        seen.wrong.append(f"its exit code is {ended.exit_code}, not {EXIT_CODE}")
+    pod.remove(grace_s=0)
+
+
+def run(ground: Ground, case: Case, plan: Plan | None = None) -> Seen:
+    """A whole case: arm, start, end, disarm. Raises WentWrong."""
+    plan, seen = plan or Plan(), Seen()
+    plan.drop_ipv6 = plan.drop_ipv6 or case.kind == "hook"
+    ground.arm(case.armed())
+    in_daemon = case.kind == "daemon"
+    if in_daemon:
+        ground.restart_daemon()
+    try:
+        pod = start(ground, plan, seen)
+        end(pod, seen)
+    finally:
+        ground.disarm()
+        if in_daemon or ground.daemon_dead:
+            ground.restart_daemon()
+    seen.source_state = ground.state_of(ground.source, ground.snapshot.nonce)
+    return seen
+
+
+def shm_file(pod: Pod) -> Any:
+    """The pod's /dev/shm entry that the snapshot brings, as the host's path."""
+    sandbox = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{pod.sandbox_id}/shm"
+    return pod.node.path(f"{sandbox}/{IN_SHM.rpartition('/')[2]}")
