@@ -87,7 +87,7 @@ class QuickthawError(Exception):
 
     effect: str = Effect.NOTHING
     exit_code: ClassVar[int] = 1
-    blame: ClassVar[str] = Blame.OTHER
+    blame: str = Blame.OTHER
 
     def __init__(self, what: str, *, container: str, why: str, do: str) -> None:
         super().__init__(what, container, why, do)

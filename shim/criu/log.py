@@ -25,7 +25,8 @@ def first_error(directory: str, name: str) -> str:
     messages = []
     for line in _tail(f"{directory}/runc.log").splitlines():
         try:
-            messages.append(str(json.loads(line)["msg"]))
+            # In one line: a journal has no others.
+            messages.append(" ".join(str(json.loads(line)["msg"]).split()))
         except (ValueError, KeyError, TypeError):
             continue
     if messages:

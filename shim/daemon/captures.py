@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shim import version
 from shim.capture import tool
+from shim.capture.estimate import estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import capture, finished
@@ -27,6 +28,7 @@ from shim.contract.names import HostPid
 from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State
+from shim.daemon.room import Room
 from shim.gate.checks import WITHIN_SPEC
 from shim.nri.annotations import SignalReady
 from shim.store.listing import told
@@ -60,6 +62,7 @@ class Captures:
         self._config, self._store, self._registry = config, store, registry
         self._trust = trust
         self._decider, self._reporter, self._tasks = decider, reporter, tasks
+        self._room = Room(config, store, registry, reporter)
         self._turn = asyncio.Semaphore(config.max_captures_at_once)
 
     def begin(self, tracked: Tracked) -> None:
@@ -209,6 +212,19 @@ class Captures:
         self, tracked: Tracked, identity: Identity, source: Source
     ) -> tuple[Manifest, dict[str, float]]:
         faults.point("capture.ready", source.container)
+        try:
+            needed = await asyncio.to_thread(estimate, source)
+        except (OSError, ValueError) as error:
+            raise NotCapturable(
+                "cannot capture", container=source.container,
+                why=f"its size cannot be estimated: {error}", do="Is it still running?",
+            ) from error  # fmt: skip
+        async with self._room.reserved(source.container, needed):
+            return await self._into_staging(tracked, identity, source, needed)
+
+    async def _into_staging(
+        self, tracked: Tracked, identity: Identity, source: Source, needed: int
+    ) -> tuple[Manifest, dict[str, float]]:
         with self._store.staged() as staging:
             network = await _network(source)
             faults.point("capture.network.read", source.container)
@@ -216,6 +232,7 @@ class Captures:
                 source, staging, network,
                 quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
             )  # fmt: skip
+            await self._room.admit(source.container, needed, sum(taken.sizes.values()))
             software = await _software(source.runtime, self._config.criu)
             # To its end even when cancelled: what is being published must not be taken away.
             found = await finished(

@@ -84,6 +84,12 @@ def count_or_none(value: object) -> int:
     raise ValueError("must be a whole number, 0 or more")
 
 
+def percent(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 100:
+        return float(value)
+    raise ValueError("must be a number from 0 to less than 100")
+
+
 def variable_names(value: object) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(name, str) and name for name in value):
         return tuple(value)
@@ -161,6 +167,34 @@ class Config:
         "no longer than the pod's deadline.",
     )
     max_captures_at_once: int = key(1, count, "How many captures may run at the same time.")
+    max_snapshot_bytes: int = key(
+        0, count_or_none, "How much one snapshot may take on the disk. 0: as much as there is room."
+    )
+    max_store_bytes: int = key(
+        0,
+        count_or_none,
+        "How much all snapshots may take together. 0: as much as there is room.",
+    )
+    keep_free_bytes: int = key(
+        0, count_or_none, "How much a capture leaves free on the file system of the snapshots."
+    )
+    keep_free_percent: float = key(
+        10.0,
+        percent,
+        "The same in percent of that file system; the larger of both counts. kubelet evicts pods\n"
+        "when less than 10 percent are free.",
+    )
+    evict: bool = key(
+        True,
+        yes_or_no,
+        "Whether snapshots that nobody uses are removed to make room for a capture, the least\n"
+        "recently used first.",
+    )
+    evict_after_s: float = key(
+        600.0,
+        seconds,
+        "A snapshot that was made or used less than this long ago is not removed so.",
+    )
     quarantine_after: int = key(
         2,
         count_or_none,

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from shim.store.listing import told
+from shim.store.room import disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from shim.contract.errors import QuickthawError
     from shim.daemon.registry import Pod, Tracked
     from shim.store.quarantine import Record
+    from shim.store.store import Store
     from shim.trust.verdict import Verdict
 
 log = logging.getLogger("quickthawd")
@@ -57,17 +60,27 @@ class Reporter:
             registry=self.metrics, buckets=_BUCKETS_S,
         )  # fmt: skip
 
+        self._evictions = Counter(
+            "quickthaw_evictions", "Snapshots removed to make room.", registry=self.metrics
+        )
         self._quarantines = Counter(
             "quickthaw_quarantines", "Snapshots that went to quarantine, by the last failure.",
             ["reason"], registry=self.metrics,
         )  # fmt: skip
 
-    def count_quarantined(self, count: Callable[[], int]) -> None:
-        """Show what `count` says whenever somebody looks at the metrics."""
-        gauge = Gauge(
-            "quickthaw_snapshots_quarantined", "Snapshots in quarantine.", registry=self.metrics
-        )
-        gauge.set_function(count)
+    def watch(self, store: Store) -> None:
+        """Show what is in the store whenever somebody looks at the metrics."""
+        for name, about, count in (
+            ("snapshots", "Snapshots.", lambda: len(store.all())),
+            ("snapshots_quarantined", "Those in quarantine.", lambda: len(store.quarantine.all())),
+            (
+                "snapshots_bytes",
+                "Bytes on disk of all snapshots.",
+                lambda: sum(found.sizes.total for found in store.all()),
+            ),
+            ("store_free_bytes", "Bytes left on its disk.", lambda: disk(store.root).free_bytes),
+        ):
+            Gauge(f"quickthaw_{name}", about, registry=self.metrics).set_function(count)
 
     @contextlib.contextmanager
     def served(self, listen: str) -> Iterator[None]:
@@ -143,6 +156,15 @@ class Reporter:
             "snapshot %s goes to quarantine: %s; pods start cold. Look at its log with `quickthaw "
             "show %s`, then `quickthaw quarantine release` or `quickthaw rm` it.",
             snapshot[:12], told(record), snapshot[:12],
+        )  # fmt: skip
+
+    def evicted(self, snapshot: str, size_bytes: int, last_use: float) -> None:
+        """The snapshot was removed, to make room for another."""
+        self._evictions.inc()
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(last_use))
+        log.info(
+            "snapshot %s (%d bytes, last used %s) is removed to make room for another",
+            snapshot[:12], size_bytes, when,
         )  # fmt: skip
 
     def released(self, snapshot: str) -> None:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from shim import version
 from shim.contract.errors import NoSuchPod
 from shim.contract.names import SnapshotId
-from shim.contract.paths import LOGS, SNAPSHOTS
+from shim.contract.paths import LOGS
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.control import text
-from shim.daemon.registry import State
-from shim.kernel.mounts import read_mounts
+from shim.daemon.users import users, with_diff_mounted
 from shim.nri.session import Configured, Lost, Synchronized
 from shim.store import listing
 
@@ -44,7 +43,7 @@ class Requests:
     ) -> None:  # fmt: skip
         self._store, self._trust, self._registry = store, trust, registry
         self._captures, self._reporter = captures, reporter
-        reporter.count_quarantined(lambda: len(store.quarantine.all()))
+        reporter.watch(store)
         self._started = time.time()
         self._runtime, self._connected_since, self._lost = "", 0.0, "not connected yet"
 
@@ -72,20 +71,20 @@ class Requests:
                 log.info("synchronized with %d pods, %d containers", pods, containers)
 
     async def _ls(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        return listing.listed(self._store, _users(), trust=self._trust)
+        return listing.listed(self._store, with_diff_mounted(), trust=self._trust)
 
     async def _show(self, request: Mapping[str, Any]) -> dict[str, Any]:
         found = self._store.get(text(request, "id"))
         log_path = Path(LOGS) / f"{found.id}.log"
         kept = str(log_path) if await asyncio.to_thread(log_path.exists) else ""
-        return listing.shown(self._store, found, _users(), trust=self._trust, log=kept)
+        return listing.shown(self._store, found, with_diff_mounted(), trust=self._trust, log=kept)
 
     async def _rm(self, request: Mapping[str, Any]) -> dict[str, Any]:
         wanted = text(request, "id")
         damaged = wanted in self._store.damaged
         found = SnapshotId(wanted) if damaged else self._store.get(wanted).id
-        users = [*_users().get(found, []), *self._about_to_use(found)]
-        await asyncio.to_thread(self._store.remove, found, users=users)
+        in_use = users(self._registry).get(found, [])
+        await asyncio.to_thread(self._store.remove, found, users=in_use)
         await asyncio.to_thread(Path(LOGS, f"{found}.log").unlink, missing_ok=True)
         return {"removed": found}
 
@@ -151,27 +150,6 @@ class Requests:
             do="Name the namespace and the container." if found else
             "Only a container that opted in when it was created can be captured.",
         )  # fmt: skip
-
-    def _about_to_use(self, snapshot: str) -> list[str]:
-        return [
-            tracked.container[:12]
-            for tracked in self._registry
-            if tracked.snapshot == snapshot and tracked.state == State.RESTORING
-        ]
-
-
-def _users() -> dict[str, list[str]]:
-    """The containers whose root file system has the diff of a snapshot, by snapshot.
-
-    From the kernel's own list, so that a container counts which this daemon never saw.
-    """
-    found: dict[str, list[str]] = {}
-    for mount in read_mounts():
-        if mount.fstype != "overlay" or f"{SNAPSHOTS}/" not in mount.super_options:
-            continue
-        for part in mount.super_options.split(f"{SNAPSHOTS}/")[1:]:
-            found.setdefault(part[:64], []).append(mount.target.split("/")[-2][:12])
-    return found
 
 
 def _container(tracked: Tracked) -> dict[str, Any]:

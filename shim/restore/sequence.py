@@ -14,6 +14,7 @@ import time
 
 from shim.contract import faults, journal, manifest
 from shim.contract.errors import (
+    Blame,
     CriuRestoreFailed,
     NetworkNotReady,
     QuickthawError,
@@ -275,10 +276,13 @@ class Swap:
         journal.note(f"{self.private}/journal", journal.RUNTIME, state_directory(self.call))
         reason = restore(self.call, self.runtime, image_dir, work, undo, until=self.until)
         if reason:
-            raise CriuRestoreFailed(
+            error = CriuRestoreFailed(
                 "cannot restore the process tree", container=self.ticket.container, why=reason,
                 do=f"CRIU's log: {self._keep_log(work)}.",
             )  # fmt: skip
+            if not os.path.exists(f"{work}/restore.log"):
+                error.blame = Blame.OTHER  # CRIU has not even begun: the snapshot was not looked at
+            raise error
 
     def _keep_log(self, work: str) -> str:
         """Put CRIU's log where it outlives the container, and return that place."""

@@ -226,6 +226,15 @@ class Store:
         except OSError as error:
             log.warning("snapshot %s will be hashed at its first use: %s", found[:12], error)
 
+    def withdraw(self, found: str) -> Manifest | None:
+        """Take a snapshot out of the index, so that nobody chooses it while it is being removed."""
+        return self._by_id.pop(found, None)
+
+    def put_back(self, found: Manifest | None) -> None:
+        """It was not removed after all: undo `withdraw`."""
+        if found and (self.snapshots / found.id).exists():
+            self._by_id[found.id] = found
+
     def remove(self, found: SnapshotId, *, users: list[str]) -> None:
         """Delete a snapshot. users: the containers that have its diff mounted.
 

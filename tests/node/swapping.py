@@ -21,7 +21,14 @@ WHEN_HEALTHY: Final = f"http://:{PORT}/health"
 RUN: Final = "/run/quickthaw"
 SNAPSHOTS: Final = "/var/lib/quickthaw/snapshots"
 VERIFIED: Final = f"{RUN}/verified"
-OF_SNAPSHOTS: Final = (f"{SNAPSHOTS}/", f"{VERIFIED}/", "/var/lib/quickthaw/used/")
+STORE: Final = "/var/lib/quickthaw"
+OF_SNAPSHOTS: Final = (
+    f"{SNAPSHOTS}/",
+    f"{VERIFIED}/",
+    f"{STORE}/quarantine/",
+    f"{STORE}/health/",
+    f"{STORE}/used/",
+)
 """What is here stays while a snapshot does."""
 PER_CONTAINER: Final = ("tickets", "swapped", "containers", "control", "outcomes")
 """What /run/quickthaw has nothing in when no container of ours exists."""

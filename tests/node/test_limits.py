@@ -1,0 +1,233 @@
+"""Limits: restores at once, the deadline of a swap, and how much snapshots may take."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.node.kubelet import Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec
+from tests.node.swapping import (
+    RUN,
+    SNAPSHOTS,
+    SnapshotRef,
+    ask,
+    assert_cold,
+    assert_restored,
+    captured,
+    first_answer,
+    is_restored,
+    probe,
+    said,
+    wait_until,
+    wipe_snapshots,
+    wishes,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+RESTORE = {"quickthaw.io/restore": "auto"}
+DROP_IN = "/etc/quickthaw/quickthaw.d/90-test.toml"
+TURNS = f"{RUN}/turns"
+STAGING = "/var/lib/quickthaw/staging"
+DEADLINE_S = 2.0
+COLD_WITHIN_S = 4.0
+"""What the cold start takes beside the deadline, on a busy machine."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
+    yield
+    wipe_snapshots(swap_node)
+
+
+@contextlib.contextmanager
+def configured(node: Node, **values: object) -> Iterator[None]:
+    """The daemon has these values of its configuration inside of the `with`."""
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    node.path(DROP_IN).parent.mkdir(exist_ok=True)
+    with node.daemon_stopped():
+        node.write(DROP_IN, text)
+    try:
+        yield
+    finally:
+        with node.daemon_stopped():
+            node.path(DROP_IN).unlink()
+
+
+def own_spec(case: str) -> ContainerSpec:
+    return probe(env={"CASE": f"limits-{case}"})
+
+
+def own_snapshot(node: Node, case: str) -> SnapshotRef:
+    taken = captured(node, own_spec(case))
+    taken.source.remove(grace_s=0)
+    return taken
+
+
+def start(node: Node, case: str, name: str = "replica", **more: str) -> Pod:
+    annotations = RESTORE | {f"quickthaw.io/{key}": value for key, value in more.items()}
+    pod = node.kubelet.run_pod(name, [own_spec(case)], annotations=annotations)
+    first_answer(pod)
+    return pod
+
+
+# Restores at once
+
+
+@contextlib.contextmanager
+def turn_held(node: Node, number: int) -> Iterator[None]:
+    """Somebody goes on restoring, without an end."""
+    node.path(TURNS).mkdir(exist_ok=True)
+    held = node.popen(["flock", f"{TURNS}/{number}", "sleep", "1000"])
+    try:
+        wait_until(node.path(f"{TURNS}/{number}").exists, "there is no lock", node)
+        time.sleep(0.1)
+        yield
+    finally:
+        held.kill()
+        held.wait()
+        node.call(["sh", "-c", f"rm -f {TURNS}/{number}"])
+
+
+def test_who_gets_no_turn_starts_cold_and_blames_nobody(swap_node: Node) -> None:
+    taken = own_snapshot(swap_node, "turns")
+    with configured(swap_node, max_restores_at_once=1, restore_wait_s=0.5):
+        with turn_held(swap_node, 1):
+            for number in range(3):
+                pod = start(swap_node, "turns", f"replica-{number}")
+                assert_cold(pod.container())
+                said(swap_node, pod.container().id[:12], "no turn for the restore", "starts cold")
+        assert not swap_node.path(f"/var/lib/quickthaw/quarantine/{taken.id}.json").exists()
+        with ThreadPoolExecutor(4) as threads:
+            names = [f"one-of-{number}" for number in range(4)]
+            pods = list(threads.map(lambda name: start(swap_node, "turns", name), names))
+        assert all(first_answer(pod)["nonce"] for pod in pods)
+        assert any(is_restored(pod.container()) for pod in pods)
+    assert list(swap_node.path(TURNS).iterdir()) == []
+
+
+# The deadline, on the whole tree
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    return [pid, *(found for child in children(pid) for found in tree(child))]
+
+
+def named(pids: list[int], name: str) -> list[int]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                found.append(pid)
+    return found
+
+
+def criu_has_begun(log: Path) -> bool:
+    return log.exists()
+
+
+def processes_are_there(log: Path) -> bool:
+    return log.exists() and b"Forking" in log.read_bytes()
+
+
+@pytest.mark.parametrize("when", [criu_has_begun, processes_are_there])
+def test_a_criu_that_hangs_ends_at_the_deadline(
+    swap_node: Node, when: Callable[[Path], bool]
+) -> None:
+    case = f"hangs-{when.__name__}"
+    taken = own_snapshot(swap_node, case)
+    annotations = RESTORE | {"quickthaw.io/deadline": f"{DEADLINE_S:g}s"}
+    pod = swap_node.kubelet.make_pod("replica", [own_spec(case)], annotations=annotations)
+    pod.run_sandbox()
+    container = pod.container()
+    container.create()
+    log = swap_node.path(f"{RUN}/containers/{container.id}/work/restore.log")
+    with ThreadPoolExecutor(1) as thread:
+        began = time.monotonic()
+        starting = thread.submit(container.start)
+        wait_until(lambda: when(log), "CRIU does not run", swap_node, every_s=0.0005)
+        hung = [pid for pid in everybody() if is_criu_of(pid, container.id)]
+        for pid in hung:
+            os.kill(pid, signal.SIGSTOP)
+        starting.result()
+        took = time.monotonic() - began
+    assert_cold(container)
+    assert first_answer(pod)["nonce"] != taken.nonce
+    said(swap_node, container.id[:12], "deadline passed", "starts cold")
+    assert DEADLINE_S < took < DEADLINE_S + COLD_WITHIN_S
+    assert not [pid for pid in hung if Path(f"/proc/{pid}").exists()], "CRIU is still there"
+    own = tree(container.host_pid)
+    with open(f"/proc/{container.host_pid}/cgroup") as file:
+        mine = [line.split(":", 2)[2] for line in file.read().splitlines()]
+    strangers = [pid for pid in everybody() if pid not in own and in_cgroup(pid, container.id)]
+    assert strangers == [], f"in {mine} is more than the container"
+    assert "criu" not in swap_node.run(["cat", "/proc/self/mountinfo"])
+
+
+def everybody() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def in_cgroup(pid: int, container: str) -> bool:
+    with contextlib.suppress(OSError):
+        return container in Path(f"/proc/{pid}/cgroup").read_text()
+    return False
+
+
+def is_criu_of(pid: int, container: str) -> bool:
+    """Whether it is the criu that restores the container: a child of its `runc restore`."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        if Path(f"/proc/{pid}/comm").read_text().strip() != "criu":
+            return False
+        status = Path(f"/proc/{pid}/status").read_text()
+        parent = int(status.split("PPid:")[1].split()[0])
+        return container in Path(f"/proc/{parent}/cmdline").read_text()
+    return False
+
+
+# How much snapshots may take
+
+
+def test_a_snapshot_that_is_too_big_is_not_made(swap_node: Node) -> None:
+    with configured(swap_node, max_snapshot_bytes=1 << 20):
+        pod = swap_node.kubelet.run_pod("source", [own_spec("big")], annotations=wishes())
+        said(swap_node, pod.container().id[:12], "no snapshot of this size", "goes on serving")
+        assert ask(pod, "/state")["nonce"]
+    assert list(swap_node.path(STAGING).iterdir()) == []
+
+
+def test_the_least_recently_used_makes_room(swap_node: Node) -> None:
+    wipe_snapshots(swap_node)
+    first, second = own_snapshot(swap_node, "first"), own_snapshot(swap_node, "second")
+    sizes = [sum(taken.manifest()["sizes"].values()) for taken in (first, second)]
+    pod = start(swap_node, "first")
+    assert_restored(pod.container())
+    pod.remove(grace_s=0)
+    with configured(
+        swap_node, max_store_bytes=int(sum(sizes) + min(sizes) / 2), evict_after_s=0.001
+    ):
+        third = own_snapshot(swap_node, "third")
+        said(swap_node, second.id[:12], "is removed to make room")
+        left = {path.name for path in swap_node.path(SNAPSHOTS).iterdir()}
+        assert left == {first.id, third.id}, "the first was used later than the second"
+    with configured(swap_node, max_store_bytes=1 << 20):
+        pod = swap_node.kubelet.run_pod("source", [own_spec("none")], annotations=wishes())
+        said(swap_node, pod.container().id[:12], "no room for the snapshot", "max_store_bytes")
+        assert ask(pod, "/state")["nonce"]
+        assert {path.name for path in swap_node.path(SNAPSHOTS).iterdir()} == left

@@ -1,0 +1,258 @@
+"""Room for snapshots: what goes, what stays, and what is refused."""
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim.capture import estimate
+from shim.contract import manifest as manifests
+from shim.contract import ticket
+from shim.contract.errors import Blame, CriuDumpFailed, NoRoom, SnapshotTooBig
+from shim.contract.names import ContainerId
+from shim.daemon import room as rooms
+from shim.daemon import users as using
+from shim.daemon.config import Config
+from shim.daemon.registry import Pod, Registry, State, Tracked
+from shim.daemon.reporter import Reporter
+from shim.daemon.room import Room
+from shim.nri.annotations import Wish
+from shim.store.room import Candidate, Disk, Limits, disk, excess, victims
+from shim.store.store import Store
+from tests.unit.manifests import fields
+
+NO_LIMITS = Limits()
+MIB = 1 << 20
+
+candidates = st.lists(
+    st.builds(
+        Candidate, st.text("abc", min_size=1), st.integers(0, 100), st.floats(0, 100), st.booleans()
+    ),
+    unique_by=lambda each: each.id,
+)
+
+
+@given(st.integers(-10, 500), candidates)
+def test_victims_are_enough_and_no_more_and_the_oldest(wanted: int, found: list[Candidate]) -> None:
+    chosen = victims(wanted, found)
+    if chosen is None:
+        assert sum(each.size_bytes for each in found) < wanted
+        return
+    assert sum(each.size_bytes for each in chosen) >= wanted
+    assert sum(each.size_bytes for each in chosen[:-1]) < wanted or not chosen
+    spared = [each for each in found if each not in chosen]
+    for gone in chosen:
+        for stays in spared:
+            assert (not gone.useless, gone.last_use) <= (not stays.useless, stays.last_use)
+
+
+@given(
+    st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000),
+    st.integers(0, 500), st.integers(0, 99),
+)  # fmt: skip
+def test_what_is_admitted_keeps_within_every_limit(
+    used: int, needed: int, free: int, most: int, keep: int, percent: int
+) -> None:
+    limits = Limits(0, most, keep, percent)
+    found = excess(limits, Disk(1000, free), used, needed, needed)
+    if found.size_bytes <= 0:
+        assert not most or used + needed <= most
+        assert free - needed >= keep
+        assert free - needed >= 1000 * percent // 100
+    else:
+        assert found.why
+
+
+def test_the_disk_is_the_one_of_the_store(tmp_path: Path) -> None:
+    there = disk(tmp_path)
+    assert 0 < there.free_bytes < there.size_bytes
+
+
+# In the daemon
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    tickets = tmp_path / "tickets"
+    tickets.mkdir()
+    monkeypatch.setattr(using, "TICKETS", str(tickets))
+    read, write = ticket.read, ticket.write
+    monkeypatch.setattr(ticket, "read", lambda container: read(container, str(tickets)))
+    monkeypatch.setattr(ticket, "write", lambda made: write(made, str(tickets)))
+    found = Store(str(tmp_path / "store"))
+    found.open()
+    return found
+
+
+def put(store: Store, age: int, size: int = 100, name: str = "") -> str:
+    found = manifests.build(
+        **fields(created_at=1000.0 - age, sizes={"criu": size, "rootfs": 0, "shm": 0}, name=name)
+    )
+    place = store.snapshots / found.id
+    (place / "criu").mkdir(parents=True)
+    (place / "manifest.json").write_bytes(found.encode())
+    store.read_index()
+    return found.id
+
+
+def a_room(store: Store, *containers: Tracked, **config: Any) -> Room:
+    registry = Registry()
+    for each in containers:
+        registry.add(each)
+    chosen = replace(Config(), **{"keep_free_percent": 0.0, **config})
+    return Room(chosen, store, registry, Reporter())
+
+
+def a_container(wish: Wish, state: State = State.COLD, snapshot: str = "") -> Tracked:
+    pod = Pod("models", "pod", "uid", "sandbox")
+    return Tracked(ContainerId("abc"), "main", pod, wish, state=state, snapshot=snapshot)
+
+
+def captured(room: Room, estimated: int, real: int | None = None) -> None:
+    async def run() -> None:
+        async with room.reserved("c", estimated):
+            await room.admit("c", estimated, estimated if real is None else real)
+
+    asyncio.run(run())
+
+
+def left(store: Store) -> set[str]:
+    again = Store(str(store.root))
+    again.open()
+    assert {each.id for each in again.all()} == {each.id for each in store.all()}
+    return {each.id for each in store.all()}
+
+
+def test_the_least_recently_used_goes_first(store: Store) -> None:
+    oldest, older, new = put(store, 3), put(store, 2), put(store, 1)
+    store.used(oldest)
+    os.utime(store.root / "used" / oldest, (1500, 1500))
+    captured(a_room(store, max_store_bytes=300), 100)
+    assert left(store) == {oldest, new}, f"{older[:6]} was not used since it was made"
+
+
+def test_what_is_in_quarantine_goes_before_what_is_of_use(store: Store) -> None:
+    old, useless = put(store, 2), put(store, 1)
+    store.quarantine.failed(useless, blame=Blame.CONTENT, error_class="", reason="", after=2)
+    captured(a_room(store, max_store_bytes=200), 100)
+    assert left(store) == {old}
+    assert os.listdir(store.root / "quarantine") == []
+
+
+@pytest.mark.parametrize("use", ["mounted", "restoring", "ticket", "named", "id", "young"])
+def test_what_is_in_use_or_wanted_stays(
+    store: Store, use: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = put(store, 1, name="warm")
+    containers = []
+    if use == "mounted":
+        monkeypatch.setattr(using, "with_diff_mounted", lambda: {one: ["c"]})
+    if use == "restoring":
+        containers.append(a_container(Wish(), State.RESTORING, one))
+    if use == "ticket":
+        ticket.write(
+            ticket.Ticket(
+                container="abc", snapshot=one, fallback="cold", deadline_s=1, turns=1,
+                turn_wait_s=1, pod_namespace="", pod_name="", pod_uid="", container_name="",
+                resume="",
+            )
+        )  # fmt: skip
+    if use == "named":
+        containers.append(a_container(Wish(restore="warm")))
+    if use == "id":
+        containers.append(a_container(Wish(restore=f"sha256:{one[:12]}")))
+    if use == "young":
+        store.used(one)
+    with pytest.raises(NoRoom, match="max_store_bytes"):
+        captured(a_room(store, *containers, max_store_bytes=150), 100)
+    assert left(store) == {one}
+
+
+def test_nothing_goes_in_vain(store: Store) -> None:
+    one = put(store, 1)
+    with pytest.raises(NoRoom):
+        captured(a_room(store, max_store_bytes=150), 200)
+    with pytest.raises(NoRoom, match="evict = true"):
+        captured(a_room(store, max_store_bytes=150, evict=False), 100)
+    assert left(store) == {one}
+
+
+def test_a_snapshot_that_is_too_big_is_refused_before_and_after(store: Store) -> None:
+    room = a_room(store, max_snapshot_bytes=100)
+    with pytest.raises(SnapshotTooBig, match="will probably take 101"):
+        captured(room, 101)
+    with pytest.raises(SnapshotTooBig, match="takes 101"):
+        captured(room, 50, 101)
+    captured(room, 100)
+
+
+def test_the_real_size_counts_and_reservations_end(store: Store) -> None:
+    room = a_room(store, max_store_bytes=100)
+    with pytest.raises(NoRoom):
+        captured(room, 50, 101)
+    captured(room, 100)
+    captured(room, 100)  # what was reserved before is free again
+
+
+def test_two_captures_at_once_do_not_share_their_room(store: Store) -> None:
+    room = a_room(store, max_store_bytes=150)
+
+    async def run() -> None:
+        async with room.reserved("a", 100):
+            with pytest.raises(NoRoom):
+                async with room.reserved("b", 100):
+                    pass
+            async with room.reserved("c", 50):
+                pass
+
+    asyncio.run(run())
+
+
+def test_room_on_the_disk_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = put(store, 1, size=100)
+    free = [1000]
+    monkeypatch.setattr(rooms, "disk", lambda _: Disk(2000, free[0]))
+    captured(a_room(store, keep_free_percent=10.0), 800)
+    assert left(store) == {one}
+    captured(a_room(store, keep_free_bytes=250), 800, 0)
+    assert left(store) == set()
+    with pytest.raises(NoRoom, match="keep_free"):
+        captured(a_room(store, keep_free_bytes=250), 800)
+
+
+def test_a_disk_that_fills_up_is_told_as_that(store: Store) -> None:
+    room = a_room(store)
+
+    async def run() -> None:
+        async with room.reserved("c", 1):
+            error = CriuDumpFailed("cannot dump", container="c", why="write failed", do="Look.")
+            raise error from OSError(28, "No space left on device")
+
+    with pytest.raises(NoRoom, match=r"the disk is full.*write failed"):
+        asyncio.run(run())
+
+
+def test_other_failures_stay_what_they_are(store: Store) -> None:
+    room = a_room(store)
+
+    async def run() -> None:
+        async with room.reserved("c", 1):
+            raise CriuDumpFailed("cannot dump", container="c", why="why", do="Look.")
+
+    with pytest.raises(CriuDumpFailed):
+        asyncio.run(run())
+
+
+def test_an_estimate_has_memory_and_files(tmp_path: Path) -> None:
+    held = bytearray(os.urandom(MIB) * 8)
+    before = estimate.memory([os.getpid()])
+    assert before > len(held)
+    assert estimate.memory([2**22 + 1]) == 0, "a process that has ended has none"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(held)
+    assert 8 * MIB <= estimate.on_disk(str(tmp_path)) < 9 * MIB
