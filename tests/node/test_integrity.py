@@ -1,0 +1,166 @@
+"""A snapshot that is not to the byte what was captured is not used: the pod starts cold."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.node.kubelet import Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec
+from tests.node.swapping import (
+    VERIFIED,
+    SnapshotRef,
+    ask,
+    assert_cold,
+    assert_restored,
+    captured,
+    first_answer,
+    probe,
+    said,
+    wait_until,
+    wipe_snapshots,
+    wishes,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+RESTORE = {"quickthaw.io/restore": "auto"}
+SPEC: ContainerSpec = probe(env={"CASE": "integrity"})
+MANY = 8 << 20
+
+
+@pytest.fixture(scope="module")
+def shared(swap_node: Node) -> Iterator[SnapshotRef]:
+    """One with files of its own in rootfs/ and shm/. Its source is gone."""
+
+    def write(pod: Pod) -> None:
+        ask(pod, "/write?path=/srv/small&size=5000&seed=1")
+        ask(pod, f"/write?path=/srv/large&size={MANY}&seed=2")
+        ask(pod, "/write?path=/dev/shm/segment&size=100000&seed=3")
+        ask(pod, "/ready")
+
+    taken = captured(swap_node, SPEC, annotations=wishes(capture_when="signal"), before=write)
+    taken.source.remove(grace_s=0)
+    yield taken
+    wipe_snapshots(swap_node)
+
+
+def start_pod(node: Node) -> Pod:
+    pod = node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
+    first_answer(pod)
+    return pod
+
+
+@contextlib.contextmanager
+def put_back(taken: SnapshotRef) -> Iterator[Path]:
+    """The snapshot's directory, which is afterwards as it was, but for its inodes."""
+    saved = taken.directory.parent.parent / "saved"
+    copy(taken.directory, saved)
+    try:
+        yield taken.directory
+    finally:
+        with taken.node.daemon_stopped():
+            shutil.rmtree(taken.directory)
+            copy(saved, taken.directory)
+            shutil.rmtree(saved)
+        taken.node.call(["quickthaw", "quarantine", "release", taken.id])
+
+
+def copy(source: Path, target: Path) -> None:
+    os.spawnlp(os.P_WAIT, "cp", "cp", "-a", "--sparse=always", str(source), str(target))
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle. The times are put back, as somebody would who hides it."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(status.st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(status.st_size // 2)
+        file.write(bytes([byte ^ 0x10]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def make_setuid(path: Path) -> None:
+    path.chmod(0o4755)
+
+
+DAMAGES: tuple[tuple[str, Callable[[Path], object], str], ...] = (
+    ("criu/pages-1.img", flip, "criu/pages-1.img, chunk "),
+    ("criu/inventory.img", flip, "criu/inventory.img, chunk 0"),
+    ("rootfs/srv/large", flip, "rootfs/srv/large, chunk 1"),
+    ("rootfs/srv/small", flip, "rootfs/srv/small, chunk 0"),
+    ("shm/segment", flip, "shm/segment, chunk 0"),
+    ("rootfs/srv/small", make_setuid, "rootfs/srv/small: expected mode 0o100644, found 0o104755"),
+    ("rootfs/srv/added", Path.touch, "rootfs/srv/added: expected no such file, found one"),
+    ("criu/parent", Path.touch, "criu/parent: expected no such file, found one"),
+    ("rootfs/srv/small", Path.unlink, "rootfs/srv/small: expected it as listed, found nothing"),
+    ("rootfs.tree", flip, "rootfs.tree: expected SHA-256"),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "damage", "why"), DAMAGES, ids=[f"{change.__name__}-{p}" for p, change, _ in DAMAGES]
+)
+def test_a_changed_snapshot(
+    swap_node: Node, shared: SnapshotRef, path: str, damage: Callable[[Path], object], why: str
+) -> None:
+    with put_back(shared) as directory:
+        damage(directory / path)
+        pod = start_pod(swap_node)
+        assert_cold(pod.container())
+        assert ask(pod, "/state")["nonce"] != shared.nonce
+        said(swap_node, pod.container().id[:12], why, "the container starts cold")
+
+
+def verify(node: Node, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and rows of `quickthaw verify`."""
+    done = node.call(["quickthaw", "verify", "--json", *arguments])
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["snapshots"]
+    return done.returncode, rows
+
+
+def test_verify_tells_what_is_whole(swap_node: Node, shared: SnapshotRef) -> None:
+    status, (row,) = verify(swap_node, shared.id[:12])
+    assert (status, row["result"], row["signature"]["state"]) == (0, "whole", "valid")
+    assert row["hashed_bytes"] > MANY, "marks spare it nothing"
+    with put_back(shared) as directory:
+        flip(directory / "rootfs/srv/large")
+        status, (row,) = verify(swap_node)
+        assert (status, row["result"]) == (24, "changed")
+        assert "rootfs/srv/large, chunk 1" in row["reason"]
+    assert verify(swap_node)[0] == 0
+
+
+def test_what_was_not_changed_is_restored_with_and_without_marks(
+    swap_node: Node, shared: SnapshotRef
+) -> None:
+    marks = swap_node.path(f"{VERIFIED}/{shared.id}")
+    shutil.rmtree(marks, ignore_errors=True)
+    for _ in ("without marks", "with marks"):
+        pod = start_pod(swap_node)
+        assert_restored(pod.container())
+        assert ask(pod, "/state")["nonce"] == shared.nonce
+        assert sorted(path.name for path in marks.iterdir()) == ["criu", "rootfs", "shm"]
+        swap_node.kubelet.remove_pods()
+
+
+def test_after_a_boot_the_daemon_makes_the_marks_again(
+    swap_node: Node, shared: SnapshotRef
+) -> None:
+    marks = swap_node.path(f"{VERIFIED}/{shared.id}")
+    stale = swap_node.path(f"{VERIFIED}/{'0' * 64}")
+    with swap_node.daemon_stopped():
+        shutil.rmtree(marks.parent)
+        stale.mkdir(parents=True)
+    wait_until((marks / "rootfs").exists, "no marks are made", swap_node, within_s=30)
+    said(swap_node, "verified 1 snapshots")
+    assert not stale.exists(), "nothing stays of a snapshot that is gone"
+    pod = start_pod(swap_node)
+    assert_restored(pod.container())
