@@ -6,7 +6,7 @@ CODE := hook shim tests packaging
 export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: faults help setup lint format protos test test-unit test-node demo gpu-bundle soak crash packages clean
+.PHONY: faults help setup lint format protos test test-unit test-node demo gpu-bundle soak crash fuzz packages clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 16
@@ -44,10 +44,13 @@ demo: packages ## the main job on real input: cold start, capture, restores; wri
 	$(PY) -m tests.demo
 
 test: packages ## unit tests, then end-to-end tests on nodes with real containerd (20 minutes)
-	$(PY) -m pytest tests/unit tests/crash tests/node
+	$(PY) -m pytest tests/unit tests/fuzz tests/crash tests/node
 
 crash: setup ## kill -9 and power loss at every step of the store, at length (half an hour)
 	QUICKTHAW_CRASH=all $(PY) -m pytest tests/crash --timeout 1800
+
+fuzz: setup ## every parser under atheris, MINUTES=15 in all; KEEP=1 adds what is new to the corpus
+	nice $(PY) -m tests.fuzz --minutes $(or $(MINUTES),15) $(if $(KEEP),--keep)
 
 test-node: packages ## end-to-end tests alone; K=EXPRESSION takes some of them, as pytest -k
 	$(PY) -m pytest tests/node $(if $(K),-k "$(K)")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from shim.contract import jsontext
 from shim.contract.names import is_container_id
 
 TYPE_CHECKING = False
@@ -24,7 +23,12 @@ class State:
 
 def read_state(source: BinaryIO) -> State:
     """Raises ValueError when this is no state of a container that could be ours."""
-    state = json.loads(source.read(_MAX_BYTES))
-    if not isinstance(state, dict) or not is_container_id(str(state.get("id"))):
+    state = jsontext.parse(source.read(_MAX_BYTES))
+    if not isinstance(state, dict):
         raise ValueError("stdin has no OCI state")
-    return State(str(state["id"]), int(state.get("pid") or 0), str(state.get("bundle") or ""))
+    container, pid, bundle = state.get("id"), state.get("pid") or 0, state.get("bundle") or ""
+    if not isinstance(container, str) or not is_container_id(container):
+        raise ValueError("the OCI state has no id of a container")
+    if type(pid) is not int or not 0 <= pid < 1 << 31 or not isinstance(bundle, str):
+        raise ValueError("the OCI state has an odd pid or bundle")
+    return State(container, pid, bundle)

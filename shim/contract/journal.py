@@ -7,10 +7,12 @@ without its change costs one look; the reverse would be a leak. Lean: the swap p
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 
+from shim.contract import jsontext
 from shim.contract.paths import CONTAINER_JOURNAL, CONTAINERS
 
 TYPE_CHECKING = False
@@ -69,18 +71,32 @@ def note(path: str, kind: str, subject: object) -> None:
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
-        os.write(fd, json.dumps([kind, subject]).encode() + b"\n")
+        line = json.dumps([kind, subject]).encode() + b"\n"
+        written = os.write(fd, line)
+        if written < len(line):
+            # A full disk. The next line must not become a part of this one.
+            os.ftruncate(fd, os.fstat(fd).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     finally:
         os.close(fd)
 
 
 def changes(path: str) -> Iterator[tuple[str, object]]:
-    """The changes, last first. A torn last line (kill -9 while writing) was not yet a change."""
+    """The changes, last first. A torn last line (kill -9 while writing) was not yet a change.
+
+    Raises ValueError for a line that `note` cannot have written.
+    """
     try:
         with open(path, "rb") as file:
             lines = file.read(_MAX_BYTES).split(b"\n")
     except FileNotFoundError:
         return
     for line in reversed(lines[:-1]):
-        kind, subject = json.loads(line)
-        yield kind, subject
+        yield _change(line)
+
+
+def _change(line: bytes) -> tuple[str, object]:
+    entry = jsontext.parse(line)
+    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+        raise ValueError(f"a line of a journal that is no change: {line[:80]!r}")
+    return entry[0], entry[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 
+from shim.contract import jsontext
 from shim.contract.names import is_container_id
 from shim.contract.paths import OUTCOMES
 
@@ -50,7 +51,7 @@ def take(container: str, directory: str = OUTCOMES) -> dict[str, object] | None:
         os.unlink(path)
     except FileNotFoundError:
         return None
-    outcome = json.loads(data)
+    outcome = jsontext.parse(data)
     if not isinstance(outcome, dict):
         raise ValueError("not an object")
     return outcome

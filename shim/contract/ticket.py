@@ -11,6 +11,7 @@ import json
 import os
 import stat
 
+from shim.contract import jsontext
 from shim.contract.errors import TicketUnreadable
 from shim.contract.names import is_container_id, is_snapshot_id
 from shim.contract.paths import TICKETS
@@ -81,7 +82,7 @@ class Ticket:
 
 def decode(data: bytes) -> Ticket:
     """Raises ValueError for everything that `Ticket.encode` cannot have written."""
-    fields = json.loads(data)
+    fields = jsontext.parse(data)
     if not isinstance(fields, dict) or fields.pop("schema", None) != SCHEMA:
         raise ValueError(f"not a ticket of schema {SCHEMA}")
     return Ticket(**fields)

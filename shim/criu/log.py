@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
+
+from shim.contract import jsontext
 
 _MAX_BYTES = 4 << 20
 _NOISE = r"(?!rlimit: Can't setup RLIMIT_NOFILE for self)"
@@ -26,7 +27,7 @@ def first_error(directory: str, name: str) -> str:
     for line in _tail(f"{directory}/runc.log").splitlines():
         try:
             # In one line: a journal has no others.
-            messages.append(" ".join(str(json.loads(line)["msg"]).split()))
+            messages.append(" ".join(str(jsontext.parse(line)["msg"]).split()))
         except (ValueError, KeyError, TypeError):
             continue
     if messages:

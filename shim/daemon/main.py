@@ -92,7 +92,10 @@ def _recover() -> None:
     ):  # fmt: skip
         os.makedirs(directory, 0o700, exist_ok=True)
     for container in os.listdir(CONTAINERS):
-        thaw_left(container)
+        try:
+            thaw_left(container)
+        except ValueError as error:
+            log.error("container %s: what was frozen cannot be known: %s", container, error)
 
 
 def _own_key(keys: KeyDirectory) -> None:

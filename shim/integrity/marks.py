@@ -14,6 +14,7 @@ import json
 import os
 import time
 
+from shim.contract import jsontext
 from shim.contract.paths import VERIFIED
 from shim.integrity.tree import identity, raw
 from shim.kernel import filesystem
@@ -62,13 +63,13 @@ def read(snapshot: str, part: str, directory: str = VERIFIED) -> Marks:
     """The marks of one part; none when there is nothing readable."""
     try:
         with open(f"{directory}/{snapshot}/{part}", "rb") as file:
-            found = json.load(file)
+            found = jsontext.parse(file.read())
     except (OSError, ValueError):
         return {}
     if not isinstance(found, dict) or found.get("schema") != _SCHEMA:
         return {}
-    marks: Marks = found["marks"]
-    return marks
+    marks = found.get("marks")
+    return marks if isinstance(marks, dict) else {}
 
 
 def write(snapshot: str, part: str, marks: Mapping[str, object], directory: str = VERIFIED) -> None:

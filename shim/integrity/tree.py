@@ -21,6 +21,7 @@ import json
 import os
 import stat
 
+from shim.contract import jsontext
 from shim.contract.paths import SNAPSHOT_CRIU
 from shim.kernel.beneath import O_WALK
 from shim.kernel.fds import OwnedFd
@@ -231,7 +232,7 @@ class Line:
 
     def __init__(self, raw: bytes) -> None:
         """Raises ValueError."""
-        fields = json.loads(raw)
+        fields = jsontext.parse(raw)
         if not isinstance(fields, list) or len(fields) != _FIELD_COUNT:
             raise ValueError("a line that is no entry")
         *self.attributes, self.digests, self.verity = fields

@@ -71,6 +71,8 @@ class Mount:
     def __init__(self, line: str) -> None:
         fields = line.split(" ")
         dash = fields.index("-", 6)
+        if len(fields) < dash + 4:
+            raise ValueError(f"a line of mountinfo that ends early: {line!r:.200}")
         self.mount_id, self.parent_id, self.device = int(fields[0]), int(fields[1]), fields[2]
         self.root, self.target = unescape(fields[3]), unescape(fields[4])
         self.options, self.propagation = tuple(fields[5].split(",")), tuple(fields[6:dash])

@@ -5,8 +5,10 @@ Lenient, as OCI asks: unknown fields are ignored. Source: OCI runtime-spec, conf
 
 from __future__ import annotations
 
-import json
 import os
+
+from shim.contract import jsontext
+from shim.gate.facts import entries, is_bind, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,10 +21,13 @@ class Bundle:
     __slots__ = ("path", "spec")
 
     def __init__(self, path: str) -> None:
-        """Raises OSError or ValueError."""
+        """Raises OSError; ValueError when config.json is no object, or names no root."""
         self.path = os.path.abspath(path or ".")
         with open(f"{self.path}/config.json", "rb") as file:
-            self.spec: dict[str, Any] = json.load(file)
+            spec = jsontext.parse(file.read())
+        if not isinstance(spec, dict) or not isinstance(section(spec, "root").get("path"), str):
+            raise ValueError("config.json is no OCI configuration")
+        self.spec: dict[str, Any] = spec
 
     @property
     def rootfs(self) -> str:
@@ -32,7 +37,10 @@ class Bundle:
     @property
     def environment(self) -> dict[str, str]:
         """The environment that the new container asks for."""
-        pairs = (entry.partition("=") for entry in self.spec["process"].get("env") or ())
+        listed = section(self.spec, "process").get("env")
+        found = listed if isinstance(listed, list) else []
+        texts = (entry for entry in found if isinstance(entry, str))
+        pairs = (entry.partition("=") for entry in texts)
         return {name: value for name, _, value in pairs}
 
     @property
@@ -42,15 +50,14 @@ class Bundle:
 
     def namespace(self, kind: str) -> str:
         """Path of the namespace that is joined, or the empty string. kind: the spec's word."""
-        for namespace in self.spec.get("linux", {}).get("namespaces") or ():
+        for namespace in entries(section(self.spec, "linux"), "namespaces"):
             if namespace.get("type") == kind:
                 return str(namespace.get("path") or "")
         return ""
 
     def mount_source(self, destination: str) -> str:
         """The host directory that is bind-mounted at `destination`, or the empty string."""
-        for mount in self.spec.get("mounts") or ():
-            bind = {"bind", "rbind"} & set(mount.get("options") or ())
-            if mount.get("destination") == destination and bind:
+        for mount in entries(self.spec, "mounts"):
+            if mount.get("destination") == destination and is_bind(mount):
                 return str(mount.get("source") or "")
         return ""

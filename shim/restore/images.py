@@ -27,12 +27,22 @@ _HOSTNAME_BYTES = 64
 def patches_of(network: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
     """The manifest's patches: for each socket its address and the offsets of that one's words.
 
-    Raises ValueError or KeyError when they are malformed.
+    Raises ValueError when they are malformed.
     """
-    return [
-        (str(patch["address"]), [int(offset) for offset in patch["offsets"]])
-        for patch in network.get("patches") or ()
-    ]
+    listed = network.get("patches") or []
+    if not isinstance(listed, list):
+        raise ValueError("the manifest's patches are no list")
+    return [_patch(patch) for patch in listed]
+
+
+def _patch(patch: object) -> tuple[str, list[int]]:
+    address = patch.get("address") if isinstance(patch, dict) else None
+    offsets = patch.get("offsets") if isinstance(patch, dict) else None
+    if not isinstance(address, str) or not isinstance(offsets, list):
+        raise ValueError(f"not a patch: {patch!r:.80}")
+    if not all(type(offset) is int and offset >= 0 for offset in offsets):
+        raise ValueError(f"a patch with odd offsets: {offsets!r:.80}")
+    return address, offsets
 
 
 def replacements(captured: Sequence[str], present: Sequence[str]) -> dict[str, str]:
@@ -48,11 +58,16 @@ def replacements(captured: Sequence[str], present: Sequence[str]) -> dict[str, s
 def readdressed(
     data: bytes, patches: Sequence[tuple[str, list[int]]], chosen: Mapping[str, str]
 ) -> bytes:
-    """files.img with other addresses. patches: as of `patches_of`, chosen: of `replacements`."""
+    """files.img with other addresses. patches: as of `patches_of`, chosen: of `replacements`.
+
+    Raises ValueError for an offset that is not in the file.
+    """
     changed = bytearray(data)
     for address, offsets in patches:
         if address in chosen:
             for offset, word in zip(offsets, address_words(chosen[address]), strict=True):
+                if offset + WORD_BYTES > len(data):
+                    raise ValueError(f"a patch at {offset} of {len(data)} bytes")
                 changed[offset : offset + WORD_BYTES] = encode_word(word)
     return bytes(changed)
 

@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Final
 
+from shim.contract import jsontext
 from shim.contract.errors import Blame, NotQuarantined
 from shim.contract.names import is_snapshot_id
 from shim.store import durable
@@ -67,7 +68,7 @@ class Health:
 
 def decode(data: bytes, kind: type[Record] | type[Health]) -> Record | Health:
     """The record in a file. Raises ValueError for what `encode` cannot have written."""
-    found = json.loads(data)
+    found = jsontext.parse(data)
     names = {field.name for field in fields(kind)}
     if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
         raise ValueError(f"not a record of schema {SCHEMA}")

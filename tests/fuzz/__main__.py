@@ -1,0 +1,121 @@
+"""`make fuzz`: every target for its share of the time, and a table of how it went.
+
+    python -m tests.fuzz [--minutes N] [--jobs N] [--only NAME] [--keep]
+
+Finds are in build/fuzz/TARGET. --keep puts what was new and small into the committed corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fuzz.files import SCRATCH
+from tests.fuzz.targets import TARGETS
+
+CORPUS, BUILD = Path("tests/fuzz/corpus"), Path("build/fuzz")
+_MAX_INPUT = 16 << 10
+_KEPT_BYTES, _KEPT_FILES = 1024, 40
+"""What is committed: it is replayed by every run of the tests."""
+_DONE = re.compile(r"#(\d+)\s+DONE\s+cov: (\d+)")
+_FIRST = re.compile(r"INITED cov: (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One target. edges, edges_before: branches of ours that were taken, at the end and by the
+    corpus. found: what it ended on. new: inputs that took a branch in a new way."""
+
+    name: str
+    runs: int
+    edges_before: int
+    edges: int
+    new: int
+    found: tuple[str, ...]
+
+
+def main() -> int:
+    """Returns an exit status: 1 when anything was found."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=15, help="of all targets together")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", choices=sorted(TARGETS), action="append")
+    parser.add_argument("--keep", action="store_true")
+    wanted = parser.parse_args()
+    names = wanted.only or list(TARGETS)
+    each_s = max(1, round(wanted.minutes * 60 / len(names)))
+    with ThreadPoolExecutor(wanted.jobs) as jobs:
+        rows = list(jobs.map(lambda name: _run(name, each_s), names))
+    _print(rows)
+    if wanted.keep:
+        for name in names:
+            _keep(name)
+    return 1 if any(row.found for row in rows) else 0
+
+
+def _run(name: str, seconds: int) -> Ran:
+    grown, finds = BUILD / "corpus" / name, BUILD / name
+    for directory in (grown, CORPUS / name):
+        directory.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(finds, ignore_errors=True)
+    finds.mkdir(parents=True)
+    before = len(list(grown.iterdir()))
+    arguments = [
+        f"-max_total_time={seconds}", f"-artifact_prefix={finds}/", "-timeout=10",
+        "-rss_limit_mb=768", f"-max_len={_MAX_INPUT}", "-print_final_stats=1",
+        str(grown), str(CORPUS / name),
+    ]  # fmt: skip
+    told = _fuzzed(name, *arguments)
+    (finds / "log").write_text(told)
+    done, first = _DONE.search(told), _FIRST.search(told)
+    found = sorted(path.name for path in finds.iterdir() if path.name != "log")
+    if not done and not found:
+        found = ["it did not end well: see its log"]
+    return Ran(
+        name, int(done[1]) if done else 0, int(first[1]) if first else 0,
+        int(done[2]) if done else 0, len(list(grown.iterdir())) - before, tuple(found),
+    )  # fmt: skip
+
+
+def _fuzzed(name: str, *arguments: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="quickthaw-fuzz-", dir="/dev/shm") as scratch:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tests.fuzz.one", name, *arguments],
+            env={**os.environ, SCRATCH: scratch}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+    return ended.stdout.decode(errors="replace")
+
+
+def _keep(name: str) -> None:
+    """The smallest corpus with the same coverage, as far as it is small enough to commit."""
+    merged = BUILD / "merged" / name
+    shutil.rmtree(merged, ignore_errors=True)
+    merged.mkdir(parents=True)
+    _fuzzed(name, "-merge=1", str(merged), str(CORPUS / name), str(BUILD / "corpus" / name))
+    small = sorted(merged.iterdir(), key=lambda path: (path.stat().st_size, path.name))
+    for path in small[:_KEPT_FILES]:
+        if path.stat().st_size <= _KEPT_BYTES:
+            shutil.copy(path, CORPUS / name / path.name)
+
+
+def _print(rows: list[Ran]) -> None:
+    print(f"{'target':<18}{'runs':>10}{'edges':>7}{'before':>8}{'new':>6}  found")
+    for row in rows:
+        found = ", ".join(row.found) or "-"
+        print(
+            f"{row.name:<18}{row.runs:>10}{row.edges:>7}{row.edges_before:>8}{row.new:>6}  {found}"
+        )
+    print(f"{'together':<18}{sum(row.runs for row in rows):>10}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

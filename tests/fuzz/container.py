@@ -1,0 +1,133 @@
+"""Targets: what a container, its image or its pod's author has a say in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from protos import criu_pb2
+from shim.contract.errors import BadAnnotation
+from shim.criu import images
+from shim.gate.facts import memory_limit, power_facts
+from shim.gate.key import Pod
+from shim.gate.request import NOWHERE, request_at_swap, request_of
+from shim.kernel import mounts
+from shim.nri import annotations as pods
+from shim.nri import logregex
+from shim.restore.bundle import Bundle
+from shim.rootfs import overlay
+from tests.fuzz.files import place
+from tests.fuzz.invariants import Violated, refuses_with, same
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ADDRESSES = ("10.88.0.2", "fd00:88::2")
+_HOSTILE = ("a" * 60 + "!", "ab" * 30, "aaab" * 15, " " * 60, "a" * 30 + "b" * 30)
+
+
+def criu_images(data: bytes) -> None:
+    """CRIU's images: damaged, or the same entries after their addresses were given a width."""
+    directory = place() / "criu"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    files, _, remaps = data.partition(b"\xff\xfe\xfd")
+    (directory / "files.img").write_bytes(files)
+    (directory / "remap-fpath.img").write_bytes(remaps or files)
+    with refuses_with(images.DamagedImage):
+        images.link_remaps(directory)
+    with refuses_with(images.DamagedImage):
+        before = [_entry(entry) for entry in images.entries(directory / "files.img")]
+        images.make_patchable(directory, _ADDRESSES)
+        after = [_entry(entry) for entry in images.entries(directory / "files.img")]
+        same(after, before, "made patchable")
+
+
+def _entry(raw: bytes) -> bytes:
+    """What protobuf understands of an entry: in one form."""
+    try:
+        return criu_pb2.FileEntry.FromString(raw).SerializeToString(deterministic=True)
+    except Exception as error:
+        raise images.DamagedImage(str(error)) from error
+
+
+def oci_specs(data: bytes) -> None:
+    """An OCI spec: facts, keys, the requests of the gate, and the bundle."""
+    bundle = place() / "bundle"
+    bundle.mkdir(exist_ok=True)
+    (bundle / "config.json").write_bytes(data)
+    with refuses_with(ValueError):
+        found = Bundle(str(bundle))
+        told = (
+            found.rootfs, found.network_namespace, found.mount_source("/dev/shm"),
+            *found.environment.items(),
+        )  # fmt: skip
+        same({type(text) for part in told for text in ([part] if isinstance(part, str) else part)},
+             {str}, "parts of a bundle")  # fmt: skip
+    with refuses_with(ValueError, RecursionError):  # what no JSON can hold
+        spec = json.loads(data)
+        if not isinstance(spec, dict):
+            return
+        _facts(spec)
+
+
+def _facts(spec: Mapping[str, Any]) -> None:
+    pod = Pod(namespace="n", name="p", uid="u", ips=("10.0.0.1",), node="w")
+    first = power_facts(spec, is_host=lambda *_: False)
+    same(power_facts(spec, is_host=lambda *_: False), first, "the facts of one spec")
+    if memory_limit(spec) < 0:
+        raise Violated("a negative limit")
+    request_at_swap(spec, "c1")
+    asked = request_of(spec, pod, NOWHERE, image_digest="sha256:1")
+    for name, fact in asked.facts.items():
+        if not isinstance(fact, str):
+            raise Violated(f"the fact {name} is no text")
+
+
+def pod_annotations(data: bytes) -> None:
+    """Annotations of a pod: a wish, none, or the one error. What is wished for is in bounds."""
+    pairs = [line.partition(b"=") for line in data.split(b"\n")]
+    found = {
+        key.decode(errors="surrogateescape"): value.decode(errors="surrogateescape")
+        for key, _, value in pairs
+    }
+    with refuses_with(BadAnnotation):
+        wish = pods.parse(found, "server")
+        for call in (wish.quiesce, wish.resume) if wish else ():
+            if isinstance(call, pods.HttpCall):
+                same(pods.workload_call(call.encode()), call, "a call in a ticket")
+        if wish and isinstance(wish.capture_when, pods.LogReady):
+            _searched(wish.capture_when.pattern)
+
+
+def log_expressions(data: bytes) -> None:
+    """A regular expression of a pod's author: refused, or it takes no exponential time."""
+    with refuses_with(ValueError):
+        pattern = data.decode()
+        logregex.checked(pattern)
+        _searched(pattern)
+
+
+def _searched(pattern: str) -> None:
+    compiled = re.compile(pattern)
+    for line in _HOSTILE:
+        compiled.search(line)
+
+
+def overlays(data: bytes) -> None:
+    """A line of the mount table, and an overlay's options in it."""
+    with refuses_with(ValueError):
+        for mount in mounts.parse_mountinfo(data):
+            mounts.mount_flags(mount.options)
+            found = overlay.Overlay(mount)
+            for lower in found.absolute_lowerdirs():
+                if not lower:
+                    raise Violated("an empty lowerdir")
+    with refuses_with(ValueError):
+        text = os.fsdecode(data)
+        lowerdirs = overlay.split_lowerdirs(text)
+        back = overlay.split_lowerdirs(overlay.join_lowerdirs(lowerdirs))
+        same(back, lowerdirs, "joined and split")

@@ -1,0 +1,158 @@
+"""Targets: files of ours that a storage writer, a power cut or an earlier version may have made."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from hook.state import read_state
+from shim.contract import journal, jsontext, manifest, names, outcome, ticket
+from shim.contract.errors import BadManifest
+from shim.criu import log
+from shim.integrity import marks, tree
+from shim.restore import images as patching
+from shim.store import quarantine
+from shim.trust import keyfile, signature
+from tests.fuzz.invariants import Violated, refuses_with, same
+
+SCRATCH = "QUICKTHAW_FUZZ_SCRATCH"
+
+
+@functools.cache
+def place() -> Path:
+    """A directory in memory for targets that take a path. Whoever sets SCRATCH removes it."""
+    if given := os.environ.get(SCRATCH):
+        return Path(given)
+    made = Path(tempfile.mkdtemp(prefix="quickthaw-fuzz-", dir="/dev/shm"))
+    atexit.register(shutil.rmtree, made)
+    return made
+
+
+def tickets(data: bytes) -> None:
+    """A ticket encodes to what it was."""
+    with refuses_with(ValueError):
+        found = ticket.decode(data)
+        same(ticket.decode(found.encode()).encode(), found.encode(), "encoded and decoded")
+        if not names.is_container_id(found.container) or not names.is_snapshot_id(found.snapshot):
+            raise Violated("a ticket with names that are none")
+
+
+def manifests(data: bytes) -> None:
+    """A manifest encodes to what it was, and all of its paths are beneath the snapshot."""
+    with refuses_with(BadManifest):
+        found = manifest.decode(data)
+        same(manifest.decode(found.encode()), found, "encoded and decoded")
+        for file in found.files:
+            if file.path.startswith("/") or ".." in file.path.split("/"):
+                raise Violated(f"a path that leads out: {file.path!r}")
+
+
+def signatures(data: bytes) -> None:
+    """A signature file has one form only."""
+    with refuses_with(ValueError):
+        same(signature.decode(data).encode(), data, "decoded and encoded")
+
+
+def keys(data: bytes) -> None:
+    """Key files, also those that another node has sent."""
+    for parse in (keyfile.parse_public, keyfile.parse_private):
+        with refuses_with(ValueError):
+            found = parse(data)
+            same(type(found.pem()), bytes, "a key in PEM")
+
+
+def listings(data: bytes) -> None:
+    """The listing of a part: its lines, and the comparison with what lies on the disk."""
+    lines = data.splitlines()
+    for raw in lines:
+        with refuses_with(ValueError):
+            tree.Line(raw)
+    there = place() / "part"
+    if not there.exists():
+        (there / "rootfs/etc").mkdir(parents=True)
+        (there / "rootfs/etc/motd").write_bytes(b"x" * 12)
+    fd = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with refuses_with(ValueError, tree.Mismatch):
+            for line, entry in tree.pairs("rootfs", lines, tree.walk(fd, "rootfs")):
+                same(line.path, entry.path, "a pair")
+    finally:
+        os.close(fd)
+
+
+def records(data: bytes) -> None:
+    """What is known about a snapshot: in quarantine, or counted."""
+    for kind in (quarantine.Record, quarantine.Health):
+        with refuses_with(ValueError):
+            found = quarantine.decode(data, kind)
+            back = quarantine.decode(quarantine.encode(found), kind)
+            same(back, found, "encoded and decoded")
+
+
+def verified_marks(data: bytes) -> None:
+    """Marks: what cannot be read is none, and what is read can be compared."""
+    directory = place() / "marks"
+    (directory / "s").mkdir(parents=True, exist_ok=True)
+    (directory / "s/rootfs").write_bytes(data)
+    fd = os.open(place(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with refuses_with():
+            found = marks.read("s", "rootfs", str(directory))
+            marks.first_changed(fd, found)
+    finally:
+        os.close(fd)
+
+
+def hook_states(data: bytes) -> None:
+    """The OCI state that a runtime gives to a hook."""
+    with refuses_with(ValueError):
+        found = read_state(io.BytesIO(data))
+        if not names.is_container_id(found.container) or found.pid < 0:
+            raise Violated(f"a state of no container: {found.container!r} {found.pid}")
+
+
+def journals(data: bytes) -> None:
+    """A journal gives kinds and subjects, the last first."""
+    path = place() / "journal"
+    path.write_bytes(data)
+    with refuses_with(ValueError):
+        for kind, _ in journal.changes(str(path)):
+            same(type(kind), str, "a kind of change")
+
+
+def outcomes(data: bytes) -> None:
+    """An outcome is an object, and gone once it was read."""
+    path = place() / "c1.json"
+    path.write_bytes(data)
+    with refuses_with(ValueError):
+        found = outcome.take("c1", str(place()))
+        same(type(found), dict, "an outcome")
+    if path.exists():
+        raise Violated("a damaged outcome stays, and is read again and again")
+
+
+def criu_logs(data: bytes) -> None:
+    """The logs of CRIU and runc, in which a container's names appear."""
+    (place() / "restore.log").write_bytes(data)
+    (place() / "runc.log").write_bytes(data)
+    with refuses_with():
+        same(type(log.first_error(str(place()), "restore.log")), str, "a reason")
+
+
+def patches(data: bytes) -> None:
+    """The manifest's patches of files.img never change its length."""
+    text, _, image = data.partition(b"\n")
+    with refuses_with(ValueError):
+        network = jsontext.parse(text)
+        if not isinstance(network, dict):
+            return
+        found = patching.patches_of(network)
+        chosen = patching.replacements([address for address, _ in found], ["10.1.2.3", "fd00::7"])
+        same(len(patching.readdressed(image, found, chosen)), len(image), "the length")
+    with refuses_with(ValueError):
+        patching.renamed(image, "new-name")

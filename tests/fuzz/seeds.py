@@ -1,0 +1,155 @@
+"""The first inputs of each target: `python -m tests.fuzz.seeds` writes them into the corpus.
+
+Made by the product's own encoders where there are any, so that fuzzing begins behind the checks.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protos import nri_pb2, ttrpc_pb2
+from shim.contract.errors import Blame
+from shim.contract.ticket import Ticket
+from shim.integrity import tree
+from shim.rpc import mux, ttrpc
+from shim.store import quarantine
+from shim.trust import keyfile
+from shim.trust.signature import Signature
+from tests.fuzz.targets import TARGETS
+from tests.unit.manifests import made
+from tests.unit.test_criu_images import MAGIC, field
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+CORPUS = Path("tests/fuzz/corpus")
+_SPEC = {
+    "ociVersion": "1.2.0",
+    "process": {
+        "args": ["python3", "serve.py"], "cwd": "/", "env": ["A=b", "X_SERVICE_HOST=10.0.0.1",
+        "X_SERVICE_PORT=80"], "user": {"uid": 0, "gid": 0, "additionalGids": [0, 10]},
+        "capabilities": {"bounding": ["CAP_CHOWN"]}, "noNewPrivileges": True,
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}],
+    },
+    "root": {"path": "rootfs", "readonly": False},
+    "annotations": {"org.criu.config": "/x"},
+    "mounts": [
+        {"destination": "/dev/shm", "source": "/a", "type": "bind", "options": ["rbind", "ro"]},
+        {"destination": "/proc", "source": "proc", "type": "proc"},
+    ],
+    "linux": {
+        "namespaces": [{"type": "network", "path": "/proc/1/ns/net"}, {"type": "pid"}],
+        "devices": [{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}],
+        "resources": {"memory": {"limit": 1}, "devices": [{"allow": False, "access": "rwm"}]},
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}, "maskedPaths": ["/proc/kcore"],
+        "sysctl": {"net.x": "1"},
+    },
+}  # fmt: skip
+_ANNOTATIONS = (
+    "quickthaw.io/snapshot=auto\nquickthaw.io/capture-when=log:ready in [0-9.]+ ?s$",
+    "quickthaw.io/restore=sha256:0123456789ab\nquickthaw.io/deadline=1m30s",
+    "quickthaw.io/snapshot.server=warm\nquickthaw.io/resume=http POST :8000/wake\n"
+    "quickthaw.io/quiesce=exec:sh -c 'a b'\nquickthaw.io/fallback=fail",
+    "quickthaw.io/snapshot=x\nquickthaw.io/capture-when=tcp://:80\nquickthaw.io/on-restart=cold",
+    "quickthaw.io/snapshot=x\nquickthaw.io/capture-when=http://:80/a",
+    "quickthaw.io/snapshot=x\nquickthaw.io/capture-when=file:/run/ready",
+)
+_MOUNT = (
+    "36 25 0:31 / /run/x/rootfs rw,relatime shared:9 - overlay overlay "
+    "rw,lowerdir=/a/2/fs:/a/1/fs,upperdir=/a/3/fs,workdir=/a/3/work,index=off"
+)
+
+
+def seeds() -> Mapping[str, Iterable[bytes]]:
+    """For each target."""
+    return {
+        "mux_frames": [b"\x07" + mux.encode(1, b"a") + mux.encode(2, b"b" * 70)],
+        "ttrpc_frames": [b"\x05" + _request() + _response()],
+        "nri_calls": [_nri()],
+        "control_requests": [
+            json.dumps({"verb": verb, "id": "3f2a", "pod": "p", "namespace": "n"}).encode() + b"\n"
+            for verb in ("ls", "show", "rm", "capture", "quarantine", "release", "none")
+        ],
+        "tickets": [_ticket()],
+        "manifests": [made().encode()],
+        "signatures": [Signature("a" * keyfile.ID_DIGITS, b"s" * 64).encode()],
+        "keys": [_key().pem(), _key().public.pem()],
+        "listings": [tree.encode([".", 16877, 0, 0, 0, 0, {}, ""], [], "")
+                     + tree.encode(["etc", 16877, 0, 0, 0, 0, {"user.a": "00"}, ""], ["a"], "")],
+        "records": [
+            quarantine.encode(quarantine.Record("why", "X", Blame.CONTENT, 2, 1.0, "quickthawd")),
+            quarantine.encode(quarantine.Health(1, "why", "X", 1.0)),
+        ],
+        "verified_marks": [b'{"schema":1,"marks":{"part":[1,2,3,4,5]}}'],
+        "hook_states": [b'{"ociVersion":"1.0.2","id":"c1","pid":12,"bundle":"/b","status":"x"}'],
+        "journals": [b'["rootfs",{"a":1}]\n["shm",["b"]]\n["done",null]\n["add'],
+        "outcomes": [b'{"schema":1,"result":"cold","error":"","steps":{"criu":0.1}}'],
+        "criu_logs": [b"(00.01)      1: Error (criu/x.c:3): cannot\n", b'{"msg":"no"}\n'],
+        "patches": [b'{"patches":[{"address":"10.0.0.1","offsets":[8]}]}\n' + b"x" * 24,
+                    b"{}\n" + b"x" * 8 + struct.pack("<I", 6) + b"\x0a\x04name"],
+        "criu_images": _images(),
+        "oci_specs": [json.dumps(_SPEC).encode()],
+        "pod_annotations": [text.encode() for text in _ANNOTATIONS],
+        "log_expressions": [rb"ready in [0-9.]+ ?s$", rb"(model|engine) loaded", rb"(a+)+$"],
+        "overlays": [_MOUNT.encode(), rb"/a\:b:/c"],
+    }  # fmt: skip
+
+
+def _request() -> bytes:
+    call = ttrpc_pb2.Request(service="s", method="m", payload=b"p", timeout_nano=5)
+    frame = ttrpc.Frame(1, ttrpc.FrameType.REQUEST, 0, call.SerializeToString())
+    return ttrpc.encode_frame(frame)
+
+
+def _response() -> bytes:
+    answer = ttrpc_pb2.Response(payload=b"p").SerializeToString()
+    return ttrpc.encode_frame(ttrpc.Frame(1, ttrpc.FrameType.RESPONSE, 0, answer))
+
+
+def _nri() -> bytes:
+    pod = nri_pb2.PodSandbox(id="p", name="n", annotations={"quickthaw.io/snapshot": "auto"})
+    create = nri_pb2.CreateContainerRequest(pod=pod, container=nri_pb2.Container(id="c", name="s"))
+    configure = nri_pb2.ConfigureRequest(runtime_name="r", request_timeout=2000)
+    messages = (b"\x05" + create.SerializeToString(), b"\x00" + configure.SerializeToString())
+    return b"\xff\xfe\xfd".join(messages)
+
+
+def _ticket() -> bytes:
+    return Ticket(
+        container="c1", snapshot="a" * 64, fallback="cold", deadline_s=100.0, pod_namespace="n",
+        pod_name="p", pod_uid="u", container_name="s", resume="", turns=2, turn_wait_s=1.0,
+    ).encode()  # fmt: skip
+
+
+def _key() -> keyfile.PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return keyfile.PrivateKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+
+
+def _images() -> list[bytes]:
+    address = int.from_bytes(bytes([10, 88, 0, 2]), "little")
+    inner = field(1, 7) + field(3, 2) + field(7, 8000) + field(11, address) + field(12, 0)
+    entry = field(1, 4) + field(2, 9) + field(4, inner)
+    name = field(1, 1) + field(2, 3) + field(3, field(1, 3) + field(6, b"/x/gone"))
+    link = field(1, 1) + field(2, 5) + field(3, field(1, 5) + field(6, b"/x/link.1"))
+    remap = field(1, 3) + field(2, 5) + field(3, 0)
+    files = MAGIC + b"".join(struct.pack("<I", len(each)) + each for each in (entry, name, link))
+    return [files + b"\xff\xfe\xfd" + MAGIC + struct.pack("<I", len(remap)) + remap]
+
+
+def main() -> None:
+    """Write them all."""
+    for name, inputs in seeds().items():
+        directory = CORPUS / name
+        directory.mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(inputs):
+            (directory / f"seed-{number}").write_bytes(data)
+    assert seeds().keys() == TARGETS.keys()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Every parser of what comes from outside, by the name of its corpus."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.fuzz import container, files, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    target.__name__: target
+    for target in (
+        wire.mux_frames, wire.ttrpc_frames, wire.nri_calls, wire.control_requests,
+        files.tickets, files.manifests, files.signatures, files.keys, files.listings,
+        files.records, files.verified_marks, files.hook_states, files.journals, files.outcomes,
+        files.criu_logs, files.patches,
+        container.criu_images, container.oci_specs, container.pod_annotations,
+        container.log_expressions, container.overlays,
+    )
+}  # fmt: skip
