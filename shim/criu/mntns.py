@@ -1,4 +1,7 @@
-"""What a restore that was killed leaves mounted: CRIU's new tree in /tmp, runc's root. Lean."""
+"""What a restore that was killed leaves mounted. Lean.
+
+CRIU's new tree in /tmp, its view of the cgroups in its work directory, runc's root.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import re
 from shim.kernel import mounts
 
 _TREE = re.compile(rb"(/tmp/\.criu\.mntns\.[A-Za-z0-9]{6})/mnt-")
+_CGROUPS = ".criu.cg"
+"""How the directories begin in which CRIU mounts cgroup hierarchies (v1): `yard`, `mounts`."""
 _RUNC_ROOT = "criu-root"
 _MAX_BYTES = 4 << 20
 
@@ -23,6 +28,14 @@ def remove(log: str, state: str) -> None:
         os.rmdir(state)  # with something in it, it is the runtime's to remove
     if tree := _tree(log):
         _remove(tree)
+    _remove_cgroups(os.path.dirname(log))
+
+
+def _remove_cgroups(work: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(work):
+            if name.startswith(_CGROUPS):
+                _remove(f"{work}/{name}")
 
 
 def _tree(log: str) -> str:

@@ -47,6 +47,10 @@ def absolute_path(value: object) -> str:
     raise ValueError("must be an absolute path")
 
 
+def path_or_none(value: object) -> str:
+    return "" if value == "" else absolute_path(value)
+
+
 def program(value: object) -> str:
     """A name to be found in PATH, or an absolute path."""
     if isinstance(value, str) and re.fullmatch(r"[^/\0\s]+|/[^\0]+", value):
@@ -208,6 +212,12 @@ class Config:
     )
     metrics_listen: str = key(
         "", listen_address, 'Where Prometheus finds our metrics, like "127.0.0.1:9645". Empty: off.'
+    )
+    kubeconfig: str = key(
+        "",
+        path_or_none,
+        "A kubeconfig with which Kubernetes is told what became of a pod, in events of it, like\n"
+        '"/etc/kubernetes/kubelet.conf". Empty: off.',
     )
     log_level: str = key("info", level, f"How much goes to the journal: {', '.join(LEVELS)}.")
     cross_namespace: bool = key(

@@ -23,7 +23,7 @@ from shim.store.listing import told
 from shim.trust.verdict import REASON as SIGNATURE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from shim.capture.nodefacts import NodeFacts
     from shim.contract.manifest import Manifest
@@ -148,7 +148,7 @@ class Decider:
             case gate.Refused() as refused:
                 why = "; ".join([str(refused), *_told(untrusted)])
                 self._reporter.refused(refused.codes)
-                self._cold(tracked, refused.codes[0], why)
+                self._cold(tracked, refused.codes[0], why, refused.codes)
             case gate.NoSnapshot() if untrusted:
                 self._cold(tracked, SIGNATURE, "; ".join(_told(untrusted)))
             case gate.NoSnapshot():
@@ -186,9 +186,9 @@ class Decider:
         tracked.become(State.RESTORING)
         self._reporter.decided(tracked)
 
-    def _cold(self, tracked: Tracked, reason: str, why: str) -> None:
+    def _cold(self, tracked: Tracked, reason: str, why: str, codes: Sequence[str] = ()) -> None:
         tracked.become(State.COLD, why)
-        self._reporter.no_restore(tracked, reason, why)
+        self._reporter.no_restore(tracked, reason, why, codes)
 
 
 def _in_quarantine(store: Store, found: Manifest) -> str:

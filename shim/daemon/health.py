@@ -17,7 +17,7 @@ from shim.contract.errors import NoSuchSnapshot
 from shim.contract.names import is_snapshot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from shim.daemon.registry import Pod
     from shim.daemon.reporter import Reporter
@@ -31,6 +31,7 @@ class _Told:
     found: Mapping[str, object]
     pod: Pod | None
     container: str
+    then: Callable[[], None] | None
 
 
 class Health:
@@ -40,9 +41,15 @@ class Health:
         self._store, self._reporter, self._after = store, reporter, after
         self._queue: asyncio.Queue[_Told] = asyncio.Queue()
 
-    def told(self, found: Mapping[str, object], pod: Pod | None, container: str) -> None:
-        """`quickthaw-runc` told how a swap ended. pod: where it is known."""
-        self._queue.put_nowait(_Told(found, pod, container))
+    def told(
+        self, found: Mapping[str, object], pod: Pod | None, container: str,
+        then: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`quickthaw-runc` told how a swap ended. pod: where it is known.
+
+        then: called on the event loop when what follows for the snapshot is known.
+        """
+        self._queue.put_nowait(_Told(found, pod, container, then))
 
     async def serve(self) -> None:
         """Take up what is told, until cancelled."""
@@ -50,6 +57,8 @@ class Health:
             while True:
                 told = await self._queue.get()
                 await finished(asyncio.to_thread(self._take, told))
+                if told.then:
+                    told.then()
         finally:
             while not self._queue.empty():
                 self._take(self._queue.get_nowait())

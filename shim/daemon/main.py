@@ -125,7 +125,7 @@ async def _serve(config: Config, store: Store, trust: Trust) -> None:
     node = await nodefacts.learn(config.criu, trust)
     decider = Decider(config, store, trust, containerd, reporter, node)
     try:
-        with reporter.served(config.metrics_listen):
+        with reporter.served(config.metrics_listen), reporter.telling_kubernetes(config.kubeconfig):
             await _run(config, store, trust, registry, reporter, decider)
     except* Stopped:
         log.info("stopping")

@@ -18,7 +18,7 @@ from shim.nri.events import Plugin
 from shim.restore.forget import forget
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from protos import nri_pb2
     from shim.daemon.captures import Captures
@@ -133,16 +133,25 @@ class NodePlugin(Plugin):
                 self._take_outcome(other)
 
     def _started(self, tracked: Tracked) -> None:
-        result = self._take_outcome(tracked)
+        # Whether the like of it may be captured depends on what its failure says of the snapshot.
+        result = self._take_outcome(tracked, then=lambda: self._capture(tracked))
         if result == outcome.RESTORED:
             tracked.become(State.RESTORED)
             return
         if tracked.state is not State.COLD:
             tracked.become(State.COLD, tracked.reason)
-        self._captures.begin(tracked)
+        if not result:
+            self._captures.begin(tracked)
 
-    def _take_outcome(self, tracked: Tracked) -> str:
-        """Tell everybody how the swap ended, if one was tried. Returns its result or empty."""
+    def _capture(self, tracked: Tracked) -> None:
+        if tracked.state is State.COLD and self._registry.get(tracked.container) is tracked:
+            self._captures.begin(tracked)
+
+    def _take_outcome(self, tracked: Tracked, then: Callable[[], None] | None = None) -> str:
+        """Tell everybody how the swap ended, if one was tried. Returns its result or empty.
+
+        then: called when it is known what follows for the snapshot, unless the result is empty.
+        """
         try:
             found = outcome.take(tracked.container)
         except (OSError, ValueError) as error:
@@ -157,7 +166,7 @@ class NodePlugin(Plugin):
             tracked.become(State.COLD, str(found.get("error")))
         tracked.snapshot = str(found.get("snapshot") or "")
         self._reporter.swapped(tracked, found)
-        self._health.told(found, tracked.pod, tracked.name)
+        self._health.told(found, tracked.pod, tracked.name, then)
         return str(found.get("result"))
 
 

@@ -7,25 +7,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from shim.contract.errors import Effect
+from shim.kube.event import NORMAL, WARNING, Event
 from shim.store.listing import told
 from shim.store.room import disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from shim.contract.errors import QuickthawError
     from shim.daemon.registry import Pod, Tracked
+    from shim.kube.sender import Sender
     from shim.store.quarantine import Record
     from shim.store.store import Store
     from shim.trust.verdict import Verdict
 
 log = logging.getLogger("quickthawd")
 
+_EXPECTED = ("NoSnapshot", "restart")
+"""Reasons for a cold start that are no event: it is what the pod asked for."""
 _BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
@@ -68,6 +74,37 @@ class Reporter:
             ["reason"], registry=self.metrics,
         )  # fmt: skip
 
+        self._events_told = Counter(
+            "quickthaw_kubernetes_events", "Events for Kubernetes, by what became of them.",
+            ["result"], registry=self.metrics,
+        )  # fmt: skip
+        self._sender: Sender | None = None
+
+    @contextlib.contextmanager
+    def telling_kubernetes(self, kubeconfig: str) -> Iterator[None]:
+        """Make events of what is told inside of the `with`; none where no kubeconfig is named."""
+        if not kubeconfig:
+            yield
+            return
+        from shim.kube.sender import Sender  # here: most nodes have no use for it
+
+        node = os.uname().nodename
+        self._sender = Sender(
+            kubeconfig, lambda how: self._events_told.labels(how).inc(), node=node
+        )
+        self._sender.start()
+        try:
+            yield
+        finally:
+            self._sender.stop()
+            self._sender = None
+
+    def _event(self, pod: Pod | None, container: str, kind: str, reason: str, about: str) -> None:
+        if self._sender and pod:
+            self._sender.send(
+                Event(pod.namespace, pod.name, pod.uid, container, kind, reason, about)
+            )
+
     def watch(self, store: Store) -> None:
         """Show what is in the store whenever somebody looks at the metrics."""
         for name, about, count in (
@@ -104,11 +141,23 @@ class Reporter:
         """The pod's author wrote something that we do not understand."""
         self._restores.labels("refused", "BadAnnotation").inc()
         log.warning("pod %s/%s, container %s: %s", pod.namespace, pod.name, container, error)
+        self._event(pod, container, WARNING, "BadAnnotation", str(error))
 
-    def no_restore(self, tracked: Tracked, reason: str, why: str) -> None:
-        """The decision was a cold start, although the pod asked for a restore."""
+    def no_restore(
+        self, tracked: Tracked, reason: str, why: str, codes: Sequence[str] = ()
+    ) -> None:
+        """The decision was a cold start, although the pod asked for a restore.
+
+        codes: of the checks that refused. An event has them instead of `why`, which shows values
+        of the captured pod: more people read events than a node's journal.
+        """
         self._restores.labels("cold", reason).inc()
         log.info("%s starts cold: %s", _named(tracked), why)
+        named = tracked.wish.restore not in ("", "auto")
+        if reason in _EXPECTED and not (named and reason == "NoSnapshot"):
+            return
+        about = _does_not_fit(codes) if codes else f"{why}; {Effect.COLD_START}."
+        self._event(tracked.pod, tracked.name, WARNING, "RestoreRefused", about)
 
     def passed_over(self, tracked: Tracked, snapshot: str, verdict: Verdict) -> None:
         """A newer snapshot than the one that is restored cannot be trusted."""
@@ -138,8 +187,11 @@ class Reporter:
             self._restore_s.observe(seconds)
             steps = outcome.get("steps")
             log.info("%s restored from %s in %.3f s %s", _named(tracked), snapshot, seconds, steps)
+            about = f"restored from snapshot {snapshot} in {seconds:.3f} s"
+            self._event(tracked.pod, tracked.name, NORMAL, "Restored", about)
         else:
             log.warning("%s: %s", _named(tracked), outcome.get("error"))
+            self._event(tracked.pod, tracked.name, WARNING, reason, _public(outcome))
 
     def swapped_unseen(self, pod: Pod | None, container: str, outcome: dict[str, object]) -> None:
         """The same of a container that came and went while the daemon was away."""
@@ -148,6 +200,7 @@ class Reporter:
         if outcome.get("error"):
             named = f"{pod.namespace}/{pod.name}/{container}: " if pod else ""
             log.warning("while quickthawd was away: %s%s", named, outcome["error"])
+            self._event(pod, container, WARNING, reason, _public(outcome))
 
     def quarantined(self, snapshot: str, record: Record, pod: Pod | None, container: str) -> None:
         """Nobody starts from the snapshot any more. pod: whose restore was the last to fail."""
@@ -157,6 +210,8 @@ class Reporter:
             "show %s`, then `quickthaw quarantine release` or `quickthaw rm` it.",
             snapshot[:12], told(record), snapshot[:12],
         )  # fmt: skip
+        about = f"snapshot {snapshot[:12]} goes to quarantine, pods start cold: {told(record)}"
+        self._event(pod, container, WARNING, "SnapshotQuarantined", about)
 
     def evicted(self, snapshot: str, size_bytes: int, last_use: float) -> None:
         """The snapshot was removed, to make room for another."""
@@ -175,6 +230,7 @@ class Reporter:
         """The pod wants to be captured, and what came of that before speaks against it."""
         self._captures.labels("refused", "quarantine").inc()
         log.warning("%s is not captured: %s", _named(tracked), why)
+        self._event(tracked.pod, tracked.name, WARNING, "NotCaptured", why)
 
     def captured(self, tracked: Tracked, frozen_s: float, total_s: float) -> None:
         """A snapshot was published."""
@@ -184,11 +240,14 @@ class Reporter:
             "%s captured as %s: frozen %.3f s, %.3f s in all",
             _named(tracked), tracked.snapshot[:12], frozen_s, total_s,
         )  # fmt: skip
+        about = f"captured as snapshot {tracked.snapshot[:12]}: frozen for {frozen_s:.3f} s"
+        self._event(tracked.pod, tracked.name, NORMAL, "Captured", about)
 
     def not_captured(self, tracked: Tracked, error: QuickthawError) -> None:
         """A capture failed; its source goes on."""
         self._captures.labels("failed", type(error).__name__).inc()
         log.warning("%s: %s", _named(tracked), error)
+        self._event(tracked.pod, tracked.name, WARNING, type(error).__name__, str(error))
 
     def counters(self) -> dict[str, float]:
         """Every counter that is not zero, as `name{labels}`: for `quickthaw status`."""
@@ -199,6 +258,21 @@ class Reporter:
                     labels = ",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items()))
                     found[f"{sample.name}{{{labels}}}"] = sample.value
         return found
+
+
+def _public(outcome: Mapping[str, object]) -> str:
+    """What an event may say of a swap that failed."""
+    codes = outcome.get("refusals")
+    if isinstance(codes, list) and codes:
+        return _does_not_fit([str(code) for code in codes])
+    return str(outcome.get("error"))
+
+
+def _does_not_fit(codes: Sequence[str]) -> str:
+    return (
+        f"no snapshot fits the container: refused by {', '.join(codes)}; {Effect.COLD_START}. "
+        "`quickthaw explain` on the node shows what differs."
+    )
 
 
 def _named(tracked: Tracked) -> str:

@@ -54,6 +54,10 @@ def _unmount_control(directory: str) -> None:
 
 
 def _remove_tree(directory: str) -> None:
+    """Of what something left mounted below it only the mount goes, and not what it shows."""
+    for mount in reversed(mounts.read_mounts()):
+        if mount.target.startswith(f"{directory}/"):
+            mounts.unmount(mount.target, detach=True)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(directory)
 

@@ -86,7 +86,8 @@ def start(node: Node, case: str, name: str = "replica", **more: str) -> Pod:
 def turn_held(node: Node, number: int) -> Iterator[None]:
     """Somebody goes on restoring, without an end."""
     node.path(TURNS).mkdir(exist_ok=True)
-    held = node.popen(["flock", f"{TURNS}/{number}", "sleep", "1000"])
+    script = f"exec 9>{TURNS}/{number}; flock 9; exec sleep 1000"
+    held = node.popen(["sh", "-c", script])
     try:
         wait_until(node.path(f"{TURNS}/{number}").exists, "there is no lock", node)
         time.sleep(0.1)
@@ -146,7 +147,11 @@ def processes_are_there(log: Path) -> bool:
     return log.exists() and b"Forking" in log.read_bytes()
 
 
-@pytest.mark.parametrize("when", [criu_has_begun, processes_are_there])
+def memory_is_there(log: Path) -> bool:
+    return log.exists() and b"pie: " in log.read_bytes()
+
+
+@pytest.mark.parametrize("when", [criu_has_begun, processes_are_there, memory_is_there])
 def test_a_criu_that_hangs_ends_at_the_deadline(
     swap_node: Node, when: Callable[[Path], bool]
 ) -> None:
@@ -199,6 +204,30 @@ def is_criu_of(pid: int, container: str) -> bool:
         parent = int(status.split("PPid:")[1].split()[0])
         return container in Path(f"/proc/{parent}/cmdline").read_text()
     return False
+
+
+@pytest.mark.parametrize("point", ["restore.check", "restore.rootfs.mounted", "restore.told"])
+def test_a_step_that_hangs_ends_soon_after_the_deadline(
+    swap_node: Node, hanging: SnapshotRef, point: str
+) -> None:
+    armed = swap_node.path(f"{RUN}/faults.json")
+    armed.write_text(json.dumps({"faults": [{"point": point, "action": "hang"}]}))
+    armed.chmod(0o600)
+    try:
+        began = time.monotonic()
+        pod = start(swap_node, "hanging", deadline=f"{DEADLINE_S:g}s")
+        took = time.monotonic() - began
+    finally:
+        armed.unlink()
+    assert_cold(pod.container())
+    assert first_answer(pod)["nonce"] != hanging.nonce
+    said(swap_node, pod.container().id[:12], "deadline passed", "it hung", "starts cold")
+    assert DEADLINE_S < took < DEADLINE_S + COLD_WITHIN_S
+
+
+@pytest.fixture(scope="module")
+def hanging(swap_node: Node) -> SnapshotRef:
+    return own_snapshot(swap_node, "hanging")
 
 
 # How much snapshots may take

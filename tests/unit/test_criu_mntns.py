@@ -43,3 +43,11 @@ def test_the_root_of_the_runtime_is_removed_and_its_state_is_not(tmp_path: Path)
     (state / "state.json").touch()
     mntns.remove(str(tmp_path / "none"), str(state))
     assert [path.name for path in state.iterdir()] == ["state.json"]
+
+
+def test_the_view_of_the_cgroups_goes_from_the_work_directory(tmp_path: Path) -> None:
+    for name in (".criu.cgyard.a1B2c3", ".criu.cgmounts.d4E5f6"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dump.log").touch()
+    mntns.remove(str(tmp_path / "restore.log"), "/none")
+    assert [path.name for path in tmp_path.iterdir()] == ["dump.log"]

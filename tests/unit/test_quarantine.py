@@ -289,3 +289,24 @@ def test_a_removed_snapshot_leaves_no_record(store: Store) -> None:
     store.remove(made().id, users=[])
     assert store.quarantine.all() == {}
     assert os.listdir(store.root / "quarantine") == []
+
+
+def test_what_follows_for_the_snapshot_is_known_before_its_like_is_captured(store: Store) -> None:
+    seen: list[bool] = []
+
+    async def run() -> None:
+        health = Health(store, Reporter(), after=AFTER)
+        task = asyncio.create_task(health.serve())
+        done = asyncio.Event()
+
+        def then() -> None:
+            seen.append(store.quarantine.get(made().id) is not None)
+            done.set()
+
+        health.told(an_outcome(blame=Blame.CONTENT), None, "main", then)
+        await asyncio.wait_for(done.wait(), 5)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(run())
+    assert seen == [True]

@@ -1,0 +1,222 @@
+"""Sends events to the API server from a thread of its own. Nothing ever waits for it.
+
+What cannot be sent is counted and told in the journal, at most every few minutes; a pod starts
+just the same. The queue has a bound: what does not fit into it is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import queue
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from typing import TYPE_CHECKING, Any, Final
+
+from shim.kube import event as events
+from shim.kube.event import Event, Known, Memory, Rate
+from shim.kube.kubeconfig import Access, BadKubeconfig, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("quickthawd")
+
+SENT, DROPPED, FAILED = "sent", "dropped", "failed"
+"""What became of an event. DROPPED: too many of them. FAILED: the server did not take it."""
+
+_QUEUE: Final = 256
+_REQUEST_S: Final = 10.0
+_IDLE_S: Final = 30.0
+_TRIES: Final = 3
+_WAIT_S: Final = 1.0
+_TELL_EVERY_S: Final = 300.0
+_STOP_S: Final = 2.0
+_MAX_ANSWER: Final = 64 * 1024
+_GONE: Final = 404
+_TOO_MANY: Final = 429
+_SERVER_ERROR: Final = 500
+
+
+class Refused(Exception):
+    """The API server answered with an error. status: of HTTP."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(f"{status}: {why}")
+        self.status = status
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same request may be taken a moment later."""
+        return self.status == _TOO_MANY or self.status >= _SERVER_ERROR
+
+
+class Sender:
+    """path: of the kubeconfig. counted: is told SENT, DROPPED or FAILED for each event."""
+
+    def __init__(
+        self, path: str, counted: Callable[[str], None], *, node: str, wait_s: float = _WAIT_S
+    ) -> None:
+        self._path, self._counted, self._node, self._wait_s = path, counted, node, wait_s
+        self._queue: queue.Queue[Event | None] = queue.Queue(_QUEUE)
+        self._rate, self._memory = Rate(), Memory()
+        self._connection: http.client.HTTPSConnection | None = None
+        self._access: Access | None = None
+        self._told_at, self._lost = -_TELL_EVERY_S, 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kubernetes events", daemon=True)
+
+    def start(self) -> None:
+        """Say at once when the kubeconfig cannot be used; it is read again for each connection."""
+        try:
+            load(self._path)
+        except (BadKubeconfig, OSError) as error:
+            log.warning("kubeconfig %s: %s; no Kubernetes events meanwhile", self._path, error)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send what is queued, for a moment, and end."""
+        self._stop.set()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)  # to wake it; with a full queue it is awake
+        self._thread.join(_STOP_S)
+
+    def send(self, event: Event) -> None:
+        """Take the event, or drop it. Never blocks and never raises."""
+        if not event.namespace or not event.pod:
+            return
+        key = event.uid or f"{event.namespace}/{event.pod}"
+        try:
+            if not self._rate.allows(key, time.monotonic()):
+                raise queue.Full
+            self._queue.put_nowait(event)
+        except queue.Full:
+            self._counted(DROPPED)
+
+    def _run(self) -> None:
+        while not (self._stop.is_set() and self._queue.empty()):
+            try:
+                event = self._queue.get(timeout=_IDLE_S)
+            except queue.Empty:
+                event = None
+            if event is None:
+                self._disconnect()
+            else:
+                self._deliver(event)
+        self._disconnect()
+
+    def _deliver(self, event: Event) -> None:
+        """One event, with a few tries. Never raises: the thread must live."""
+        why: Exception | None = None
+        for number in range(_TRIES):
+            if number:
+                self._stop.wait(self._wait_s * 2 ** (number - 1))
+            try:
+                self._tell(event)
+                self._counted(SENT)
+                return
+            except Refused as error:
+                why = error
+                if not error.passes:
+                    break
+            except (OSError, http.client.HTTPException, ssl.SSLError, BadKubeconfig) as error:
+                why = error
+                self._disconnect()
+            except Exception as error:
+                # The border: a defect here must not silence all later events.
+                log.exception("Kubernetes event")
+                why = error
+                break
+        self._counted(FAILED)
+        self._complain(why)
+
+    def _complain(self, why: Exception | None) -> None:
+        self._lost += 1
+        if time.monotonic() - self._told_at < _TELL_EVERY_S:
+            return
+        log.warning(
+            "cannot tell Kubernetes (%s): %s; %d events lost. Pods are not affected.",
+            self._path, why, self._lost,
+        )  # fmt: skip
+        self._told_at, self._lost = time.monotonic(), 0
+
+    def _tell(self, event: Event) -> None:
+        now = time.time()
+        collection = f"/api/v1/namespaces/{urllib.parse.quote(event.namespace, safe='')}/events"
+        if known := self._memory.again(event):
+            try:
+                self._request(
+                    "PATCH", f"{collection}/{urllib.parse.quote(known.name, safe='')}",
+                    events.patch(event, known, now), "application/strategic-merge-patch+json",
+                )  # fmt: skip
+                self._memory.remember(event, known)
+                return
+            except Refused as error:
+                if error.status != _GONE:
+                    raise
+                self._memory.forget(event)
+        known = Known(events.name_of(event, now), now, 1)
+        made = events.body(event, known, self._node, now)
+        self._request("POST", collection, made, "application/json")
+        self._memory.remember(event, known)
+
+    def _request(self, method: str, target: str, content: dict[str, Any], kind: str) -> None:
+        """One request on the connection that there is, or a new one. Raises Refused, OSError."""
+        access, connection = self._connected()
+        headers = {
+            "Content-Type": kind, "Accept": "application/json",
+            "User-Agent": f"{events.COMPONENT}/1",
+        }  # fmt: skip
+        if access.token:
+            headers["Authorization"] = f"Bearer {access.token}"
+        connection.request(method, access.path + target, json.dumps(content).encode(), headers)
+        answer = connection.getresponse()
+        said = answer.read(_MAX_ANSWER)
+        if answer.read(1) or answer.will_close:
+            self._disconnect()  # more than anybody should say, or the server's wish
+        if not 200 <= answer.status < 300:
+            self._disconnect()  # with what is rotated meanwhile the next one may go well
+            raise Refused(answer.status, _message(said))
+
+    def _connected(self) -> tuple[Access, http.client.HTTPSConnection]:
+        if self._connection is None or self._access is None:
+            self._access = load(self._path)
+            self._connection = _Connection(self._access)
+        return self._access, self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+class _Connection(http.client.HTTPSConnection):
+    """HTTPS whose server may be certified under another name than it is reached by."""
+
+    def __init__(self, access: Access) -> None:
+        super().__init__(access.host, access.port, timeout=_REQUEST_S, context=access.tls)
+        self._access_tls, self._server_name = access.tls, access.server_name
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self.host, self.port), self.timeout)
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.sock = self._access_tls.wrap_socket(plain, server_hostname=self._server_name)
+        except BaseException:
+            plain.close()
+            raise
+
+
+def _message(said: bytes) -> str:
+    """What the server says is wrong: a Status object, or whatever came."""
+    try:
+        found = json.loads(said)
+        text = str(found["message"])
+    except (ValueError, KeyError, TypeError):
+        text = said[:200].decode(errors="replace")
+    return " ".join(text.split())[:400]
