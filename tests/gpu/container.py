@@ -18,13 +18,25 @@ CAPABILITIES: Final = ("CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_SETUID"
 
 
 class Container:
-    """One container; it has pid, mount, IPC and UTS namespaces of its own and the host's network.
+    """One container; it has pid, mount, IPC and UTS namespaces of its own.
+
+    By default it shares the host's network.
 
     Its root is made of bind mounts of the machine's system trees, which runc has CRIU treat as
     external. The worker's directory is at the same path inside.
     """
 
-    def __init__(self, bundle: Path, scratch: Path, name: str) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        scratch: Path,
+        name: str,
+        *,
+        network: str = "",
+        memory_bytes: int = 0,
+    ) -> None:
+        """`network`: a network namespace's file, none for the host's. No memory limit is 0."""
+        self._network, self._memory_bytes = network, memory_bytes
         self.name, self.home = f"gpu-probe-{name}", scratch / f"home-{name}"
         self.inside = self.home  # where the worker sees its home
         self._runc, self._state = str(bundle / "bin" / "runc"), str(scratch / "runc")
@@ -65,9 +77,9 @@ class Container:
             return finding, worker
         return finding, worker.restored(int(pid.read_text()), self.home)
 
-    def clone(self, name: str) -> "Container":
+    def clone(self, name: str, network: str = "") -> "Container":
         """Another container to be restored from the same images, with a home of its own."""
-        other = Container(self._bundle, self.directory.parent, name)
+        other = Container(self._bundle, self.directory.parent, name, network=network)
         other.inside = self.home
         shutil.rmtree(other.directory / "images")
         (other.directory / "images").symlink_to(self.directory / "images")
@@ -104,6 +116,13 @@ class Container:
         """The OCI configuration."""
         inside = {"destination": "/proc", "type": "proc", "source": "proc"}
         sets = ("bounding", "effective", "permitted")
+        namespaces = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]
+        namespaces += [{"type": "network", "path": self._network}] if self._network else []
+        resources: dict[str, Any] = {"devices": [{"allow": True, "access": "rwm"}]}
+        if self._memory_bytes:
+            resources["memory"] = {"limit": self._memory_bytes}
+        # There may be no iptables to lock a network with; nothing is connected.
+        (self.directory / "criu.conf").write_text("network-lock skip\n")
         keep = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "PYTHONUNBUFFERED")
         known = {**children.environment(), "HOME": "/root"}
         return {
@@ -120,9 +139,10 @@ class Container:
             "mounts": [inside, *self.mounts()],
             "linux": {
                 "cgroupsPath": f"/{self.name}",
-                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")],
-                "resources": {"devices": [{"allow": True, "access": "rwm"}]},
+                "namespaces": namespaces,
+                "resources": resources,
             },
+            "annotations": {"org.criu.config": str(self.directory / "criu.conf")},
         }
 
     def mounts(self) -> list[dict[str, Any]]:

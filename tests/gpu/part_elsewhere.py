@@ -1,10 +1,13 @@
 """Question 5: the driver's restore on a process that CRIU restored, and what the helper costs."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from tests.gpu import children
 from tests.gpu.children import Helper
 from tests.gpu.container import Container
 from tests.gpu.scene import Scene
@@ -100,16 +103,37 @@ def trip(scene: Scene, container: Container, helper: Helper, argv: list[str]) ->
     return {"restored": finding["ok"]}
 
 
-def two_of_one(scene: Scene) -> dict[str, Any]:
-    """A second container from the images of one that goes on; both on one device and network."""
-    first = Container(scene.bundle, scene.scratch, "first")
+@contextmanager
+def own_network() -> Iterator[str]:
+    """A network namespace's file, with nothing in it, while a process keeps it."""
+    with children.background(["unshare", "-n", "sleep", "300"]) as keeper:
+        path, ours = f"/proc/{keeper.pid}/ns/net", os.readlink("/proc/self/ns/net")
+        until = time.monotonic() + 5
+        while os.readlink(path) == ours and time.monotonic() < until:
+            time.sleep(children.POLL_S)
+        try:
+            yield path
+        finally:
+            keeper.kill()
+
+
+def two_networks(scene: Scene) -> dict[str, Any]:
+    """As two containers of different pods are."""
+    with own_network() as one, own_network() as two:
+        return two_of_one(scene, (one, two))
+
+
+def two_of_one(scene: Scene, networks: tuple[str, str] = ("", "")) -> dict[str, Any]:
+    """A second container from the images of one that goes on; both on one device."""
+    kind = "apart" if networks[0] else "together"
+    first = Container(scene.bundle, scene.scratch, f"first-{kind}", network=networks[0])
     second: Container | None = None
     try:
         with scene.helper() as helper:
             worker = first.start(scene.cuda_argv("512x2"), timeout_s=60)
             found: dict[str, Any] = {"frozen": helper.freeze(worker.pid)["state"]}
             found["checkpoint"] = first.checkpoint("--leave-running")
-            second = first.clone("second")
+            second = first.clone(f"second-{kind}", networks[1])
             asleep = worker.restored(worker.pid)
             found["source"] = {**helper.thaw(worker.pid), "check": worker.check()}
             found["restore"], again = second.restore(asleep)
@@ -135,6 +159,7 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
         "other processes": partial(no_cuda, scene),
         "container cuda": lambda: contained(scene, partial(scene.cuda_argv, "512x2"), "cuda"),
         "two of one": partial(two_of_one, scene),
+        "two of one, networks of their own": partial(two_networks, scene),
         "container torch": lambda: contained(scene, partial(scene.torch_argv, "512x2"), "torch"),
     }
     for name, work in steps.items():

@@ -7,9 +7,11 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from tests.gpu.children import Helper
+from tests.gpu.container import Container
 from tests.gpu.part_states import device_used_mib
 from tests.gpu.scene import Scene
 
@@ -78,6 +80,21 @@ def host_memory(scene: Scene, helper: Helper) -> dict[str, Any]:
         found["check then"] = worker.check(20)
         found["killed in s"] = worker.kill()
         return {**found, "device MiB at the end": settled_mib()}
+
+
+def memory_limit(scene: Scene, helper: Helper) -> dict[str, Any]:
+    """A container with 1 GiB of memory and 2 GiB on the device."""
+    container = Container(scene.bundle, scene.scratch, "limited", memory_bytes=1 << 30)
+    try:
+        worker = container.start(scene.cuda_argv("1024x2"), timeout_s=60)
+        found: dict[str, Any] = {"device MiB": device_used_mib()}
+        found["frozen"] = helper.freeze(worker.pid)
+        found["alive"] = worker.alive()
+        events = list(Path("/sys/fs/cgroup").glob(f"**/{container.name}/memory.events"))
+        found["memory.events"] = events[0].read_text().split() if events else "not there"
+        return {**found, "device MiB then": settled_mib()}
+    finally:
+        container.end()
 
 
 def device_memory(scene: Scene, helper: Helper) -> dict[str, Any]:
@@ -178,6 +195,7 @@ STEPS: Final[dict[str, Step]] = {
     "killed during": killed_during,
     "helper killed": helper_killed,
     "host memory": host_memory,
+    "memory limit": memory_limit,
     "device memory": device_memory,
     "stopped": stopped,
 }

@@ -17,6 +17,7 @@ def features(scene: Scene, helper: Helper, *names: str, **variables: str) -> dic
     with scene.torch(SMALL, *names, timeout_s=120, **variables) as worker:
         found: dict[str, Any] = {"made": worker.ready, "check before": worker.check()}
         steps, looks = walked(helper, worker)
+        found["resident MiB"] = looks["start"].totals()
         found["ms"] = {step: each["ms"] for step, each in steps.items()}
         found["states"] = {step: (each["name"], each["state"]) for step, each in steps.items()}
         found["open when checkpointed"] = left_open(looks)
