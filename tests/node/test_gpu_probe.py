@@ -11,6 +11,14 @@ from tests.gpu.bundle import BUNDLE, ROOT
 from tests.gpu.record import read
 from tests.node.enclosure import Enclosure
 
+STEPS = (
+    ("facts", "criu", "runc, CPU container", "process_madvise"),
+    ("cuda 1 GiB", "cuda 1 GiB hollow", "cuda 1 GiB lazy", "8 GiB", "spoilt"),
+    ("helper without cuInit", "container cuda"),
+    ("wrong order", "killed in each state", "two processes", "NVML"),
+)
+"""Of every part those that tell something without a GPU."""
+
 
 @pytest.mark.timeout(600)
 def test_every_part_ends_and_what_went_through_criu_is_right() -> None:
@@ -19,6 +27,7 @@ def test_every_part_ends_and_what_went_through_criu_is_right() -> None:
         shutil.copytree(BUNDLE, node.path("/bundle"))
         environment = {"PYTHONPATH": "/bundle", "PYTHONDONTWRITEBYTECODE": "1"}
         words = ["--bundle", "/bundle", "--out", "/out", "--fake"]
+        words += ["--only", ";".join(name for part in STEPS for name in part)]
         said = node.call(
             ["python3", "-m", "tests.gpu.probe", *words], timeout_s=560, environment=environment
         )
