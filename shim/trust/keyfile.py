@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -21,6 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+_REFUSED: Final = (ValueError, UnsupportedAlgorithm, InternalError)
+"""What the library raises for what is no key. InternalError: for a vertical tab in the first line,
+among others."""
 MAX_BYTES: Final = 4096
 """A key is 120 bytes long here."""
 ID_DIGITS: Final = 32
@@ -81,7 +84,7 @@ def parse_public(data: bytes) -> PublicKey:
         raise ValueError("it is a private key, which must not leave its node")
     try:
         key = load_pem_public_key(_bounded(data))
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _REFUSED as error:
         raise ValueError("it is no public key in PEM (SPKI)") from error
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError("it is no Ed25519 key")
@@ -97,7 +100,7 @@ def parse_private(data: bytes) -> PrivateKey:
         key = load_pem_private_key(_bounded(data), password=None)
     except TypeError as error:
         raise ValueError("it asks for a passphrase, and nobody is there to give it") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _REFUSED as error:
         raise ValueError("it is no private key in PEM (PKCS8)") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ValueError("it is no Ed25519 key")
