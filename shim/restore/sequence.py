@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import time
 
 from shim.contract import faults, journal, manifest
@@ -55,33 +54,14 @@ from shim.rootfs import overlay, shmfill
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing import NoReturn
 
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
 
 _LOG_BYTES = 4 << 20
-_GRACE_S = 0.5
-"""How long after the deadline a step is broken off that does not look at the clock by itself."""
 UNDO_S = 10.0
 """How long it may take to undo a swap. Normally it is a tenth of a second."""
-
-
-@contextlib.contextmanager
-def _alarm(until: float) -> Iterator[None]:
-    """Raise TooLate out of whatever blocks at `until`: a file system that does not answer."""
-
-    def ring(*_: object) -> NoReturn:
-        raise TooLate("it hung")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(0.001, until - time.monotonic()))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 class Swap:

@@ -221,7 +221,7 @@ def test_a_step_that_hangs_ends_soon_after_the_deadline(
         armed.unlink()
     assert_cold(pod.container())
     assert first_answer(pod)["nonce"] != hanging.nonce
-    said(swap_node, pod.container().id[:12], "deadline passed", "it hung", "starts cold")
+    said(swap_node, pod.container().id[:12], "deadline passed", "starts cold")
     assert DEADLINE_S < took < DEADLINE_S + COLD_WITHIN_S
 
 
