@@ -24,21 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/criu.proto\x12\x0equickthaw.criu\"x\n\tFileEntry\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12(\n\x03reg\x18\x03 \x01(\x0b\x32\x1b.quickthaw.criu.RegularFile\x12\'\n\x03isk\x18\x04 \x01(\x0b\x32\x1a.quickthaw.criu.InetSocket\"\'\n\x0bRegularFile\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x06 \x01(\x0c\"L\n\nInetSocket\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\r\x12\x10\n\x08src_port\x18\x07 \x01(\r\x12\x10\n\x08src_addr\x18\x0b \x03(\r\"\x8f\x01\n\nRemapEntry\x12\x0f\n\x07orig_id\x18\x01 \x01(\r\x12\x10\n\x08remap_id\x18\x02 \x01(\r\x12\x33\n\nremap_type\x18\x03 \x01(\x0e\x32\x1f.quickthaw.criu.RemapEntry.Type\")\n\x04Type\x12\n\n\x06LINKED\x10\x00\x12\t\n\x05GHOST\x10\x01\x12\n\n\x06PROCFS\x10\x02')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/criu.proto\x12\x0equickthaw.criu\"\xa1\x01\n\tFileEntry\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12(\n\x03reg\x18\x03 \x01(\x0b\x32\x1b.quickthaw.criu.RegularFile\x12\'\n\x03isk\x18\x04 \x01(\x0b\x32\x1a.quickthaw.criu.InetSocket\x12\'\n\x03usk\x18\x10 \x01(\x0b\x32\x1a.quickthaw.criu.UnixSocket\"\'\n\x0bRegularFile\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x06 \x01(\x0c\"L\n\nInetSocket\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\r\x12\x10\n\x08src_port\x18\x07 \x01(\r\x12\x10\n\x08src_addr\x18\x0b \x03(\r\"&\n\nUnixSocket\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x0b \x01(\x0c\"\x8f\x01\n\nRemapEntry\x12\x0f\n\x07orig_id\x18\x01 \x01(\r\x12\x10\n\x08remap_id\x18\x02 \x01(\r\x12\x33\n\nremap_type\x18\x03 \x01(\x0e\x32\x1f.quickthaw.criu.RemapEntry.Type\")\n\x04Type\x12\n\n\x06LINKED\x10\x00\x12\t\n\x05GHOST\x10\x01\x12\n\n\x06PROCFS\x10\x02')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.criu_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FILEENTRY']._serialized_start=37
-  _globals['_FILEENTRY']._serialized_end=157
-  _globals['_REGULARFILE']._serialized_start=159
-  _globals['_REGULARFILE']._serialized_end=198
-  _globals['_INETSOCKET']._serialized_start=200
-  _globals['_INETSOCKET']._serialized_end=276
-  _globals['_REMAPENTRY']._serialized_start=279
-  _globals['_REMAPENTRY']._serialized_end=422
-  _globals['_REMAPENTRY_TYPE']._serialized_start=381
-  _globals['_REMAPENTRY_TYPE']._serialized_end=422
+  _globals['_FILEENTRY']._serialized_start=38
+  _globals['_FILEENTRY']._serialized_end=199
+  _globals['_REGULARFILE']._serialized_start=201
+  _globals['_REGULARFILE']._serialized_end=240
+  _globals['_INETSOCKET']._serialized_start=242
+  _globals['_INETSOCKET']._serialized_end=318
+  _globals['_UNIXSOCKET']._serialized_start=320
+  _globals['_UNIXSOCKET']._serialized_end=358
+  _globals['_REMAPENTRY']._serialized_start=361
+  _globals['_REMAPENTRY']._serialized_end=504
+  _globals['_REMAPENTRY_TYPE']._serialized_start=463
+  _globals['_REMAPENTRY_TYPE']._serialized_end=504
 # @@protoc_insertion_point(module_scope)

@@ -31,12 +31,15 @@ class FileEntry(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REG_FIELD_NUMBER: _builtins.int
     ISK_FIELD_NUMBER: _builtins.int
+    USK_FIELD_NUMBER: _builtins.int
     type: _builtins.int
     id: _builtins.int
     @_builtins.property
     def reg(self) -> Global___RegularFile: ...
     @_builtins.property
     def isk(self) -> Global___InetSocket: ...
+    @_builtins.property
+    def usk(self) -> Global___UnixSocket: ...
     def __init__(
         self,
         *,
@@ -44,10 +47,11 @@ class FileEntry(_message.Message):
         id: _builtins.int | None = ...,
         reg: Global___RegularFile | None = ...,
         isk: Global___InetSocket | None = ...,
+        usk: Global___UnixSocket | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "isk", b"isk", "reg", b"reg", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "isk", b"isk", "reg", b"reg", "type", b"type", "usk", b"usk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "isk", b"isk", "reg", b"reg", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "isk", b"isk", "reg", b"reg", "type", b"type", "usk", b"usk"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -106,6 +110,29 @@ class InetSocket(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InetSocket: _TypeAlias = InetSocket  # noqa: Y015
+
+@_typing.final
+class UnixSocket(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    name: _builtins.bytes
+    """a path, or abstract: with a leading NUL"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int | None = ...,
+        name: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnixSocket: _TypeAlias = UnixSocket  # noqa: Y015
 
 @_typing.final
 class RemapEntry(_message.Message):

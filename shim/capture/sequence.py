@@ -19,6 +19,7 @@ from shim.contract import faults
 from shim.contract.errors import CaptureFailed, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
+from shim.gate.volumes import in_volumes
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
@@ -34,12 +35,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds."""
+    """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds.
+
+    volume_files: paths, in the container, of what the restore will open by its name in volumes.
+    """
 
     network: dict[str, Any]
     sizes: dict[str, int]
     memory_bytes: int
     steps: dict[str, float]
+    volume_files: list[str]
 
 
 async def capture(
@@ -71,7 +76,7 @@ async def capture(
             ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    return await asyncio.to_thread(_described, staging, network, steps)
+    return await asyncio.to_thread(_described, source, staging, network, steps)
 
 
 async def finished(work: Coroutine[Any, Any, Result]) -> Result:
@@ -116,7 +121,9 @@ async def _call(source: Source, wanted: Call | None) -> None:
         ) from error  # fmt: skip
 
 
-def _described(staging: Path, network: dict[str, Any], steps: dict[str, float]) -> Taken:
+def _described(
+    source: Source, staging: Path, network: dict[str, Any], steps: dict[str, float]
+) -> Taken:
     addresses = [
         str(entry["address"])
         for entry in network.get("addresses") or ()
@@ -133,7 +140,8 @@ def _described(staging: Path, network: dict[str, Any], steps: dict[str, float]) 
     pages = sum(path.stat().st_size for path in (staging / SNAPSHOT_CRIU).glob("pages-*.img"))
     sizes = {"criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm}
     faults.point("capture.described")
-    return Taken(described, sizes, pages + shm, steps)
+    opened = in_volumes(source.spec, images.open_paths(staging / SNAPSHOT_CRIU))
+    return Taken(described, sizes, pages + shm, steps, opened)
 
 
 def _bytes_in(directory: Path) -> int:

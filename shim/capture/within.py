@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+_ENDED = "ZX"
 _FILTERED = "2"
 """Seccomp: the mode with filters."""
 
@@ -43,8 +44,9 @@ def excess(spec: Mapping[str, Any], init_pid: int, pids: set[int], proc: str = "
 
     Raises OSError for a process that is gone: none can be while they are frozen.
     """
-    if strangers := sorted(set(_tree(init_pid, proc)) - pids):
-        return f"process {strangers[0]} of its tree is in another cgroup"
+    for pid in sorted(set(_tree(init_pid, proc)) - pids):
+        if _status(f"{proc}/{pid}")["State"][0] not in _ENDED:  # no cgroup lists a zombie
+            return f"process {pid} of its tree is in another cgroup"
     own = _places(init_pid, proc)
     for pid in sorted(pids):
         for task in _tasks(pid, proc):

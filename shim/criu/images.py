@@ -81,6 +81,22 @@ def link_remaps(directory: Path) -> list[LinkRemap]:
     return found
 
 
+def open_paths(directory: Path) -> list[str]:
+    """Absolute paths, in the container, of what the restore will open by its name.
+
+    Files, directories and fifos that are open or mapped, and where sockets are bound. Raises
+    DamagedImage, OSError.
+    """
+    found = set()
+    for entry in entries(directory / "files.img"):
+        file = _file(entry)
+        if file.HasField("reg"):
+            found.add(f"/{os.fsdecode(file.reg.name).lstrip('/')}")
+        if file.HasField("usk") and file.usk.name.startswith(b"/"):
+            found.add(os.path.dirname(os.fsdecode(file.usk.name.rstrip(b"\0"))))
+    return sorted(found)
+
+
 def _file(entry: bytes) -> criu_pb2.FileEntry:
     try:
         return criu_pb2.FileEntry.FromString(entry)

@@ -8,7 +8,7 @@ import time
 from shim.contract import faults
 from shim.criu import mntns
 from shim.criu.log import first_error
-from shim.kernel import process
+from shim.kernel import keyring, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ def restore(
         f"--bundle={call.option('--bundle', '-b')}",
         f"--image-path={images}", f"--work-path={work}", *options, call.container,
     ]  # fmt: skip
+    if "--no-new-keyring" not in call.options:
+        # `runc create` does so, `runc restore` does not: CRIU's children would keep containerd's.
+        keyring.join_session(f"_ses.{call.container}")
     faults.point("restore.criu.called", call.container)
     status = process.run(argv, until=until)
     faults.point("restore.criu.ended", call.container)

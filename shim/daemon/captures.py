@@ -305,7 +305,10 @@ def _describe(
             "command": list(identity.command),
         },
         software=software,
-        facts={**identity.facts, "processes": WITHIN_SPEC},
+        facts={
+            **identity.facts, "processes": WITHIN_SPEC,
+            "volume_files": manifests.canonical(taken.volume_files),
+        },
         network=taken.network,
         files=files,
         sizes=taken.sizes,

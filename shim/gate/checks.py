@@ -16,6 +16,8 @@ as a field of Request. Lean: the swap path applies the rows of SWAP right before
 
 from __future__ import annotations
 
+import json
+
 from shim.contract.manifest import canonical
 from shim.gate import gpu, host
 from shim.gate.facts import WORKLOAD_FACTS
@@ -121,8 +123,18 @@ def _criu(captured: Manifest, wanted: Request) -> Compared:
 
 
 def _criu_options(_captured: Manifest, wanted: Request) -> Compared:
-    ours, named = wanted.criu_options or ("", "")
-    return ours or None, named or None, bool(ours) and ours == named
+    at_swap = wanted.at_swap
+    if at_swap is None:
+        return None, None, False
+    return at_swap.ours, at_swap.named, at_swap.ours == at_swap.named
+
+
+def _volume_files(captured: Manifest, wanted: Request) -> Compared:
+    have = captured.facts.get("volume_files")
+    if have is None or wanted.at_swap is None:
+        return have, None, False
+    linked = wanted.at_swap.linked(json.loads(have))
+    return have, canonical({"links on the way to": linked}), not linked
 
 
 def _memory(captured: Manifest, wanted: Request) -> Compared:
@@ -155,6 +167,8 @@ CHECKS: tuple[Check, ...] = (
     _power("other", "fields of the spec that quickthaw does not know"),
     Check("processes", 2, BOTH, "whether a captured process had more power than its spec gives",
           _processes),
+    Check("volume_files", 2, SWAP, "open files in volumes: no link lies on the way to one",
+          _volume_files),
     Check("key", 1, DECISION, "digest over what makes two containers the same workload", _key),
     _workload("args", "command line"),
     _workload("cwd", "working directory"),

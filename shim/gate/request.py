@@ -7,13 +7,13 @@ Lean.
 from __future__ import annotations
 
 from shim.criu import options
-from shim.gate import gpu
+from shim.gate import gpu, volumes
 from shim.gate.facts import memory_limit, power_facts, section
 from shim.gate.key import match_key, workload_facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Any
 
     from shim.contract.manifest import Manifest
@@ -44,27 +44,41 @@ def _nobody(_found: Manifest) -> tuple[str, bool]:
 NOWHERE = Node(arch="", kernel="", criu="", host={}, gpus=None, trust=_nobody)
 
 
+class AtSwap:
+    """ours: our file with CRIU's options for this container. named: the one that its spec names.
+
+    linked: which of these paths of the container lead over a link in one of its volumes.
+    """
+
+    __slots__ = ("linked", "named", "ours")
+
+    def __init__(
+        self, *, ours: str, named: str, linked: Callable[[Sequence[str]], list[str]]
+    ) -> None:
+        self.ours, self.named, self.linked = ours, named, linked
+
+
 class Request:
     """What is known of the container that is to start, and of the node that it is to start on.
 
     namespace: of Kubernetes. key: the match key. facts: power, workload and host facts by name.
     memory_limit_bytes: 0 for none. any_namespace: the node's configuration allows snapshots of
-    other Kubernetes namespaces. criu_options: our file with CRIU's options for this container, and
-    the one that its spec names. What is empty is not known, and then does not fit.
+    other Kubernetes namespaces. at_swap: what only the swap knows. What is empty is not known, and
+    then does not fit.
     """
 
     __slots__ = (
-        "any_namespace", "criu_options", "facts", "key", "memory_limit_bytes", "namespace", "node",
+        "any_namespace", "at_swap", "facts", "key", "memory_limit_bytes", "namespace", "node",
     )  # fmt: skip
 
     def __init__(
         self, *, facts: Mapping[str, str], memory_limit_bytes: int, namespace: str = "",
         key: str = "", node: Node = NOWHERE, any_namespace: bool = False,
-        criu_options: tuple[str, str] | None = None,
+        at_swap: AtSwap | None = None,
     ) -> None:  # fmt: skip
         self.facts, self.memory_limit_bytes = facts, memory_limit_bytes
         self.namespace, self.key, self.any_namespace = namespace, key, any_namespace
-        self.node, self.criu_options = node, criu_options
+        self.node, self.at_swap = node, at_swap
 
 
 def request_of(
@@ -92,8 +106,9 @@ def request_of(
 
 def request_at_swap(spec: Mapping[str, Any], container: str) -> Request:
     """What the rows of SWAP look at, of the spec that the runtime is given."""
-    named = section(spec, "annotations").get(options.ANNOTATION)
-    return Request(
-        facts=power_facts(spec), memory_limit_bytes=memory_limit(spec),
-        criu_options=(options.path_of(container), str(named)),
-    )  # fmt: skip
+    at_swap = AtSwap(
+        ours=options.path_of(container),
+        named=str(section(spec, "annotations").get(options.ANNOTATION)),
+        linked=lambda paths: volumes.linked(spec, paths),
+    )
+    return Request(facts=power_facts(spec), memory_limit_bytes=memory_limit(spec), at_swap=at_swap)

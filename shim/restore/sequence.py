@@ -47,7 +47,7 @@ from shim.kernel.alarm import TooLate
 from shim.kernel.fds import OwnedFd
 from shim.kernel.netns import loopback_is_up
 from shim.kernel.utsns import hostname_in
-from shim.restore import images, resume, turns
+from shim.restore import images, oom, resume, turns
 from shim.restore.bundle import Bundle
 from shim.rootfs import overlay, shmfill
 
@@ -134,6 +134,7 @@ class Swap:
             faults.point("restore.hashed", self.ticket.container)
         with self._step("criu"):
             self._restore(undo, image_dir)
+            self._rescore()
             check.unchanged()
             shutil.rmtree(image_dir)  # it is in memory, and CRIU has read it
 
@@ -180,7 +181,8 @@ class Swap:
         container = self.ticket.container
         dirfd = held.enter_context(OwnedFd(os.open(self.snapshot, flags))).fileno()
         captured = manifest.read(dirfd, snapshot=self.ticket.snapshot)
-        if reasons := refusals_of(captured, request_at_swap(self.bundle.spec, container), SWAP):
+        request = request_at_swap(self.bundle.spec, container)
+        if reasons := refusals_of(captured, request, SWAP):
             error = SnapshotDoesNotFit(
                 "the snapshot does not fit the container", container=container,
                 why="; ".join(map(str, reasons)), do="Capture a pod with the same spec.",
@@ -283,6 +285,12 @@ class Swap:
             if not os.path.exists(f"{work}/restore.log"):
                 error.blame = Blame.OTHER  # CRIU has not even begun: the snapshot was not looked at
             raise error
+
+    def _rescore(self) -> None:
+        """The runtime has told its caller which process is the restored container's first."""
+        if pid_file := self.call.option("--pid-file"):
+            with open(pid_file) as file:
+                oom.rescore(self.bundle.spec, int(file.read()))
 
     def _keep_log(self, work: str) -> str:
         """Put CRIU's log where it outlives the container, and return that place."""

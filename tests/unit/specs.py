@@ -9,13 +9,15 @@ from shim.gate import gpu, key
 from shim.gate.checks import CHECKS, DECISION, SWAP, WITHIN_SPEC, Check, findings
 from shim.gate.facts import memory_limit, power_facts
 from shim.gate.host import facts_of
-from shim.gate.request import Node, Request
+from shim.gate.request import AtSwap, Node, Request
 from tests.unit.manifests import SOFTWARE, made
 
 if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
 
 Spec = dict[str, Any]
+OF_CAPTURE = {"processes": WITHIN_SPEC, "volume_files": '["/models/f"]'}
+"""What a capture adds to the facts of its container."""
 AUXILIARY = {6: 4096, 16: 0xFF, 26: 0b10, 51: 3632}
 HOST = facts_of(["fpu", "sse2", "avx", "avx2", "xsave"], AUXILIARY, 2)
 NODE = Node(
@@ -123,7 +125,7 @@ def captured(given: Spec | None = None, *, node: Node = NODE, **changes: Any) ->
     """The snapshot of pod 1 with this spec, taken on this node."""
     found = facts(spec("1") if given is None else given, node=node)
     fields = {
-        "key": key_of(found), "facts": {**found, "processes": WITHIN_SPEC},
+        "key": key_of(found), "facts": {**found, **OF_CAPTURE},
         "software": {**SOFTWARE, "arch": node.arch, "kernel": node.kernel, "criu": node.criu},
     }  # fmt: skip
     return made(**fields | changes)
@@ -138,7 +140,8 @@ def wanted(
     ours = f"{CONTAINERS}/c2/criu.conf"
     fields: dict[str, Any] = {
         "facts": found, "memory_limit_bytes": memory_limit(chosen), "namespace": "models",
-        "key": key_of(found), "node": node, "criu_options": (ours, ours),
+        "key": key_of(found), "node": node,
+        "at_swap": AtSwap(ours=ours, named=ours, linked=lambda _: []),
     }  # fmt: skip
     return Request(**fields | changes)
 

@@ -18,15 +18,16 @@ from hypothesis import strategies as st
 
 from shim.contract.manifest import canonical
 from shim.gate import gpu, host
-from shim.gate.checks import BOTH, CHECKS, DECISION, SWAP, WITHIN_SPEC, findings
+from shim.gate.checks import BOTH, CHECKS, DECISION, SWAP, findings
 from shim.gate.explain import WHEN, explained, nearest
 from shim.gate.facts import POWER_FACTS, WORKLOAD_FACTS
-from shim.gate.request import Node, Request, request_of
+from shim.gate.request import AtSwap, Node, Request, request_of
 from tests.unit.manifests import SOFTWARE, SOURCE
 from tests.unit.specs import (
     AUXILIARY,
     HOST,
     NODE,
+    OF_CAPTURE,
     Spec,
     captured,
     changed,
@@ -210,13 +211,21 @@ def test_a_node_with_more_is_accepted(here: Node) -> None:
     assert refused(captured(), wanted(node=here)) == []
 
 
+OURS = "/run/quickthaw/containers/c2/criu.conf"
+
+
+def no_links(_paths: object) -> list[str]:
+    return []
+
+
 OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("namespace", {"source": {**SOURCE, "namespace": "tenant-b"}}, {}),
     ("key", {"key": "f" * 64}, {}),
     ("memory", {"requires": {"memory_bytes": (1 << 30) + 1}}, {}),
-    ("processes", {"facts": {**facts(spec("1")), "processes": canonical("unknown")}}, {}),
-    ("criu_options", {}, {"criu_options": ("/run/quickthaw/containers/c2/criu.conf", "/tmp/mine")}),
-    ("criu_options", {}, {"criu_options": ("/run/quickthaw/containers/c2/criu.conf", "None")}),
+    ("processes", {"facts": {**facts(spec("1")), **OF_CAPTURE, "processes": '"?"'}}, {}),
+    ("criu_options", {}, {"at_swap": AtSwap(ours=OURS, named="/tmp/mine", linked=no_links)}),
+    ("criu_options", {}, {"at_swap": AtSwap(ours=OURS, named="None", linked=no_links)}),
+    ("volume_files", {}, {"at_swap": AtSwap(ours=OURS, named=OURS, linked=list)}),
 ]
 
 
@@ -246,7 +255,7 @@ def test_another_workload_is_refused_by_name(code: str, path: str, value: object
 
 
 def test_another_image_is_refused_by_name() -> None:
-    found = {**facts(spec("1")), "image_digest": canonical("sha256:2"), "processes": WITHIN_SPEC}
+    found = {**facts(spec("1")), "image_digest": canonical("sha256:2"), **OF_CAPTURE}
     snapshot = captured(facts=found, key=key_of(found))
     assert refused(snapshot, wanted()) == ["image_digest"]
     assert refused(snapshot, wanted(), without="image_digest") == []
@@ -258,7 +267,7 @@ def test_an_equal_pod_fits() -> None:
 
 @pytest.mark.parametrize("name", [row.code for row in CHECKS if row.code in facts(spec("1"))])
 def test_a_fact_that_is_missing_is_a_refusal(name: str) -> None:
-    whole = {**facts(spec("1")), "processes": WITHIN_SPEC}
+    whole = {**facts(spec("1")), **OF_CAPTURE}
     less = {other: value for other, value in whole.items() if other != name}
     key = key_of(whole)
     assert name in refused(captured(facts=less, key=key), wanted())
@@ -280,7 +289,11 @@ def test_the_table_is_whole_and_its_codes_are_unique() -> None:
     codes = [row.code for row in CHECKS]
     assert len(set(codes)) == len(codes)
     by_rule = {row.code: row.rule for row in CHECKS}
-    assert {code for code, rule in by_rule.items() if rule == 2} == {*POWER_FACTS, "processes"}
+    assert {code for code, rule in by_rule.items() if rule == 2} == {
+        *POWER_FACTS,
+        "processes",
+        "volume_files",
+    }
     assert set(WORKLOAD_FACTS) <= set(codes)
     assert (
         {"cpu_features", "cpu_state", "cpu_hwcap", "page_bytes", "cgroup"}
@@ -292,7 +305,8 @@ def test_the_table_is_whole_and_its_codes_are_unique() -> None:
 
 
 def test_what_grants_power_is_compared_twice() -> None:
-    assert all(row.when == BOTH for row in CHECKS if row.rule == 2)
+    once = {row.code for row in CHECKS if row.rule == 2 and row.when != BOTH}
+    assert once == {"volume_files"}, "what lies in volumes counts right before the swap alone"
 
 
 def test_every_case_above_names_a_check_and_every_check_has_a_case() -> None:

@@ -1,0 +1,57 @@
+"""The OOM killer's scores are the new pod's: CRIU brings those of the captured one.
+
+A score that is lower than the pod's own lets its processes survive at the expense of others. Lean.
+Source: proc_pid_oom_score_adj(5).
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+
+def rescore(spec: Mapping[str, Any], pid: int, proc: str = "/proc") -> None:
+    """Give process `pid` and all that descend from it the score of the spec. They are running.
+
+    One that has a score of its own choice, higher than the pod's, keeps it. Lowering a score needs
+    CAP_SYS_RESOURCE: without it they keep the captured, higher one. Raises OSError.
+    """
+    wanted = (spec.get("process") or {}).get("oomScoreAdj")
+    if isinstance(wanted, int) and (base := _score(pid, proc)) is not None:
+        _rescore(pid, wanted, base, proc)
+
+
+def _rescore(pid: int, wanted: int, base: int, proc: str) -> None:
+    score = _score(pid, proc)
+    if score is not None and score != wanted and (score == base or score < wanted):
+        try:
+            with open(f"{proc}/{pid}/oom_score_adj", "w") as file:
+                file.write(str(wanted))
+        except (PermissionError, ProcessLookupError):
+            pass
+    # After the parent: a child that is forked meanwhile has its score already.
+    for child in _children(pid, proc):
+        _rescore(child, wanted, base, proc)
+
+
+def _score(pid: int, proc: str) -> int | None:
+    try:
+        with open(f"{proc}/{pid}/oom_score_adj") as file:
+            return int(file.read())
+    except (FileNotFoundError, ProcessLookupError):
+        return None  # it has ended
+
+
+def _children(pid: int, proc: str) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"{proc}/{pid}/task"):
+            with open(f"{proc}/{pid}/task/{task}/children") as file:
+                found += [int(child) for child in file.read().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it, or one of its threads, has ended
+    return found
