@@ -111,6 +111,7 @@ class SwapKilled(SwapFailed):
 
     effect = Effect.KILLED
     exit_code = 18
+    blame = Blame.OTHER  # the pod was deleted meanwhile, or the node was out of memory
 
 
 class NoTurn(SwapFailed):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("quickthawd")
 
-_EXPECTED = ("NoSnapshot", "restart")
+_EXPECTED = ("NoSnapshot", "Restart")
 """Reasons for a cold start that are no event: it is what the pod asked for."""
 _BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
