@@ -65,7 +65,7 @@ def run(asked: Namespace, out: Output) -> int:
         out.json(answer)
     else:
         _show(answer, out)
-    return FITS if answer["fits"] else DOES_NOT
+    return FITS if answer["fits"] and not answer.get("quarantine") else DOES_NOT
 
 
 def _is_spec(what: str) -> bool:
@@ -97,6 +97,8 @@ def _show(answer: dict[str, Any], out: Output) -> None:
         "captured": f"{answer['created']} of {source['namespace']}/{source['pod']}",
         "fits": "yes" if answer["fits"] else f"no: {', '.join(answer['refused'])}",
     })  # fmt: skip
+    if answer.get("quarantine"):
+        out.note(f"nothing starts from it, it is in quarantine: {answer['quarantine']}")
     out.line()
     out.table(_COLUMNS, [_cells(check) for check in answer["checks"]])
 

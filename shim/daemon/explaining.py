@@ -8,6 +8,7 @@ from shim.contract.errors import NoSuchPod, NoSuchSnapshot
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.control import text
 from shim.gate.explain import explained, nearest
+from shim.store.listing import told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -39,13 +40,15 @@ class Explaining:
             ) from error  # fmt: skip
         wanted = text(request, "snapshot", "")
         found, chosen = self._chosen(tracked, identity, wanted)
+        record = self._store.quarantine.get(found.id)
         return {
             "container": {
                 "id": tracked.container, "namespace": tracked.pod.namespace,
                 "pod": tracked.pod.name, "container": tracked.name, "state": str(tracked.state),
                 "reason": tracked.reason,
             },
-            "chosen": chosen, **explained(found, identity.request),
+            "chosen": chosen, "quarantine": told(record) if record else "",
+            **explained(found, identity.request),
         }  # fmt: skip
 
     def _chosen(self, tracked: Tracked, identity: Identity, wanted: str) -> tuple[Manifest, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node.kubelet import Pod
+from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
@@ -130,15 +130,6 @@ def tree(pid: int) -> list[int]:
     return [pid, *(found for child in children(pid) for found in tree(child))]
 
 
-def named(pids: list[int], name: str) -> list[int]:
-    found = []
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == name:
-                found.append(pid)
-    return found
-
-
 def criu_has_begun(log: Path) -> bool:
     return log.exists()
 
@@ -166,10 +157,7 @@ def test_a_criu_that_hangs_ends_at_the_deadline(
     with ThreadPoolExecutor(1) as thread:
         began = time.monotonic()
         starting = thread.submit(container.start)
-        wait_until(lambda: when(log), "CRIU does not run", swap_node, every_s=0.0005)
-        hung = [pid for pid in everybody() if is_criu_of(pid, container.id)]
-        for pid in hung:
-            os.kill(pid, signal.SIGSTOP)
+        hung = stopped_criu(swap_node, container.id, lambda: when(log))
         starting.result()
         took = time.monotonic() - began
     assert_cold(container)
@@ -177,12 +165,36 @@ def test_a_criu_that_hangs_ends_at_the_deadline(
     said(swap_node, container.id[:12], "deadline passed", "starts cold")
     assert DEADLINE_S < took < DEADLINE_S + COLD_WITHIN_S
     assert not [pid for pid in hung if Path(f"/proc/{pid}").exists()], "CRIU is still there"
-    own = tree(container.host_pid)
-    with open(f"/proc/{container.host_pid}/cgroup") as file:
-        mine = [line.split(":", 2)[2] for line in file.read().splitlines()]
-    strangers = [pid for pid in everybody() if pid not in own and in_cgroup(pid, container.id)]
-    assert strangers == [], f"in {mine} is more than the container"
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not strangers(container), "", swap_node)
+    assert strangers(container) == [], "in the cgroup is more than the container"
     assert "criu" not in swap_node.run(["cat", "/proc/self/mountinfo"])
+
+
+def stopped_criu(node: Node, container: str, when: Callable[[], bool]) -> list[int]:
+    """Stop the criu that restores the container as soon as `when`; its processes."""
+    found: list[int] = []
+
+    def begun() -> bool:
+        found.extend(pid for pid in everybody() if is_criu_of(pid, container))
+        return bool(found)
+
+    wait_until(begun, "CRIU does not run", node, every_s=0.0005)
+    wait_until(when, "CRIU does not come so far", node, every_s=0.0005)
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    return found
+
+
+def strangers(container: Container) -> list[str]:
+    """Who is in the container's cgroup and does not descend from its init: pid, name, state."""
+    own = tree(container.host_pid)
+    found = [pid for pid in everybody() if pid not in own and in_cgroup(pid, container.id)]
+    told = []
+    for pid in found:
+        with contextlib.suppress(OSError):
+            told.append(" ".join(Path(f"/proc/{pid}/stat").read_text().split()[:4]))
+    return told
 
 
 def everybody() -> list[int]:
