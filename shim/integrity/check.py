@@ -11,6 +11,7 @@ as it is put there, is done when `begin` returns.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 
@@ -43,11 +44,19 @@ _MUCH_BYTES = 8 << 20
 """From here on threads are worth their start."""
 
 
+_DAMAGE = (
+    *content.UNREADABLE, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EXDEV,
+    errno.ENXIO, errno.EFBIG, errno.EINVAL,
+)  # fmt: skip
+"""How it shows that something is not of the kind, or the size, that it must be."""
+
+
 class Check:
     """One check, from `begin` to `finish`; leaving it gives up what is not done.
 
     snapshot_dirfd: must stay open. captured: the manifest, itself authentic. container: for
-    messages. until: the deadline on `time.monotonic`. with_marks: whether marks spare hashing.
+    messages. until: the deadline on `time.monotonic`. with_marks: whether marks and fs-verity spare
+    hashing.
 
     images: the checked content of CRIU's small images by name. big_images: the names of the
     others. Both are there after `begin`. hashed_bytes: of the files that were hashed; big ones
@@ -77,7 +86,7 @@ class Check:
     def begin(self) -> None:
         """Check what is small and /dev/shm's content, and begin with the rest.
 
-        Raises SnapshotNotWhole; TooLate.
+        Raises SnapshotNotWhole; TooLate; OSError where it is not the snapshot's fault.
         """
         with self._border():
             self._marks_count = marks.count_on(self._dirfd)
@@ -95,7 +104,7 @@ class Check:
             self._run_when_worth_it(due)
 
     def finish(self) -> None:
-        """Wait until everything is checked, and mark it. Raises SnapshotNotWhole; TooLate."""
+        """Wait until everything is checked, and mark it. Raises as `begin` does."""
         with self._border():
             self._work.finish()
         for part, found in self._fresh.items() if self._marks_count else ():
@@ -161,7 +170,7 @@ class Check:
         if not entry.is_content or is_marked:
             return
         size = entry.status.st_size
-        if size >= tree.BIG_BYTES and content.kernel_vouches(line, entry):
+        if self._with_marks and content.kernel_vouches(line, entry):
             return
         self.hashed_bytes += size
         if size > chunks.CHUNK_BYTES:
@@ -197,7 +206,11 @@ class Check:
             yield
         except Mismatch as mismatch:
             raise self._not_whole(mismatch) from mismatch
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            if error.errno not in _DAMAGE:
+                raise  # no memory, no descriptors: it says nothing about the snapshot
+            raise self._cannot(f"it cannot be read: {error}") from error
+        except (ValueError, RecursionError) as error:
             raise self._cannot(f"it cannot be read: {error}") from error
 
     def _not_whole(self, mismatch: Mismatch) -> SnapshotNotWhole:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from shim.integrity import chunks, tree
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _JOB_CHUNKS = 16
 """What a thread takes at once: 64 MiB."""
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+"""A bad disk, a bad file system, or the kernel's own check by fs-verity."""
 _O_FILE = os.O_RDONLY | os.O_NONBLOCK
 
 
@@ -89,10 +92,17 @@ def _hashed(fd: int, index: int, size: int, path: str, work: Work) -> str:
         return chunks.digest(fd, index, size, work.tick)
     except chunks.Short:
         raise Mismatch(tree.printable(path), f"{size} bytes", "fewer while it was read") from None
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise Mismatch(_place(path, index), "what can be read", str(error.strerror)) from error
 
 
 def _compare(path: str, first: int, listed: list[str], found: Iterator[str] | list[str]) -> None:
     for index, (expected, actual) in enumerate(zip(listed, found, strict=True), first):
         if expected != actual:
-            where = f"{tree.printable(path)}, chunk {index} of {chunks.CHUNK_BYTES >> 20} MiB"
-            raise Mismatch(where, f"SHA-256 {expected!s:.16}", actual[:16])
+            raise Mismatch(_place(path, index), f"SHA-256 {expected!s:.16}", actual[:16])
+
+
+def _place(path: str, index: int) -> str:
+    return f"{tree.printable(path)}, chunk {index} of {chunks.CHUNK_BYTES >> 20} MiB"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import socket
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ def make_parts(place: Path) -> None:
         (place / part).mkdir(parents=True)
     (place / "criu/inventory.img").write_bytes(b"inventory")
     (place / "criu/files.img").write_bytes(b"files")
-    (place / "criu/pages-1.img").write_bytes(os.urandom(5 * MIB))
+    (place / "criu/pages-1.img").write_bytes(os.urandom(5 * MIB - 1) + b"x")
     etc = place / "rootfs/etc"
     (etc / "motd").write_text("hello")
     (etc / "deep/empty").touch()
@@ -39,8 +39,7 @@ def make_parts(place: Path) -> None:
     (etc / "link").symlink_to("motd")
     os.mkfifo(etc / "fifo")
     Path(os.fsdecode(bytes(etc) + b"/" + ODD_NAME)).write_text("odd")
-    with contextlib.closing(socket.socket(socket.AF_UNIX)) as made_socket:
-        made_socket.bind(str(etc / "socket"))
+    os.mknod(etc / "socket", stat.S_IFSOCK | 0o644)
     os.mknod(etc / "gone", 0o020000, os.makedev(0, 0))  # a whiteout
     (place / "rootfs/sparse").write_bytes(b"")
     os.truncate(place / "rootfs/sparse", 9 * MIB + 1)

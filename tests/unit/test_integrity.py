@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
+import struct
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -304,6 +306,28 @@ def test_publishing_marks_what_it_has_hashed(tmp_path: Path) -> None:
         assert found.marks[part].keys() == listed
 
 
+# What is no damage, and what is
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "why"),
+    [
+        (errno.EIO, SnapshotNotWhole, "shm/segment, chunk 0 of 4 MiB: expected what can be read"),
+        (errno.ENOMEM, OSError, "memory"),
+    ],
+)
+def test_a_bad_disk_is_damage_and_a_lack_of_memory_is_none(
+    whole: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, code: int,
+    error: type[Exception], why: str,
+) -> None:  # fmt: skip
+    def fail(*_: object) -> str:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(chunks, "digest", fail)
+    with pytest.raises(error, match=why):
+        check(*whole)
+
+
 # Between the check and the use
 
 
@@ -443,3 +467,66 @@ def test_any_byte_of_any_file_counts(whole: tuple[Path, Manifest], data: st.Data
     finally:
         os.close(fd)
     check(place, manifest)
+
+
+# fs-verity: what the kernel is asked, and what its answers mean. Sources: linux/fsverity.h
+
+
+def test_verity_is_asked_for_as_the_kernel_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bytes]] = []
+
+    def ioctl(_fd: int, request: int, argument: bytes) -> int:
+        asked.append((request, bytes(argument)))
+        return 0
+
+    monkeypatch.setattr("shim.kernel.filesystem.fcntl.ioctl", ioctl)
+    assert filesystem.enable_verity(3)
+    request, argument = asked[0]
+    assert request == 1 << 30 | len(argument) << 16 | ord("f") << 8 | 133
+    assert len(argument) == 128
+    assert argument.startswith(struct.pack("=IIII", 1, 1, 4096, 0))
+    assert set(argument[16:]) == {0}
+
+
+@pytest.mark.parametrize("code", [errno.ENOTTY, errno.EOPNOTSUPP, errno.ENODATA])
+def test_a_file_system_without_verity_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def ioctl(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("shim.kernel.filesystem.fcntl.ioctl", ioctl)
+    assert not filesystem.enable_verity(3)
+    assert filesystem.measure_verity(3) == ""
+
+
+@pytest.fixture
+def verity(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
+    """By inode: what a kernel would measure. Everything from 1 MiB is enabled."""
+    measured: dict[int, str] = {}
+
+    def enable(fd: int) -> bool:
+        measured[os.fstat(fd).st_ino] = chunks.digests(fd, os.fstat(fd).st_size)[0]
+        os.utime(fd)  # as Linux 6.1 does with ext4
+        return True
+
+    monkeypatch.setattr(filesystem, "enable_verity", enable)
+    monkeypatch.setattr(
+        filesystem, "measure_verity", lambda fd: measured.get(os.fstat(fd).st_ino, "")
+    )
+    return measured
+
+
+def test_what_the_kernel_vouches_for_is_not_hashed(tmp_path: Path, verity: dict[int, str]) -> None:
+    place = tmp_path / "snapshot"
+    make_parts(place)
+    manifest, _ = recorded(place)
+    assert len(verity) == 2
+    assert check(place, manifest, tmp_path / "marks").hashed_bytes < MIB
+    assert check(place, manifest).hashed_bytes > 5 * MIB, "`verify` reads it all the same"
+    verity[(place / "criu/pages-1.img").stat().st_ino] = "0" * 64
+    shutil.rmtree(tmp_path / "marks")
+    with pytest.raises(SnapshotNotWhole, match=r"pages-1.img: expected fs-verity \w+, found 0000"):
+        check(place, manifest, tmp_path / "marks")
+    verity.clear()  # it was copied to a file system without
+    assert check(place, manifest, tmp_path / "marks").hashed_bytes > 5 * MIB
