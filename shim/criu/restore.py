@@ -45,11 +45,15 @@ def restore(
         f"--bundle={call.option('--bundle', '-b')}",
         f"--image-path={images}", f"--work-path={work}", *options, call.container,
     ]  # fmt: skip
-    if "--no-new-keyring" not in call.options:
+
+    def first() -> None:
         # `runc create` does so, `runc restore` does not: CRIU's children would keep containerd's.
-        keyring.join_session(f"_ses.{call.container}")
+        # Not in our own process: `runc create` in its place could not join what it has already.
+        if "--no-new-keyring" not in call.options:
+            keyring.join_session(f"_ses.{call.container}")
+
     faults.point("restore.criu.called", call.container)
-    status = process.run(argv, until=until)
+    status = process.run(argv, until=until, first=first)
     faults.point("restore.criu.ended", call.container)
     return first_error(work, "restore.log") if status else ""
 

@@ -20,7 +20,7 @@ from shim.kernel.libc import call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)  # the interpreter ignores them, programs expect not
@@ -36,16 +36,18 @@ def run(
     until: float,
     env: Mapping[str, str] | None = None,
     quiet: bool = False,
+    first: Callable[[], None] | None = None,
 ) -> int:
     """Run `argv` (argv[0] is searched in PATH) with our own stdin, stdout and stderr.
 
     quiet: with /dev/null instead, for what must not reach the pod's log. until: deadline on
-    `time.monotonic`. Returns the exit status; 128 + signal when it was killed.
+    `time.monotonic`. first: what the child does before it becomes the program.
+    Returns the exit status; 128 + signal when it was killed.
     Raises TooLate after killing its process group, OSError when it cannot be executed.
     """
     # A child that an alarm made us forget would never be killed.
     with alarm.held():
-        pid = _spawn(argv, os.environ if env is None else env, quiet)
+        pid = _spawn(argv, os.environ if env is None else env, quiet, first)
         try:
             with alarm.heard():
                 ended = _ends(pid, until)
@@ -72,7 +74,9 @@ def _ends(pid: int, until: float) -> bool:
         os.close(wait_fd)
 
 
-def _spawn(argv: Sequence[str], env: Mapping[str, str], quiet: bool) -> int:
+def _spawn(
+    argv: Sequence[str], env: Mapping[str, str], quiet: bool, first: Callable[[], None] | None
+) -> int:
     """Start the program; its pid, once it is executed. Raises OSError.
 
     Not posix_spawn, which has no parent-death signal. This process has one thread: it may fork.
@@ -81,7 +85,7 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str], quiet: bool) -> int:
     read_fd, write_fd = os.pipe()  # closed by a successful exec
     pid = os.fork()
     if not pid:
-        _become(argv, env, quiet, parent, write_fd)
+        _become(argv, env, quiet, first, parent, write_fd)
     os.close(write_fd)
     with open(read_fd, "rb") as report:
         failed = report.read(_ERRNO_BYTES)
@@ -92,8 +96,9 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str], quiet: bool) -> int:
 
 
 def _become(
-    argv: Sequence[str], env: Mapping[str, str], quiet: bool, parent: int, report_fd: int
-) -> NoReturn:
+    argv: Sequence[str], env: Mapping[str, str], quiet: bool, first: Callable[[], None] | None,
+    parent: int, report_fd: int,
+) -> NoReturn:  # fmt: skip
     """The child's part: nothing of ours may run on in it, whatever happens."""
     try:
         call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -104,6 +109,8 @@ def _become(
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))  # exec would pass it on
             for fd in (0, 1, 2) if quiet else ():
                 os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+            if first:
+                first()
             os.execvpe(argv[0], list(argv), env)
     except OSError as error:
         os.write(report_fd, str(error.errno).encode())

@@ -182,7 +182,8 @@ def stopped_criu(node: Node, container: str, when: Callable[[], bool]) -> list[i
     wait_until(begun, "CRIU does not run", node, every_s=0.0005)
     wait_until(when, "CRIU does not come so far", node, every_s=0.0005)
     for pid in found:
-        os.kill(pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):  # what CRIU started and has ended already
+            os.kill(pid, signal.SIGSTOP)
     return found
 
 

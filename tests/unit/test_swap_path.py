@@ -125,6 +125,16 @@ def test_a_program_that_is_late_is_killed_with_what_it_started() -> None:
     assert process.run(["sh", "-c", "kill -9 $$"], until=time.monotonic() + 10) == 128 + 9
 
 
+def test_what_is_done_first_is_done_by_the_child(tmp_path: Path) -> None:
+    here, there = os.getcwd(), str(tmp_path)
+    argv = ["sh", "-c", f"test $(pwd -P) = {tmp_path.resolve()}"]
+    first = lambda: os.chdir(there)  # noqa: E731
+    assert process.run(argv, until=time.monotonic() + 10, first=first) == 0
+    assert os.getcwd() == here
+    with pytest.raises(NotADirectoryError):
+        process.run(argv, until=time.monotonic() + 10, first=lambda: os.chdir("/dev/null"))
+
+
 def test_addresses_are_replaced_by_those_of_the_same_family() -> None:
     assert images.replacements(["10.0.0.1", "fd00::1"], ["10.0.0.2", "10.0.0.3"]) == {
         "10.0.0.1": "10.0.0.2"
