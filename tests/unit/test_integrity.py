@@ -469,6 +469,70 @@ def test_any_byte_of_any_file_counts(whole: tuple[Path, Manifest], data: st.Data
     check(place, manifest)
 
 
+NAMES = st.binary(min_size=1, max_size=30).filter(
+    lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
+)
+CHANGES: dict[str, Callable[[bytes, st.DataObject], object]] = {
+    "mode": lambda path, data: os.chmod(path, data.draw(st.integers(0, 0o7777))),
+    "owner": lambda path, data: os.chown(path, data.draw(st.integers(0, 99999)), -1),
+    "group": lambda path, data: os.chown(path, -1, data.draw(st.integers(0, 99999))),
+    "xattr": lambda path, data: os.setxattr(
+        path, "user." + data.draw(st.text("abc", min_size=1)), data.draw(st.binary(max_size=9))
+    ),
+    "time": lambda path, data: os.utime(path, ns=(0, data.draw(st.integers(0, 1 << 60)))),
+    "content": lambda path, data: Path(os.fsdecode(path)).write_bytes(data.draw(st.binary())),
+    "name": lambda path, data: os.rename(path, os.path.dirname(path) + b"/" + data.draw(NAMES)),
+    "one more": lambda path, data: os.close(
+        os.open(os.path.dirname(path) + b"/" + data.draw(NAMES), os.O_CREAT)
+    ),
+    "one less": lambda path, _: os.unlink(path),
+    "a link": lambda path, data: os.link(path, os.path.dirname(path) + b"/" + data.draw(NAMES)),
+}
+
+
+def as_it_is(top: bytes) -> dict[bytes, object]:
+    """Everything below `top` that a restored container could see, told by other code."""
+    found: dict[bytes, object] = {}
+    for directory, directories, files in os.walk(top):
+        for path in (directory, *(directory + b"/" + name for name in (*directories, *files))):
+            status = os.lstat(path)
+            xattrs = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+            regular = stat.S_ISREG(status.st_mode)
+            found[path] = (
+                status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_nlink,
+                xattrs, Path(os.fsdecode(path)).read_bytes() if regular else b"",
+            )  # fmt: skip
+    return found
+
+
+@settings(
+    max_examples=150, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(st.sets(NAMES, min_size=1, max_size=6), st.data())
+def test_any_change_of_any_tree_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: set[bytes], data: st.DataObject
+) -> None:
+    monkeypatch.setattr("shim.integrity.marks.SETTLED_NS", 0)
+    shutil.rmtree(tmp_path / "snapshot", ignore_errors=True)
+    rootfs = tmp_path / "snapshot/rootfs"
+    rootfs.mkdir(parents=True)
+    (tmp_path / "snapshot/criu").mkdir()
+    for name in names:
+        Path(os.fsdecode(bytes(rootfs) + b"/" + name)).write_bytes(name)
+    manifest, _ = recorded(tmp_path / "snapshot")
+    before = as_it_is(bytes(rootfs))
+    check(tmp_path / "snapshot", manifest)
+    chosen = bytes(rootfs) + b"/" + data.draw(st.sampled_from(sorted(names)))
+    with contextlib.suppress(FileExistsError):
+        CHANGES[data.draw(st.sampled_from(sorted(CHANGES)))](chosen, data)
+    if as_it_is(bytes(rootfs)) == before:
+        check(tmp_path / "snapshot", manifest)
+    else:
+        with pytest.raises(SnapshotNotWhole):
+            check(tmp_path / "snapshot", manifest)
+
+
 # fs-verity: what the kernel is asked, and what its answers mean. Sources: linux/fsverity.h
 
 
