@@ -107,6 +107,14 @@ class Container:
         done.stderr = done.stderr or (log.read_text() if log.exists() else "")
         return done
 
+    def memory(self) -> dict[str, int]:
+        """MiB that its cgroup is charged with, now and at most; nothing on cgroup v1."""
+        found = {}
+        for path in Path("/sys/fs/cgroup").glob(f"**/{self.name}/memory.[cp]*"):
+            if path.name in ("memory.current", "memory.peak"):
+                found[path.name] = int(path.read_text()) >> 20
+        return found
+
     def end(self) -> None:
         """Killed, and its cgroup removed."""
         self.runc("delete", "--force")

@@ -1,4 +1,4 @@
-"""One madvise call made by another process, by ptrace: process_madvise(2) cannot do these.
+"""System calls made by another process, by ptrace: process_madvise(2) cannot do ours.
 
 The process is stopped for some hundred microseconds; a system call that it was in is restarted by
 the kernel, as after any stop.
@@ -58,18 +58,24 @@ def stopped(pid: int) -> Iterator[Registers]:
 
 def madvise(pid: int, ranges: list[tuple[int, int]], advice: int) -> None:
     """madvise(start, size, advice) in `pid` for each range. Raises OSError."""
+    for start, size in ranges:
+        call(pid, _SYS_MADVISE, start, size, advice)
+
+
+def call(pid: int, number: int, *arguments: int) -> int:
+    """The system call `number` in `pid`, with up to three arguments. Raises OSError."""
     with stopped(pid) as registers:
-        place = _syscall_at(pid, registers.rip)
-        for start, size in ranges:
-            registers.rip, registers.rax, registers.orig_rax = place, _SYS_MADVISE, 2**64 - 1
-            registers.rdi, registers.rsi, registers.rdx = start, size, advice
-            _ptrace(_SETREGS, pid, ctypes.byref(registers))
-            _ptrace(_SINGLESTEP, pid)
-            os.waitpid(pid, _WALL)
-            _ptrace(_GETREGS, pid, ctypes.byref(registers))
-            result = ctypes.c_longlong(registers.rax).value
-            if result < 0:
-                raise OSError(-result, f"madvise {advice}: {os.strerror(-result)}")
+        registers.rip = _syscall_at(pid, registers.rip)
+        registers.rax, registers.orig_rax = number, 2**64 - 1
+        registers.rdi, registers.rsi, registers.rdx = (*arguments, 0, 0, 0)[:3]
+        _ptrace(_SETREGS, pid, ctypes.byref(registers))
+        _ptrace(_SINGLESTEP, pid)
+        os.waitpid(pid, _WALL)
+        _ptrace(_GETREGS, pid, ctypes.byref(registers))
+        result = ctypes.c_longlong(registers.rax).value
+        if result < 0:
+            raise OSError(-result, f"system call {number} in {pid}: {os.strerror(-result)}")
+        return result
 
 
 def _syscall_at(pid: int, rip: int) -> int:

@@ -92,13 +92,17 @@ def trip(scene: Scene, container: Container, helper: Helper, argv: list[str]) ->
     with open(f"/proc/{worker.pid}/status") as status:
         pids = next(line for line in status if line.startswith("NSpid:"))
     put(f"{name}: pids", pids.split()[1:])
+    put(f"{name}: memory before", container.memory())
     put(f"{name}: frozen", helper.freeze(worker.pid))
+    put(f"{name}: memory when checkpointed", container.memory())
     put(f"{name}: runc checkpoint", container.checkpoint())
     finding, again = container.restore(worker)
     put(f"{name}: runc restore", finding)
     if finding["ok"]:
         put(f"{name}: state", helper.state(again.pid))
+        put(f"{name}: memory when restored", container.memory())
         put(f"{name}: thawed", helper.thaw(again.pid))
+        put(f"{name}: memory then", container.memory())
         put(f"{name}: check", again.check())
     return {"restored": finding["ok"]}
 

@@ -186,6 +186,25 @@ def stopped(scene: Scene, helper: Helper) -> dict[str, Any]:
         return {**found, "check": worker.check(20)}
 
 
+def stopped_later(scene: Scene, helper: Helper) -> dict[str, Any]:
+    """Stopped between lock and checkpoint, and between checkpoint and restore."""
+    del helper
+    found: dict[str, Any] = {}
+    for name, before in (("checkpoint", ("lock",)), ("restore", CHECKPOINT)):
+        with scene.cuda("512") as worker, scene.helper() as other:
+            for step in before:
+                other.do(step, worker.pid, timeout_ms=5000)
+            os.kill(worker.pid, signal.SIGSTOP)
+            found[f"{name} while stopped"] = other.do(name, worker.pid, timeout_s=5)
+            os.kill(worker.pid, signal.SIGCONT)
+            time.sleep(1.5)
+            with scene.helper() as third:
+                found[f"{name}: state after SIGCONT"] = third.state(worker.pid)
+                found[f"{name}: thawed"] = third.thaw(worker.pid)
+            found[f"{name}: check"] = worker.check(10)
+    return found
+
+
 CHECKPOINT: Final = ("lock", "checkpoint")
 Step = Callable[[Scene, Helper], dict[str, Any]]
 STEPS: Final[dict[str, Step]] = {
@@ -198,6 +217,7 @@ STEPS: Final[dict[str, Step]] = {
     "memory limit": memory_limit,
     "device memory": device_memory,
     "stopped": stopped,
+    "stopped later": stopped_later,
 }
 
 

@@ -9,8 +9,11 @@ from tests.gpu import injected, staging
 from tests.gpu.children import Helper, Worker
 from tests.gpu.procfs import Area, areas
 from tests.gpu.scene import MIB, Scene, checkpointed
+from tests.gpu.served import Served
 
 COUNTS: Final = (1, 4, 8, 16)
+LARGE: Final = "2048x2,256x14,64x8"
+LARGEST: Final = "4096x5,512x18,64x16"
 
 
 def rate(size: int, seconds: float) -> float:
@@ -97,7 +100,14 @@ def empty(pid: int, held: list[Area]) -> float:
 def run(scene: Scene, only: tuple[str, ...]) -> None:
     """8 GiB for the rates, then 1 GiB with a changed payload: the check must see it."""
     with scene.helper() as helper:
-        for name, work in (("8 GiB", rates), ("huge pages", huge), ("spoilt", spoilt)):
+        steps = {
+            "8 GiB": rates,
+            "huge pages": huge,
+            "spoilt": spoilt,
+            "served": served,
+            "served 30 GiB": served,
+        }
+        for name, work in steps.items():
             if not only or name in only:
                 scene.step(f"{name} end", partial(work, scene, helper, name))
 
@@ -105,7 +115,7 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
 def rates(scene: Scene, helper: Helper, name: str) -> dict[str, Any]:
     """Read in every way, empty, fill in every way, and all must be right."""
     with (
-        scene.cuda("2048x2,256x14,64x8") as worker,
+        scene.cuda(LARGE) as worker,
         checkpointed(scene, helper, worker) as held,
     ):
         steps = Staging(scene, worker, held)
@@ -124,13 +134,35 @@ def rates(scene: Scene, helper: Helper, name: str) -> dict[str, Any]:
 def huge(scene: Scene, helper: Helper, name: str) -> dict[str, Any]:
     """The same places with huge pages: filling, and what the driver's restore costs then."""
     with (
-        scene.cuda("2048x2,256x14,64x8") as worker,
+        scene.cuda(LARGE) as worker,
         checkpointed(scene, helper, worker) as held,
     ):
         steps = Staging(scene, worker, held)
         staging.moved(worker.pid, held, steps.copy, "process_vm", 8)
         scene.step(f"{name} write process_vm GB/s", steps.huge)
         return ended(helper, worker)
+
+
+def served(scene: Scene, helper: Helper, name: str) -> dict[str, Any]:
+    """Filled by userfaultfd: first before the driver's restore, then during it."""
+    start = partial(scene.torch, LARGEST) if "30" in name else partial(scene.cuda, LARGE)
+    found: dict[str, Any] = {}
+    for way in ("before", "during"):
+        with start() as worker, checkpointed(scene, helper, worker) as held:
+            steps = Staging(scene, worker, held)
+            staging.moved(worker.pid, held, steps.copy, "process_vm", 16)
+            empty(worker.pid, held)
+            began = time.monotonic()
+            server = Served(worker.pid, held, steps.copy, 16)
+            if way == "before":
+                server.close()
+            thawed = helper.thaw(worker.pid)
+            took = time.monotonic() - began
+            if way == "during":
+                server.close()
+            found[way] = {"all s": took, "fill s": server.took_s, "waits": server.waited}
+            found[way] |= {**thawed, "check": worker.check()}
+    return found
 
 
 def spoilt(scene: Scene, helper: Helper, name: str) -> dict[str, Any]:

@@ -40,7 +40,9 @@ def rounds(scene: Scene, helper: Helper, name: str, worker: Worker) -> None:
     put = scene.record.put
     put(f"{name}: ready", worker.ready)
     put(f"{name}: look", described(Look.at(worker.pid)))
-    put(f"{name}: restore thread", helper.do("thread", worker.pid))
+    thread = helper.do("thread", worker.pid)
+    known = Look.at(worker.pid).threads
+    put(f"{name}: restore thread", {**thread, "is": known.get(thread.get("tid", 0))})
     for number in range(1, ROUNDS + 1):
         used = {"running": device_used_mib()}
         first, looks = walked(helper, worker, ("lock", "checkpoint"))

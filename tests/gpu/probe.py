@@ -28,7 +28,7 @@ from tests.gpu.scene import Scene
 PR_SET_CHILD_SUBREAPER: Final = 36
 PARTS: Final = {
     "2": ("part_states", 240),
-    "3": ("part_staging", 120),
+    "3": ("part_staging", 200),
     "4": ("part_images", 190),
     "5": ("part_elsewhere", 100),
     "1": ("part_machine", 120),
