@@ -167,5 +167,5 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
         "container torch": lambda: contained(scene, partial(scene.torch_argv, "512x2"), "torch"),
     }
     for name, work in steps.items():
-        if not only or name in only:
+        if scene.wanted(name, only):
             scene.step(name, work)

@@ -224,7 +224,7 @@ STEPS: Final[dict[str, Step]] = {
 def run(scene: Scene, only: tuple[str, ...]) -> None:
     """`only`: which of the steps. Each has a helper of its own: one that hangs ends with it."""
     for name, work in STEPS.items():
-        if not only or name in only:
+        if scene.wanted(name, only):
             scene.step(name, partial(_one, scene, work))
 
 

@@ -51,7 +51,7 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
             lambda: scene.torch(large),
             Way(hollow=True, huge=True),
         ),
-        "torch 30 GiB": (lambda: scene.torch(huge), Way()),
+        "torch 30 GiB through CRIU": (lambda: scene.torch(huge), Way()),
         "torch 30 GiB hollow, huge pages": (
             lambda: scene.torch(huge),
             Way(hollow=True, huge=True),
@@ -61,10 +61,10 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
     }
     with scene.helper() as helper:
         for name, (start, way) in trips.items():
-            if not only or name in only:
+            if scene.wanted(name, only):
                 trip = Trip(scene, helper, name, way)
                 scene.step(f"{name}: trip", partial(trip.go, start))
-        if not only or "not checkpointed" in only:
+        if scene.wanted("not checkpointed", only):
             scene.step("not checkpointed", partial(refused, scene, helper))
 
 

@@ -71,7 +71,7 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
         "torch.compile": lambda s, h: features(s, h, "compiled"),
     }
     for name, work in steps.items():
-        if not only or name in only:
+        if scene.wanted(name, only):
             scene.step(name, partial(_one, scene, work))
 
 

@@ -206,5 +206,5 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
         "transfers": lambda: "not without a GPU" if scene.fake else transfers(),
     }
     for name, work in steps.items():
-        if not only or name in only:
+        if scene.wanted(name, only):
             scene.step(name, work)

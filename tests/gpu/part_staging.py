@@ -108,7 +108,7 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
             "served 30 GiB": served,
         }
         for name, work in steps.items():
-            if not only or name in only:
+            if scene.wanted(name, only):
                 scene.step(f"{name} end", partial(work, scene, helper, name))
 
 

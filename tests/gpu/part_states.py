@@ -88,8 +88,8 @@ def staged(areas: list[Any]) -> dict[str, Any]:
     }
 
 
-def run(scene: Scene, sizes: tuple[str, ...]) -> None:
-    """`sizes`: which of the workers, all when empty."""
+def run(scene: Scene, only: tuple[str, ...]) -> None:
+    """`only`: which of the workers."""
     every: dict[str, Callable[[], Worker]] = {
         "cuda 1 GiB": lambda: scene.cuda("512x1,128x3,32x4"),
         "torch 1 GiB": lambda: scene.torch("512x1,128x3,32x4"),
@@ -104,9 +104,9 @@ def run(scene: Scene, sizes: tuple[str, ...]) -> None:
         scene.record.put("helper", {"start_ms": helper.start_ms, "init": helper.init})
         scene.record.put("driver version", helper.started)
         for name, start in every.items():
-            if not sizes or name in sizes:
+            if scene.wanted(name, only):
                 scene.step(name, partial(_one, scene, helper, name, start))
-    if not sizes or "two at once" in sizes:
+    if scene.wanted("two at once", only):
         scene.step("two at once", partial(at_once, scene))
 
 

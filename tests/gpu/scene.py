@@ -14,11 +14,22 @@ from tests.gpu.procfs import Area, Look, changes, grown
 from tests.gpu.record import Record
 
 MIB: Final = 1 << 20
+LONG: Final = frozenset(
+    {
+        "cuda 8 GiB, malloc with huge pages",
+        "torch 30 GiB, huge pages always",
+        "served 30 GiB",
+        "torch 8 GiB hollow and lazy",
+        "torch 30 GiB hollow, huge pages",
+        "torch 30 GiB through CRIU",
+    }
+)
+"""Steps that are done only when they are named, so that all others fit into nine minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`fake`: without a GPU. `scratch` is removed when the probe ends. `scale`: sizes in percent"""
+    """`fake`: without a GPU. `scratch` is removed when the probe ends."""
 
     record: Record
     bundle: Path
@@ -68,6 +79,10 @@ class Scene:
             if done.returncode:
                 raise RuntimeError(f"nvcc: {done.stderr[-600:]}")
         return made
+
+    def wanted(self, name: str, only: tuple[str, ...]) -> bool:
+        """Whether this step is to be done: it is named, or nothing is and it does not take long."""
+        return name in only if only else name not in LONG
 
     def step(self, name: str, work: Callable[[], Any]) -> Any:
         """Do and record; a failure is a finding and not the end of the part. None when it failed"""
