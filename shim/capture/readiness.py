@@ -6,19 +6,19 @@ Each waits until its condition is met. The caller cancels it when the container 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import re
+import signal
+import sys
 from typing import TYPE_CHECKING, assert_never
 
-from shim.capture import workload
+from shim.capture import logwatch, tool, workload
 from shim.contract.errors import NeverReady
 from shim.contract.paths import CONTROL, READY_FILE
 from shim.kernel.beneath import open_dir, open_in_root
 from shim.nri.annotations import ExecReady, FileReady, HttpReady, LogReady, SignalReady, TcpReady
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from shim.capture.source import Source
     from shim.nri.annotations import Readiness
@@ -27,8 +27,9 @@ _EVERY_S = 0.1
 """Between two looks where nothing tells us of a change: a file's directory may not exist yet."""
 _EXEC_EVERY_S = 1.0
 _EXEC_S = 10.0
-_LINE_BYTES = 4096
-"""The most of one line that a regular expression is tried on: it holds up the event loop."""
+_TOOL_S = 10.0
+"""Longer than the condition: that it was not met is said by whoever waits for it."""
+_KILLED, _OUT_OF_TIME = 128 + signal.SIGKILL, 128 + signal.SIGXCPU
 
 
 async def wait_until_ready(source: Source, condition: Readiness, *, within_s: float) -> None:
@@ -60,7 +61,7 @@ async def _wait(source: Source, condition: Readiness, within_s: float) -> None:
         case ExecReady(argv):
             await _exec(source, argv)
         case LogReady(pattern):
-            await _log(source, re.compile(pattern))
+            await _log(source, pattern, within_s)
         case _:
             assert_never(condition)
 
@@ -93,30 +94,11 @@ async def _exec(source: Source, argv: tuple[str, ...]) -> None:
             return
 
 
-async def _log(source: Source, pattern: re.Pattern[str]) -> None:
-    log = _Log(source.log_path)
-    await _until(lambda: any(pattern.search(text) for text in log.new_lines()))
-
-
-class _Log:
-    """A container's log file, read on from where we were. kubelet may rotate it."""
-
-    def __init__(self, path: str) -> None:
-        self._path, self._seen, self._inode = path, 0, 0
-
-    def new_lines(self) -> Iterator[str]:
-        """The text of each whole line that came since. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
-            if (inode := os.fstat(file.fileno()).st_ino) != self._inode:
-                self._seen, self._inode = 0, inode
-            file.seek(self._seen)
-            while line := file.readline(_LINE_BYTES):
-                if not line.endswith(b"\n") and len(line) < _LINE_BYTES:
-                    return  # still being written
-                self._seen += len(line)
-                yield _message(line)
-
-
-def _message(line: bytes) -> str:
-    """The text of a line of a CRI log: `TIME STREAM TAG TEXT`."""
-    return line.decode(errors="replace").rstrip("\n").split(" ", 3)[-1]
+async def _log(source: Source, pattern: str, within_s: float) -> None:
+    argv = [sys.executable, "-ISE", logwatch.__file__, str(os.getpid()), pattern, source.log_path]
+    ended = await tool.run_async(argv, within_s=within_s + _TOOL_S)
+    if ended.status in (_KILLED, _OUT_OF_TIME):
+        why = f"its expression used {logwatch.CPU_S} s of the processor's time on the log"
+        raise TimeoutError(f"{pattern!r:.80}: {why}")
+    if ended.status:
+        raise TimeoutError(f"its log cannot be watched: {ended.tail}")

@@ -1,8 +1,9 @@
 """Which regular expressions of a pod's author we match against its log lines.
 
-Python's `re` backtracks with the interpreter's lock held: an expression that takes exponential
-time would stop the whole daemon. What can is refused here: back references, and repeated groups
-that repeat or choose inside. What remains is polynomial, so the caller also bounds the line.
+What would take exponential time is refused here, where the pod's author is told why: back
+references, and repeated groups that repeat or choose inside. What remains is polynomial, which is
+hours for a long line all the same: it is matched in a process of its own, with a limit to its
+processor's time (see shim.capture.logwatch).
 """
 
 from __future__ import annotations

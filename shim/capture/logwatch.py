@@ -1,0 +1,87 @@
+"""Wait for a line of a container's log that a regular expression matches. A program of its own.
+
+    python3 -ISE logwatch.py PARENT EXPRESSION PATH
+
+Both are a pod author's, and Python's `re` holds the interpreter's lock while it matches: on the
+author's own line a harmless expression such as `a*a*a*b` takes hours. In the daemon it would stop
+the node's captures and decisions; here it has a minute of the processor's time, at low priority.
+Ends with 0 when there is such a line. Standard library only, and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CPU_S = 60
+"""What the kernel allows before it ends the program."""
+_MEMORY_BYTES = 1 << 29
+_NICE = 10
+_OOM_SCORE = b"500"
+_EVERY_S = 0.1
+_LINE_BYTES = 4096
+"""The most of one line that is looked at."""
+_PR_SET_PDEATHSIG = 1
+
+
+class Log:
+    """A container's log file, read on from where we were. kubelet may rotate it."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._seen, self._inode = path, 0, 0
+
+    def new_lines(self) -> Iterator[str]:
+        """The text of each whole line that came since. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+            if (inode := os.fstat(file.fileno()).st_ino) != self._inode:
+                self._seen, self._inode = 0, inode
+            file.seek(self._seen)
+            while line := file.readline(_LINE_BYTES):
+                if not line.endswith(b"\n") and len(line) < _LINE_BYTES:
+                    return  # still being written
+                self._seen += len(line)
+                yield _message(line)
+
+
+def _message(line: bytes) -> str:
+    """The text of a line of a CRI log: `TIME STREAM TAG TEXT`."""
+    return line.decode(errors="replace").rstrip("\n").split(" ", 3)[-1]
+
+
+def _be_harmless(parent: int) -> None:
+    """Go with the daemon, also when that is killed, and before anybody else does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+    with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+        file.write(_OOM_SCORE)
+    os.nice(_NICE)
+    for kind, limit in (
+        (resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _MEMORY_BYTES),
+        (resource.RLIMIT_CPU, CPU_S),
+    ):  # fmt: skip
+        resource.setrlimit(kind, (limit, limit))
+
+
+def main() -> int:
+    """Returns an exit status."""
+    parent, expression, path = sys.argv[1:]
+    _be_harmless(int(parent))
+    pattern, log = re.compile(expression), Log(path)
+    while not any(pattern.search(text) for text in log.new_lines()):
+        time.sleep(_EVERY_S)  # a log is written to all the time: to be told of it costs more
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
