@@ -1,9 +1,11 @@
 """A snapshot that is not to the byte what was captured is not used: the pod starts cold."""
 
+import ast
 import contextlib
 import json
 import os
 import shutil
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,3 +166,32 @@ def test_after_a_boot_the_daemon_makes_the_marks_again(
     assert not stale.exists(), "nothing stays of a snapshot that is gone"
     pod = start_pod(swap_node)
     assert_restored(pod.container())
+
+
+ROUNDS = 5
+
+
+def steps_of(node: Node) -> tuple[float, float]:
+    """Seconds of the steps that check, and of the whole restore of a pod that is then removed."""
+    with start_pod(node) as pod:
+        line = said(node, f"({pod.container().id[:12]}) restored from ")
+    seconds, steps = line.partition(" in ")[2].split(" s ", 1)
+    told = ast.literal_eval(steps)
+    return told["check"] + told["hash"], float(seconds)
+
+
+def test_the_check_is_a_small_part_of_a_restore(swap_node: Node, shared: SnapshotRef) -> None:
+    marks = swap_node.path(f"{VERIFIED}/{shared.id}")
+    with_marks, without = [], []
+    steps_of(swap_node)
+    for _ in range(ROUNDS):
+        with_marks.append(steps_of(swap_node))
+        shutil.rmtree(marks)
+        without.append(steps_of(swap_node))
+    for name, found in (("with marks", with_marks), ("without", without)):
+        checks, wholes = zip(*found, strict=True)
+        print(f"{swap_node.suite}, {name}: check {statistics.median(checks) * 1000:.1f} ms "
+              f"({min(checks) * 1000:.1f} to {max(checks) * 1000:.1f}) of a restore's "
+              f"{statistics.median(wholes) * 1000:.0f} ms")  # fmt: skip
+    share = statistics.median(checks / whole for checks, whole in with_marks)
+    assert share < 0.15, "what was verified before is not read again"
