@@ -157,7 +157,7 @@ class Helper:
     def pid(self) -> int:
         return self._process.pid
 
-    def do(self, what: str, pid: int = 0, *, timeout_s: float = 60, **more: Any) -> dict[str, Any]:
+    def do(self, what: str, pid: int = 0, *, timeout_s: float = 180, **more: Any) -> dict[str, Any]:
         """One driver call: `code` 0 and `ms`. After `timeout_s` the helper is killed: code -1."""
         request = json.dumps({"do": what, "pid": pid, **more})
         try:

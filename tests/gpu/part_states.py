@@ -95,6 +95,7 @@ def run(scene: Scene, only: tuple[str, ...]) -> None:
         "torch 1 GiB": lambda: scene.torch("512x1,128x3,32x4"),
         "torch 8 GiB": lambda: scene.torch(EIGHT),
         "torch 30 GiB": lambda: scene.torch(THIRTY),
+        "cuda 90 GiB": lambda: scene.cuda("4096x20,512x20"),
         "cuda 8 GiB": lambda: scene.cuda(EIGHT),
         "cuda 8 GiB, malloc with huge pages": lambda: scene.cuda(EIGHT, GLIBC_TUNABLES=HUGE),
         "cuda 8 GiB, huge pages always": lambda: scene.cuda(EIGHT),

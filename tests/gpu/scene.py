@@ -16,6 +16,7 @@ from tests.gpu.record import Record
 MIB: Final = 1 << 20
 LONG: Final = frozenset(
     {
+        "cuda 90 GiB",
         "cuda 8 GiB, malloc with huge pages",
         "torch 30 GiB, huge pages always",
         "served 30 GiB",
