@@ -154,37 +154,56 @@ def test_a_criu_that_hangs_ends_at_the_deadline(
     container = pod.container()
     container.create()
     log = swap_node.path(f"{RUN}/containers/{container.id}/work/restore.log")
-    with ThreadPoolExecutor(1) as thread:
+    with telling_criu(swap_node) as pids, ThreadPoolExecutor(1) as thread:
         began = time.monotonic()
         starting = thread.submit(container.start)
-        hung = stopped_criu(swap_node, container.id, lambda: when(log))
+        hung = stopped_criu(swap_node, pids, lambda: when(log))
         starting.result()
         took = time.monotonic() - began
     assert_cold(container)
     assert first_answer(pod)["nonce"] != taken.nonce
     said(swap_node, container.id[:12], "deadline passed", "starts cold")
     assert DEADLINE_S < took < DEADLINE_S + COLD_WITHIN_S
-    assert not [pid for pid in hung if Path(f"/proc/{pid}").exists()], "CRIU is still there"
+    assert not Path(f"/proc/{hung}").exists(), "CRIU is still there"
     with contextlib.suppress(AssertionError):
         wait_until(lambda: not strangers(container), "", swap_node)
     assert strangers(container) == [], "in the cgroup is more than the container"
     assert "criu" not in swap_node.run(["cat", "/proc/self/mountinfo"])
 
 
-def stopped_criu(node: Node, container: str, when: Callable[[], bool]) -> list[int]:
-    """Stop the criu that restores the container as soon as `when`; its processes."""
-    found: list[int] = []
+@contextlib.contextmanager
+def telling_criu(node: Node) -> Iterator[Path]:
+    """A criu that says who it is, for each time that it is called: the file with its pids."""
+    own = node.run(["sh", "-c", "readlink -f $(command -v criu)"]).strip()
+    pids, path = node.path("/run/criu-pids"), node.path(own)
+    real = path.with_name("criu.real")
+    path.rename(real)
+    path.write_text(f'#!/bin/sh\necho $$ >>/run/criu-pids\nexec {own}.real "$@"\n')
+    path.chmod(0o755)
+    try:
+        yield pids
+    finally:
+        real.rename(path)
+        pids.unlink(missing_ok=True)
 
-    def begun() -> bool:
-        found.extend(pid for pid in everybody() if is_criu_of(pid, container))
-        return bool(found)
 
-    wait_until(begun, "CRIU does not run", node, every_s=0.0005)
-    wait_until(when, "CRIU does not come so far", node, every_s=0.0005)
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):  # what CRIU started and has ended already
-            os.kill(pid, signal.SIGSTOP)
-    return found
+def stopped_criu(node: Node, pids: Path, when: Callable[[], bool]) -> int:
+    """Stop the criu that was called last as soon as `when`; which one that is."""
+    known: list[str] = []
+    host_pid = 0
+
+    def reached() -> bool:
+        nonlocal host_pid
+        called = pids.read_text().split() if pids.exists() else []
+        if called != known:
+            known[:] = called
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                host_pid = node.host_pid(int(called[-1]))
+        return bool(called) and when()
+
+    wait_until(reached, "CRIU does not come so far", node, every_s=0.0005)
+    os.kill(host_pid, signal.SIGSTOP)
+    return host_pid
 
 
 def strangers(container: Container) -> list[str]:
@@ -205,17 +224,6 @@ def everybody() -> list[int]:
 def in_cgroup(pid: int, container: str) -> bool:
     with contextlib.suppress(OSError):
         return container in Path(f"/proc/{pid}/cgroup").read_text()
-    return False
-
-
-def is_criu_of(pid: int, container: str) -> bool:
-    """Whether it is the criu that restores the container: a child of its `runc restore`."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        if Path(f"/proc/{pid}/comm").read_text().strip() != "criu":
-            return False
-        status = Path(f"/proc/{pid}/status").read_text()
-        parent = int(status.split("PPid:")[1].split()[0])
-        return container in Path(f"/proc/{parent}/cmdline").read_text()
     return False
 
 
