@@ -5,8 +5,13 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.node.inventory import take_host
+
+# How long an example takes says more about what else the machine does than about our code.
+settings.register_profile("quickthaw", deadline=None)
+settings.load_profile("quickthaw")
 
 
 @pytest.hookimpl(wrapper=True)
