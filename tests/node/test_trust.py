@@ -28,14 +28,14 @@ from tests.node.swapping import (
     wishes,
 )
 
-pytestmark = pytest.mark.usefixtures("nothing_left", "keys_as_before")
+on_a_node = pytest.mark.usefixtures("no_snapshots_after_it", "nothing_left", "keys_as_before")
 
 RESTORE = {"quickthaw.io/restore": "auto"}
 KEYS = "/etc/quickthaw/keys"
 FOREIGN = keyfile.make()
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(scope="module")
 def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
     yield
     wipe_snapshots(swap_node)
@@ -112,6 +112,7 @@ def trust_foreign(node: Node) -> None:
     assert keys(node, "trust", "/root/node-7.pub")["id"] == FOREIGN.public.id
 
 
+@on_a_node
 def test_a_snapshot_of_this_node_is_signed_and_restored(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "signed")
     (own,) = [key for key in keys(swap_node, "ls")["keys"] if key["role"] == "node"]
@@ -121,6 +122,7 @@ def test_a_snapshot_of_this_node_is_signed_and_restored(swap_node: Node) -> None
     starts_warm(swap_node, taken, "signed")
 
 
+@on_a_node
 def test_a_rewritten_manifest_is_not_believed(swap_node: Node) -> None:
     """With a new id that fits the new content: only the signature tells that it was rewritten."""
     taken = own_snapshot(swap_node, "rewritten")
@@ -138,6 +140,7 @@ def test_a_rewritten_manifest_is_not_believed(swap_node: Node) -> None:
     starts_warm(swap_node, taken, "rewritten")
 
 
+@on_a_node
 @pytest.mark.parametrize("what", ["changed", "another's"])
 def test_what_is_put_in_its_place_after_the_decision_is_not_restored(
     swap_node: Node, what: str
@@ -166,6 +169,7 @@ def test_what_is_put_in_its_place_after_the_decision_is_not_restored(
     swap_node.run(["quickthaw", "rm", taken.id])  # and its record in the quarantine
 
 
+@on_a_node
 def test_a_snapshot_without_a_signature_is_replaced_by_a_new_one(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "unsigned")
     with swap_node.daemon_stopped():
@@ -182,6 +186,7 @@ def test_a_snapshot_without_a_signature_is_replaced_by_a_new_one(swap_node: Node
     assert ask(again, "/state")["nonce"] == nonce != taken.nonce
 
 
+@on_a_node
 def test_another_nodes_snapshot_is_used_while_its_key_is_trusted(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "foreign")
     sign_again(swap_node, taken.directory, FOREIGN)
@@ -192,6 +197,7 @@ def test_another_nodes_snapshot_is_used_while_its_key_is_trusted(swap_node: Node
     starts_cold(swap_node, "foreign", FOREIGN.public.id, "revoked")
 
 
+@on_a_node
 def test_a_newer_snapshot_that_is_not_trusted_is_not_passed_over_in_silence(
     swap_node: Node,
 ) -> None:
@@ -208,6 +214,7 @@ def test_a_newer_snapshot_that_is_not_trusted_is_not_passed_over_in_silence(
     said(swap_node, "WARNING", newer.id[:12], "which is newer", FOREIGN.public.id)
 
 
+@on_a_node
 def test_after_a_rotation_old_and_new_snapshots_are_restored(swap_node: Node) -> None:
     old = own_snapshot(swap_node, "before")
     former = node_key(swap_node).public.id
@@ -222,6 +229,7 @@ def test_after_a_rotation_old_and_new_snapshots_are_restored(swap_node: Node) ->
     starts_warm(swap_node, new, "after")
 
 
+@on_a_node
 def test_a_node_key_that_others_can_read_stops_captures_and_says_so(swap_node: Node) -> None:
     swap_node.path(f"{KEYS}/node.key").chmod(0o644)
     pod = start_pod(swap_node, "readable", wishes())
@@ -230,6 +238,7 @@ def test_a_node_key_that_others_can_read_stops_captures_and_says_so(swap_node: N
     assert first_answer(pod)["nonce"]
 
 
+@on_a_node
 def test_the_nodes_key_is_made_at_install_and_kept(swap_node: Node) -> None:
     key = swap_node.path(f"{KEYS}/node.key")
     assert (key.stat().st_uid, key.stat().st_mode & 0o777) == (0, 0o600)
@@ -239,6 +248,25 @@ def test_the_nodes_key_is_made_at_install_and_kept(swap_node: Node) -> None:
     assert key.read_bytes() == before, "an upgrade never replaces it"
 
 
+@pytest.mark.parametrize("suite", ["forky"])
+def test_keys_outlive_the_package_and_go_when_it_is_purged(suite: str, deb: Path) -> None:
+    with Node(suite) as node:
+        node.install_deb(deb)
+        key = node.path(f"{KEYS}/node.key")
+        before = key.read_bytes()
+        trust_foreign(node)
+        node.run(["dpkg", "--remove", "quickthaw"])
+        assert key.read_bytes() == before
+        node.install_deb(deb)
+        assert key.read_bytes() == before
+        assert FOREIGN.public.id in [each["id"] for each in keys(node, "ls")["keys"]]
+        # The test's node keeps the store on a file system of its own, which purging respects.
+        node.run(["umount", "/var/lib/quickthaw"])
+        node.run(["dpkg", "--purge", "quickthaw"])
+        assert not node.path("/etc/quickthaw").exists()
+
+
+@on_a_node
 def test_a_node_without_a_key_gets_one_when_the_daemon_starts(swap_node: Node) -> None:
     with swap_node.daemon_stopped():
         swap_node.run(["rm", "-rf", KEYS])
