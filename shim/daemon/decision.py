@@ -147,10 +147,9 @@ class Decider:
                 self._restore(tracked, match.manifest)
             case gate.Refused() as refused:
                 why = "; ".join([str(refused), *_told(untrusted)])
-                self._reporter.refused(refused.codes)
-                self._cold(tracked, refused.codes[0], why, refused.codes)
+                self._refuse(tracked, why, [*refused.codes, *([SIGNATURE] if untrusted else ())])
             case gate.NoSnapshot() if untrusted:
-                self._cold(tracked, SIGNATURE, "; ".join(_told(untrusted)))
+                self._refuse(tracked, "; ".join(_told(untrusted)), [SIGNATURE])
             case gate.NoSnapshot():
                 wanted = tracked.wish.restore or tracked.wish.snapshot
                 self._cold(tracked, "NoSnapshot", f"there is no snapshot {wanted!r} for it (yet)")
@@ -185,6 +184,10 @@ class Decider:
         tracked.snapshot = found.id
         tracked.become(State.RESTORING)
         self._reporter.decided(tracked)
+
+    def _refuse(self, tracked: Tracked, why: str, codes: Sequence[str]) -> None:
+        self._reporter.refused(codes)
+        self._cold(tracked, codes[0], why, codes)
 
     def _cold(self, tracked: Tracked, reason: str, why: str, codes: Sequence[str] = ()) -> None:
         tracked.become(State.COLD, why)

@@ -30,6 +30,22 @@ ID_DIGITS: Final = 32
 """128 bits: nobody finds a second key with the id of a given one."""
 
 
+_SMALL_ORDER: Final = frozenset(
+    bytes.fromhex(each)
+    for each in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+"""Points of order 1, 2, 4 and 8 (RFC 8032, 5.1) without the sign of x, also in encodings that are
+not reduced. Verification takes them as keys, and everybody can make signatures for them."""
+
+
 @dataclass(frozen=True, slots=True)
 class PublicKey:
     """id: the first digits of the SHA-256 digest of `raw`, the 32 bytes of the key."""
@@ -91,6 +107,8 @@ def parse_public(data: bytes) -> PublicKey:
     found = PublicKey(key.public_bytes_raw())
     if _lines(data) != _lines(found.pem()):
         raise ValueError("there is more in it than one key")
+    if found.raw[:31] + bytes([found.raw[31] & 0x7F]) in _SMALL_ORDER:
+        raise ValueError("everybody can sign for this key")
     return found
 
 

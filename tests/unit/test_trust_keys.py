@@ -113,6 +113,50 @@ def test_a_file_is_one_key_and_nothing_else() -> None:
         keyfile.parse_private(secret * 2)
 
 
+def test_a_key_for_which_everybody_can_sign_is_refused() -> None:
+    """A point of small order: verification is by a multiple of it, which is often nothing."""
+    for raw in keyfile._SMALL_ORDER:
+        for sign in (0, 0x80):
+            weak = keyfile.PublicKey(raw[:31] + bytes([raw[31] | sign]))
+            with pytest.raises(ValueError, match="everybody can sign"):
+                keyfile.parse_public(weak.pem())
+    nothing = keyfile.PublicKey(bytes(32))
+    forged = [nothing.accepts(bytes(64), str(turn).encode()) for turn in range(64)]
+    assert any(forged), "this is what would be open to everybody"
+
+
+def test_the_refused_keys_are_all_points_of_small_order() -> None:
+    """Eight of them on the curve, as arithmetic tells, which the list shall not be believed."""
+    found = {int.from_bytes(raw, "little") % P for raw in keyfile._SMALL_ORDER}
+    assert found == small_order_ys()
+
+
+P = 2**255 - 19
+D = -121665 * pow(121666, -1, P) % P
+
+
+def small_order_ys() -> set[int]:
+    """The y of all points whose eightfold is the neutral one.
+
+    Order 1 and 2: y = 1, -1. Order 4: y = 0. Order 8: their double has y = 0, so x^2 = -y^2, and
+    on the curve -x^2 + y^2 = 1 + D x^2 y^2 that is D y^4 + 2 y^2 - 1 = 0.
+    """
+    root = square_root((1 + D) % P)
+    assert root is not None
+    squares = [(-1 + sign * root) * pow(D, -1, P) % P for sign in (1, -1)]
+    roots = [y for square in squares if (y := square_root(square)) is not None]
+    return {0, 1, P - 1} | {y % P for y in roots} | {-y % P for y in roots}
+
+
+def square_root(value: int) -> int | None:
+    """Source: RFC 8032, 5.1.3, for a prime that is 5 modulo 8."""
+    root = pow(value, (P + 3) // 8, P)
+    for candidate in (root, root * pow(2, (P - 1) // 4, P) % P):
+        if candidate * candidate % P == value % P:
+            return candidate
+    return None
+
+
 def test_a_file_that_went_through_another_system_is_still_the_key() -> None:
     assert keyfile.parse_public(OTHER.pem().replace(b"\n", b"\r\n")) == OTHER
     assert keyfile.parse_public(b"\n" + OTHER.pem().strip()) == OTHER
