@@ -23,7 +23,7 @@ from tests.fuzz.targets import TARGETS
 
 CORPUS, BUILD = Path("tests/fuzz/corpus"), Path("build/fuzz")
 _MAX_INPUT = 16 << 10
-_KEPT_BYTES, _KEPT_FILES = 1024, 40
+_KEPT_BYTES, _KEPT_FILES = 512, 12
 """What is committed: it is replayed by every run of the tests."""
 _DONE = re.compile(r"#(\d+)\s+DONE\s+cov: (\d+)")
 _FIRST = re.compile(r"INITED cov: (\d+)")
@@ -96,15 +96,12 @@ def _fuzzed(name: str, *arguments: str) -> str:
 
 
 def _keep(name: str) -> None:
-    """The smallest corpus with the same coverage, as far as it is small enough to commit."""
-    merged = BUILD / "merged" / name
-    shutil.rmtree(merged, ignore_errors=True)
-    merged.mkdir(parents=True)
-    _fuzzed(name, "-merge=1", str(merged), str(CORPUS / name), str(BUILD / "corpus" / name))
-    small = sorted(merged.iterdir(), key=lambda path: (path.stat().st_size, path.name))
-    for path in small[:_KEPT_FILES]:
-        if path.stat().st_size <= _KEPT_BYTES:
-            shutil.copy(path, CORPUS / name / path.name)
+    """Some of the inputs that took a new branch, of all sizes that are small enough to commit."""
+    grown = BUILD / "corpus" / name
+    sizes = sorted((path.stat().st_size, path.name) for path in grown.iterdir())
+    small = [found for size, found in sizes if size <= _KEPT_BYTES]
+    for found in small[:: -(-len(small) // _KEPT_FILES) or 1]:
+        shutil.copy(grown / found, CORPUS / name / found)
 
 
 def _print(rows: list[Ran]) -> None:

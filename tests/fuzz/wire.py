@@ -67,7 +67,7 @@ def _told(pieces: Sequence[bytes]) -> object:
             if not isinstance(told, list):
                 found.append(told)  # what came in the same piece before it is of no use
                 break
-            found += told
+            found += map(repr, told)  # a refusal is an exception, equal to itself alone
     if TtrpcViolated in found:
         return [TtrpcViolated]
     return [*found, server.take_output(), server.unanswered]
