@@ -1,4 +1,5 @@
-"""quickthaw-hook: `prestart ID` or `poststop ID` with the OCI state on stdin, or `record PID`.
+"""quickthaw-hook: `prestart ID` or `poststop ID` with the OCI state on stdin, `record PID` or
+`thaw ID FREEZER SECONDS`.
 
 The id is for the shell part of the hook (hook/quickthaw-hook); the state has it, too.
 
@@ -22,6 +23,10 @@ def main() -> int:
             from hook.record import record
 
             record(int(operands[0]))
+        elif name == "thaw" and len(operands) == 3:
+            from hook.thaw import thaw
+
+            return thaw(operands[0], operands[1], float(operands[2]))
         elif name == "prestart":
             from hook.prestart import prestart
 
@@ -32,7 +37,8 @@ def main() -> int:
             poststop(read_state(sys.stdin.buffer))
         else:
             sys.stderr.write(
-                "usage: quickthaw-hook prestart|poststop ID < state.json, or record PID\n"
+                "usage: quickthaw-hook prestart|poststop ID < state.json, record PID, "
+                "or thaw ID FREEZER SECONDS\n"
             )
             return 2
     except Exception as error:  # noqa: BLE001 - the border: one line for the runtime's log

@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
     from shim.capture.source import Source
 
-_DUMP_S = 300.0
 _DUMP_CONF = "criu-dump.conf"
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
+_SPARE_S = 1.0
+"""The guard thaws when we should have been done: not before a hanging CRIU is killed."""
 
 
 @contextlib.contextmanager
@@ -51,10 +52,11 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
         steps[name] = round(time.monotonic() - began, 4)
 
 
-def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
+def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -> None:
     """Fill `staging` with criu/, rootfs/ and shm/. The container runs again when this returns.
 
-    steps: seconds by step, filled while it runs. Raises CaptureFailed of the step's kind.
+    steps: seconds by step, filled while it runs. until: the deadline on
+    `time.monotonic`. Raises CaptureFailed of the step's kind.
     """
     mounted = _overlay(source)
     # A restored container has the diff of its own snapshot below its upperdir.
@@ -71,14 +73,17 @@ def dump(source: Source, staging: Path, steps: dict[str, float]) -> None:
         with _step(steps, "precopy"):
             _precopy(diff)
         faults.point("capture.precopied", source.container)
-        with passcred.answered(source.pid) as unanswered, frozen(source, steps) as freezer:
+        with (
+            passcred.answered(source.pid) as unanswered,
+            frozen(source, steps, until=until + _SPARE_S) as freezer,
+        ):
             faults.point("capture.frozen", source.container)
             pids = freezer.pids()
             _check_alone(source, pids)
             within.check(source, pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
-                _checkpoint(source, staging / SNAPSHOT_CRIU, unanswered)
+                _checkpoint(source, staging / SNAPSHOT_CRIU, unanswered, until)
             faults.point("capture.dumped", source.container)
             with _step(steps, "rootfs"):
                 diff.finish(always_paths=writable_shared_files(pids))
@@ -134,7 +139,7 @@ def _copy_shm(source: Source, target: Path) -> None:
         os.close(dirfd)
 
 
-def _checkpoint(source: Source, image_dir: Path, unanswered: str) -> None:
+def _checkpoint(source: Source, image_dir: Path, unanswered: str, until: float) -> None:
     """unanswered: a likely cause of a failure, or empty."""
     work = source.private / CONTAINER_WORK
     work.mkdir(mode=0o700, exist_ok=True)
@@ -146,7 +151,8 @@ def _checkpoint(source: Source, image_dir: Path, unanswered: str) -> None:
     try:
         environment = options.write_for_dump(str(source.private / _DUMP_CONF))
         with journal.lock(str(source.private), journal.CHECKPOINT) as lock_fd:
-            ended = tool.run(argv, within_s=_DUMP_S, environment=environment, held_fd=lock_fd)
+            within_s = max(_SPARE_S, until - time.monotonic())
+            ended = tool.run(argv, within_s=within_s, environment=environment, held_fd=lock_fd)
         if ended.status:
             why = "; ".join(filter(None, [first_error(str(work), "dump.log"), unanswered]))
     except (OSError, TimeoutError) as error:

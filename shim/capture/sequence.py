@@ -7,6 +7,7 @@ resumed before anything else is done.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from contextlib import asynccontextmanager
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
     from shim.capture.source import Source
     from shim.nri.annotations import Call
 
+log = logging.getLogger(__name__)
+
 _CALL_S = 60.0
+_STUCK_S = 60.0
+"""What a thread may take from its cancellation on, as to sync what it has written."""
+_EXIT_STUCK = 70
 Result = TypeVar("Result")
 
 
@@ -54,6 +60,7 @@ async def capture(
     *,
     quiesce: Call | None,
     resume: Call | None,
+    within_s: float,
 ) -> Taken:
     """Take everything of `source` into `staging`.
 
@@ -63,11 +70,12 @@ async def capture(
     source.check()
     steps: dict[str, float] = {}
     began = time.monotonic()
+    until = began + within_s
     async with _quiesced(source, quiesce, resume):
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            await finished(asyncio.to_thread(dump, source, staging, steps))
+            await finished(asyncio.to_thread(dump, source, staging, steps, until))
             faults.point("capture.thawed", source.container)
         except (OSError, ValueError) as error:
             raise CaptureFailed(
@@ -82,13 +90,19 @@ async def capture(
 async def finished(work: Coroutine[Any, Any, Result]) -> Result:
     """Wait until `work` has ended, also when cancelled meanwhile; then be cancelled.
 
-    For threads, which cannot be cancelled: what they use must not go before they do.
+    For threads, which cannot be cancelled: what they use must not go before they do. One that
+    does not come back ends the daemon.
     """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        done, _ = await asyncio.wait([task], timeout=_STUCK_S)
+        if not done:
+            # It holds a turn and a staging directory for ever. Nothing in this process can end
+            # it: systemd starts the next one, which takes up what is there. Pods do not notice.
+            log.critical("a thread hangs: quickthawd ends. Is a disk or an NFS server away?")
+            os._exit(_EXIT_STUCK)
         raise
 
 

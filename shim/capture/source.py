@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shim.capture.guard import guarded
 from shim.contract import journal
 from shim.contract.errors import NotCapturable, NotFrozen
 from shim.contract.paths import CONTAINERS
@@ -17,7 +18,7 @@ from shim.gate.facts import section
 from shim.kernel.cgroup import Freezer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from shim.contract.names import ContainerId, HostPid
 
@@ -88,7 +89,9 @@ def thaw_left(container: str) -> bool:
     CRIU ends with putting the freezer back as it found it: thawed before that, the container
     would stay frozen. Raises OSError.
     """
-    if journal.is_locked(f"{CONTAINERS}/{container}", journal.CHECKPOINT):
+    private = f"{CONTAINERS}/{container}"
+    # A guard that is about to thaw must not do it in the frozen window of the next capture.
+    if any(journal.is_locked(private, name) for name in (journal.CHECKPOINT, journal.THAW)):
         return False
     for kind, subject in journal.changes(journal.path_of(container)):
         if kind == journal.FROZEN and os.path.isdir(str(subject)):
@@ -97,24 +100,40 @@ def thaw_left(container: str) -> bool:
 
 
 @contextlib.contextmanager
-def frozen(source: Source, steps: dict[str, float]) -> Iterator[Freezer]:
+def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator[Freezer]:
     """Freeze the container, and let it run again whatever happens. Raises NotFrozen.
 
-    A daemon that is killed in between leaves a journal line, with which the next one thaws.
+    until: when it is thawed in any case, on `time.monotonic`. A daemon that is killed in between
+    leaves a guard, and a journal line, with which the next one thaws.
     steps["frozen"]: seconds from the request to freeze to the end of the freeze.
     """
     with _border(source):
         freezer = Freezer.of(source.pid)
         journal.note(journal.path_of(source.container), journal.FROZEN, freezer.path)
-    began = time.monotonic()
-    try:
+    with _guard(source, freezer, until) as guard_had_to_thaw:
+        began = time.monotonic()
+        try:
+            with _border(source):
+                freezer.freeze(until=began + FREEZE_S)
+            yield freezer
+        finally:
+            with _border(source):
+                freezer.thaw()
+            steps["frozen"] = round(time.monotonic() - began, 4)
+        if guard_had_to_thaw():
+            raise NotFrozen(
+                "the container did not stay frozen", container=source.container,
+                why="quickthawd was stopped, or the capture too slow, and the container was thawed",
+                do="Raise capture_timeout_s in the configuration, or find what is slow.",
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _guard(source: Source, freezer: Freezer, until: float) -> Iterator[Callable[[], bool]]:
+    with contextlib.ExitStack() as stack:
         with _border(source):
-            freezer.freeze(until=began + FREEZE_S)
-        yield freezer
-    finally:
-        with _border(source):
-            freezer.thaw()
-        steps["frozen"] = round(time.monotonic() - began, 4)
+            dismiss = stack.enter_context(guarded(source.container, freezer.path, until))
+        yield dismiss
 
 
 @contextlib.contextmanager

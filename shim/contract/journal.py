@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 16 << 20
 _LOCK = "lock"
+THAW = "thaw.lock"
+"""Name of the lock of the guard that thaws what the daemon no longer can."""
 CHECKPOINT = "checkpoint.lock"
 """Name of the lock that `runc checkpoint` itself holds: it outlives a daemon that is killed."""
 

@@ -231,6 +231,7 @@ class Captures:
             taken = await capture(
                 source, staging, network,
                 quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
+                within_s=self._config.capture_timeout_s,
             )  # fmt: skip
             await self._room.admit(source.container, needed, sum(taken.sizes.values()))
             software = await _software(source.runtime, self._config.criu)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.node.kubelet import Pod
 
 CALLS: Final = {"quiesce": "http POST :8000/quiesce", "resume": "http POST :8000/resume"}
+WISHES: Final = wishes(**CALLS)
 HAPPENS_WITHIN_S: Final = 20.0
 RECOVERED_WITHIN_S: Final = 30.0
 MUCH_MIB: Final = 150
@@ -36,7 +37,7 @@ def run(ground: Ground, case: Case) -> Seen:
         ground.wait(lambda: case_began(ground, pod), "no capture began", HAPPENS_WITHIN_S)
         time.sleep(CAPTURE_S + 1)
     else:
-        ground.wait(lambda: _over(ground, pod), "nothing happens", HAPPENS_WITHIN_S)
+        ground.wait(lambda: over(ground, pod), "nothing happens", HAPPENS_WITHIN_S)
     return recovered(ground, pod, nonce, before)
 
 
@@ -46,16 +47,39 @@ def source(ground: Ground, case: Case, **fields: str) -> Pod:
     return ground.node.kubelet.run_pod("source", [ground.spec(case.name)], annotations=wanted)
 
 
-def disturbed(ground: Ground, case: Case, disturb: Callable[[Pod], None]) -> Seen:
-    """Capture a pod with much memory, and call `disturb` when its dump is about to begin."""
+def disturbed(
+    ground: Ground, case: Case, disturb: Callable[[Pod], None], *, hangs: bool = False
+) -> Seen:
+    """Capture a pod with much memory, and call `disturb` when its dump is about to begin.
+
+    hangs: nothing will be said about the end of the capture.
+    """
     before = published(ground)
+    pod, nonce = _big_source(ground, case, disturb)
+    if hangs:
+        time.sleep(CAPTURE_S + 1)
+    else:
+        ground.wait(lambda: over(ground, pod), "nothing happens", HAPPENS_WITHIN_S)
+    return recovered(ground, pod, nonce, before)
+
+
+def source_killed(ground: Ground, case: Case, kill: Callable[[Pod], None]) -> Seen:
+    """The same where the source dies: kubelet starts it again, and that one is captured."""
+    before = published(ground)
+    pod, _ = _big_source(ground, case, kill)
+    pod.container().restart()
+    nonce = first_answer(pod)["nonce"]
+    ask(pod, "/ready")
+    return recovered(ground, pod, nonce, before)
+
+
+def _big_source(ground: Ground, case: Case, disturb: Callable[[Pod], None]) -> tuple[Pod, str]:
     pod = source(ground, case, capture_when="signal")
     nonce = first_answer(pod)["nonce"]
     ask(pod, f"/allocate?mib={MUCH_MIB}")
     ask(pod, "/ready")
     disturb(pod)
-    ground.wait(lambda: _over(ground, pod), "nothing happens", HAPPENS_WITHIN_S)
-    return recovered(ground, pod, nonce, before)
+    return pod, nonce
 
 
 def recovered(ground: Ground, pod: Pod, nonce: str, before: set[str]) -> Seen:
@@ -100,10 +124,11 @@ def forget(ground: Ground, names: set[str]) -> None:
 
 def case_began(ground: Ground, pod: Pod) -> bool:
     """Whether the capture of the pod has a staging directory, or is further than that."""
-    return bool(os.listdir(ground.node.path(STAGING))) or _over(ground, pod)
+    return bool(os.listdir(ground.node.path(STAGING))) or over(ground, pod)
 
 
-def _over(ground: Ground, pod: Pod) -> bool:
+def over(ground: Ground, pod: Pod) -> bool:
+    """Whether the capture of the pod has ended in some way, or its daemon has."""
     short = f"({pod.container().id[:12]})"
     told = [line for line in ground.node.journal().splitlines() if short in line]
     ends = ("captured as ", "no snapshot was made")
@@ -116,7 +141,7 @@ def _removal(ground: Ground, case: Case) -> Seen:
     ground.restart_daemon()
     pod = source(ground, case)
     nonce = first_answer(pod)["nonce"]
-    ground.wait(lambda: _over(ground, pod), "it is not captured", HAPPENS_WITHIN_S)
+    ground.wait(lambda: over(ground, pod), "it is not captured", HAPPENS_WITHIN_S)
     (name,) = published(ground) - before
     pod.remove(grace_s=0)
     ground.node.call([QUICKTHAW, "rm", name])

@@ -39,6 +39,8 @@ RESTORE: Final = {"quickthaw.io/restore": "auto", "quickthaw.io/deadline": "2s"}
 IN_SHM: Final = "/dev/shm/of-the-snapshot"
 IN_ROOTFS: Final = "/var/tmp/of-the-snapshot"
 IPV6_PORT: Final = 8002
+MEMORY_MIB: Final = 40
+"""What the captured process has beside its interpreter, so that a limit can be too small."""
 SERVES_WITHIN_S: Final = 5.0
 GONE_WITHIN_S: Final = 6.0
 CHECKED_WITHIN_S: Final = 60.0
@@ -86,6 +88,7 @@ class Ground:
     def _made_ready(self, pod: Pod) -> None:
         """State of every kind that a restore has to bring along, and a cold start must not."""
         self.cold = self.facts(pod)
+        ask(pod, f"/allocate?mib={MEMORY_MIB}")
         for path in (IN_SHM, IN_ROOTFS):
             ask(pod, f"/write?path={path}&size=100000&seed=1")
         ask(pod, f"/listen?host={pod.ips[1]}&port={IPV6_PORT}")

@@ -41,7 +41,11 @@ class Seen:
 
 @dataclass(slots=True)
 class Plan:
-    """What is special about a case. during: called while StartContainer runs, first attempt."""
+    """What is special about a case.
+
+    during: called while StartContainer runs, first attempt. after_failure: when the first attempt
+    has failed. after: when the pod runs. faults: armed beside the case's own.
+    """
 
     annotations: dict[str, str] = field(default_factory=lambda: dict(RESTORE))
     spec: ContainerSpec | None = None
@@ -49,6 +53,9 @@ class Plan:
     before_start: Disturb | None = None
     during: Disturb | None = None
     drop_ipv6: bool = False
+    faults: list[dict[str, object]] = field(default_factory=list)
+    after_failure: Callable[[Pod], None] | None = None
+    after: Callable[[Pod], None] | None = None
 
 
 def start(ground: Ground, plan: Plan, seen: Seen) -> Pod:
@@ -79,12 +86,14 @@ def _attempt(ground: Ground, pod: Pod, plan: Plan, seen: Seen) -> bool:
         first_answer(pod, within_s=0.1 if _ended(container) else ANSWERS_WITHIN_S)
         return True
     except (grpc.RpcError, OSError) as error:
-        seen.tries.append(_short(error))
+        seen.tries.append(short(error))
         if container.id and _exists(container):
             if container.running:
                 raise WentWrong(f"it runs and does not answer: {error!r}") from error
             container.attempt += 1
         time.sleep(BACK_OFF_S)
+        if first and plan.after_failure:
+            plan.after_failure(pod)
         return False
 
 
@@ -109,7 +118,8 @@ def _ended(container: Container) -> bool:
     return bool(container.status().state == pb.CONTAINER_EXITED)
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """What kubelet would write into an event."""
     return str(error.details() if isinstance(error, grpc.Call) else repr(error))[:300]
 
 
@@ -186,12 +196,14 @@ def run(ground: Ground, case: Case, plan: Plan | None = None) -> Seen:
     """A whole case: arm, start, end, disarm. Raises WentWrong."""
     plan, seen = plan or Plan(), Seen()
     plan.drop_ipv6 = plan.drop_ipv6 or case.kind == "hook"
-    ground.arm(case.armed())
+    ground.arm([*case.armed(), *plan.faults])
     in_daemon = case.kind == "daemon"
     if in_daemon:
         ground.restart_daemon()
     try:
         pod = start(ground, plan, seen)
+        if plan.after:
+            plan.after(pod)
         end(pod, seen)
     finally:
         ground.disarm()

@@ -79,7 +79,7 @@ def _processes(node: Enclosure) -> tuple[str, ...]:
     No pids: a daemon that was restarted is no left-over. Not those that bring a command in, either.
     """
     found: Counter[str] = Counter()
-    for pid in _pids(node):
+    for pid in pids(node):
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             name = Path(f"/proc/{pid}/comm").read_text().strip()
@@ -90,7 +90,8 @@ def _processes(node: Enclosure) -> tuple[str, ...]:
     return tuple(sorted(f"{count} x {command}" for command, count in found.items()))
 
 
-def _pids(node: Enclosure) -> set[int]:
+def pids(node: Enclosure) -> set[int]:
+    """The processes in the node's cgroups, as the host numbers them."""
     return {
         int(pid)
         for path in node.cgroups
@@ -113,7 +114,7 @@ def _cgroups(node: Enclosure) -> tuple[str, ...]:
 def _network_namespaces(node: Enclosure) -> tuple[str, ...]:
     """Those that a process is in, and those that a mount keeps (they show among the mounts)."""
     found = set()
-    for pid in _pids(node):
+    for pid in pids(node):
         try:
             found.add(os.readlink(f"/proc/{pid}/ns/net"))
         except (FileNotFoundError, ProcessLookupError):

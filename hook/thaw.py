@@ -1,0 +1,71 @@
+"""thaw: the guard of a container that is frozen for its capture.
+
+Not a hook of the runtime: quickthawd starts it before it freezes, because a daemon that is killed,
+stopped or hangs cannot thaw, and the container serves somebody. It waits on its standard input
+for the word that the window is over. When that does not come (the daemon has ended, is stopped,
+or the time is up), it thaws, and says so with its exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import time
+
+from shim.contract import journal
+from shim.contract.paths import CONTAINERS
+from shim.kernel.cgroup import Freezer
+
+ABANDONED = 3
+"""Exit status: it had to thaw."""
+READY = b"ready\n"
+DONE = b"done\n"
+_LOOK_S = 0.2
+_STOPPED_LOOKS = 5
+"""A daemon that a debugger or a person stops for less than that is waited for."""
+
+
+def thaw(container: str, freezer: str, within_s: float) -> int:
+    """Guard `container`, whose cgroup has the freezer at path `freezer`. Returns an exit status.
+
+    A checkpoint that goes on without its daemon ends with putting the freezer back as it found
+    it: thawed before that alone, the container would stay frozen. Raises OSError.
+    """
+    private = f"{CONTAINERS}/{container}"
+    until = time.monotonic() + within_s
+    with journal.lock(private, journal.THAW):
+        sys.stdout.buffer.write(READY)
+        sys.stdout.buffer.flush()
+        if _told(until):
+            return 0
+        while journal.is_locked(private, journal.CHECKPOINT):
+            if time.monotonic() > until:
+                _thaw(freezer)
+            time.sleep(_LOOK_S)
+        _thaw(freezer)
+    return ABANDONED
+
+
+def _told(until: float) -> bool:
+    """Wait for the word. False when it does not come."""
+    daemon, stopped = os.getppid(), 0
+    while time.monotonic() < until and stopped < _STOPPED_LOOKS:
+        if select.select([0], [], [], _LOOK_S)[0]:
+            return os.read(0, len(DONE)) == DONE
+        stopped = stopped + 1 if _is_stopped(daemon) else 0
+    return False
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def _thaw(freezer: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # the container has ended
+        Freezer(freezer).thaw()

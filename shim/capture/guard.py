@@ -1,0 +1,50 @@
+"""The daemon's side of the guard that thaws what we cannot thaw any more (hook/thaw.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from shim.capture import tool
+from shim.contract.paths import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_HOOK = f"{PREFIX}/bin/quickthaw-hook"
+_READY, _DONE = b"ready\n", b"done\n"
+_ENDS_WITHIN_S = 5.0
+
+
+@contextlib.contextmanager
+def guarded(container: str, freezer: str, until: float) -> Iterator[Callable[[], bool]]:
+    """Have a guard in the `with`. Gives a function that dismisses it and says whether it thawed.
+
+    freezer: path of the cgroup. until: when it thaws in any case, on `time.monotonic`. Raises
+    OSError when there can be no guard, and then nothing must be frozen.
+    """
+    within_s = max(0.0, until - time.monotonic())
+    with subprocess.Popen(
+        [_HOOK, "thaw", container, freezer, f"{within_s:.3f}"],
+        env=tool.ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        told, says = process.stdin, process.stdout
+        if told is None or says is None:  # cannot be: both are pipes
+            raise OSError(f"{_HOOK} has no pipes")
+
+        def dismiss() -> bool:
+            with contextlib.suppress(BrokenPipeError):
+                told.write(_DONE)
+                told.close()
+            return process.wait(_ENDS_WITHIN_S) != 0
+
+        try:
+            if says.readline() != _READY:
+                raise OSError(f"{_HOOK} thaw did not start")
+            yield dismiss
+        finally:
+            if process.poll() is None and not told.closed:
+                dismiss()
