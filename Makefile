@@ -65,7 +65,7 @@ packages: setup ## the deb and the rpm, in build/packages (KINDS=deb: only that)
 	@mkdir -p build/packages
 	flock build/packages/lock sh -c '$(PY) packaging/vendor.py tree build/packages/vendor && $(PY) packaging/build.py $(KINDS)'
 
-faults: packages ## everything fails once, on a node: FAULTS=WORD,WORD of phases or faults, SUITE=forky,trixie; writes build/faults.json
+faults: packages ## everything fails once, on a node: FAULTS=restore.shm,*CRIU takes some, SUITE=forky,trixie; writes build/faults.json
 	$(PY) -m tests.faults --only "$(FAULTS)" --suite "$(or $(SUITE),forky)"
 
 clean: ## remove everything that was built

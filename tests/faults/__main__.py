@@ -1,6 +1,7 @@
 """`make faults`: everything that can fail is made to fail on a real node; writes build/faults.json.
 
-    FAULTS=EXPR   only cases whose PHASE/FAULT has one of the words of EXPR (`criu,restore.shm`)
+    FAULTS=EXPR   only cases whose PHASE/FAULT begins like one word of EXPR, which may have a `*`
+                  (`restore.shm,*CRIU,*/kill`)
     SUITE=forky   forky, trixie, or both with a comma between them
 
 Exit status 1 when a pod was stuck, something stayed behind, or a container was not what it must be.
@@ -14,6 +15,7 @@ import sys
 import time
 import traceback
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from rich.console import Console
@@ -37,7 +39,7 @@ def main() -> int:
     parser.add_argument("--suite", default="forky")
     options = parser.parse_args()
     words = [word for word in options.only.split(",") if word]
-    cases = [each for each in matrix() if not words or any(word in each.name for word in words)]
+    cases = [each for each in matrix() if not words or _is_meant(each, words)]
     out = Console(highlight=False, soft_wrap=True)
     suites = options.suite.split(",")
     began = time.monotonic()
@@ -55,6 +57,10 @@ def main() -> int:
         f"written to {RESULT.relative_to(BUILD.parents[1])}"
     )
     return 1 if failed or not found else 0
+
+
+def _is_meant(case: Case, words: list[str]) -> bool:
+    return any(fnmatchcase(case.name, f"{word}*") for word in words)
 
 
 def _on_suite(suite: str, cases: list[Case], out: Console) -> list[dict[str, Any]]:
