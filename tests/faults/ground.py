@@ -74,8 +74,8 @@ class Ground:
     def close(self) -> list[str]:
         """Remove what is left of it; what stays nevertheless."""
         self.disarm()
-        self.restart_daemon()
         self.node.path(CONFIG).unlink()
+        self.restart_daemon()
         self.source.remove(grace_s=0)
         self.node.run([QUICKTHAW, "rm", self.snapshot.id])
         return self.left_overs(self.before_source)

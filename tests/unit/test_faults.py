@@ -138,3 +138,12 @@ def test_kill_and_hang_end_with_a_signal_alone(action: str) -> None:
             process.terminate()
         assert process.wait(10) == -(signal.SIGKILL if action == "kill" else signal.SIGTERM)
         assert process.stdout.read() == b""
+
+
+def test_the_table_in_the_documentation_is_this_one() -> None:
+    rows = [
+        line for line in (ROOT / "docs/faults.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]  # fmt: skip
+    wanted = {**faults.POINTS, **faults.ACTIONS}
+    assert rows == [f"| `{name}` | {meaning} |" for name, meaning in wanted.items()]

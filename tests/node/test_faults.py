@@ -1,0 +1,47 @@
+"""Some of what `make faults` tries, one of each kind: see tests/faults."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.__main__ import one
+from tests.faults.cases import Case, matrix
+from tests.faults.ground import Ground
+from tests.node.node import Node
+
+CASES = (
+    "restore.check/hang",
+    "restore.shm.noted/enospc",
+    "restore.criu.ended/kill",
+    "restore.undo/error",
+    "restore.outcome/enospc",
+    "hook.prestart/error",
+    "daemon.ticket.written/kill",
+    "capture.frozen/kill",
+    "capture.shm.copied/enospc",
+    "store.synced/error",
+    "restore: CRIU/stopped",
+    "restore: images/bit flipped",
+)
+
+
+@pytest.fixture(scope="module")
+def ground(swap_node: Node) -> Iterator[Ground]:
+    """The node with a snapshot whose source runs, which no case may disturb."""
+    made = Ground(swap_node)
+    yield made
+    assert made.close() == []
+
+
+@pytest.mark.parametrize(
+    "case", [each for each in matrix() if each.name in CASES], ids=lambda case: case.name
+)
+def test_the_pod_runs_and_nothing_is_left(ground: Ground, case: Case) -> None:
+    result = one(ground, case)
+    assert result["wrong"] == []
+    assert result["left_overs"] == []
+    assert result["source_state"] == "serves"
+
+
+def test_every_case_that_is_named_exists() -> None:
+    assert set(CASES) <= {each.name for each in matrix()}
