@@ -108,7 +108,7 @@ def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator
     steps["frozen"]: seconds from the request to freeze to the end of the freeze.
     """
     with _border(source):
-        freezer = Freezer.of(source.pid)
+        freezer = _own_freezer(source)
         journal.note(journal.path_of(source.container), journal.FROZEN, freezer.path)
     with _guard(source, freezer, until) as guard_had_to_thaw:
         began = time.monotonic()
@@ -126,6 +126,18 @@ def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator
                 why="quickthawd was stopped, or the capture too slow, and the container was thawed",
                 do="Raise capture_timeout_s in the configuration, or find what is slow.",
             )  # fmt: skip
+
+
+def _own_freezer(source: Source) -> Freezer:
+    """The freezer of the container's cgroup. Raises OSError, ValueError.
+
+    A process that is ending is shown in the root cgroup, and its number may become another's: what
+    is there must not be frozen, and least of all ourselves.
+    """
+    freezer = Freezer.of(source.pid)
+    if source.container not in os.path.basename(freezer.path):
+        raise ValueError(f"process {source.pid} is in {freezer.path}: has the container ended?")
+    return freezer
 
 
 @contextlib.contextmanager

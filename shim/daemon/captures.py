@@ -193,6 +193,11 @@ class Captures:
                     why=f"it took longer than {self._config.capture_timeout_s:g} s",
                     do="Raise capture_timeout_s in the configuration, or find what is slow.",
                 ) from error  # fmt: skip
+            except OSError as error:
+                raise CaptureFailed(
+                    "cannot capture", container=tracked.container, why=str(error),
+                    do="The next pod like it is tried again.",
+                ) from error  # fmt: skip
         tracked.snapshot = found.id
         tracked.become(State.CAPTURED)
         self._reporter.captured(tracked, steps["frozen"], steps["total"])

@@ -29,6 +29,8 @@ from tests.node.node import Node
 from tests.workers import images
 
 RESULT: Final = BUILD.parent / "faults.json"
+_LINES: Final = 20
+"""Of what is wrong with a case: the rest is in the file."""
 PACKAGES: Final = BUILD.parent / "packages"
 
 
@@ -48,10 +50,6 @@ def main() -> int:
     RESULT.write_text(json.dumps({**document, "cases": found}, indent=1) + "\n")
     out.print(_table(found))
     failed = [each for each in found if each["wrong"] or each["left_overs"]]
-    for each in failed:
-        out.print(f"[red]{each['suite']} {each['phase']}/{each['fault']}[/red]")
-        for line in [*each["wrong"], *(f"left: {name}" for name in each["left_overs"])]:
-            out.print(f"  {line}", markup=False)
     out.print(
         f"{len(found)} cases, {len(failed)} wrong, {document['seconds']} s; "
         f"written to {RESULT.relative_to(BUILD.parents[1])}"
@@ -76,11 +74,13 @@ def _on_suite(suite: str, cases: list[Case], out: Console) -> list[dict[str, Any
         for number, case in enumerate(cases, 1):
             result = one(ground, case)
             found.append({"suite": suite, **result})
-            sign = "[red]WRONG[/red]" if result["wrong"] or result["left_overs"] else "ok"
+            wrong = [*result["wrong"], *(f"left: {name}" for name in result["left_overs"])]
             out.print(
                 f"{suite} {number}/{len(cases)} {case.name}: {result['outcome']} "
-                f"in {result['seconds']} s {sign}"
+                f"in {result['seconds']} s {'[red]WRONG[/red]' if wrong else 'ok'}"
             )
+            for line in wrong[:_LINES]:
+                out.print(f"  {line}", markup=False)
         if left := ground.close():
             out.print(f"[red]Left after all of them:[/red] {left}")
             found[-1]["left_overs"] = [*found[-1]["left_overs"], *left]
