@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 
+from shim.contract import jsontext
 from shim.contract.manifest import canonical
 from shim.gate.facts import entries, section
 
@@ -58,7 +59,7 @@ def fits(captured: str, wanted: str) -> bool:
 def _gpus(text: str) -> list[list[object]]:
     """Name, memory and MIG of each; a value that cannot be read is a GPU that fits nowhere."""
     try:
-        value = json.loads(text)
+        value = jsontext.parse(text)
         found = [] if value == "none" else [list(gpu) for gpu in value["gpus"]]
     except (ValueError, TypeError, KeyError):
         return [[None, None, None]]

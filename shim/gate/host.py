@@ -13,10 +13,10 @@ criu/arch/x86/cpu.c for the rule.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 
+from shim.contract import jsontext
 from shim.contract.manifest import canonical
 
 HOST_FACTS = ("cpu_features", "cpu_state", "cpu_hwcap", "page_bytes", "cgroup")
@@ -126,12 +126,13 @@ def _release(version: str) -> tuple[int, ...]:
     """From `6.18.2-amd64`, or the last word of `Version: 4.2.1`; empty when it is none."""
     numbers = version.split()[-1].split(".")[:2] if version.split() else []
     digits = [number.partition("-")[0].partition("+")[0] for number in numbers]
-    return tuple(map(int, digits)) if len(digits) == 2 and all(map(str.isdecimal, digits)) else ()
+    right = len(digits) == 2 and all(each.isdecimal() and len(each) < 10 for each in digits)
+    return tuple(map(int, digits)) if right else ()
 
 
 def _loaded(text: str) -> object:
     try:
-        found: object = json.loads(text)
+        found: object = jsontext.parse(text)
     except ValueError:
         return None
     return found

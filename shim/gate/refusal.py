@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from shim.contract import jsontext
 from shim.contract.manifest import canonical
 
 UNKNOWN = "unknown"
@@ -51,10 +50,10 @@ class Finding:
 
 def _without_common(captured: str, wanted: str) -> tuple[str, str]:
     try:
-        have, want = _differences(json.loads(captured), json.loads(wanted))
-    except ValueError:
-        return captured, wanted  # text that is no JSON: a version, a name
-    return canonical(have), canonical(want)
+        have, want = _differences(jsontext.parse(captured), jsontext.parse(wanted))
+        return canonical(have), canonical(want)
+    except (ValueError, RecursionError):
+        return captured, wanted  # text that is no JSON, or odd JSON: a version, a name
 
 
 def _differences(have: object, want: object) -> tuple[object, object]:

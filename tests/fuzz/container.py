@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from protos import criu_pb2
 from shim.contract.errors import BadAnnotation
 from shim.criu import images
+from shim.gate.checks import DECISION, SWAP, findings
 from shim.gate.facts import memory_limit, power_facts
 from shim.gate.key import Pod
-from shim.gate.request import NOWHERE, request_at_swap, request_of
+from shim.gate.request import NOWHERE, Node, Request, request_at_swap, request_of
 from shim.kernel import mounts
 from shim.nri import annotations as pods
 from shim.nri import logregex
@@ -21,6 +22,7 @@ from shim.restore.bundle import Bundle
 from shim.rootfs import overlay
 from tests.fuzz.files import place
 from tests.fuzz.invariants import Violated, refuses_with, same
+from tests.unit.manifests import SOFTWARE, made
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,6 +87,30 @@ def _facts(spec: Mapping[str, Any]) -> None:
     for name, fact in asked.facts.items():
         if not isinstance(fact, str):
             raise Violated(f"the fact {name} is no text")
+
+
+def snapshot_facts(data: bytes) -> None:
+    """Facts of a snapshot and of a container: every check finds something, and says it."""
+    texts = [text.decode(errors="replace") for text in data.split(b"\n")]
+    half = len(texts) // 2
+    captured = _named(texts[:half])
+    software = {**SOFTWARE, "kernel": texts[0], "criu": texts[-1]}
+    found = made(facts=captured, software=software)
+    node = Node(
+        arch="x86_64", kernel=texts[-1], criu=texts[0], host={}, gpus=None,
+        trust=lambda _: ("a key", True),
+    )  # fmt: skip
+    asked = Request(facts=_named(texts[half:]), memory_limit_bytes=0, namespace="n", node=node)
+    with refuses_with():
+        for when in (DECISION, SWAP):
+            for finding in findings(found, asked, when):
+                same(type(str(finding)), str, "a finding in words")
+                json.dumps(finding.as_json())
+
+
+def _named(texts: list[str]) -> dict[str, str]:
+    """The texts as facts: values of the ones that are parsed come first."""
+    return dict(zip(("cpu_features", "cpu_hwcap", "gpu", "mounts", "env"), texts, strict=False))
 
 
 def pod_annotations(data: bytes) -> None:

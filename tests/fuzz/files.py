@@ -15,6 +15,7 @@ from shim.contract import journal, jsontext, manifest, names, outcome, ticket
 from shim.contract.errors import BadManifest
 from shim.criu import log
 from shim.integrity import marks, tree
+from shim.kube import kubeconfig
 from shim.restore import images as patching
 from shim.store import quarantine
 from shim.trust import keyfile, signature
@@ -64,6 +65,16 @@ def keys(data: bytes) -> None:
         with refuses_with(ValueError):
             found = parse(data)
             same(type(found.pem()), bytes, "a key in PEM")
+
+
+def kubeconfigs(data: bytes) -> None:
+    """The file with which an operator names an API server."""
+    path = place() / "kubeconfig"
+    path.write_bytes(data)
+    with refuses_with(kubeconfig.BadKubeconfig, OSError):
+        found = kubeconfig.load(str(path))
+        if not found.host or not 0 < found.port < 65536:
+            raise Violated(f"no server: {found.host!r} {found.port}")
 
 
 def listings(data: bytes) -> None:

@@ -62,6 +62,14 @@ _MOUNT = (
     "rw,lowerdir=/a/2/fs:/a/1/fs,upperdir=/a/3/fs,workdir=/a/3/work,index=off"
 )
 
+_KUBECONFIG = b"""
+apiVersion: v1
+current-context: c
+contexts: [{name: c, context: {cluster: k, user: u}}]
+clusters: [{name: k, cluster: {server: "https://10.0.0.1:6443/x"}}]
+users: [{name: u, user: {token: abc}}]
+"""
+
 
 def seeds() -> Mapping[str, Iterable[bytes]]:
     """For each target."""
@@ -90,6 +98,12 @@ def seeds() -> Mapping[str, Iterable[bytes]]:
         "criu_logs": [b"(00.01)      1: Error (criu/x.c:3): cannot\n", b'{"msg":"no"}\n'],
         "patches": [b'{"patches":[{"address":"10.0.0.1","offsets":[8]}]}\n' + b"x" * 24,
                     b"{}\n" + b"x" * 8 + struct.pack("<I", 6) + b"\x0a\x04name"],
+        "kubeconfigs": [_KUBECONFIG],
+        "snapshot_facts": [
+            b'["avx","fpu"]\n[1,2]\n{"driver":"5","gpus":[["H100",1,false]]}\n[{"a":1}]\n{}\n'
+            b'["fpu"]\n[3,2]\n"none"\n[{"a":2}]\n{"A":"b"}',
+            b"6.18.2-amd64\n6.1",
+        ],
         "criu_images": _images(),
         "oci_specs": [json.dumps(_SPEC).encode()],
         "pod_annotations": [text.encode() for text in _ANNOTATIONS],
