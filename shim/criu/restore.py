@@ -8,7 +8,7 @@ import time
 from shim.contract import faults
 from shim.criu import mntns
 from shim.criu.log import first_error
-from shim.kernel import keyring, process
+from shim.kernel import keyring, process, survivors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shim.front.argv import Call
 
 _DELETE_S = 10.0
+_DIES_WITHIN_S = 5.0
 _RUNC_ROOT = "/run/runc"
 
 
@@ -36,6 +37,7 @@ def restore(
     """
     undo.callback(_take_away, call.container, runtime)
     undo.callback(mntns.remove, f"{work}/restore.log", state_directory(call))
+    undo.callback(_end_survivors, call.container)
     flags = ["--console-socket", "--pid-file", "--no-pivot"]
     options = [f"{flag}={call.options[flag]}" if call.options[flag] else flag
                for flag in flags if flag in call.options]  # fmt: skip
@@ -62,6 +64,11 @@ def state_directory(call: Call) -> str:
     """Where the runtime keeps the state of this container. Source: runc(8), --root."""
     roots = [flag.partition("=")[2] for flag in call.root_flags if flag.startswith("--root=")]
     return f"{roots[0] if roots else _RUNC_ROOT}/{call.container}"
+
+
+def _end_survivors(container: str) -> None:
+    """What CRIU has restored outlives CRIU when that is killed at the deadline."""
+    survivors.kill(container, until=time.monotonic() + _DIES_WITHIN_S)
 
 
 def _take_away(container: str, runtime: Sequence[str]) -> None:

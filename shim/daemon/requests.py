@@ -84,7 +84,13 @@ class Requests:
         damaged = wanted in self._store.damaged
         found = SnapshotId(wanted) if damaged else self._store.get(wanted).id
         in_use = users(self._registry).get(found, [])
-        await asyncio.to_thread(self._store.remove, found, users=in_use)
+        # From here on nobody is given a ticket for it: nothing was awaited since the look.
+        withdrawn = None if in_use else self._store.withdraw(found)
+        try:
+            await asyncio.to_thread(self._store.remove, found, users=in_use)
+        except OSError:
+            self._store.put_back(withdrawn)
+            raise
         await asyncio.to_thread(Path(LOGS, f"{found}.log").unlink, missing_ok=True)
         return {"removed": found}
 

@@ -99,7 +99,8 @@ class Room:
             await self._remove(each, container)
 
     def _used(self) -> int:
-        damaged = sum(on_disk(str(self._store.snapshots / name)) for name in self._store.damaged)
+        names = list(self._store.damaged)
+        damaged = sum(on_disk(str(self._store.snapshots / name)) for name in names)
         return damaged + sum(found.sizes.total for found in self._store.all())
 
     def _candidates(self) -> list[Candidate]:

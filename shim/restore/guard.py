@@ -17,7 +17,7 @@ import time
 from shim.contract import faults, outcome
 from shim.contract.errors import NoTurn, SwapKilled
 from shim.contract.ticket import pod_of
-from shim.kernel import alarm, process
+from shim.kernel import alarm, process, survivors
 from shim.restore import turns
 from shim.restore.forget import forget
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shim.contract.ticket import Ticket
 
 _DELETE_S = 10.0
+_DIES_WITHIN_S = 5.0
 _DONE = b"."
 
 
@@ -81,6 +82,7 @@ def _wait(until: float, parent: int, read_fd: int) -> str:
 def _clean_up(ticket: Ticket, runtime: Sequence[str], why: str) -> None:
     """The runtime's own poststop hook does most of it, if the runtime knows the container."""
     container = ticket.container
+    survivors.kill(container, until=time.monotonic() + _DIES_WITHIN_S)
     with contextlib.suppress(process.TooLate, OSError):
         until = time.monotonic() + _DELETE_S
         process.run([*runtime, "delete", "--force", container], until=until, quiet=True)

@@ -104,7 +104,7 @@ class Store:
         """The snapshots with all that is given, the newest first."""
         found = [
             each
-            for each in self._by_id.values()
+            for each in list(self._by_id.values())  # other threads publish and remove meanwhile
             if (not key or each.key == key)
             and (not name or each.name == name)
             and (not namespace or each.source.namespace == namespace)
@@ -117,7 +117,8 @@ class Store:
         Raises NoSuchSnapshot, with what comes near.
         """
         digits = wanted.removeprefix("sha256:")
-        found = [self._by_id[name] for name in self._by_id if name.startswith(digits)]
+        index = dict(self._by_id)  # other threads publish and remove meanwhile
+        found = [index[name] for name in index if name.startswith(digits)]
         if len(digits) < MIN_PREFIX or not found:
             found = self.find(name=wanted)[:1] if wanted else []
         if len(found) == 1:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -184,3 +187,33 @@ def test_listings_are_json(store: Store) -> None:
     told = shown(store, found, {found.id: ["c1"]}, trust=TrustsAll(), log="/x/restore.log")
     assert (told["uses"], told["users"], told["log"]) == (1, ["c1"], "/x/restore.log")
     json.dumps([rows, told])
+
+
+def test_the_index_is_searched_while_snapshots_come_and_go(store: Store) -> None:
+    one, stop, wrong = made(), threading.Event(), []
+
+    def change() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            store._by_id[f"{number % 500:064x}"] = one
+            store._by_id.pop(f"{(number + 250) % 500:064x}", None)
+
+    threads = [threading.Thread(target=change) for _ in range(2)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(300):
+            store.find(key="b" * 64)
+            with contextlib.suppress(NoSuchSnapshot):
+                store.get("fffff")
+    except RuntimeError as error:
+        wrong.append(error)
+    finally:
+        stop.set()
+        sys.setswitchinterval(before)
+        for thread in threads:
+            thread.join()
+    assert wrong == []

@@ -1,0 +1,66 @@
+"""Processes of a container that the runtime does not know, or not yet. Lean.
+
+CRIU's new tree is in the container's cgroup from its first process on, and in no process group of
+ours. When CRIU is killed, what it has restored so far goes on: it would hold the ports of the pod
+against the cold start. `runc delete` does not help before the runtime has written its state.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+_POLL_S = 0.002
+_ID_CHARS = 32
+"""A shorter name might be part of another cgroup's by chance. containerd's ids have 64."""
+
+
+def kill(container: str, *, until: float) -> list[int]:
+    """SIGKILL to every process in the container's cgroups, until there is none.
+
+    Only for a container that the runtime has not created: everything in its cgroup is what a
+    restore left. Returns those that are still there at `until` (on `time.monotonic`).
+    """
+    if len(container) < _ID_CHARS:
+        return []
+    while True:
+        found = members(container)
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if not found or time.monotonic() > until:
+            return found
+        time.sleep(_POLL_S)
+
+
+def members(container: str) -> list[int]:
+    """The living processes in cgroups of which a part is named for the container; not us.
+
+    By the name, because every driver (cgroupfs, systemd) has another way to it and the same name.
+    """
+    name = container.encode()
+    own = os.getpid()
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
+    return [pid for pid in pids if pid != own and _is_in(pid, name)]
+
+
+def _is_in(pid: int, name: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            if not any(_is_named(line.rpartition(b":")[2], name) for line in file):
+                return False
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _is_named(path: bytes, name: bytes) -> bool:
+    """Whether a part of the path is the id, or a unit's name that ends with it."""
+    return any(
+        part == name or (part.endswith(b"-" + name + b".scope"))
+        for part in path.strip().split(b"/")
+    )

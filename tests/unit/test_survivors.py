@@ -1,0 +1,31 @@
+"""Processes of a container that the runtime does not know."""
+
+import os
+import time
+
+from shim.kernel import survivors
+
+ID = "f" * 64
+
+
+def test_names_of_every_driver_are_the_containers() -> None:
+    for path in (
+        f"/kubepods/besteffort/pod7a6f/{ID}",
+        f"/kubepods.slice/kubepods-pod7a6f.slice/cri-containerd-{ID}.scope",
+        f"/kubepods/pod7a6f/{ID}/of-its-own",
+        f"/{ID}\n",
+    ):
+        assert survivors._is_named(path.encode(), ID.encode()), path
+
+
+def test_other_names_are_not() -> None:
+    for path in (f"/kubepods/{ID}x", f"/kubepods/x{ID}", f"/kubepods/cri-{ID}.slice", "/", ""):
+        assert not survivors._is_named(path.encode(), ID.encode()), path
+
+
+def test_nobody_is_killed_for_a_name_that_is_too_short_or_of_no_cgroup() -> None:
+    with open("/proc/self/cgroup") as file:
+        own = file.readline().strip().rpartition("/")[2]
+    assert survivors.kill(own[:31], until=time.monotonic() + 5) == []
+    assert survivors.kill(ID, until=time.monotonic() + 5) == []
+    assert os.getpid() not in survivors.members(own)
