@@ -28,14 +28,16 @@ def shared_directory(node: Node) -> Iterator[None]:
     node.run(["rm", "-r", SHARED])
 
 
-def product_without(node: Node, *codes: str) -> contextlib.AbstractContextManager[None]:
+def product_without(
+    node: Node, *codes: str, of_daemon: bool = True
+) -> contextlib.AbstractContextManager[None]:
     """The installed gate lacks these checks inside of the `with`: what an attacker dreams of."""
 
     def taken_out(text: str) -> str:
         assert all(f'"{code}"' in text for code in codes)
         return f"{text}\nCHECKS = tuple(row for row in CHECKS if row.code not in {codes!r})\n"
 
-    return mutant(node, "shim/gate/checks.py", taken_out)
+    return mutant(node, "shim/gate/checks.py", taken_out, of_daemon=of_daemon)
 
 
 def line_taken_out(line: str) -> Callable[[str], str]:
@@ -50,8 +52,12 @@ def line_taken_out(line: str) -> Callable[[str], str]:
 
 
 @contextlib.contextmanager
-def mutant(node: Node, path: str, edit: Callable[[str], str]) -> Iterator[None]:
-    """One installed source is another one inside of the `with`, for the daemon and the runtime."""
+def mutant(
+    node: Node, path: str, edit: Callable[[str], str], *, of_daemon: bool = True
+) -> Iterator[None]:
+    """One installed source is another one inside of the `with`: for the runtime and, restarted, the
+    daemon.
+    """
     source = node.path(f"{INSTALLED}/{path}")
     pattern = f"__pycache__/{source.stem}.*"
     kept = {each: each.read_bytes() for each in [source, *source.parent.glob(pattern)]}
@@ -59,14 +65,16 @@ def mutant(node: Node, path: str, edit: Callable[[str], str]) -> Iterator[None]:
         for compiled in source.parent.glob(pattern):  # unchecked: else it would be run as it is
             compiled.unlink()
         source.write_text(edit(source.read_text()))
-        restart_daemon(node)
+        if of_daemon:
+            restart_daemon(node)
         yield
     finally:
         for compiled in source.parent.glob(pattern):
             compiled.unlink()
         for each, content in kept.items():
             each.write_bytes(content)
-        restart_daemon(node)
+        if of_daemon:
+            restart_daemon(node)
 
 
 def restart_daemon(node: Node) -> None:

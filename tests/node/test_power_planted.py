@@ -76,7 +76,7 @@ def test_a_link_in_a_volume_does_not_open_a_file_for_a_restored_process(swap_nod
     victim.remove(grace_s=0)
     secret = swap_node.path(f"{SHARED}/secret/key")
     assert b"attacked" not in secret.read_bytes()
-    with product_without(swap_node, "volume_files"):
+    with product_without(swap_node, "volume_files", of_daemon=False):
         attacked = start_victim(swap_node, "link", fields, taken)
         assert_restored(attacked.container())
         wait_until(

@@ -83,7 +83,8 @@ def test_a_restored_process_has_no_keyring_of_the_nodes(swap_node: Node) -> None
     ours = f"_ses.{pod.container().id}"
     wait_until(lambda: session_keyring(pod).endswith(ours), "it has another keyring", swap_node)
     pod.remove(grace_s=0)
-    with mutant(swap_node, "shim/criu/restore.py", line_taken_out("keyring.join_session(")):
+    without = line_taken_out("keyring.join_session(")
+    with mutant(swap_node, "shim/criu/restore.py", without, of_daemon=False):
         attacked = start_victim(swap_node, "keyring", fields, taken)
         assert_restored(attacked.container())
         time.sleep(SETTLED_S)
@@ -101,7 +102,8 @@ def test_the_score_of_the_oom_killer_is_the_new_pods(swap_node: Node) -> None:
 
     taken = own_snapshot(swap_node, "oom", {"memory_limit_bytes": 256 << 20})
     assert score() == 1000, "a burstable pod's snapshot must not spare a best-effort pod"
-    with mutant(swap_node, "shim/restore/sequence.py", line_taken_out("self._rescore()")):
+    without = line_taken_out("self._rescore()")
+    with mutant(swap_node, "shim/restore/sequence.py", without, of_daemon=False):
         assert score() == 900
 
 
