@@ -32,6 +32,7 @@ from shim.daemon.decision import Decider
 from shim.daemon.explaining import Explaining
 from shim.daemon.health import Health
 from shim.daemon.notify import notify
+from shim.daemon.oneline import OneLine
 from shim.daemon.plugin import NodePlugin
 from shim.daemon.registry import Registry
 from shim.daemon.reporter import Reporter
@@ -55,7 +56,9 @@ class Stopped(Exception):
 
 def main() -> int:
     """Run until SIGTERM. Returns an exit status."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine())
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     try:
         loaded = configuration.load()
         logging.getLogger().setLevel(loaded.config.log_level.upper())

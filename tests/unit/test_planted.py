@@ -1,0 +1,120 @@
+"""What is planted where root writes: it stays its owner's, and is not followed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim.contract import journal
+from shim.criu import options
+from shim.daemon.oneline import OneLine
+from shim.restore import resume
+from tests.unit.manifests import made
+from tests.unit.test_swap_path import a_ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class NoBundle:
+    """A bundle whose spec says nothing."""
+
+    spec: dict[str, Any] = {}  # noqa: RUF012
+    environment: dict[str, str] = {}  # noqa: RUF012
+
+
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The control directory of the container `abc`."""
+    monkeypatch.setattr(resume, "CONTROL", str(tmp_path))
+    (tmp_path / "abc").mkdir()
+    (tmp_path / "target").write_text("untouched")
+    return tmp_path / "abc"
+
+
+def tell() -> None:
+    bundle: Any = NoBundle()
+    resume.tell(a_ticket(), made(), bundle, ["10.0.0.1"])
+
+
+def as_link(path: Path) -> None:
+    path.symlink_to("../target")
+
+
+def as_hard_link(path: Path) -> None:
+    os.link(path.parent.parent / "target", path)
+
+
+def as_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def as_directory(path: Path) -> None:
+    path.mkdir()
+
+
+PLANTED = [as_link, as_hard_link, as_fifo, as_directory]
+
+
+@pytest.mark.parametrize("plant", PLANTED[:3])
+def test_restored_json_replaces_what_was_planted_and_follows_nothing(
+    control: Path, plant: Callable[[Path], None]
+) -> None:
+    plant(control / "restored.json")
+    tell()
+    assert (control.parent / "target").read_text() == "untouched"
+    assert '"pod": "pod"' in (control / "restored.json").read_text()
+    assert not (control / "restored.json").is_symlink()
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_a_planted_scratch_file_fails_the_swap_and_is_not_written(
+    control: Path, plant: Callable[[Path], None]
+) -> None:
+    plant(control / ".restored.json")
+    with pytest.raises(FileExistsError):
+        tell()
+    assert (control.parent / "target").read_text() == "untouched"
+
+
+def test_taking_it_back_removes_names_and_not_what_they_lead_to(control: Path) -> None:
+    as_link(control / "restored.json")
+    as_hard_link(control / ".restored.json")
+    resume.untell(a_ticket())
+    assert os.listdir(control) == []
+    assert (control.parent / "target").read_text() == "untouched"
+
+
+def test_crius_options_are_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("untouched")
+    (tmp_path / "criu.conf").symlink_to("target")
+    with pytest.raises(OSError, match="symbolic"):
+        options.write(str(tmp_path / "criu.conf"))
+    assert (tmp_path / "target").read_text() == "untouched"
+
+
+def test_a_journal_of_another_kind_of_change_is_passed_over(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal")
+    journal.note(path, "unheard-of", {"target": "/etc"})
+    assert list(journal.changes(path)) == [("unheard-of", {"target": "/etc"})]
+
+
+def line_of(message: str) -> str:
+    record = logging.LogRecord("q", logging.WARNING, __file__, 1, "pod %s", (message,), None)
+    return OneLine().format(record)
+
+
+def test_nobody_begins_a_line_of_the_journal() -> None:
+    told = line_of("x\nINFO default/pod restored from 0123\r\x1b[2J")
+    assert told == "WARNING pod x\\nINFO default/pod restored from 0123\\r\\x1b[2J"
+
+
+@given(st.text())
+def test_every_message_is_one_line(text: str) -> None:
+    assert line_of(text).isprintable()
