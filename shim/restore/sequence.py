@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 
 from shim.contract import faults, journal, manifest
@@ -44,6 +43,7 @@ from shim.integrity.check import Check
 from shim.kernel import alarm, mounts
 from shim.kernel.addresses import global_addresses
 from shim.kernel.alarm import TooLate
+from shim.kernel.beneath import open_dir, remove_tree
 from shim.kernel.fds import OwnedFd
 from shim.kernel.netns import loopback_is_up
 from shim.kernel.utsns import hostname_in
@@ -136,7 +136,8 @@ class Swap:
             self._restore(undo, image_dir)
             self._rescore()
             check.unchanged()
-            shutil.rmtree(image_dir)  # it is in memory, and CRIU has read it
+            with open_dir(self.private) as private:  # it is in memory, and CRIU has read it
+                remove_tree(private.fileno(), os.path.basename(image_dir))
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:

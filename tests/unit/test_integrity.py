@@ -8,6 +8,8 @@ import os
 import shutil
 import stat
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.contract.manifest import Manifest
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and owners need root")
 
@@ -387,6 +391,28 @@ def test_jobs_may_add_jobs() -> None:
     work.start()
     work.finish()
     assert done == list(range(50, -1, -1))
+
+
+def test_a_check_that_hashes_little_imports_no_threads(
+    marked: tuple[Path, Manifest, Path],
+) -> None:
+    place, manifest, marks = marked
+    (place / "manifest.json").write_bytes(manifest.encode())
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from shim.contract import manifest
+from shim.integrity.check import Check
+import shim.restore.sequence
+dirfd = os.open({str(place)!r}, os.O_RDONLY)
+found = manifest.read(dirfd, snapshot={manifest.id!r})
+with Check(dirfd, found, container="c1", until=1e99, marks_directory={str(marks)!r}) as check:
+    check.begin()
+    check.finish()
+print(check.hashed_bytes, not {{"threading", "shutil"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-ISE", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
 
 
 # Chunks and listings as data
