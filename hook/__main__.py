@@ -1,5 +1,5 @@
-"""quickthaw-hook: `prestart ID` or `poststop ID` with the OCI state on stdin, `record PID` or
-`thaw ID FREEZER SECONDS`.
+"""quickthaw-hook: `prestart ID` or `poststop ID` with the OCI state on stdin, `record PID`,
+`thaw ID FREEZER SECONDS` or `undo ID NETNS`.
 
 The id is for the shell part of the hook (hook/quickthaw-hook); the state has it, too.
 
@@ -12,6 +12,10 @@ import sys
 
 from hook.state import read_state
 from shim.contract import faults
+from shim.kernel import alarm
+
+_AT_MOST_S = 10.0
+"""A runtime that was killed itself does not end its hooks: they end by themselves."""
 
 
 def main() -> int:
@@ -27,18 +31,26 @@ def main() -> int:
             from hook.thaw import thaw
 
             return thaw(operands[0], operands[1], float(operands[2]))
+        elif name == "undo" and len(operands) == 2:
+            from hook.poststop import undo
+
+            alarm.kill_us_after(_AT_MOST_S)
+            undo(*operands)
         elif name == "prestart":
             from hook.prestart import prestart
 
+            alarm.kill_us_after(_AT_MOST_S)
             prestart(read_state(sys.stdin.buffer))
         elif name == "poststop":
             from hook.poststop import poststop
 
+            alarm.kill_us_after(_AT_MOST_S)
             poststop(read_state(sys.stdin.buffer))
         else:
             sys.stderr.write(
                 "usage: quickthaw-hook prestart|poststop ID < state.json, record PID, "
-                "or thaw ID FREEZER SECONDS\n"
+                "thaw ID FREEZER SECONDS, "
+                "or undo ID NETNS\n"
             )
             return 2
     except Exception as error:  # noqa: BLE001 - the border: one line for the runtime's log

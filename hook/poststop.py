@@ -23,14 +23,29 @@ def poststop(state: State) -> None:
     if journal.is_locked(f"{CONTAINERS}/{state.container}"):
         return
     faults.point("hook.poststop", state.container)
-    addresses = [
-        str(subject)
-        for kind, subject in journal.changes(journal.path_of(state.container))
-        if kind == journal.ADDRESS
-    ]
+    addresses = _given(state.container)
     forget(state.container)
     faults.point("hook.poststop.forgotten", state.container)
-    netns = _network_namespace(state.bundle)
+    _take_back(addresses, _network_namespace(state.bundle))
+
+
+def undo(container: str, netns: str) -> None:
+    """Take addresses back that a restore was given which then failed. Raises OSError.
+
+    Not a hook of the runtime: `quickthaw-runc` calls it before the container starts cold.
+    """
+    _take_back(_given(container), netns)
+
+
+def _given(container: str) -> list[str]:
+    return [
+        str(subject)
+        for kind, subject in journal.changes(journal.path_of(container))
+        if kind == journal.ADDRESS
+    ]
+
+
+def _take_back(addresses: list[str], netns: str) -> None:
     if not addresses or not os.path.exists(netns):
         return  # with the namespace gone, so are its addresses
     from hook import netlink

@@ -28,6 +28,7 @@ from shim.contract.paths import (
     CONTAINER_WORK,
     CONTAINERS,
     LOGS,
+    PREFIX,
     SNAPSHOT_CRIU,
     SNAPSHOT_ROOTFS,
     SNAPSHOT_SHM,
@@ -40,7 +41,7 @@ from shim.gate.checks import SWAP
 from shim.gate.decide import refusals_of
 from shim.gate.request import request_at_swap
 from shim.integrity.check import Check
-from shim.kernel import alarm, mounts
+from shim.kernel import alarm, mounts, process
 from shim.kernel.addresses import global_addresses
 from shim.kernel.alarm import TooLate
 from shim.kernel.beneath import open_dir, remove_tree
@@ -257,8 +258,16 @@ class Swap:
             return
         plan = f"{self.private}/{CONTAINER_NETWORK_PLAN}"
         undo.callback(os.unlink, plan)  # a cold start runs the hook, too, and needs none of it
+        if left:
+            undo.callback(self._take_addresses_back, netns)
         with open(plan, "w") as file:
             json.dump({"bindable": left}, file)
+
+    def _take_addresses_back(self, netns: str) -> None:
+        """What the hook gave to `lo`. The runtime's poststop hook keeps off while we go on."""
+        argv = [f"{PREFIX}/bin/quickthaw-hook", "undo", self.ticket.container, netns]
+        with contextlib.suppress(TooLate):  # told by the hook that follows the container's end
+            process.run(argv, until=time.monotonic() + UNDO_S / 2, quiet=True)
 
     def _renamed(self, captured: Mapping[str, bytes]) -> dict[str, bytes]:
         """The image of the UTS namespace with the name that the sandbox has."""

@@ -121,13 +121,24 @@ class Ground:
 
     def restart_daemon(self) -> None:
         """SIGKILL it, if it runs, as systemd's watchdog would, and wait until the next serves."""
-        self.node.kill_daemon()
+        self._end_daemon()
         said = len(self.node.journal())
         self.node.start_daemon()
         self.wait(
             lambda: "synchronized with" in self.node.journal()[said:],
             "the daemon does not connect to containerd", SYNCHRONIZED_WITHIN_S,
         )  # fmt: skip
+
+    def _end_daemon(self) -> None:
+        deadline = time.monotonic() + SYNCHRONIZED_WITHIN_S
+        while True:
+            try:
+                self.node.kill_daemon()
+                return
+            except ProcessLookupError:  # it has just killed itself, and is not reaped yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(LOOK_EVERY_S)
 
     @property
     def daemon_dead(self) -> bool:
@@ -213,7 +224,13 @@ class Ground:
             lines += self.node.journal()[said:].splitlines()
 
 
-_MAY_STAY: Final = (f"{SNAPSHOTS}/", "/var/lib/quickthaw/health/", f"{RUN}/logs/", FAULTS)
+_MAY_STAY: Final = (
+    f"{SNAPSHOTS}/",
+    "/var/lib/quickthaw/health/",
+    "/var/lib/quickthaw/used/",
+    f"{RUN}/logs/",
+    FAULTS,
+)
 
 
 def freezer_state(container: Container) -> str:
