@@ -37,7 +37,7 @@ def watching(ticket: Ticket, runtime: Sequence[str], until: float) -> Iterator[N
     """Have a guard while the swap of `ticket` is under way. Raises OSError.
 
     runtime: the real runtime with its global flags. until: when even its undoing must be over, on
-    `time.monotonic`. The guard has ended when this is left, so that no `exec` inherits it.
+    `time.monotonic`. The guard ends when this is left; it is not waited for, because a pod waits.
     """
     read_fd, write_fd = os.pipe()
     parent = os.getpid()
@@ -52,7 +52,7 @@ def watching(ticket: Ticket, runtime: Sequence[str], until: float) -> Iterator[N
         with contextlib.suppress(BrokenPipeError):
             os.write(write_fd, _DONE)
         os.close(write_fd)
-        os.waitpid(pid, 0)
+        os.waitpid(pid, os.WNOHANG)  # who inherits our children reaps it, if it is not yet there
 
 
 def _guard(ticket: Ticket, runtime: Sequence[str], until: float, parent: int, read_fd: int) -> None:
