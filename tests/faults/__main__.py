@@ -136,6 +136,7 @@ def _reset(ground: Ground) -> list[str]:
             if pod is not ground.source:
                 pod.remove(grace_s=0)
         ground.mend_snapshot()
+        capturing.forget(ground, capturing.published(ground) - {ground.snapshot.id})
     except Exception as error:  # noqa: BLE001 - it is told with the case
         return [f"and afterwards: {type(error).__name__}: {error}"]
     return []

@@ -29,6 +29,7 @@ from tests.node.swapping import (
     wishes,
 )
 
+QUARANTINE: Final = "/var/lib/quickthaw/quarantine"
 STAGING: Final = "/var/lib/quickthaw/staging"
 BUNDLES: Final = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 CONFIG: Final = "/etc/quickthaw/quickthaw.d/faults.toml"
@@ -157,6 +158,9 @@ class Ground:
             copy = self.snapshot.directory / path.relative_to(self._pristine)
             status = path.lstat()
             os.chown(copy, status.st_uid, status.st_gid, follow_symlinks=False)
+        # What is damaged goes to quarantine at once, unless the daemon did not see it.
+        if self.node.path(f"{QUARANTINE}/{self.snapshot.id}.json").exists():
+            self.node.run([QUICKTHAW, "quarantine", "release", self.snapshot.id])
 
     def wait(self, done: Callable[[], object], what: str, within_s: float) -> None:
         """Raises WentWrong."""
