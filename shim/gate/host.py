@@ -36,7 +36,7 @@ _FOR_THE_KERNEL = (
     "vme de pse pse36 msr pae mce apic mtrr pge mca pat pcid nx pdpe1gb lm x2apic xtopology cpuid "
     "extd_apicid extapic cr8_legacy cmp_legacy topoext nodeid_msr amd_dcm ht hypervisor ss pbe "
     "tsc_deadline_timer tsc_adjust tsc_known_freq tsc_reliable constant_tsc nonstop_tsc art arat "
-    "invpcid invpcid_single smep smap umip la57 "
+    "invpcid invpcid_single smep smap umip la57 wbnoinvd "
     # power, heat, faults
     "acpi tm tm2 est ida dtherm pln pts hwp hwp_notify hwp_act_window hwp_epp hwp_pkg_req hfi "
     "cpb hw_pstate cppc proc_feedback aperfmperf rapl epb overflow_recov succor smca wdt skinit "
