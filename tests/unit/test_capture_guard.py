@@ -1,0 +1,75 @@
+"""The guard of a frozen container: it thaws when, and only when, the daemon cannot."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hook.thaw import ABANDONED, DONE, READY
+from shim.contract import journal
+
+ROOT = Path(__file__).parents[2]
+LONG_S = 60.0
+
+
+@pytest.fixture
+def freezer(tmp_path: Path) -> Path:
+    """A directory that looks like a frozen cgroup, with what is ours about its container."""
+    (tmp_path / "abc").mkdir()
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "cgroup" / "freezer.state").write_text("FROZEN")
+    return tmp_path / "cgroup"
+
+
+@contextmanager
+def guard(freezer: Path, within_s: float) -> Iterator[subprocess.Popen[bytes]]:
+    """A guard of container `abc` that is ready."""
+    code = "import sys; from hook import thaw; thaw.CONTAINERS = sys.argv[1];"
+    code += "sys.exit(thaw.thaw('abc', sys.argv[2], float(sys.argv[3])))"
+    argv = [sys.executable, "-c", code, str(freezer.parent), str(freezer), str(within_s)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout
+        assert process.stdout.readline() == READY
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def state(freezer: Path) -> str:
+    return (freezer / "freezer.state").read_text()
+
+
+def test_a_guard_that_is_dismissed_touches_nothing(freezer: Path) -> None:
+    with guard(freezer, LONG_S) as process:
+        process.communicate(DONE, timeout=10)
+        assert (process.returncode, state(freezer)) == (0, "FROZEN")
+
+
+def test_the_end_of_the_daemon_thaws(freezer: Path) -> None:
+    with guard(freezer, LONG_S) as process:
+        process.communicate(timeout=10)
+        assert (process.returncode, state(freezer)) == (ABANDONED, "THAWED")
+
+
+def test_the_end_of_the_time_thaws(freezer: Path) -> None:
+    with guard(freezer, 0.1) as process:
+        assert process.wait(10) == ABANDONED
+        assert state(freezer) == "THAWED"
+
+
+def test_a_checkpoint_that_goes_on_is_waited_for(freezer: Path) -> None:
+    private = str(freezer.parent / "abc")
+    with guard(freezer, LONG_S) as process:
+        with journal.lock(private, journal.CHECKPOINT):
+            assert process.stdin
+            process.stdin.close()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.6)
+            assert state(freezer) == "FROZEN"
+            assert journal.is_locked(private, journal.THAW), "no other capture may begin"
+        assert process.wait(10) == ABANDONED
+        assert state(freezer) == "THAWED"
