@@ -15,13 +15,13 @@ CASES = (
     "restore.criu.ended/kill",
     "restore.undo/error",
     "restore.outcome/enospc",
-    "hook.prestart/error",
-    "daemon.ticket.written/kill",
+    "hook.prestart.done/error",
+    "daemon.decide/kill",
     "capture.frozen/kill",
-    "capture.shm.copied/enospc",
-    "store.synced/error",
-    "restore: CRIU/stopped",
-    "restore: images/bit flipped",
+    "capture.frozen/hang",
+    "capture.quiesced/kill",
+    "restore: daemon/killed during the swap",
+    "restore: containerd/restarted during the swap",
 )
 
 
