@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shim.contract import manifest
-from shim.contract.errors import Blame
+from shim.contract.errors import Blame, SnapshotNotWhole
+from shim.integrity.check import Check
+from shim.kernel.beneath import open_dir
 from shim.store.store import Store
 from tests.crash import contents
 from tests.unit.manifests import fields
@@ -142,12 +145,29 @@ def _not_whole(store: Store, found: Manifest) -> list[str]:
     signed = store.signature_of(found.id)
     if signed != f"signed {found.id}".encode():
         return [f"{found.name}: its signature is {signed!r}"]
+    if wrong := _not_as_the_manifest_says(store, found):
+        return [wrong]
     there, expected = contents.listed(store.snapshots / found.id), contents.expected(found.name)
     return [
         f"{found.name}: {path} is {there.get(path)}, expected {expected.get(path)}"
         for path in sorted(expected.keys() | there.keys())
         if expected.get(path) != there.get(path)
     ]
+
+
+def _not_as_the_manifest_says(store: Store, found: Manifest) -> str:
+    """What the swap itself would say of it, with everything hashed."""
+    until = time.monotonic() + 60
+    try:
+        with (
+            open_dir(str(store.snapshots / found.id)) as place,
+            Check(place.fileno(), found, container="c1", until=until, with_marks=False) as check,
+        ):
+            check.begin()
+            check.finish()
+    except SnapshotNotWhole as error:
+        return str(error)
+    return ""
 
 
 def _of_no_use(store: Store, found: set[str]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,6 @@ from tests.crash.operations import OPERATIONS, opened, prepared, violations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -23,15 +24,21 @@ def _disarmed() -> Iterator[None]:
     faults.disarm()
 
 
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        yield Path(place)
+
+
 POINTS = sorted(name for name in faults.POINTS if name.startswith("store."))
 
 
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "open"])
 def test_a_step_that_fails_leaves_an_index_that_equals_the_disk(
-    tmp_path: Path, name: str, point: str
+    memory: Path, name: str, point: str
 ) -> None:
-    root, operation = tmp_path / "store", OPERATIONS[name]
+    root, operation = memory / "store", OPERATIONS[name]
     prepared(root)
     store = opened(root)
     assert faults.arm(json.dumps({"faults": [{"point": point, "action": "error"}]})) == []

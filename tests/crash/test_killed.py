@@ -75,5 +75,7 @@ def test_a_store_that_publishes_piece_by_piece_is_caught(original: Path) -> None
         with copied(original) as root:
             killed = killed_at(step, partial(mutated, root))
             assert killed, "the mutated store ran to its end and nobody saw a half snapshot"
+            if len(os.listdir(root / "snapshots")) == 3:
+                continue  # not begun
             if violations(root, frozenset({publish.before, publish.after})):
                 break

@@ -17,6 +17,12 @@ ALL = os.environ.get("QUICKTHAW_CRASH") == "all"
 SUBSETS, SEEDS = ("16", range(1, 4)) if ALL else ("2", range(1, 2))
 OPTIONS = ("data=ordered", "data=writeback") if ALL else ("data=ordered",)
 
+CASES = [(operation, "0") for operation in OPERATIONS]
+CASES += [
+    (operation, "0.3" if ALL else "0.05") for operation in (OPERATIONS if ALL else ["publish"])
+]
+"""Operation, and how likely somebody else syncs the file system before each of its changes."""
+
 
 def power_lost(operation: str, *arguments: str) -> dict[str, Any]:
     """What the bench found."""
@@ -27,9 +33,8 @@ def power_lost(operation: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("others", ["0", "0.3" if ALL else "0.05"], ids=["alone", "others"])
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(("operation", "others"), CASES)
 def test_whenever_the_power_goes_every_snapshot_is_whole_or_absent(
     operation: str, options: str, others: str, seed: int
 ) -> None:
