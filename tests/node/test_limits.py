@@ -197,9 +197,10 @@ def stopped_criu(node: Node, pids: Path, when: Callable[[], bool]) -> int:
         called = pids.read_text().split() if pids.exists() else []
         if called != known:
             known[:] = called
+            host_pid = 0
             with contextlib.suppress(OSError, ValueError, LookupError):
                 host_pid = node.host_pid(int(called[-1]))
-        return bool(called) and when()
+        return bool(host_pid) and when()
 
     wait_until(reached, "CRIU does not come so far", node, every_s=0.0005)
     os.kill(host_pid, signal.SIGSTOP)
