@@ -195,7 +195,7 @@ def stopped_criu(node: Node, pids: Path, when: Callable[[], bool]) -> int:
     def reached() -> bool:
         nonlocal host_pid
         called = pids.read_text().split() if pids.exists() else []
-        if called != known:
+        if called and (called != known or not host_pid):
             known[:] = called
             host_pid = 0
             with contextlib.suppress(OSError, ValueError, LookupError):
