@@ -144,7 +144,7 @@ OUTSIDE: Final = {
     ("restore: memory limit", "too small"): (COLD,),
     ("restore: mount", "its source is missing"): (KILLED, COLD),
     ("restore: network namespace", "gone"): (KILLED, COLD),
-    ("restore: clock", "the snapshot is of the future"): (RESTORED,),
+    ("restore: clock", "the snapshot is of the future"): (COLD,),
     ("capture: CRIU", "killed"): (RESTORED,),
     ("capture: CRIU", "stopped"): (RESTORED,),
     ("capture: daemon", "killed while CRIU dumps"): (RESTORED,),
