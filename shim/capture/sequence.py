@@ -95,7 +95,7 @@ async def finished(work: Coroutine[Any, Any, Result]) -> Result:
     """
     task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)
+        await asyncio.wait([task])
     except asyncio.CancelledError:
         done, _ = await asyncio.wait([task], timeout=_STUCK_S)
         if not done:
@@ -103,7 +103,10 @@ async def finished(work: Coroutine[Any, Any, Result]) -> Result:
             # it: systemd starts the next one, which takes up what is there. Pods do not notice.
             log.critical("a thread hangs: quickthawd ends. Is a disk or an NFS server away?")
             os._exit(_EXIT_STUCK)
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not tell it: we were cancelled
         raise
+    return task.result()
 
 
 @asynccontextmanager

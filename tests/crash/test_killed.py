@@ -31,7 +31,9 @@ def original() -> Iterator[Path]:
 def copied(original: Path) -> Iterator[Path]:
     """A store of its own for one crash. In memory: kill -9 loses nothing that was written."""
     copy = original / "copy"
-    subprocess.run(["cp", "-a", original / "store", copy], check=True)
+    # Without close_fds it is posix_spawn, which is done when the program is: no pipe is waited for.
+    command = ["/usr/bin/cp", "-a", str(original / "store"), str(copy)]
+    subprocess.run(command, check=True, close_fds=False)
     try:
         yield copy
     finally:

@@ -37,6 +37,11 @@ class Case:
         """`restore`, `hook`, `daemon`, `capture`, `store` or `outside`."""
         return self.phase.partition(".")[0] if self.phase in POINTS else "outside"
 
+    @property
+    def is_after_success(self) -> bool:
+        """Whether the restored process runs when it strikes."""
+        return self.phase in _AFTER_SUCCESS
+
     def armed(self) -> list[dict[str, object]]:
         """The content of the file that arms it."""
         armed: list[dict[str, object]] = []

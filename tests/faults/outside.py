@@ -244,7 +244,7 @@ def shm_is_full(ground: Ground, case: Case) -> Seen:
         os.close(fd)
 
     return restoring.run(
-        ground, case, Plan(before_start=before_start, after=lambda _: filler[0].unlink())
+        ground, case, Plan(before_start=before_start, when_running=lambda _: filler[0].unlink())
     )
 
 
@@ -254,12 +254,13 @@ def shm_is_taken(ground: Ground, case: Case) -> Seen:
     def before_start(container: Container) -> None:
         restoring.shm_file(container.pod).write_text("somebody's")
 
-    def after(pod: Pod) -> None:
+    def when_running(pod: Pod) -> None:
         if restoring.shm_file(pod).read_text() != "somebody's":
             raise WentWrong(f"{IN_SHM} of the pod was changed")
         restoring.shm_file(pod).unlink()
 
-    return restoring.run(ground, case, Plan(before_start=before_start, after=after))
+    plan = Plan(before_start=before_start, when_running=when_running)
+    return restoring.run(ground, case, plan)
 
 
 def memory_too_small(ground: Ground, case: Case) -> Seen:

@@ -49,7 +49,9 @@ class Plan:
     """What is special about a case.
 
     during: called while StartContainer runs, first attempt. after_failure: when the first attempt
-    has failed. after: when the pod runs. faults: armed beside the case's own.
+    has failed. when_running: when the pod runs, before it is looked at: undoes what would be taken
+    for a left-over. after: when it was looked at. faults: armed beside the case's own. had_run:
+    the attempt that failed had a running process.
     """
 
     annotations: dict[str, str] = field(default_factory=lambda: dict(RESTORE))
@@ -59,7 +61,9 @@ class Plan:
     during: Disturb | None = None
     drop_ipv6: bool = False
     faults: list[dict[str, object]] = field(default_factory=list)
+    had_run: bool = False
     after_failure: Callable[[Pod], None] | None = None
+    when_running: Callable[[Pod], None] | None = None
     after: Callable[[Pod], None] | None = None
 
 
@@ -74,7 +78,9 @@ def start(ground: Ground, plan: Plan, seen: Seen) -> Pod:
     while not _attempt(ground, pod, plan, seen):
         if len(seen.tries) == TRIES or time.monotonic() > deadline:
             raise WentWrong(f"the pod is stuck: {seen.tries}")
-    _judge(ground, pod, seen)
+    if plan.when_running:
+        plan.when_running(pod)
+    _judge(ground, pod, plan, seen)
     return pod
 
 
@@ -128,7 +134,7 @@ def short(error: BaseException) -> str:
     return str(error.details() if isinstance(error, grpc.Call) else repr(error))[:300]
 
 
-def _judge(ground: Ground, pod: Pod, seen: Seen) -> None:
+def _judge(ground: Ground, pod: Pod, plan: Plan, seen: Seen) -> None:
     """The outcome, and whether the container is what it must be then."""
     state = first_answer(pod)
     restored = state["nonce"] == ground.snapshot.nonce
@@ -143,16 +149,21 @@ def _judge(ground: Ground, pod: Pod, seen: Seen) -> None:
         return
     if state["hostname"] != pod.spec.name:
         seen.wrong.append(f"its host name is {state['hostname']}")
-    seen.wrong += _not_cold(ground, pod)
+    seen.wrong += _not_cold(ground, pod, inherits_shm=plan.had_run)
 
 
-def _not_cold(ground: Ground, pod: Pod) -> list[str]:
-    """In what the container differs from one for which no swap was tried."""
+def _not_cold(ground: Ground, pod: Pod, *, inherits_shm: bool) -> list[str]:
+    """In what the container differs from one for which no swap was tried.
+
+    inherits_shm: an attempt before it ran; what that had in the pod's /dev/shm is still there, as
+    it is after any container that ended.
+    """
     found = ground.facts(pod)
+    left_out = {"mounts", *(["/dev/shm"] if inherits_shm else [])}
     wrong = [
         f"{name} is {value!r:.300}, at a cold start {ground.cold[name]!r:.300}"
         for name, value in found.items()
-        if name != "mounts" and value != ground.cold[name]
+        if name not in left_out and value != ground.cold[name]
     ]
     bundle = f"{BUNDLES}/{pod.container().id}/rootfs"
     wrong += [
@@ -161,10 +172,10 @@ def _not_cold(ground: Ground, pod: Pod) -> list[str]:
         if f" {bundle} " in line and SNAPSHOTS in line
     ]
     strange = [line.text for line in pod.container().log_lines() if not _LOG_LINE.match(line.text)]
-    if strange and not any(_RUNTIME_LINE.match(line) for line in strange):
-        wrong.append(f"its log has lines that are not its own: {strange}")
+    if unknown := [line for line in strange if line and not _RUNTIME_LINE.match(line)]:
+        wrong.append(f"its log has lines that are not its own: {unknown}")
     inside = ["nsenter", f"--net={network_namespace(pod)}", "ip", "address", "show"]
-    if (old := ground.source.ips[1]) in ground.node.run(inside):
+    if f" {(old := ground.source.ips[1])}/" in ground.node.run(inside):
         wrong.append(f"its network has the captured address {old}")
     return wrong
 
@@ -201,6 +212,7 @@ def run(ground: Ground, case: Case, plan: Plan | None = None) -> Seen:
     """A whole case: arm, start, end, disarm. Raises WentWrong."""
     plan, seen = plan or Plan(), Seen()
     plan.drop_ipv6 = plan.drop_ipv6 or case.kind == "hook"
+    plan.had_run = plan.had_run or case.is_after_success
     ground.arm([*case.armed(), *plan.faults])
     in_daemon = case.kind == "daemon"
     if in_daemon:
