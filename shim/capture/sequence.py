@@ -94,19 +94,23 @@ async def finished(work: Coroutine[Any, Any, Result]) -> Result:
     does not come back ends the daemon.
     """
     task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait([task])
-    except asyncio.CancelledError:
-        done, _ = await asyncio.wait([task], timeout=_STUCK_S)
-        if not done:
-            # It holds a turn and a staging directory for ever. Nothing in this process can end
-            # it: systemd starts the next one, which takes up what is there. Pods do not notice.
-            log.critical("a thread hangs: quickthawd ends. Is a disk or an NFS server away?")
-            os._exit(_EXIT_STUCK)
-        if not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not tell it: we were cancelled
-        raise
-    return task.result()
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task], timeout=_STUCK_S if cancelled else None)
+        except asyncio.CancelledError as again:  # a deadline, and then the container's end
+            cancelled = again
+        else:
+            if not task.done():
+                # It holds a turn and a staging directory for ever. Nothing in this process can end
+                # it: systemd starts the next one, which takes up what is there. Pods do not notice.
+                log.critical("a thread hangs: quickthawd ends. Is a disk or an NFS server away?")
+                os._exit(_EXIT_STUCK)
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # looked at, so that asyncio does not tell it: nobody waits for it
+    raise cancelled
 
 
 @asynccontextmanager

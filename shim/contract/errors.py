@@ -32,7 +32,8 @@
     |   |-- BadRequest 43
     |   |-- KeyRefused 44
     |   |-- NoSuchKey 45
-    |   `-- NotQuarantined 46
+    |   |-- NotQuarantined 46
+    |   `-- NotRemoved 47
     |-- BadAnnotation 50            the container starts cold
     |-- BadManifest 51              the container starts cold
     `-- DaemonAway 60               nothing was changed
@@ -57,6 +58,7 @@ class Effect:
     KILLED = "the container was killed; kubelet restarts it cold"
     REFUSED_START = "the container does not start: its pod asked for no cold start"
     STILL_SERVING = "no snapshot was made; the source goes on serving"
+    HALF_REMOVED = "it is still there, or what is left of it goes when quickthawd starts again"
     NOTHING = "nothing was changed"
 
 
@@ -295,6 +297,13 @@ class NoSuchKey(RequestRefused):
     """No key of this node has this id, or several begin like it."""
 
     exit_code = 45
+
+
+class NotRemoved(RequestRefused):
+    """A snapshot could not be deleted, or not all of it."""
+
+    effect = Effect.HALF_REMOVED
+    exit_code = 47
 
 
 class NotQuarantined(RequestRefused):

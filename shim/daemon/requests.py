@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import version
-from shim.contract.errors import NoSuchPod
+from shim.contract.errors import NoSuchPod, NotRemoved
 from shim.contract.names import SnapshotId
-from shim.contract.paths import LOGS
+from shim.contract.paths import LOGS, SNAPSHOTS
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.control import text
 from shim.daemon.users import users, with_diff_mounted
@@ -88,9 +88,12 @@ class Requests:
         withdrawn = None if in_use else self._store.withdraw(found)
         try:
             await asyncio.to_thread(self._store.remove, found, users=in_use)
-        except OSError:
+        except OSError as error:
             self._store.put_back(withdrawn)
-            raise
+            raise NotRemoved(
+                "cannot remove the snapshot", container=found[:12], why=str(error),
+                do=f"Can {SNAPSHOTS} be written to?",
+            ) from error  # fmt: skip
         await asyncio.to_thread(Path(LOGS, f"{found}.log").unlink, missing_ok=True)
         return {"removed": found}
 

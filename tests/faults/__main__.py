@@ -31,6 +31,7 @@ from tests.workers import images
 RESULT: Final = BUILD.parent / "faults.json"
 _LINES: Final = 20
 """Of what is wrong with a case: the rest is in the file."""
+LEVELS: Final = ("INFO ", "WARNING ", "ERROR ", "CRITICAL ")
 PACKAGES: Final = BUILD.parent / "packages"
 
 
@@ -105,7 +106,7 @@ def one(ground: Ground, case: Case) -> dict[str, Any]:
         wrong.append(f"the source {seen.source_state}")
     wrong += _reset(ground) if seen.outcome == "stuck" else []
     wrong += [f"not whole: {each}" for each in ground.not_whole()]
-    wrong += [line for line in said if "Traceback" in line]
+    wrong += _tracebacks(said)
     return {
         "phase": case.phase, "fault": case.fault, "outcome": seen.outcome,
         "expected": list(case.expected), "seconds": seconds, "left_overs": ground.left_overs(),
@@ -120,6 +121,17 @@ def _runner(case: Case) -> Any:
     if case.kind in ("capture", "store"):
         return capturing.run
     return restoring.run
+
+
+def _tracebacks(said: list[str]) -> list[str]:
+    """Each traceback of the journal from its first line to the next message."""
+    found: list[list[str]] = []
+    for line in said:
+        if line.startswith("Traceback"):
+            found.append([])
+        if found and not line.startswith(LEVELS):
+            found[-1].append(line)
+    return ["\n".join(lines) for lines in found]
 
 
 def _reason(said: list[str]) -> str:
