@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from shim.capture import kerndat, nodefacts
 from shim.capture.source import thaw_left
 from shim.contract import faults
-from shim.contract.errors import KeyRefused, QuickthawError
+from shim.contract.errors import KeyRefused, NoTurn, QuickthawError
 from shim.contract.paths import (
     CONTAINERS,
     CONTROL,
@@ -39,6 +41,7 @@ from shim.daemon.reporter import Reporter
 from shim.daemon.requests import Requests
 from shim.daemon.reverify import forget_gone, reverify
 from shim.nri import session
+from shim.restore import turns
 from shim.store.store import Store
 from shim.trust import change
 from shim.trust.keys import KeyDirectory
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from shim.daemon.config import Config
 
 log = logging.getLogger("quickthawd")
+
+_QUEUE_S = 1.0
 
 
 class Stopped(Exception):
@@ -89,11 +94,13 @@ def _arm_faults() -> None:
 
 
 def _recover() -> None:
-    """Make our directories, and let run what a daemon that was killed left frozen."""
+    """Make our directories, and mend what was left by a daemon or a swap that was killed."""
     for directory in (
         RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES, LOGS, VERIFIED, TURNS,
     ):  # fmt: skip
         os.makedirs(directory, 0o700, exist_ok=True)
+    with contextlib.suppress(NoTurn):  # a restore that is just arriving takes the dead ones away
+        turns.sweep(until=time.monotonic() + _QUEUE_S)
     for container in os.listdir(CONTAINERS):
         try:
             thaw_left(container)

@@ -9,12 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 
 from shim.contract import journal, ticket
+from shim.contract.errors import NoTurn
 from shim.contract.paths import CONTAINER_WORK, CONTAINERS, CONTROL, SWAPPED
 from shim.criu import mntns
 from shim.kernel import mounts
+from shim.restore import turns
 from shim.rootfs import shmfill
+
+_QUEUE_S = 1.0
 
 
 def forget(container: str) -> None:
@@ -28,11 +33,18 @@ def forget(container: str) -> None:
         return
     with contextlib.ExitStack() as steps:
         # Last in, first out: the journal is read before its directory is removed.
+        steps.callback(_sweep_turns)
         steps.callback(_remove_tree, private)
         steps.callback(_unmount_control, f"{CONTROL}/{container}")
         steps.callback(_unlink, f"{SWAPPED}/{container}")
         steps.callback(ticket.remove, container)
         steps.callback(_undo_unfinished, container)
+
+
+def _sweep_turns() -> None:
+    """A swap that was killed together with its guard has left the file of its turn."""
+    with contextlib.suppress(NoTurn):  # whoever holds the queue removes what is dead, too
+        turns.sweep(until=time.monotonic() + _QUEUE_S)
 
 
 def _undo_unfinished(container: str) -> None:
