@@ -25,7 +25,7 @@ STARTED_WITHIN_S: Final = 60.0
 EXIT_CODE: Final = 7
 _LOG_LINE: Final = re.compile(r"\d{8} ")
 _RUNTIME_LINE: Final = re.compile(
-    r"(error running prestart hook|criu |CRIU version|readlink /proc/)"
+    r"(error running (prestart )?hook|criu |CRIU version|readlink /proc/)"
 )
 """What runc writes to its standard error when its restore fails. That is the container's, and has
 to be: the restored process inherits it."""
