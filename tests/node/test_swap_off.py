@@ -297,7 +297,9 @@ def test_a_damaged_image(swap_node: Node, damage: Callable[[Path], None], image:
     assert_cold(pod.container())
     assert ask(pod, "/state")["nonce"] != taken.nonce
     line = said(swap_node, pod.container().id[:12], image, "the container starts cold")
-    assert len(lines_about(swap_node, pod.container())) == 2, "the decision, and why it failed"
+    said(swap_node, f"snapshot {taken.id[:12]} goes to quarantine: it is damaged")
+    told = lines_about(swap_node, pod.container())
+    assert len(told) == 3, "the decision, why it failed, and that the snapshot is used no more"
     assert "WARNING" in line
     assert sorted(taken.directory.rglob("*")) == before
 
