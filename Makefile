@@ -28,7 +28,7 @@ lint: setup ## formatter, linter, types, import layers, shell, generated code
 	$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	shellcheck $$(git grep -lE '^\#!/bin/(sh|bash)|^\#!/usr/bin/env bash' -- ':!*.md' ':!Makefile')
+	shellcheck $$(git grep -lE '^\#!/bin/(sh|bash)|^\#!/usr/bin/env bash' -- ':!*.md' ':!*.py' ':!Makefile')
 	$(PY) protos/generate.py --check
 
 protos: setup ## generate the Python code of protos/*.proto
