@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from shim.cli import client, output
-from shim.contract.errors import DaemonAway, RequestRefused
+from shim.cli.each import ask_for_each
+from shim.contract.errors import DaemonAway
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -40,7 +41,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(asked: Namespace, out: Output) -> int:
     if asked.what == "release":
-        return _release(asked.snapshots, out)
+        return ask_for_each("release", "released", asked.snapshots, out)
     try:
         answer = client.ask("quarantine")
     except DaemonAway as away:
@@ -52,26 +53,6 @@ def run(asked: Namespace, out: Output) -> int:
     for row in answer["quarantined"]:
         out.note(f"{row['id'][:12]}: {row['reason']}")
     return 0
-
-
-def _release(snapshots: list[str], out: Output) -> int:
-    """Release each; one that is refused does not stop the others. The last refusal's status."""
-    released: list[str] = []
-    refused: list[dict[str, str]] = []
-    code = 0
-    for snapshot in snapshots:
-        try:
-            released.append(str(client.ask("release", id=snapshot)["released"]))
-        except RequestRefused as refusal:
-            out.note(str(refusal))
-            refused.append({"snapshot": snapshot, "why": refusal.why})
-            code = refusal.exit_code
-    if out.as_json:
-        out.json({"released": released, "refused": refused})
-        return code
-    for snapshot in released:
-        out.line(snapshot)
-    return code
 
 
 def _offline(out: Output, away: DaemonAway) -> dict[str, Any]:

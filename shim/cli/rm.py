@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from shim.cli import client
-from shim.contract.errors import RequestRefused
+from shim.cli.each import ask_for_each
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -26,20 +25,4 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(asked: Namespace, out: Output) -> int:
-    """Remove each; one that is refused does not stop the others. The last refusal's status."""
-    removed: list[str] = []
-    refused: list[dict[str, str]] = []
-    code = 0
-    for snapshot in asked.snapshots:
-        try:
-            removed.append(str(client.ask("rm", id=snapshot)["removed"]))
-        except RequestRefused as refusal:
-            out.note(str(refusal))
-            refused.append({"snapshot": snapshot, "why": refusal.why})
-            code = refusal.exit_code
-    if out.as_json:
-        out.json({"removed": removed, "refused": refused})
-        return code
-    for snapshot in removed:
-        out.line(snapshot)
-    return code
+    return ask_for_each("rm", "removed", asked.snapshots, out)

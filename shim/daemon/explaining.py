@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shim.contract.errors import NoSuchPod, NoSuchSnapshot
+from shim.daemon.asked import container_asked_for
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.control import text
 from shim.gate.explain import explained, nearest
@@ -30,7 +31,11 @@ class Explaining:
         return {"explain": self._explain}
 
     async def _explain(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        tracked = self._tracked(request)
+        tracked = container_asked_for(
+            self._registry, request, "cannot explain",
+            none_why="no container of a pod with this name has a quickthaw.io/ annotation",
+            none_do="For a pod that is not here, give the path of its OCI spec.",
+        )  # fmt: skip
         try:
             identity = tracked.identity or await self._decider.identify(tracked)
         except (ContainerdRefused, ValueError) as error:
@@ -66,25 +71,3 @@ class Explaining:
                 do="Name one with --snapshot, or wait until a pod like it was captured.",
             )  # fmt: skip
         return found, "no candidate of the decision: the nearest of its namespace"
-
-    def _tracked(self, request: Mapping[str, Any]) -> Tracked:
-        """The one container that is meant, running or not."""
-        pod, namespace = text(request, "pod"), text(request, "namespace", "")
-        container = text(request, "container", "")
-        found = [
-            tracked
-            for tracked in self._registry
-            if tracked.pod.name == pod
-            and (not namespace or tracked.pod.namespace == namespace)
-            and (not container or tracked.name == container)
-        ]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(f"{each.pod.namespace}/{each.pod.name}/{each.name}" for each in found)
-        raise NoSuchPod(
-            "cannot explain", container=pod,
-            why=f"several containers are meant: {names}" if found else
-            "no container of a pod with this name has a quickthaw.io/ annotation",
-            do="Name the namespace and the container." if found else
-            "For a pod that is not here, give the path of its OCI spec.",
-        )  # fmt: skip

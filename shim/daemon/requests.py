@@ -13,6 +13,7 @@ from shim import version
 from shim.contract.errors import NoSuchPod, NotRemoved
 from shim.contract.names import SnapshotId
 from shim.contract.paths import LOGS, SNAPSHOTS
+from shim.daemon.asked import container_asked_for
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.control import text
 from shim.daemon.users import users, with_diff_mounted
@@ -108,7 +109,12 @@ class Requests:
         return {"released": found, "reason": listing.told(record)}
 
     async def _capture(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        tracked = self._running(request)
+        tracked = container_asked_for(
+            self._registry, request, "cannot capture", running=True,
+            none_why="no running container of a pod with this name has a quickthaw.io/snapshot or "
+            "quickthaw.io/restore annotation",
+            none_do="Only a container that opted in when it was created can be captured.",
+        )  # fmt: skip
         try:
             found = await self._captures.now(tracked)
         except ContainerdRefused as error:
@@ -136,29 +142,6 @@ class Requests:
             "quarantined": listing.quarantined(self._store)["quarantined"],
             "counters": self._reporter.counters(),
         }
-
-    def _running(self, request: Mapping[str, Any]) -> Tracked:
-        pod, namespace = text(request, "pod"), text(request, "namespace", "")
-        container = text(request, "container", "")
-        found = [
-            tracked
-            for tracked in self._registry
-            if tracked.pod.name == pod
-            and (not namespace or tracked.pod.namespace == namespace)
-            and (not container or tracked.name == container)
-            and tracked.pid
-        ]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(f"{each.pod.namespace}/{each.pod.name}/{each.name}" for each in found)
-        raise NoSuchPod(
-            "cannot capture", container=pod,
-            why=f"several containers are meant: {names}" if found else
-            "no running container of a pod with this name has a quickthaw.io/snapshot or "
-            "quickthaw.io/restore annotation",
-            do="Name the namespace and the container." if found else
-            "Only a container that opted in when it was created can be captured.",
-        )  # fmt: skip
 
 
 def _container(tracked: Tracked) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""Which container a person means: a pod's name, and what else tells it from others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shim.contract.errors import NoSuchPod
+from shim.daemon.control import text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shim.daemon.registry import Registry, Tracked
+
+
+def container_asked_for(
+    registry: Registry, request: Mapping[str, Any], what: str, *,
+    none_why: str, none_do: str, running: bool = False,
+) -> Tracked:  # fmt: skip
+    """The one container that `pod`, `namespace` and `container` of the request fit.
+
+    what, none_why, none_do: of the error when there is none. running: only those that run.
+    Raises NoSuchPod, BadRequest.
+    """
+    pod, namespace = text(request, "pod"), text(request, "namespace", "")
+    container = text(request, "container", "")
+    found = [
+        tracked
+        for tracked in registry
+        if tracked.pod.name == pod
+        and (not namespace or tracked.pod.namespace == namespace)
+        and (not container or tracked.name == container)
+        and (tracked.pid or not running)
+    ]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(f"{each.pod.namespace}/{each.pod.name}/{each.name}" for each in found)
+    raise NoSuchPod(
+        what, container=pod,
+        why=f"several containers are meant: {names}" if found else none_why,
+        do="Name the namespace and the container." if found else none_do,
+    )  # fmt: skip
