@@ -6,7 +6,6 @@ it has the whole OCI spec, adjustments included.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from protos import (
     containerd_images_pb2,
     containerd_images_pb2_grpc,
 )
+from shim.contract import jsontext
 
 if TYPE_CHECKING:
     from shim.contract.names import ContainerId
@@ -67,7 +67,7 @@ class Containerd:
         except grpc.RpcError as error:
             raise ContainerdRefused(f"image {found.image}: {error}") from error
         log_path = str(_metadata(found, _CONTAINER).get("LogPath") or "")
-        return Record(json.loads(found.spec.value), found.image, image.target.digest, log_path)
+        return Record(jsontext.parse(found.spec.value), found.image, image.target.digest, log_path)
 
     async def addresses(self, sandbox: str) -> tuple[str, ...]:
         """The pod's addresses, which NRI tells from containerd 2.0 on only.
@@ -93,5 +93,5 @@ def _metadata(found: containerd_containers_pb2.Container, name: str) -> dict[str
     """The CRI plugin's own record of a container or sandbox, empty when there is none."""
     if name not in found.extensions:
         return {}
-    record = json.loads(found.extensions[name].value).get("Metadata")
+    record = jsontext.parse(found.extensions[name].value).get("Metadata")
     return record if isinstance(record, dict) else {}

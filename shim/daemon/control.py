@@ -19,6 +19,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+from shim.contract import jsontext
 from shim.contract.errors import BadRequest, QuickthawError
 from shim.contract.paths import SOCKET
 
@@ -155,8 +156,8 @@ async def _dispatch(request: dict[str, Any], handlers: Mapping[str, Handler]) ->
 def parse(line: bytes) -> dict[str, Any]:
     """The request in one line. Raises BadRequest for everything else."""
     try:
-        request = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        request = jsontext.parse(line)
+    except ValueError as error:
         raise bad_request("request", f"not JSON: {error}", "Send one JSON object.") from error
     if not isinstance(request, dict) or not isinstance(request.get("verb"), str):
         raise bad_request("request", "no object with a verb", "Send one JSON object.")

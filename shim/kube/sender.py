@@ -18,6 +18,7 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING, Any, Final
 
+from shim.contract import jsontext
 from shim.kube import event as events
 from shim.kube.event import Event, Known, Memory, Rate
 from shim.kube.kubeconfig import Access, BadKubeconfig, load
@@ -215,7 +216,7 @@ class _Connection(http.client.HTTPSConnection):
 def _message(said: bytes) -> str:
     """What the server says is wrong: a Status object, or whatever came."""
     try:
-        found = json.loads(said)
+        found = jsontext.parse(said)
         text = str(found["message"])
     except (ValueError, KeyError, TypeError):
         text = said[:200].decode(errors="replace")

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from shim.contract import jsontext
 from shim.contract import manifest as manifests
 from shim.trust.keyfile import ID_DIGITS
 
@@ -54,8 +55,8 @@ def decode(data: bytes) -> Signature:
     if len(data) > MAX_BYTES:
         raise ValueError(f"it is longer than {MAX_BYTES} bytes")
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        fields = jsontext.parse(data)
+    except ValueError as error:
         raise ValueError("it is no JSON") from error
     if not isinstance(fields, dict):
         raise ValueError("it is no JSON object")
