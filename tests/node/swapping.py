@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from shim.contract.paths import CONTAINER_WORK, CONTAINERS
 from tests.node.enclosure import HttpAnswer
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
@@ -190,6 +191,11 @@ def said(node: Node, *parts: str, within_s: float = SAID_WITHIN_S) -> str:
     return lines()[-1]
 
 
+def restore_log(container: Container) -> Path:
+    """CRIU's log of the container's restore, as a path of the host, while the container exists."""
+    return container.pod.node.path(f"{CONTAINERS}/{container.id}/{CONTAINER_WORK}/restore.log")
+
+
 def lines_about(node: Node, container: Container) -> list[str]:
     """The journal's lines about the container under its present id."""
     return [line for line in node.journal().splitlines() if container.id[:12] in line]
@@ -212,7 +218,7 @@ def wait_until(
 
 def _told(node: Node, what: str) -> str:
     """`what`, with the end of the journal and of CRIU's logs."""
-    logs = "for f in */work/*.log; do echo == $f; grep -a Error $f; tail -n 5 $f; done"
+    logs = f"for f in */{CONTAINER_WORK}/*.log; do echo == $f; grep -a Error $f; tail -n 5 $f; done"
     told = node.call(["sh", "-c", f"cd {RUN}/containers && {logs}"]).stdout
     return f"{what}\n{node.journal()[-4000:]}\n{told[-4000:]}"
 

@@ -25,6 +25,7 @@ from tests.node.swapping import (
     first_answer,
     is_restored,
     probe,
+    restore_log,
     said,
     wait_until,
     wipe_snapshots,
@@ -153,7 +154,7 @@ def test_a_criu_that_hangs_ends_at_the_deadline(
     pod.run_sandbox()
     container = pod.container()
     container.create()
-    log = swap_node.path(f"{RUN}/containers/{container.id}/work/restore.log")
+    log = restore_log(container)
     with telling_criu(swap_node) as pids, ThreadPoolExecutor(1) as thread:
         began = time.monotonic()
         starting = thread.submit(container.start)

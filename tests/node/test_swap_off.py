@@ -31,6 +31,7 @@ from tests.node.swapping import (
     lines_about,
     probe,
     published,
+    restore_log,
     restored,
     said,
     wait_until,
@@ -225,7 +226,7 @@ def test_a_swap_that_is_killed_is_a_start_that_failed(swap_node: Node, shared: S
     pod.run_sandbox()
     container = pod.container()
     container.create()
-    log = swap_node.path(f"{RUN}/containers/{container.id}/work/restore.log")
+    log = restore_log(container)
     with ThreadPoolExecutor(1) as thread:
         starting = thread.submit(container.start)
         wait_until(log.exists, "CRIU does not run", swap_node, every_s=0.001)
