@@ -59,9 +59,7 @@ def _on(node: Node, out: Console) -> tuple[Found, dict[str, str]]:
         f"A node: Debian {SUITE} with containerd {facts['containerd']}, runc {facts['runc']}, "
         f"CRIU {facts['criu']} on {facts['kernel']}, {facts['cores']} cores"
     )
-    node.install_deb(deb)
-    node.start_containerd()
-    node.start_daemon()
+    node.start_product(deb)
     tell(f"Installed {deb.name}, started containerd and quickthawd")
     node.import_image(images.build("inference"))
     tell("Imported the image of an inference server: four models on onnxruntime behind HTTP")

@@ -66,9 +66,7 @@ def _on_suite(suite: str, cases: list[Case], out: Console) -> list[dict[str, Any
     (deb,) = PACKAGES.glob("*.deb")
     archive = images.build("probe")
     with Node(suite) as node:
-        node.install_deb(deb)
-        node.start_containerd()
-        node.start_daemon()
+        node.start_product(deb)
         node.import_image(archive)
         ground = Ground(node)
         found = []

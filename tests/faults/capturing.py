@@ -6,9 +6,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from tests.faults.ground import CAPTURE_S, QUICKTHAW, STAGING, Ground
+from tests.faults.ground import CAPTURE_S, STAGING, Ground
 from tests.faults.restoring import Seen
-from tests.node.swapping import SNAPSHOTS, ask, first_answer, is_restored, wishes
+from tests.node.swapping import QUICKTHAW, SNAPSHOTS, ask, first_answer, is_restored, wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,6 +18,7 @@ from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
     PER_CONTAINER,
+    QUICKTHAW,
     RUN,
     SNAPSHOTS,
     SnapshotRef,
@@ -33,7 +34,6 @@ QUARANTINE: Final = "/var/lib/quickthaw/quarantine"
 STAGING: Final = "/var/lib/quickthaw/staging"
 BUNDLES: Final = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 CONFIG: Final = "/etc/quickthaw/quickthaw.d/faults.toml"
-QUICKTHAW: Final = "/usr/lib/quickthaw/bin/quickthaw"
 CAPTURE_S: Final = 3
 """How long a capture may take here, so that one that hangs is soon over."""
 RESTORE: Final = {"quickthaw.io/restore": "auto", "quickthaw.io/deadline": "2s"}

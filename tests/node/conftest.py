@@ -50,9 +50,7 @@ def deb() -> Path:
 def quickthaw_node(request: pytest.FixtureRequest, deb: Path) -> Iterator[Node]:
     """A node with our package installed, containerd calling it and the daemon running."""
     with Node(request.param) as node:
-        node.install_deb(deb)
-        node.start_containerd()
-        node.start_daemon()
+        node.start_product(deb)
         yield node
 
 

@@ -61,6 +61,12 @@ class Node(Enclosure):
         """Stop containerd and start it again; containers run on."""
         self.containerd.restart()
 
+    def start_product(self, deb: Path) -> None:
+        """Install our package, start containerd with it and the daemon. Raises ServiceFailed."""
+        self.install_deb(deb)
+        self.start_containerd()
+        self.start_daemon()
+
     def import_image(self, archive: Path) -> None:
         """Load an image (see `images.write_image`)."""
         import_image(self, archive)

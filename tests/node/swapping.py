@@ -19,6 +19,9 @@ PROBE: Final = images.reference("probe")
 PORT: Final = 8000
 PREFIX: Final = "quickthaw.io/"
 WHEN_HEALTHY: Final = f"http://:{PORT}/health"
+RESTORE: Final = {f"{PREFIX}restore": "auto"}
+"""The annotations of a pod that wants to be restored and is never captured."""
+QUICKTHAW: Final = "/usr/lib/quickthaw/bin/quickthaw"
 RUN: Final = "/run/quickthaw"
 SNAPSHOTS: Final = "/var/lib/quickthaw/snapshots"
 VERIFIED: Final = f"{RUN}/verified"

@@ -16,6 +16,7 @@ from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    RESTORE,
     VERIFIED,
     SnapshotRef,
     ask,
@@ -32,7 +33,6 @@ from tests.node.swapping import (
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-RESTORE = {"quickthaw.io/restore": "auto"}
 SPEC: ContainerSpec = probe(env={"CASE": "integrity"})
 MANY = 8 << 20
 

@@ -15,6 +15,7 @@ from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    RESTORE,
     RUN,
     SNAPSHOTS,
     SnapshotRef,
@@ -34,7 +35,6 @@ from tests.node.swapping import (
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-RESTORE = {"quickthaw.io/restore": "auto"}
 DROP_IN = "/etc/quickthaw/quickthaw.d/90-test.toml"
 TURNS = f"{RUN}/turns"
 STAGING = "/var/lib/quickthaw/staging"

@@ -12,6 +12,8 @@ from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    QUICKTHAW,
+    RESTORE,
     SnapshotRef,
     assert_cold,
     assert_restored,
@@ -27,8 +29,6 @@ from tests.node.swapping import (
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-RESTORE = {"quickthaw.io/restore": "auto"}
-QUICKTHAW = "/usr/lib/quickthaw/bin/quickthaw"
 FAULTS = "/run/quickthaw/faults.json"
 STORE = "/var/lib/quickthaw"
 

@@ -17,6 +17,7 @@ from tests.node.logs import LogLine
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    QUICKTHAW,
     SnapshotRef,
     answer,
     ask,
@@ -283,7 +284,7 @@ def test_a_restored_container_can_be_captured(swap_node: Node, snapshot: Snapsho
     first = restored(swap_node, slow_probe(), name="first")
     first_answer(first)
     ask(first, "/count")
-    swap_node.run(["/usr/lib/quickthaw/bin/quickthaw", "capture", "first"])
+    swap_node.run([QUICKTHAW, "capture", "first"])
     taken = published(first)
     assert taken != snapshot.id
     second = restored(swap_node, slow_probe(), name="second")

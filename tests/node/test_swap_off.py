@@ -21,6 +21,7 @@ from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    RESTORE,
     RUN,
     SnapshotRef,
     ask,
@@ -41,7 +42,6 @@ from tests.node.swapping import (
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-RESTORE = {"quickthaw.io/restore": "auto"}
 HANGS_AT_MOST_S = 10
 """containerd waits 2 s for an answer, once, and then closes the connection."""
 STAGING = "/var/lib/quickthaw/staging"

@@ -13,6 +13,7 @@ from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    RESTORE,
     SNAPSHOTS,
     SnapshotRef,
     ask,
@@ -30,7 +31,6 @@ from tests.node.swapping import (
 
 on_a_node = pytest.mark.usefixtures("no_snapshots_after_it", "nothing_left", "keys_as_before")
 
-RESTORE = {"quickthaw.io/restore": "auto"}
 KEYS = "/etc/quickthaw/keys"
 FOREIGN = keyfile.make()
 

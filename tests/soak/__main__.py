@@ -41,9 +41,7 @@ def main() -> int:
     (deb,) = PACKAGES.glob("*.deb")
     archive = images.build("probe")
     with Node(SUITE) as node:
-        node.install_deb(deb)
-        node.start_containerd()
-        node.start_daemon()
+        node.start_product(deb)
         node.import_image(archive)
         with nothing_left(node):
             for part, (cycle, count) in PARTS.items():

@@ -9,6 +9,7 @@ from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.swapping import (
     PER_CONTAINER,
+    QUICKTHAW,
     RUN,
     SnapshotRef,
     ask,
@@ -22,7 +23,6 @@ from tests.node.swapping import (
 from tests.soak import levels
 from tests.soak.levels import Levels
 
-QUICKTHAW: Final = "/usr/lib/quickthaw/bin/quickthaw"
 WRITTEN_BYTES: Final = 4096
 """What the captured pod writes anew between two captures."""
 Tell = Callable[[int, float], None]
