@@ -177,3 +177,136 @@ class RemapEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemapEntry: _TypeAlias = RemapEntry  # noqa: Y015
+
+@_typing.final
+class PagemapHead(_message.Message):
+    """The first entry of a pagemap-PID.img: which pages-N.img has its pages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGES_ID_FIELD_NUMBER: _builtins.int
+    pages_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        pages_id: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pages_id", b"pages_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pages_id", b"pages_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagemapHead: _TypeAlias = PagemapHead  # noqa: Y015
+
+@_typing.final
+class PagemapEntry(_message.Message):
+    """The others: pages that follow each other in the address space and in pages-N.img."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Flag:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FlagEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PagemapEntry._Flag.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NONE: PagemapEntry._Flag.ValueType  # 0
+        PARENT: PagemapEntry._Flag.ValueType  # 1
+        """in an older image"""
+        LAZY: PagemapEntry._Flag.ValueType  # 2
+        """may come from a page server"""
+        PRESENT: PagemapEntry._Flag.ValueType  # 4
+        """in pages-N.img"""
+
+    class Flag(_Flag, metaclass=_FlagEnumTypeWrapper): ...
+    NONE: PagemapEntry.Flag.ValueType  # 0
+    PARENT: PagemapEntry.Flag.ValueType  # 1
+    """in an older image"""
+    LAZY: PagemapEntry.Flag.ValueType  # 2
+    """may come from a page server"""
+    PRESENT: PagemapEntry.Flag.ValueType  # 4
+    """in pages-N.img"""
+
+    VADDR_FIELD_NUMBER: _builtins.int
+    COMPAT_NR_PAGES_FIELD_NUMBER: _builtins.int
+    IN_PARENT_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    NR_PAGES_FIELD_NUMBER: _builtins.int
+    vaddr: _builtins.int
+    compat_nr_pages: _builtins.int
+    in_parent: _builtins.bool
+    flags: _builtins.int
+    nr_pages: _builtins.int
+    """CRIU 4.1 and later; before, compat_nr_pages has it"""
+    def __init__(
+        self,
+        *,
+        vaddr: _builtins.int | None = ...,
+        compat_nr_pages: _builtins.int | None = ...,
+        in_parent: _builtins.bool | None = ...,
+        flags: _builtins.int | None = ...,
+        nr_pages: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compat_nr_pages", b"compat_nr_pages", "flags", b"flags", "in_parent", b"in_parent", "nr_pages", b"nr_pages", "vaddr", b"vaddr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compat_nr_pages", b"compat_nr_pages", "flags", b"flags", "in_parent", b"in_parent", "nr_pages", b"nr_pages", "vaddr", b"vaddr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagemapEntry: _TypeAlias = PagemapEntry  # noqa: Y015
+
+@_typing.final
+class Mm(_message.Message):
+    """mm-PID.img, one entry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VMAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def vmas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Vma]: ...
+    def __init__(
+        self,
+        *,
+        vmas: _abc.Iterable[Global___Vma] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vmas", b"vmas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mm: _TypeAlias = Mm  # noqa: Y015
+
+@_typing.final
+class Vma(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    SHMID_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    end: _builtins.int
+    shmid: _builtins.int
+    flags: _builtins.int
+    """of mmap(2)"""
+    status: _builtins.int
+    """CRIU, criu/include/image.h: VMA_*"""
+    def __init__(
+        self,
+        *,
+        start: _builtins.int | None = ...,
+        end: _builtins.int | None = ...,
+        shmid: _builtins.int | None = ...,
+        flags: _builtins.int | None = ...,
+        status: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Vma: _TypeAlias = Vma  # noqa: Y015

@@ -17,6 +17,7 @@ from shim.contract import faults, journal
 from shim.contract.errors import ContainerBusy, CriuDumpFailed, RootfsNotCopied
 from shim.contract.paths import (
     CONTAINER_CRIU_CONF,
+    CONTAINER_FILLING,
     CONTAINER_WORK,
     SNAPSHOT_CRIU,
     SNAPSHOT_ROOTFS,
@@ -58,6 +59,7 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
     steps: seconds by step, filled while it runs. until: the deadline on
     `time.monotonic`. Raises CaptureFailed of the step's kind.
     """
+    _check_filled(source)
     mounted = _overlay(source)
     # A restored container has the diff of its own snapshot below its upperdir.
     diffs = [path for path in mounted.absolute_lowerdirs() if path.startswith(f"{SNAPSHOTS}/")]
@@ -105,6 +107,15 @@ def _check_alone(source: Source, pids: Sequence[int]) -> None:
         raise ContainerBusy(
             "cannot capture now", container=source.container,
             why=f"{len(found)} processes of `exec` are in it", do="It is tried again.",
+        )  # fmt: skip
+
+
+def _check_filled(source: Source) -> None:
+    """What a page server has not filled yet CRIU would take for zeros."""
+    if (source.private / CONTAINER_FILLING).exists():
+        raise ContainerBusy(
+            "cannot capture now", container=source.container,
+            why="its memory is still being filled after its restore", do="It is tried again.",
         )  # fmt: skip
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shim.capture import workload
 from shim.capture.dump import dump
+from shim.capture.settle import settle
 from shim.contract import faults
 from shim.contract.errors import CaptureFailed, QuiesceFailed
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
+from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
 from shim.gate.volumes import in_volumes
 from shim.nri.annotations import ExecCall
@@ -150,6 +151,7 @@ def _described(
         for entry in network.get("addresses") or ()
         if entry.get("link") != "lo" and entry.get("scope") == 0
     ]
+    settle(staging)
     patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
     described = {
         **network,
@@ -158,11 +160,14 @@ def _described(
     }
     criu = _bytes_in(staging / SNAPSHOT_CRIU)
     shm = _bytes_in(staging / SNAPSHOT_SHM)
+    memory = _bytes_in(staging / SNAPSHOT_MEMORY)
     pages = sum(path.stat().st_size for path in (staging / SNAPSHOT_CRIU).glob("pages-*.img"))
-    sizes = {"criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm}
+    sizes = {
+        "criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm, "memory": memory
+    }  # fmt: skip
     faults.point("capture.described")
     opened = in_volumes(source.spec, images.open_paths(staging / SNAPSHOT_CRIU))
-    return Taken(described, sizes, pages + shm, steps, opened)
+    return Taken(described, sizes, pages + shm + memory, steps, opened)
 
 
 def _bytes_in(directory: Path) -> int:

@@ -87,7 +87,7 @@ def _origin(manifest: dict[str, Any]) -> dict[str, str]:
 
 def _content(manifest: dict[str, Any]) -> dict[str, str]:
     sizes, timings = manifest["sizes"], manifest["timings"]
-    parts = ", ".join(f"{part} {output.size(sizes[part])}" for part in ("criu", "rootfs", "shm"))
+    parts = ", ".join(f"{part} {output.size(sizes[part])}" for part in sizes)
     return {
         "size": f"{output.size(sum(sizes.values()))} ({parts})",
         "files": str(len(manifest["files"])),

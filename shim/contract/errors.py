@@ -116,6 +116,20 @@ class SwapKilled(SwapFailed):
     blame = Blame.OTHER  # the pod was deleted meanwhile, or the node was out of memory
 
 
+class MemoryNotServed(SwapFailed):
+    """The page server could not begin: no userfaultfd, or the snapshot's memory has no layout."""
+
+    exit_code = 16
+
+
+class MemoryLost(SwapFailed):
+    """What was still missing of a restored container's memory could not be filled in."""
+
+    effect = Effect.KILLED
+    exit_code = 17
+    blame = Blame.OTHER
+
+
 class NoTurn(SwapFailed):
     """As many restores as the node allows went on all the time that this one could wait."""
 

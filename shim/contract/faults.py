@@ -52,6 +52,7 @@ POINTS = {
     "restore.network.read": "the pod's addresses are known",
     "restore.images.viewed": "CRIU's view of the images is made",
     "restore.told": "restored.json is written",
+    "restore.memory.served": "the page server is started, CRIU is not",
     "restore.hashed": "all that is read from the snapshot is checked",
     "restore.criu.called": "the marker is there, the runtime is about to restore",
     "restore.criu.ended": "the restored process runs",
@@ -61,6 +62,12 @@ POINTS = {
     "restore.outcome": "the swap is over, nobody knows yet how it went",
     "restore.outcome.written": "how it went is written, the ticket not yet spent",
     "restore.cold": "the plain runtime is about to be executed instead",
+    # the page server of a restored container
+    "memory.started": "the page server listens, nobody has called it yet",
+    "memory.told": "it has the descriptors of all processes, which do not run yet",
+    "memory.filling": "the processes run, and memory is being filled",
+    "memory.filled": "all is filled, the descriptors are still open",
+    "memory.ended": "the container was killed because its memory cannot be completed",
     # quickthaw-hook
     "hook.prestart": "there is a plan for the network, and nothing of it is done",
     "hook.prestart.done": "the plan is carried out",

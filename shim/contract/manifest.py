@@ -21,6 +21,7 @@ from shim.contract.names import is_snapshot_id, is_snapshot_name
 from shim.contract.paths import (
     SNAPSHOT_CRIU,
     SNAPSHOT_MANIFEST,
+    SNAPSHOT_MEMORY,
     SNAPSHOT_ROOTFS,
     SNAPSHOT_SHM,
 )
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 
     from shim.contract.names import SnapshotId
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_BYTES = 8 * 1024 * 1024
 LISTINGS = {
-    SNAPSHOT_CRIU: "criu.tree", SNAPSHOT_ROOTFS: "rootfs.tree", SNAPSHOT_SHM: "shm.tree"
+    SNAPSHOT_CRIU: "criu.tree", SNAPSHOT_ROOTFS: "rootfs.tree", SNAPSHOT_SHM: "shm.tree",
+    SNAPSHOT_MEMORY: "memory.tree",
 }  # fmt: skip
 """The parts of a snapshot, and the file beside each that lists what is in it."""
 
@@ -184,20 +186,21 @@ class File(_Record):
 
 
 class Sizes(_Record):
-    """Bytes on disk of the three parts."""
+    """Bytes on disk of the parts."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
-        "criu": _count, "rootfs": _count, "shm": _count,
+        "criu": _count, "rootfs": _count, "shm": _count, "memory": _count,
     }  # fmt: skip
     __slots__ = tuple(_parsers)
     criu: int
     rootfs: int
     shm: int
+    memory: int
 
     @property
     def total(self) -> int:
         """All of it, in bytes."""
-        return self.criu + self.rootfs + self.shm
+        return self.criu + self.rootfs + self.shm + self.memory
 
 
 class Requires(_Record):
@@ -305,7 +308,7 @@ class _OlderSchema(ValueError):
 
 _ADVICE: dict[type[Exception], str] = {
     _NewerSchema: "Upgrade quickthaw on this node.",
-    _OlderSchema: "Remove the snapshot; the next pod makes a new one, which can be checked.",
+    _OlderSchema: "Remove the snapshot; the next pod makes a new one.",
 }
 
 
@@ -318,8 +321,8 @@ def _decode(data: bytes) -> Manifest:
         raise _NewerSchema(
             f"schema {schema}, this quickthaw reads {SCHEMA}; upgrade quickthaw on this node"
         )
-    if schema == 1 and not isinstance(schema, bool):
-        raise _OlderSchema("schema 1, of an older quickthaw: not all of it has digests")
+    if schema in (1, 2) and not isinstance(schema, bool):
+        raise _OlderSchema(f"schema {schema}, of an older quickthaw")
     if schema != SCHEMA or isinstance(schema, bool):
         raise ValueError(f"no schema that this quickthaw reads: {schema!r:.40}")
     manifest = Manifest(**fields)

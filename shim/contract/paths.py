@@ -35,6 +35,9 @@ CONTAINER_NETWORK_PLAN = "network-plan.json"
 CONTAINER_WORK = "work"
 """In CONTAINERS/ID: CRIU's work directory of the last capture or restore, with its log."""
 
+CONTAINER_FILLING = "filling"
+"""In CONTAINERS/ID, as long as a page server fills its memory: it cannot be captured then."""
+
 CONTROL_IN_CONTAINER = "/run/quickthaw"
 READY_FILE = "ready"
 RESTORED_FILE = "restored.json"
@@ -49,12 +52,16 @@ HEALTH = f"{STORE}/health"
 USED = f"{STORE}/used"
 """`ID`, an empty file: its time of change is when a container last started from snapshot ID."""
 
+WORKING_SETS = f"{STORE}/working-sets"
+"""`ID.json`: what containers that started from snapshot ID asked for first (see shim.memory)."""
+
 SNAPSHOT_MANIFEST = "manifest.json"
 """In SNAPSHOTS/ID, as the following."""
 SNAPSHOT_SIGNATURE = "manifest.sig"
 SNAPSHOT_CRIU = "criu"
 SNAPSHOT_ROOTFS = "rootfs"
 SNAPSHOT_SHM = "shm"
+SNAPSHOT_MEMORY = "memory"
 
 ETC = "/etc/quickthaw"
 CONFIG = f"{ETC}/quickthaw.toml"

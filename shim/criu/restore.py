@@ -43,7 +43,7 @@ def restore(
                for flag in flags if flag in call.options]  # fmt: skip
     argv = [
         *runtime, f"--log={work}/runc.log", "--log-format=json",
-        "restore", "--detach", "--no-subreaper",
+        "restore", "--detach", "--no-subreaper", "--lazy-pages",
         f"--bundle={call.option('--bundle', '-b')}",
         f"--image-path={images}", f"--work-path={work}", *options, call.container,
     ]  # fmt: skip

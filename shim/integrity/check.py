@@ -20,6 +20,7 @@ from shim.contract.manifest import LISTINGS
 from shim.contract.paths import (
     SNAPSHOT_CRIU,
     SNAPSHOT_MANIFEST,
+    SNAPSHOT_MEMORY,
     SNAPSHOT_ROOTFS,
     SNAPSHOT_SHM,
     SNAPSHOT_SIGNATURE,
@@ -28,7 +29,7 @@ from shim.contract.paths import (
 from shim.integrity import chunks, content, marks, tree
 from shim.integrity.tree import Mismatch
 from shim.integrity.work import Work
-from shim.kernel.beneath import read_beneath
+from shim.kernel.beneath import open_beneath, read_beneath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.integrity.marks import Marks
     from shim.integrity.tree import Entry, Line
+    from shim.kernel.fds import OwnedFd
 
 _TOP = {SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, *LISTINGS, *LISTINGS.values()}
 _LISTING_BYTES = 1 << 30
@@ -51,6 +53,36 @@ _DAMAGE = (
 """How it shows that something is not of the kind, or the size, that it must be."""
 
 
+class Unchecked:
+    """A file of data whose content is for its user to check.
+
+    path: beneath the snapshot's directory. digests: of its chunks; None when nothing is to be
+    done, because it has a mark or the kernel vouches for it.
+    """
+
+    __slots__ = ("_identity", "digests", "path", "size")
+
+    def __init__(self, entry: Entry, digests: list[str] | None) -> None:
+        self.path, self.size, self.digests = entry.below, entry.status.st_size, digests
+        self._identity = tree.identity(entry.status)
+
+    def open(self, snapshot_dirfd: int) -> OwnedFd:
+        """The file. Raises OSError; Mismatch when it is another one meanwhile."""
+        file = open_beneath(snapshot_dirfd, tree.raw(self.path), os.O_RDONLY | os.O_NONBLOCK)
+        self.unchanged(file.fileno())
+        return file
+
+    def unchanged(self, fd: int) -> None:
+        """Raises Mismatch when it was changed since it was looked at; OSError."""
+        if tree.identity(os.fstat(fd)) != self._identity:
+            raise Mismatch(tree.printable(self.path), "one file", "another meanwhile")
+
+    @property
+    def mark(self) -> list[int]:
+        """What stands for it when all of it was checked."""
+        return list(self._identity)
+
+
 class Check:
     """One check, from `begin` to `finish`; leaving it gives up what is not done.
 
@@ -59,14 +91,17 @@ class Check:
     hashing.
 
     images: the checked content of CRIU's small images by name. big_images: the names of the
-    others. Both are there after `begin`. hashed_bytes: of the files that were hashed; big ones
-    count as soon as they are due.
+    others. memory: the checked content of the small files of memory/ by name. unchecked: the
+    others, with `defer_memory`. All are there after `begin`. hashed_bytes: of the files that were
+    hashed; big ones count as soon as they are due.
     """
 
     def __init__(
         self, snapshot_dirfd: int, captured: Manifest, *, container: str, until: float,
-        with_marks: bool = True, marks_directory: str = VERIFIED,
+        with_marks: bool = True, marks_directory: str = VERIFIED, defer_memory: bool = False,
     ) -> None:  # fmt: skip
+        self._defer_memory = defer_memory
+        self.snapshot_dirfd = snapshot_dirfd
         self._dirfd, self._captured, self._container = snapshot_dirfd, captured, container
         self._work = Work(until)
         self._with_marks, self._marks_directory = with_marks, marks_directory
@@ -75,6 +110,8 @@ class Check:
         self._fresh: dict[str, Marks] = {}
         self.images: dict[str, bytes] = {}
         self.big_images: list[str] = []
+        self.memory: dict[str, bytes] = {}
+        self.unchecked: dict[str, Unchecked] = {}
         self.hashed_bytes = 0
 
     def __enter__(self) -> Check:
@@ -97,6 +134,7 @@ class Check:
             self._work.finish()
             self._work = self._work.again()
             self._check_part(SNAPSHOT_CRIU)
+            self._check_part(SNAPSHOT_MEMORY)
             due = self.hashed_bytes
             if not self._is_marked(SNAPSHOT_ROOTFS):
                 self._work.add(lambda: self._check_part(SNAPSHOT_ROOTFS))
@@ -158,6 +196,8 @@ class Check:
                 used[entry.below] = mark
                 if marks.settled(entry.status, began_ns):
                     fresh[entry.below] = mark
+        if part == SNAPSHOT_MEMORY and self._defer_memory:
+            return  # whoever checks the content marks it
         self._used[part] = used
         if (fresh := marks.complete(fresh, len(used))) != known:
             self._fresh[part] = fresh
@@ -166,6 +206,15 @@ class Check:
         if entry.part == SNAPSHOT_CRIU and entry.path != tree.ROOT:
             self._check_image(line, entry)
             if entry.path in self.images:
+                return
+        if entry.part == SNAPSHOT_MEMORY and entry.path != tree.ROOT:
+            if not entry.is_content or "/" in entry.path:
+                raise Mismatch(tree.printable(entry.below), "a file of memory", "something else")
+            if not tree.is_data(entry.path):
+                self.memory[entry.path] = content.read(line, entry)
+                return
+            if self._defer_memory:
+                self._defer(line, entry, is_marked=is_marked)
                 return
         if not entry.is_content or is_marked:
             return
@@ -177,6 +226,12 @@ class Check:
             content.check_later(line, entry, self._dirfd, self._work)
         else:
             content.check_here(line, entry, self._work)
+
+    def _defer(self, line: Line, entry: Entry, *, is_marked: bool) -> None:
+        if len(line.digests) != chunks.count(entry.status.st_size):
+            raise Mismatch(tree.printable(entry.below), "a digest for each chunk", "another number")
+        vouched = is_marked or (self._with_marks and content.kernel_vouches(line, entry))
+        self.unchecked[entry.path] = Unchecked(entry, None if vouched else line.digests)
 
     def _check_image(self, line: Line, entry: Entry) -> None:
         if not entry.is_content or "/" in entry.path:

@@ -22,7 +22,7 @@ import os
 import stat
 
 from shim.contract import jsontext
-from shim.contract.paths import SNAPSHOT_CRIU
+from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.kernel.beneath import O_WALK
 from shim.kernel.fds import OwnedFd
 
@@ -41,6 +41,7 @@ BIG_BYTES = 1 << 20
 """From here on an image of CRIU's is checked where it lies; smaller ones are used from memory."""
 IN_MEMORY = ("files.img",)
 """Images that the swap patches: from memory whatever their size."""
+DATA_SUFFIX = ".data"
 ROOT = "."
 _FIELDS = ("path", "mode", "owner", "group", "mtime", "size, device or target", "xattrs", "link")
 _TIME = _FIELDS.index("mtime")
@@ -127,9 +128,16 @@ def is_marked(entry: Entry) -> bool:
 
     CRIU's small images never: they are read at each use in any case (see `shim.integrity.check`).
     """
+    if entry.part == SNAPSHOT_MEMORY:
+        return is_data(entry.path)
     return entry.part != SNAPSHOT_CRIU or (
         entry.is_content and entry.status.st_size >= BIG_BYTES and entry.path not in IN_MEMORY
     )
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of memory/ is one of content, which nobody parses."""
+    return name.endswith(DATA_SUFFIX)
 
 
 def text(raw: bytes) -> str:

@@ -19,6 +19,7 @@ _ENABLE = struct.Struct("=IIIIQIIQ88x")  # struct fsverity_enable_arg
 _DIGEST = struct.Struct("=HH32s")  # struct fsverity_digest with room for SHA-256
 _FS_IOC_ENABLE_VERITY = 0x40806685
 _FS_IOC_MEASURE_VERITY = 0xC0046686
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _CANNOT = (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENODATA, errno.EINVAL, errno.EPERM)
 
 
@@ -30,6 +31,16 @@ def magic(fd: int) -> int:
     call("fstatfs", fd, buffer)
     found: int = struct.unpack_from("=l" if struct.calcsize("l") == 4 else "=q", buffer)[0]
     return found & 0xFFFFFFFF
+
+
+def punch_hole(fd: int, start: int, size: int) -> None:
+    """Give back the room of a range of a file, which reads as zeros then. Raises OSError.
+
+    Source: fallocate(2).
+    """
+    from ctypes import c_long
+
+    call("fallocate", fd, _PUNCH_HOLE | _KEEP_SIZE, c_long(start), c_long(size))
 
 
 def enable_verity(fd: int) -> bool:

@@ -10,6 +10,9 @@ import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.mmap.restype = ctypes.c_void_p
+_PROT_READ, _MAP_SHARED = 1, 1
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 # The same numbers on x86_64 and arm64: everything since Linux 5.0 is numbered alike.
 NR_MOVE_MOUNT = 429
@@ -37,6 +40,19 @@ def syscall(number: int, *arguments: object, about: str | None = None) -> int:
     if result == -1:
         raise _os_error(about)
     return result
+
+
+def map_readable(fd: int, size: int) -> int:
+    """Map a file for the rest of this process's life; the address. Raises OSError.
+
+    For addresses that are given to the kernel: `mmap.mmap` does not tell that of a read-only one.
+    """
+    address: int | None = _libc.mmap(
+        None, ctypes.c_size_t(size), _PROT_READ, _MAP_SHARED, fd, ctypes.c_long(0)
+    )
+    if address is None or address == _MAP_FAILED:
+        raise _os_error(None)
+    return address
 
 
 def _os_error(about: str | None) -> OSError:

@@ -50,20 +50,20 @@ def run(
         pid = _spawn(argv, os.environ if env is None else env, quiet, first)
         try:
             with alarm.heard():
-                ended = _ends(pid, until)
+                ended = ends(pid, until)
             if not ended:
                 raise TooLate(f"{argv[0]} did not end in time")
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the group is still ours
-            if _ends(pid, time.monotonic() + _DIES_WITHIN_S):
+            if ends(pid, time.monotonic() + _DIES_WITHIN_S):
                 os.waitpid(pid, 0)
             raise
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
 
 
-def _ends(pid: int, until: float) -> bool:
+def ends(pid: int, until: float) -> bool:
     """Wait for the end of our child, which is not reaped by this. False when that is too late."""
     wait_fd = os.pidfd_open(pid)
     try:

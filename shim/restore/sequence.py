@@ -48,7 +48,7 @@ from shim.kernel.beneath import open_dir, remove_tree
 from shim.kernel.fds import OwnedFd
 from shim.kernel.netns import loopback_is_up
 from shim.kernel.utsns import hostname_in
-from shim.restore import images, oom, resume, turns
+from shim.restore import images, memory, oom, resume, turns
 from shim.restore.bundle import Bundle
 from shim.rootfs import overlay, shmfill
 
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
+    from shim.restore.memory import PageServer
 
 _LOG_BYTES = 4 << 20
 UNDO_S = 10.0
@@ -108,16 +109,19 @@ class Swap:
                 turn.enter_context(
                     turns.taken(self.ticket.turns, until=until, container=self.ticket.container)
                 )
-            self._restore_all(undo, held)
+            server = self._restore_all(undo, held)
         # What the workload does now loads the node no more than any other start.
         with self._step("resume"):
             resume.call_workload(
                 self.ticket, self.bundle.network_namespace, self.runtime, until=self.until
             )
             faults.point("restore.resumed", self.ticket.container)
+        server.keep()
         journal.note(f"{self.private}/journal", journal.DONE, None)
 
-    def _restore_all(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> None:
+    def _restore_all(
+        self, undo: contextlib.ExitStack, held: contextlib.ExitStack
+    ) -> PageServer:  # fmt: skip
         with self._step("check"):
             faults.point("restore.check", self.ticket.container)
             captured, check = self._checked(held)
@@ -130,6 +134,8 @@ class Swap:
             undo.callback(resume.untell, self.ticket)
             resume.tell(self.ticket, captured, self.bundle, addresses)
             faults.point("restore.told", self.ticket.container)
+        with self._step("memory"):
+            server = self._serve_memory(check, undo)
         with self._step("hash"):
             check.finish()
             faults.point("restore.hashed", self.ticket.container)
@@ -139,6 +145,7 @@ class Swap:
             check.unchanged()
             with open_dir(self.private) as private:  # it is in memory, and CRIU has read it
                 remove_tree(private.fileno(), os.path.basename(image_dir))
+        return server
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -191,7 +198,9 @@ class Swap:
             )  # fmt: skip
             error.codes = [reason.code for reason in reasons]
             raise error
-        check = Check(dirfd, captured, container=container, until=self.until)
+        check = Check(
+            dirfd, captured, container=container, until=self.until, defer_memory=True
+        )  # fmt: skip
         held.enter_context(check).begin()
         return captured, check
 
@@ -279,9 +288,18 @@ class Swap:
             if name and image.startswith(images.UTS_PREFIX)
         }
 
-    def _restore(self, undo: contextlib.ExitStack, image_dir: str) -> None:
+    def _serve_memory(self, check: Check, undo: contextlib.ExitStack) -> PageServer:
         work = f"{self.private}/{CONTAINER_WORK}"
         os.makedirs(work, 0o700, exist_ok=True)
+        server = memory.start(
+            self.ticket, check.snapshot_dirfd, check.memory, check.unchecked, work
+        )
+        undo.callback(server.end)
+        faults.point("restore.memory.served", self.ticket.container)
+        return server
+
+    def _restore(self, undo: contextlib.ExitStack, image_dir: str) -> None:
+        work = f"{self.private}/{CONTAINER_WORK}"
         options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
         with open(f"{SWAPPED}/{self.ticket.container}", "w") as marker:
             undo.callback(os.unlink, marker.name)

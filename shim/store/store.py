@@ -64,7 +64,7 @@ class Store:
         self._signatures: dict[str, bytes] = {}
         self.damaged: dict[str, str] = {}
         self.quarantine = Quarantine(self.root)
-        self._used = self.root / "used"
+        self._used, self._working_sets = self.root / "used", self.root / "working-sets"
 
     def open(self) -> None:
         """Make the directories, empty staging, read the index. Raises OSError."""
@@ -80,6 +80,10 @@ class Store:
         self._used.mkdir(mode=0o700, exist_ok=True)
         for name in set(os.listdir(self._used)) - exist:
             (self._used / name).unlink()
+        self._working_sets.mkdir(mode=0o700, exist_ok=True)
+        for path in self._working_sets.iterdir():
+            if path.stem not in exist:
+                path.unlink()
 
     def read_index(self) -> None:
         """Read every manifest, and what is in quarantine. Raises OSError."""
@@ -257,6 +261,7 @@ class Store:
         faults.point("store.removed.synced")
         self.quarantine.drop(found)
         (self._used / found).unlink(missing_ok=True)
+        (self._working_sets / f"{found}.json").unlink(missing_ok=True)
         with open_dir(str(self.staging)) as staging:
             remove_tree(staging.fileno(), found)
         if self._marks:

@@ -9,21 +9,22 @@ import stat
 import tempfile
 from pathlib import Path
 
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
+from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 
-CAPTURED = (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM)
+CAPTURED = (SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM)
 """What a capture puts into a snapshot. All else in it is the store's own."""
 _OPAQUE = "trusted.overlay.opaque"
 
 
 def write(place: Path, name: str) -> None:
     """Fill `place` with what a capture of the container `name` would leave there."""
-    criu, rootfs, shm = (place / part for part in CAPTURED)
-    for directory in (criu, rootfs, shm, rootfs / "etc", rootfs / "var", rootfs / "var/empty"):
+    criu, memory, rootfs, shm = (place / part for part in CAPTURED)
+    for directory in (criu, memory, rootfs, shm, rootfs / "etc", rootfs / "var", rootfs / "var/empty"):
         directory.mkdir(mode=0o755)
     for number in range(3):
         (criu / f"pages-{number}.img").write_bytes(_bytes(f"{name}{number}", 9000 * (number + 1)))
     (criu / "empty.img").write_bytes(b"")
+    (memory / "space-1.data").write_bytes(_bytes(f"{name}space", 20000))
     (rootfs / "etc/hosts").write_bytes(_bytes(f"{name}hosts", 200))
     (rootfs / "etc/hosts").chmod(0o4750)
     os.link(rootfs / "etc/hosts", rootfs / "etc/hosts.again")

@@ -149,7 +149,7 @@ def test_what_was_not_changed_is_restored_with_and_without_marks(
         pod = start_pod(swap_node)
         assert_restored(pod.container())
         assert ask(pod, "/state")["nonce"] == shared.nonce
-        assert sorted(path.name for path in marks.iterdir()) == ["criu", "rootfs", "shm"]
+        assert sorted(path.name for path in marks.iterdir()) == ["criu", "memory", "rootfs", "shm"]
         swap_node.kubelet.remove_pods()
 
 

@@ -91,7 +91,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def put(store: Store, age: int, size: int = 100, name: str = "") -> str:
     found = manifests.build(
-        **fields(created_at=1000.0 - age, sizes={"criu": size, "rootfs": 0, "shm": 0}, name=name)
+        **fields(
+            created_at=1000.0 - age,
+            sizes={"criu": size, "rootfs": 0, "shm": 0, "memory": 0},
+            name=name,
+        )
     )
     place = store.snapshots / found.id
     (place / "criu").mkdir(parents=True)

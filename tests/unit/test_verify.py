@@ -94,7 +94,7 @@ def test_a_snapshot_that_nobody_trusts_is_told(
 def test_marks_of_what_is_gone_are_removed(store: Store, tmp_path: Path) -> None:
     found = publish(store)
     assert sorted(path.name for path in (tmp_path / "marks" / found.id).iterdir()) == [
-        "criu", "rootfs", "shm"
+        "criu", "memory", "rootfs", "shm"
     ]  # fmt: skip
     store.remove(found.id, users=[])
     assert list((tmp_path / "marks").iterdir()) == []

@@ -1,0 +1,130 @@
+"""CRIU's images of memory: which pages a process has, and which of its areas may be filled lazily.
+
+T2: imports protobuf.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.message import DecodeError
+
+from protos import criu_pb2
+from shim.criu.images import DamagedImage, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+PAGE: Final = 4096
+PARENT: Final = criu_pb2.PagemapEntry.PARENT
+LAZY: Final = criu_pb2.PagemapEntry.LAZY
+PRESENT: Final = criu_pb2.PagemapEntry.PRESENT
+
+_LENGTH = struct.Struct("<I")
+_MAGIC_BYTES = 8
+_MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_LOCKED, _MAP_HUGETLB = 0x02, 0x20, 0x2000, 0x40000
+_VMA_VSYSCALL, _VMA_VDSO, _VMA_VVAR = 1 << 2, 1 << 3, 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Pages that follow each other. start, end: addresses. flags: LAZY, PRESENT."""
+
+    start: int
+    end: int
+    flags: int
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Pagemap:
+    """One image. Of what is PRESENT the content is in pages-{pages_id}.img, in this order."""
+
+    pages_id: int
+    pages: tuple[Pages, ...]
+
+
+def read(path: Path) -> Pagemap:
+    """The image at `path`. Raises DamagedImage, OSError."""
+    head, *rest = entries(path)
+    try:
+        found = criu_pb2.PagemapHead.FromString(head)
+        return Pagemap(found.pages_id, tuple(map(_pages, rest)))
+    except DecodeError as error:
+        raise DamagedImage(f"{path.name}: {error}") from error
+
+
+def _pages(raw: bytes) -> Pages:
+    entry = criu_pb2.PagemapEntry.FromString(raw)
+    if entry.in_parent or entry.flags & PARENT:
+        raise DamagedImage("a pagemap with pages in another snapshot")
+    count = entry.nr_pages or entry.compat_nr_pages
+    # An entry without flags is of a CRIU that had none yet.
+    flags = entry.flags if entry.HasField("flags") else PRESENT
+    return Pages(entry.vaddr, entry.vaddr + count * PAGE, flags)
+
+
+def write(path: Path, pagemap: Pagemap) -> None:
+    """Replace the image at `path`, whose magic stays. Raises OSError."""
+    with path.open("rb") as file:
+        magic = file.read(_MAGIC_BYTES)
+    out = bytearray(magic)
+    for message in (
+        criu_pb2.PagemapHead(pages_id=pagemap.pages_id),
+        *map(_entry, pagemap.pages),
+    ):
+        raw = message.SerializeToString()
+        out += _LENGTH.pack(len(raw)) + raw
+    path.write_bytes(out)
+
+
+def _entry(pages: Pages) -> criu_pb2.PagemapEntry:
+    count = pages.size // PAGE
+    return criu_pb2.PagemapEntry(
+        vaddr=pages.start, compat_nr_pages=count & 0xFFFFFFFF, nr_pages=count, flags=pages.flags
+    )
+
+
+def lazy_areas(path: Path) -> list[tuple[int, int]]:
+    """The areas in mm-PID.img that CRIU registers with a page server. Raises DamagedImage, OSError.
+
+    Source: CRIU, criu/include/vma.h, vma_entry_can_be_lazy.
+    """
+    (raw,) = entries(path)
+    try:
+        return [(vma.start, vma.end) for vma in criu_pb2.Mm.FromString(raw).vmas if _is_lazy(vma)]
+    except DecodeError as error:
+        raise DamagedImage(f"{path.name}: {error}") from error
+
+
+def _is_lazy(vma: criu_pb2.Vma) -> bool:
+    return (
+        vma.flags & (_MAP_ANONYMOUS | _MAP_PRIVATE) == _MAP_ANONYMOUS | _MAP_PRIVATE
+        and not vma.flags & (_MAP_LOCKED | _MAP_HUGETLB)
+        and not vma.status & (_VMA_VDSO | _VMA_VVAR | _VMA_VSYSCALL)
+    )
+
+
+def clipped(pages: Iterable[Pages], areas: Iterable[tuple[int, int]]) -> list[Pages]:
+    """`pages`, cut where areas end: what is filled at once must lie in one."""
+    borders = sorted({end for _, end in areas})
+    found: list[Pages] = []
+    at = 0
+    for each in pages:
+        start = each.start
+        while at < len(borders) and borders[at] <= start:
+            at += 1
+        following = at
+        while following < len(borders) and borders[following] < each.end:
+            found.append(Pages(start, borders[following], each.flags))
+            start = borders[following]
+            following += 1
+        found.append(Pages(start, each.end, each.flags))
+    return found

@@ -1,0 +1,137 @@
+"""userfaultfd(2): filling another process's memory, and what it tells about its areas. Lean.
+
+The descriptors are CRIU's: non-cooperative and non-blocking. Source: ioctl_userfaultfd(2),
+userfaultfd(2), Linux Documentation/admin-guide/mm/userfaultfd.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import struct
+
+from shim.kernel.libc import call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+PAGE: Final = mmap.PAGESIZE
+
+_READ, _WRITE = 2 << 30, 1 << 30
+_TYPE = 0xAA << 8
+_UNREGISTER = _READ | 16 << 16 | _TYPE | 0x01
+_WAKE = _READ | 16 << 16 | _TYPE | 0x02
+_COPY = _READ | _WRITE | 40 << 16 | _TYPE | 0x03
+_ZEROPAGE = _READ | _WRITE | 32 << 16 | _TYPE | 0x04
+
+_MESSAGE = struct.Struct("=BxxxxxxxQQQ")
+_MESSAGES = 64
+"""Read at once."""
+
+FAULT, FORK, REMAP, REMOVE, UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
+"""Kinds of messages. REMOVE is told of MADV_DONTNEED and MADV_FREE."""
+
+
+class Changing(Exception):
+    """An area is being changed: nothing is filled until the event was read (EAGAIN)."""
+
+
+class Present(Exception):
+    """The page is there already (EEXIST)."""
+
+
+class NotOurs(Exception):
+    """No registered area has all of the range (ENOENT): it was unmapped, or is several areas."""
+
+
+class Gone(Exception):
+    """The process has exited or executed another program (ESRCH)."""
+
+
+_MEANING = {
+    errno.EAGAIN: Changing, errno.EEXIST: Present, errno.ENOENT: NotOurs, errno.ESRCH: Gone
+}  # fmt: skip
+
+
+class Message:
+    """One message. For FAULT `start` is the address, for FORK it is the new descriptor.
+
+    For REMOVE and UNMAP the range is from `start` to `end`; for REMAP what was at `start` is at
+    `to` now, `end` - `start` bytes of it.
+    """
+
+    __slots__ = ("end", "kind", "start", "to")
+
+    def __init__(self, kind: int, start: int, end: int = 0, to: int = 0) -> None:
+        self.kind, self.start, self.end, self.to = kind, start, end, to
+
+    def __repr__(self) -> str:
+        return f"Message({self.kind:#x}, {self.start:#x}, {self.end:#x}, {self.to:#x})"
+
+
+def copy(fd: int, address: int, source: int, size: int) -> int:
+    """Install `size` bytes from `source`, in our memory, at `address`; wake who waits for them.
+
+    All are multiples of the page size. Returns the bytes installed, which may be fewer. Raises
+    Changing, Present, NotOurs, Gone when not even the first page could be; OSError.
+    """
+    return _installed(fd, _COPY, (ctypes.c_uint64 * 5)(address, source, size, 0, 0))
+
+
+def zero(fd: int, address: int, size: int) -> int:
+    """The same with zeros."""
+    return _installed(fd, _ZEROPAGE, (ctypes.c_uint64 * 4)(address, size, 0, 0))
+
+
+def _installed(fd: int, request: int, argument: ctypes.Array[ctypes.c_uint64]) -> int:
+    try:
+        call("ioctl", fd, ctypes.c_ulong(request), argument)
+    except OSError as error:
+        # The last field is how far it came, or the errno when it did not begin.
+        done = ctypes.c_int64(argument[-1]).value
+        if done > 0:
+            return done
+        raise _MEANING.get(error.errno or 0, OSError)(*error.args) from error
+    return int(argument[-1])
+
+
+def is_changing(fd: int) -> bool:
+    """Whether an event is under way that was not read to its end.
+
+    The kernel looks at this before it looks at the request, so that one for nothing tells.
+    """
+    try:
+        call("ioctl", fd, ctypes.c_ulong(_COPY), (ctypes.c_uint64 * 5)())
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    return False
+
+
+def wake(fd: int, address: int, size: int) -> None:
+    """Let threads look again that wait for a page which is there. Raises OSError."""
+    call("ioctl", fd, ctypes.c_ulong(_WAKE), (ctypes.c_uint64 * 2)(address, size))
+
+
+def messages(fd: int) -> list[Message]:
+    """What the kernel has to tell now, faults before events. Raises OSError.
+
+    Reading an event lets the thread go on that caused it.
+    """
+    try:
+        data = os.read(fd, _MESSAGES * _MESSAGE.size)
+    except BlockingIOError:
+        return []
+    return [_message(*fields) for fields in _MESSAGE.iter_unpack(data)]
+
+
+def _message(kind: int, first: int, second: int, third: int) -> Message:
+    if kind == FAULT:
+        return Message(FAULT, second)  # the first field are flags
+    if kind == FORK:
+        return Message(FORK, first & 0xFFFFFFFF)
+    if kind == REMAP:
+        return Message(REMAP, first, first + third, second)
+    return Message(kind, first, second)

@@ -1,0 +1,134 @@
+"""The guard of a page server: it has copies of all that the server has, and ends the container.
+
+When the last descriptor of a userfaultfd is closed, the kernel makes the areas ordinary ones: what
+was missing reads as zeros, and the container would go on with wrong memory. So a second process
+holds every descriptor, and when the server dies or stalls it kills the container first. Lean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+
+from shim.contract import faults, outcome
+from shim.contract.errors import MemoryLost
+from shim.contract.ticket import pod_of
+from shim.kernel import survivors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import mmap
+
+    from shim.contract.ticket import Ticket
+
+TICK_S = 1.0
+_STALLED_TICKS = 10
+"""A server that has not moved in as many ticks of our own clock is given up: ticks, so that a
+machine which stood still as a whole is not taken for a server that does."""
+_DIES_WITHIN_S = 10.0
+_KEEP, _DONE = b"+", b"."
+
+
+class Guard:
+    """The server's end: the guard process, and a pulse that it watches."""
+
+    def __init__(self, ticket: Ticket, pulse: mmap.mmap) -> None:
+        self._ticket, self._pulse = ticket, pulse
+        self._fds: list[int] = []
+        self._pid, self._socket = _started(ticket, pulse)
+
+    def fileno(self) -> int:
+        """Readable when the guard has ended."""
+        return self._socket.fileno()
+
+    def beat(self) -> None:
+        """The server moves."""
+        self._pulse[0] = (self._pulse[0] + 1) & 0xFF
+
+    def keep(self, fd: int) -> None:
+        """Have the guard hold a copy of a userfaultfd, too. The descriptor stays the caller's."""
+        self._fds.append(fd)
+        with contextlib.suppress(OSError):  # it has ended: `renew` passes on all of them
+            socket.send_fds(self._socket, [_KEEP], [fd])
+
+    def drop(self, fd: int) -> None:
+        """It is about to be closed. The guard's copy goes when the guard does."""
+        self._fds.remove(fd)
+
+    def renew(self) -> int:
+        """The guard was killed: have another one. Returns its descriptor. Raises OSError."""
+        self._socket.close()
+        os.waitpid(self._pid, 0)
+        self._pid, self._socket = _started(self._ticket, self._pulse)
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            self.keep(fd)
+        return self._socket.fileno()
+
+    def dismiss(self) -> None:
+        """All is filled, or there is nobody to be filled: the guard ends."""
+        with contextlib.suppress(OSError):
+            self._socket.send(_DONE)
+        self._socket.close()
+        os.waitpid(self._pid, 0)
+
+
+def _started(ticket: Ticket, pulse: mmap.mmap) -> tuple[int, socket.socket]:
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server = os.getpid()
+    pid = os.fork()
+    if not pid:
+        try:
+            ours.close()
+            os.setsid()
+            faults.disarm()
+            _watch(ticket, its, pulse, server)
+        finally:
+            os._exit(0)
+    its.close()
+    return pid, ours
+
+
+def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) -> None:
+    """The guard's part. It returns only when the server is done or the container is dead."""
+    kept: list[int] = []
+    last, stalled = pulse[0], 0
+    why = ""
+    while not why:
+        if not select.select([its], [], [], TICK_S)[0]:
+            stalled = 0 if pulse[0] != last else stalled + 1
+            last = pulse[0]
+            if stalled >= _STALLED_TICKS:
+                why = "the page server did not move any more"
+            continue
+        data, fds, _, _ = socket.recv_fds(its, 1, 4)
+        kept += fds
+        if data == _DONE:
+            return
+        if not data:
+            why = "the page server was killed"
+    end(ticket, why)
+    if os.getppid() == server:
+        os.kill(server, signal.SIGKILL)
+
+
+def end(ticket: Ticket, why: str, *, blame: str | None = None) -> None:
+    """Kill the container, and tell why: its memory cannot be completed. Never raises."""
+    with contextlib.suppress(OSError):
+        survivors.kill(ticket.container, until=time.monotonic() + _DIES_WITHIN_S)
+    error = MemoryLost(
+        "the memory could not be completed", container=ticket.container, why=why,
+        do="Was the node out of memory, or the snapshot's disk away? See the kernel's log.",
+    )  # fmt: skip
+    with contextlib.suppress(OSError):
+        faults.point("memory.ended", ticket.container)
+        outcome.write(ticket.container, {
+            "snapshot": ticket.snapshot, "result": outcome.KILLED, "error": str(error),
+            "error_class": type(error).__name__, "exit_code": error.exit_code,
+            "refusals": [], "blame": blame or error.blame, "pod": pod_of(ticket),
+            "seconds": 0.0, "steps": {}, "warnings": [], "at": time.time(),
+        })  # fmt: skip

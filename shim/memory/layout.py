@@ -1,0 +1,101 @@
+"""The layout of a snapshot's memory: which ranges of which process lie where in which file.
+
+`memory/layout.json`, and for each address space a file of ranges and one of data:
+
+    {"schema": 1, "spaces": [
+        {"pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[start, end], …]}],
+     "shared": […]}
+
+pid: as CRIU's images have it. areas: those that CRIU registers with the page server. A file of
+ranges is 8 bytes of magic and then for each range three 64 bit little endian numbers: address,
+length and offset in the file of data; in the order of addresses, disjoint, whole pages. A page of
+an area that is in no range reads as zeros. Both are written by `shim.capture.settle` and read from
+memory, after their digests were checked. Lean.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+from shim.contract import jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from shim.memory.extents import Extent
+
+LAYOUT = "layout.json"
+SCHEMA = 1
+MAGIC = b"qtranges"
+DATA_SUFFIX = ".data"
+_RANGE = struct.Struct("<QQQ")
+_PAGE = 4096
+_TOP = 1 << 56
+
+
+class BadLayout(ValueError):
+    """It is not what a capture writes."""
+
+
+class SpaceLayout:
+    """One address space. pid: in the container. data: name of the file."""
+
+    __slots__ = ("areas", "data", "extents", "pid")
+
+    def __init__(
+        self, pid: int, data: str, extents: list[Extent], areas: list[tuple[int, int]]
+    ) -> None:  # fmt: skip
+        self.pid, self.data, self.extents, self.areas = pid, data, extents, areas
+
+
+def encode_ranges(extents: Iterable[Extent]) -> bytes:
+    """The content of a file of ranges."""
+    return MAGIC + b"".join(
+        _RANGE.pack(start, end - start, offset) for start, end, offset in extents
+    )
+
+
+def decode_ranges(data: bytes) -> list[Extent]:
+    """What is in a file of ranges. Raises BadLayout."""
+    if data[: len(MAGIC)] != MAGIC or (len(data) - len(MAGIC)) % _RANGE.size:
+        raise BadLayout("not a file of ranges")
+    found: list[Extent] = []
+    behind = 0
+    for start, size, offset in _RANGE.iter_unpack(data[len(MAGIC) :]):
+        if start < behind or not size or (start | size | offset) % _PAGE or start + size > _TOP:
+            raise BadLayout(f"a range at {start:#x} of {size} bytes is out of order")
+        behind = start + size
+        found.append((start, behind, offset))
+    return found
+
+
+def encode(spaces: Sequence[Mapping[str, object]], shared: Sequence[Mapping[str, object]]) -> bytes:
+    """The content of layout.json. The keys of both are in the docstring above."""
+    found = {"schema": SCHEMA, "spaces": list(spaces), "shared": list(shared)}
+    return json.dumps(found, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[SpaceLayout]:
+    """The spaces. files: the small files of `memory/` by name. sizes: of those of data.
+
+    Raises BadLayout.
+    """
+    try:
+        found = jsontext.parse(files[LAYOUT])
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise BadLayout("no schema that this quickthaw reads")
+        return [_space(each, files, sizes) for each in found["spaces"]]
+    except (KeyError, TypeError) as error:
+        raise BadLayout(f"the layout of the memory is incomplete: {error}") from error
+
+
+def _space(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> SpaceLayout:
+    if not isinstance(found, dict) or type(found["pid"]) is not int:
+        raise BadLayout("not a space")
+    extents = decode_ranges(files[found["ranges"]])
+    if any(offset + end - start > sizes[found["data"]] for start, end, offset in extents):
+        raise BadLayout(f"{found['data']} is too short for its ranges")
+    areas = [(int(start), int(end)) for start, end in found["areas"]]
+    return SpaceLayout(found["pid"], found["data"], extents, areas)

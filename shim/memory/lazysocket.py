@@ -1,0 +1,85 @@
+"""What CRIU sends to a page server: for each process its pid and its userfaultfd, then the end.
+
+One connection that CRIU's processes share: 4 bytes with the pid (negative for a zombie, which has
+no memory), one byte with the descriptor. Source: CRIU, criu/uffd.c and compel's scm.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PID = struct.Struct("<i")
+_FINISHED = 0x52535446
+_MAX_FDS = 4
+
+
+class NotCriu(Exception):
+    """What was sent is not what CRIU sends."""
+
+
+class LazySocket:
+    """One connection. finished: CRIU has restored everything and lets the processes run."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection, self._pid_bytes = connection, b""
+        self._pid = 0
+        self.finished = self.closed = False
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._connection.close()
+
+    def received(self) -> Iterator[tuple[int, int]]:
+        """The pid and the userfaultfd of each process that was told since the last call.
+
+        The caller owns the descriptor. Raises NotCriu, OSError.
+        """
+        while not self.closed:
+            try:
+                if self._pid:
+                    yield self._pid, self._descriptor()
+                    self._pid = 0
+                else:
+                    self._read_pid()
+            except BlockingIOError:
+                return
+
+    def _read_pid(self) -> None:
+        data = self._connection.recv(_PID.size - len(self._pid_bytes))
+        self._pid_bytes += data
+        if not data:
+            self.closed = True
+            if self._pid_bytes:
+                raise NotCriu("the connection ended in the middle of a pid")
+        elif len(self._pid_bytes) == _PID.size:
+            (pid,) = _PID.unpack(self._pid_bytes)
+            self._pid_bytes = b""
+            if pid == _FINISHED:
+                self.finished = True
+            elif pid > 0:
+                self._pid = pid
+
+    def _descriptor(self) -> int:
+        fds = array.array("i")
+        data, ancillary, _, _ = self._connection.recvmsg(
+            1, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize)
+        )
+        for level, kind, found in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(found[: len(found) - len(found) % fds.itemsize])
+        if not data or len(fds) != 1:
+            for fd in fds:
+                socket.close(fd)
+            raise NotCriu(f"the process {self._pid} came with {len(fds)} descriptors")
+        return fds[0]

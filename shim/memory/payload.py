@@ -1,0 +1,146 @@
+"""A file with the content of memory, as addresses in our own memory from which it can be copied.
+
+What was hashed since the boot (see `shim.integrity.marks`), or is vouched for by the kernel, is
+mapped: the kernel copies from the page cache, which all restores of a snapshot share. Everything
+else is read into memory of ours by the chunk, hashed there, and copied from there: nobody can
+change it between the check and the use. Lean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import mmap
+import os
+import threading
+from collections import OrderedDict
+
+from shim.integrity.chunks import CHUNK_BYTES
+from shim.kernel.libc import call, map_readable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_MADV_POPULATE_READ = 22
+_KEPT_CHUNKS = 4
+"""Checked chunks that are kept: one for each thread that fills, and what was asked for last."""
+
+
+class Damaged(Exception):
+    """The content is not what was captured, or cannot be read."""
+
+
+class Payload:
+    """One file. Raises OSError.
+
+    fd: stays the caller's. digests: SHA-256 of each chunk, in hexadecimal; None when the content
+    needs no check.
+    """
+
+    def __init__(self, name: str, fd: int, size: int, digests: Sequence[str] | None) -> None:
+        self.name, self.size, self._fd, self._digests = name, size, fd, digests
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, _Chunk] = OrderedDict()
+        self._spare: list[mmap.mmap] = []
+        self._checked: set[int] = set()
+        self._map = map_readable(fd, size) if digests is None and size else 0
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether all of it is what was captured."""
+        return self._digests is None or len(self._checked) == len(self._digests)
+
+    @contextlib.contextmanager
+    def at(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+        """The address of the content at `offset`, and how many of `size` bytes are there.
+
+        Valid in the `with`. Raises Damaged.
+        """
+        if self._digests is None:
+            self._populate(offset, size)
+            yield self._map + offset, size
+            return
+        chunk = self._acquire(offset // CHUNK_BYTES)
+        try:
+            begins = offset % CHUNK_BYTES
+            yield chunk.address + begins, min(size, CHUNK_BYTES - begins)
+        finally:
+            self._release(chunk)
+
+    def check_rest(self) -> None:
+        """Check what nobody needed. Raises Damaged."""
+        for index in range(len(self._digests or ())):
+            if index not in self._checked:
+                self._release(self._acquire(index))
+
+    def _populate(self, offset: int, size: int) -> None:
+        """Have it in our page tables: a copy that meets a missing page starts again."""
+        try:
+            call("madvise", ctypes.c_void_p(self._map + offset), ctypes.c_size_t(size),
+                 _MADV_POPULATE_READ)  # fmt: skip
+        except OSError as error:
+            raise Damaged(f"{self.name} cannot be read at {offset}: {error.strerror}") from error
+
+    def _acquire(self, index: int) -> _Chunk:
+        with self._lock:
+            chunk = self._kept.pop(index, None) or _Chunk(index, self._memory())
+            chunk.users += 1
+            self._kept[index] = chunk
+        with chunk.lock:  # whoever comes first reads it, the others wait for that
+            if not chunk.is_checked:
+                try:
+                    self._read(chunk)
+                except BaseException:
+                    with self._lock:
+                        chunk.users -= 1
+                        self._kept.pop(index, None)
+                    raise
+                self._checked.add(index)
+        return chunk
+
+    def _release(self, chunk: _Chunk) -> None:
+        with self._lock:
+            chunk.users -= 1
+            unused = [each for each in self._kept.values() if not each.users]
+            for each in unused[: max(0, len(self._kept) - _KEPT_CHUNKS)]:
+                del self._kept[each.index]
+                self._spare.append(each.memory)
+
+    def _memory(self) -> mmap.mmap:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        return self._spare.pop() if self._spare else mmap.mmap(-1, CHUNK_BYTES, flags)
+
+    def _read(self, chunk: _Chunk) -> None:
+        assert self._digests is not None  # noqa: S101 - only then there are chunks
+        start = chunk.index * CHUNK_BYTES
+        size = min(CHUNK_BYTES, self.size - start)
+        view = memoryview(chunk.memory)[:size]
+        done = 0
+        while done < size:
+            try:
+                got = os.preadv(self._fd, [view[done:]], start + done)
+            except OSError as error:
+                raise Damaged(f"{self.name} cannot be read: {error.strerror}") from error
+            if not got:
+                raise Damaged(f"{self.name} ends at {start + done}")
+            done += got
+        found = hashlib.sha256(view).hexdigest()
+        if found != self._digests[chunk.index]:
+            raise Damaged(
+                f"{self.name}, chunk {chunk.index}: expected SHA-256 "
+                f"{self._digests[chunk.index][:16]}, found {found[:16]}"
+            )
+        chunk.is_checked = True
+
+
+class _Chunk:
+    """4 MiB of memory of ours with one chunk's content. users: who copies from it now."""
+
+    __slots__ = ("address", "index", "is_checked", "lock", "memory", "users")
+
+    def __init__(self, index: int, memory: mmap.mmap) -> None:
+        self.index, self.memory, self.users = index, memory, 0
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self.lock, self.is_checked = threading.Lock(), False

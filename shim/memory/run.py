@@ -1,0 +1,91 @@
+"""One page server's process: payloads, server and guard, and what follows their end. Lean.
+
+Runs in a fork of `quickthaw-runc` (see `shim.restore.memory`), which it outlives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import time
+
+from shim.contract.errors import Blame
+from shim.contract.paths import CONTAINER_FILLING, CONTAINERS, SNAPSHOT_MEMORY
+from shim.integrity import marks
+from shim.integrity.tree import Mismatch
+from shim.kernel import survivors
+from shim.memory import workingset
+from shim.memory.guard import Guard, end
+from shim.memory.payload import Damaged, Payload
+from shim.memory.server import Abandoned, Server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping, Sequence
+
+    from shim.contract.ticket import Ticket
+    from shim.integrity.check import Unchecked
+    from shim.memory.layout import SpaceLayout
+
+_DIES_WITHIN_S = 5.0
+
+
+def serve(
+    ticket: Ticket, snapshot_dirfd: int, data: Mapping[str, Unchecked],
+    spaces: Sequence[SpaceLayout], listener: socket.socket, swap_fd: int,
+) -> None:  # fmt: skip
+    """Serve until all memory is there, and have the container killed when that fails.
+
+    data: the files of memory by name. swap_fd: see `shim.memory.server`. Never raises.
+    """
+    guard = Guard(ticket, mmap.mmap(-1, mmap.PAGESIZE))
+    filling = f"{CONTAINERS}/{ticket.container}/{CONTAINER_FILLING}"
+    try:
+        with contextlib.ExitStack() as opened:
+            os.close(os.open(filling, os.O_WRONLY | os.O_CREAT, 0o600))
+            files = {name: opened.enter_context(each.open(snapshot_dirfd))
+                     for name, each in data.items()}  # fmt: skip
+            payloads = {name: Payload(name, files[name].fileno(), each.size, each.digests)
+                        for name, each in data.items()}  # fmt: skip
+            known = workingset.read(ticket.snapshot)
+            server = Server(ticket.container, listener, swap_fd, guard, spaces, payloads, known)
+            server.run()
+            for name, each in data.items():
+                each.unchanged(files[name].fileno())
+            guard.dismiss()  # its descriptors first: an area is ordinary when the last is closed
+            server.close()
+            with contextlib.suppress(FileNotFoundError):  # the container has ended
+                os.unlink(filling)
+            _remember(ticket, server, payloads, data, known)
+    except Abandoned:
+        survivors.kill(ticket.container, until=time.monotonic() + _DIES_WITHIN_S)
+        guard.dismiss()
+    except Exception as error:  # noqa: BLE001 - the border: whatever this is, the container must end
+        is_damaged = isinstance(error, Damaged | Mismatch)
+        end(ticket, _told(error), blame=Blame.CONTENT if is_damaged else Blame.OTHER)
+        guard.dismiss()
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, Mismatch):
+        return f"{error.path}: expected {error.expected}, found {error.found}"
+    return str(error) or type(error).__name__
+
+
+def _remember(
+    ticket: Ticket, server: Server, payloads: Mapping[str, Payload],
+    data: Mapping[str, Unchecked], known: Sequence[tuple[int, int]],
+) -> None:  # fmt: skip
+    """What makes the next restore faster. Nothing depends on it."""
+    with contextlib.suppress(OSError, Damaged):
+        windows = server.recorder.after(known)
+        if len(windows) > len(known):
+            workingset.write(ticket.snapshot, windows)
+        if not all(payload.is_checked for payload in payloads.values()):
+            for payload in payloads.values():
+                payload.check_rest()
+        fresh = {each.path: each.mark for each in data.values()}
+        if fresh and marks.read(ticket.snapshot, SNAPSHOT_MEMORY) != fresh:
+            marks.write(ticket.snapshot, SNAPSHOT_MEMORY, fresh)

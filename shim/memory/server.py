@@ -1,0 +1,180 @@
+"""The page server: one process for each restore, from before CRIU starts until all memory is there.
+
+CRIU sends it a userfaultfd for each process that it restores. Faults are served first; when CRIU
+has finished, the threads of `shim.memory.filling` fill the rest: what earlier restores from the
+snapshot asked for, then by address. When all is filled the descriptors are closed and the server
+ends: the areas are ordinary ones then. It needs nobody: the daemon may be away, and
+`quickthaw-runc` has ended long before. What it must not do is to end before it is done; see
+`shim.memory.guard`. Lean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+
+from shim.contract import faults
+from shim.kernel import survivors
+from shim.kernel.userfault import Gone
+from shim.memory.extents import Extents
+from shim.memory.filling import Filling
+from shim.memory.lazysocket import LazySocket
+from shim.memory.space import Space
+from shim.memory.workingset import Recorder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping, Sequence
+
+    from shim.memory.guard import Guard
+    from shim.memory.layout import SpaceLayout
+    from shim.memory.payload import Payload
+
+_TICK_MS = 1000
+_RETRY_MS = 5
+
+
+class Abandoned(Exception):
+    """The swap was given up, or CRIU is gone before it was done: nobody needs the memory."""
+
+
+class Server:
+    """listener: the socket that CRIU connects to. swap_fd: a pipe of the swap's; a byte in it says
+    that the container is to live, its end without one that it is not.
+    """
+
+    def __init__(
+        self, container: str, listener: socket.socket, swap_fd: int, guard: Guard,
+        memory: Sequence[SpaceLayout], payloads: Mapping[str, Payload],
+        first: Sequence[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
+        self._container, self._listener, self._swap_fd = container, listener, swap_fd
+        self._guard, self._payloads = guard, payloads
+        self._memory = {space.pid: space for space in memory}
+        self._criu: LazySocket | None = None
+        self._filling = Filling()
+        self._kept = self._started = False
+        self._first = first
+        self.recorder = Recorder()
+        self._poll = select.poll()
+        self._by_fd: dict[int, Space] = {}
+        for fd in (listener.fileno(), swap_fd, guard.fileno(), self._filling.told_fd):
+            self._poll.register(fd, select.POLLIN)
+
+    def run(self) -> None:
+        """Serve until all memory is there. Raises Abandoned; what else it raises is an end.
+
+        Afterwards the descriptors are still open: see `close`.
+        """
+        faults.point("memory.started", self._container)
+        while not self._is_over():
+            late = any(space.waiting for space in self._by_fd.values())
+            ready = {fd for fd, _ in self._poll.poll(_RETRY_MS if late else _TICK_MS)}
+            self._guard.beat()
+            if spaces := [
+                space for fd, space in self._by_fd.items() if fd in ready or space.waiting
+            ]:
+                self._serve(spaces)
+            if others := ready - self._by_fd.keys():
+                self._look_at(others)
+        faults.point("memory.filled", self._container)
+
+    def close(self) -> None:
+        """Let the memory be ordinary. Idempotent."""
+        self._filling.stop()
+        for space in self._by_fd.values():
+            space.close()
+
+    def _is_over(self) -> bool:
+        if self._filling.error:
+            raise self._filling.error
+        if not (self._kept and self._started):
+            return False
+        if any(not space.is_over or space.waiting for space in self._by_fd.values()):
+            return False
+        with self._filling.hold():  # what a thread has taken may come back
+            return all(space.is_over and not space.waiting for space in self._by_fd.values())
+
+    def _look_at(self, ready: set[int]) -> None:
+        if self._filling.told_fd in ready:
+            os.eventfd_read(self._filling.told_fd)
+        if self._guard.fileno() in ready:
+            self._poll.unregister(self._guard.fileno())
+            self._poll.register(self._guard.renew(), select.POLLIN)
+        if self._listener.fileno() in ready:
+            self._poll.unregister(self._listener.fileno())
+            self._criu = LazySocket(self._listener.accept()[0])
+            self._poll.register(self._criu.fileno(), select.POLLIN)
+        if self._criu and self._criu.fileno() in ready:
+            self._hear(self._criu)
+        if self._swap_fd in ready:
+            if not os.read(self._swap_fd, 1):
+                raise Abandoned("the swap was given up")
+            self._poll.unregister(self._swap_fd)
+            self._kept = True
+
+    def _hear(self, criu: LazySocket) -> None:
+        for pid, fd in criu.received():
+            self._add(self._space(pid, fd))
+        if criu.finished and not self._started:
+            faults.point("memory.told", self._container)
+            self._start()
+            faults.point("memory.filling", self._container)
+        if criu.closed:
+            self._poll.unregister(criu.fileno())
+            criu.close()
+
+    def _start(self) -> None:
+        """The processes are about to run."""
+        self._started = True
+        by_pid = {space.pid: space for space in self._by_fd.values()}
+        size = self.recorder.window_bytes
+        self._filling.start(
+            (by_pid[pid], start, start + size) for pid, start in self._first if pid in by_pid
+        )
+
+    def _space(self, pid: int, fd: int) -> Space:
+        found = self._memory.get(pid)
+        payload = self._payloads[found.data] if found else None
+        return Space(fd, pid, Extents(found.extents if found else ()), payload, self._host_pid)
+
+    def _add(self, space: Space) -> None:
+        self._guard.keep(space.fd)
+        self._by_fd[space.fd] = space
+        self._filling.spaces.append(space)
+        self._poll.register(space.fd, select.POLLIN)
+
+    def _serve(self, ready: Sequence[Space]) -> None:
+        """Take up what the kernel tells about these, until it tells nothing more."""
+        with self._filling.hold():
+            for space in ready:
+                asked, children = space.listen()
+                for child in children:
+                    self._add(child)
+                for address in dict.fromkeys(asked):
+                    self._give(space, address)
+
+    def _give(self, space: Space, address: int) -> None:
+        if space.is_gone:
+            return
+        if space.lacks(address):
+            self.recorder.asked(space.pid, address)
+        try:
+            space.serve(address)
+        except Gone:
+            space.is_gone = True
+            space.waiting.clear()
+        except OSError as error:
+            self._filling.refused(error)
+            space.waiting.append(address)
+
+    def _host_pid(self, pid: int) -> int:
+        """The process that has this pid in the container; 0 when there is none any more."""
+        for found in survivors.members(self._container):
+            with contextlib.suppress(OSError), open(f"/proc/{found}/status", "rb") as file:
+                for line in file:
+                    if line.startswith(b"NSpid:") and int(line.split()[-1]) == pid:
+                        return found
+        return 0

@@ -1,0 +1,196 @@
+"""One address space that is being filled: what is still missing in it, and what happens to it.
+
+Not thread-safe by itself: `shim.memory.filling` says who may do what when. What is told by the
+kernel is read with all copying stopped, because a copy that is made when an event was read and
+not yet taken into account could bring back what the process has just given up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+
+from shim.kernel import userfault
+from shim.kernel.userfault import (
+    FAULT,
+    FORK,
+    PAGE,
+    REMAP,
+    REMOVE,
+    UNMAP,
+    Changing,
+    Message,
+    NotOurs,
+    Present,
+)
+from shim.memory.events import ordered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from shim.memory.extents import Extent, Extents
+    from shim.memory.payload import Payload
+
+AROUND_BYTES = 64 << 10
+"""What is filled with one fault, aligned: about what a fault itself costs."""
+_SETTLES_S = 0.001
+_UNSETTLED_S = 30.0
+
+
+class Unsettled(Exception):
+    """An event that was begun does not come."""
+
+
+class Space:
+    """fd: the userfaultfd, which it owns. pid: in the container, 0 for a child of unknown pid.
+
+    missing: what is still to be filled, from `payload`. host_pid: finds the process, for the rare
+    case that the order of events depends on what it has mapped.
+    """
+
+    def __init__(
+        self, fd: int, pid: int, missing: Extents, payload: Payload | None,
+        host_pid: Callable[[int], int] = lambda _: 0,
+    ) -> None:  # fmt: skip
+        self.fd, self.pid, self.missing, self.payload = fd, pid, missing, payload
+        self._host_pid = host_pid
+        self.is_gone = False
+        self.cursor = 0
+        self.waiting: list[int] = []
+        """Faults that could not be served because the space was changing."""
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self.fd
+
+    def close(self) -> None:
+        """Idempotent. Areas are ordinary ones from now on: what is missing reads as zeros."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def fill(self, extent: Extent) -> list[Extent]:
+        """Fill what was taken from `missing`. Returns what must be put back: all that is left.
+
+        Raises Gone; payload.Damaged; OSError, with the extent still missing.
+        """
+        assert self.payload is not None  # noqa: S101 - without one nothing is missing
+        start, end, offset = extent
+        while start < end:
+            try:
+                done = self._copied(start, end, offset)
+            except Changing:
+                return [(start, end, offset)]
+            except Present:  # the process has written there meanwhile, or we have
+                done = PAGE
+            except NotOurs:
+                if end - start > PAGE:  # in part, or in several areas
+                    middle = start + (end - start) // (2 * PAGE) * PAGE
+                    rest = self.fill((start, middle, offset))
+                    if rest:
+                        return [*rest, (middle, end, offset + middle - start)]
+                    done = middle - start
+                else:
+                    done = PAGE
+            start, offset = start + done, offset + done
+        return []
+
+    def _copied(self, start: int, end: int, offset: int) -> int:
+        assert self.payload is not None  # noqa: S101
+        with self.payload.at(offset, end - start) as (address, size):
+            return userfault.copy(self.fd, start, address, size)
+
+    def serve(self, address: int) -> None:
+        """Give a thread the page it waits for, and its neighbours. All copying must be stopped.
+
+        Raises as `fill` does.
+        """
+        page = address - address % PAGE
+        start = address - address % AROUND_BYTES
+        wanted = self.missing.take(start, start + AROUND_BYTES)
+        # The page that is waited for first.
+        wanted.sort(key=lambda each: not each[0] <= page < each[1])
+        for number, extent in enumerate(wanted):
+            if rest := self.fill(extent):
+                self.missing.put([*rest, *wanted[number + 1 :]])
+                self.waiting.append(address)
+                return
+        if not any(each[0] <= page < each[1] for each in wanted):
+            self._zero(page)
+
+    def lacks(self, address: int) -> bool:
+        """Whether there is content that is still missing at the address, or beside it."""
+        start = address - address % AROUND_BYTES
+        return bool(self.missing.within(start, start + AROUND_BYTES))
+
+    def _zero(self, page: int) -> None:
+        """A page without content, or one that is there already."""
+        try:
+            userfault.zero(self.fd, page, PAGE)
+        except Present:
+            with contextlib.suppress(OSError):  # nobody waits any more
+                userfault.wake(self.fd, page, PAGE)
+        except Changing:
+            self.waiting.append(page)
+        except NotOurs:
+            return
+
+    def listen(self) -> tuple[list[int], list[Space]]:
+        """Read what the kernel tells and take events into account. All copying must be stopped.
+
+        Returns the faults to be served, and the spaces of new children. Raises Unsettled, OSError.
+        """
+        faults, self.waiting = self.waiting, []
+        reads: list[list[Message]] = []
+        until = time.monotonic() + _UNSETTLED_S
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        while True:
+            told = userfault.messages(self.fd)
+            faults += [message.start for message in told if message.kind == FAULT]
+            if events := [message for message in told if message.kind != FAULT]:
+                reads.append(events)
+            if not told and not userfault.is_changing(self.fd):
+                break
+            if not told:
+                if time.monotonic() > until:
+                    raise Unsettled(f"process {self.pid} has changed its memory for too long")
+                poll.poll(_SETTLES_S * 1000)
+        return faults, list(self._apply(ordered(reads, self._is_mapped)))
+
+    def _apply(self, events: Iterable[Message]) -> Iterator[Space]:
+        for event in events:
+            if event.kind == FORK:
+                yield Space(event.start, 0, self.missing.copy(), self.payload)
+            elif event.kind == REMAP:
+                self.missing.move(event.start, event.end, event.to)
+            elif event.kind in (REMOVE, UNMAP):
+                self.missing.take(event.start, event.end)
+            self.cursor = 0
+
+    def _is_mapped(self, start: int, end: int) -> bool:
+        """Whether something is mapped there. Of a child, whose pid nobody tells, it is assumed."""
+        pid = self._host_pid(self.pid) if self.pid else 0
+        if not pid:
+            return True
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as file:
+                areas = [line.split(None, 1)[0].split(b"-") for line in file]
+        except OSError:
+            return True
+        return any(int(first, 16) < end and start < int(last, 16) for first, last in areas)
+
+    def next_piece(self, size: int) -> Extent | None:
+        """Take up to `size` bytes of what is missing, in the order of addresses."""
+        found = self.missing.take_next(self.cursor, size) or self.missing.take_next(0, size)
+        if found:
+            self.cursor = found[1]
+        return found
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is to be done for it any more."""
+        return self.is_gone or not self.missing

@@ -1,0 +1,70 @@
+"""What a restored container asks for first: recorded, and filled first the next time. Lean.
+
+One file for each snapshot, `working-sets/ID.json`: `{"schema": 1, "windows": [[pid, address], …]}`
+in the order of the first faults. Nothing depends on it but the order in which memory is filled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+from shim.contract import jsontext
+from shim.contract.paths import WORKING_SETS
+from shim.memory.space import AROUND_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SCHEMA = 1
+_MAX_WINDOWS = 32768
+"""2 GiB. More is no working set."""
+_MAX_BYTES = 4 << 20
+
+
+class Recorder:
+    """The windows that were asked for, in order."""
+
+    window_bytes = AROUND_BYTES
+
+    def __init__(self) -> None:
+        self._windows: dict[tuple[int, int], None] = {}
+
+    def asked(self, pid: int, address: int) -> None:
+        """A process has touched an address whose content was not there yet."""
+        if len(self._windows) < _MAX_WINDOWS:
+            self._windows[pid, address - address % AROUND_BYTES] = None
+
+    def after(self, known: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """What was known, and what was asked for beyond that."""
+        return list(dict.fromkeys([*known, *self._windows]))[:_MAX_WINDOWS]
+
+
+def read(snapshot: str, directory: str = WORKING_SETS) -> list[tuple[int, int]]:
+    """What earlier restores from the snapshot asked for; nothing when that is not known."""
+    try:
+        with open(f"{directory}/{snapshot}.json", "rb") as file:
+            found = jsontext.parse(file.read(_MAX_BYTES))
+        if not isinstance(found, dict) or found["schema"] != _SCHEMA:
+            return []
+        return [(int(pid), int(address)) for pid, address in found["windows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write(
+    snapshot: str, windows: Sequence[tuple[int, int]], directory: str = WORKING_SETS
+) -> None:  # fmt: skip
+    """Replace what is known. Raises OSError."""
+    os.makedirs(directory, 0o700, exist_ok=True)
+    fresh = f"{directory}/.{snapshot}.{os.getpid()}"
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"schema": _SCHEMA, "windows": windows}, file, separators=(",", ":"))
+        os.rename(fresh, f"{directory}/{snapshot}.json")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)
+        raise
