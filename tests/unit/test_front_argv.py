@@ -69,6 +69,7 @@ def through_front(tmp_path: Path) -> Path:
     (tmp_path / "etc").write_text(f"{shown}\n")
     front = tmp_path / "quickthaw-runc"
     text = FRONT.read_text().replace("/etc/quickthaw/runtime", str(tmp_path / "etc"))
+    text = text.replace("/run/quickthaw/swapped", str(tmp_path))
     front.write_text(text)
     front.chmod(0o755)
     return front
@@ -103,3 +104,21 @@ def test_the_front_passes_descriptors_on_and_leaks_none(through_front: Path) -> 
         fds = Path(f"{shown}.fd").read_text()
         assert f"{kept.fileno()} -> /dev/zero" in fds
     assert "quickthaw-runc" not in fds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([*ROOT, *LOG, "start", "abc"], 0),
+        ([*ROOT, *LOG, "delete", "abc"], 42),
+        ([*ROOT, *LOG, "exec", "abc", "start"], 42),
+        ([*ROOT, *LOG, "start", "other"], 42),
+    ],
+)
+def test_a_swapped_container_is_started_already(
+    through_front: Path, arguments: list[str], status: int
+) -> None:
+    (through_front.parent / "abc").touch()
+    environment = {"SHOWN": str(through_front.parent / "shown"), "PATH": os.environ["PATH"]}
+    done = subprocess.run([through_front, *arguments], env=environment, check=False)
+    assert done.returncode == status
