@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 
-from shim.contract import faults, journal
+from shim.contract import faults, journal, jsontext
 from shim.contract.paths import CONTAINERS
 from shim.kernel.netns import enter
 from shim.restore.forget import forget
@@ -57,5 +56,5 @@ def _take_back(addresses: list[str], netns: str) -> None:
 
 def _network_namespace(bundle: str) -> str:
     with open(f"{bundle}/config.json", "rb") as file:
-        namespaces = json.load(file).get("linux", {}).get("namespaces") or ()
+        namespaces = jsontext.parse(file.read()).get("linux", {}).get("namespaces") or ()
     return next((str(ns.get("path") or "") for ns in namespaces if ns.get("type") == "network"), "")

@@ -8,9 +8,7 @@ already, at cold starts and at most restores.
 
 from __future__ import annotations
 
-import json
-
-from shim.contract import faults, journal
+from shim.contract import faults, journal, jsontext
 from shim.contract.paths import CONTAINER_NETWORK_PLAN, CONTAINERS
 from shim.kernel.netns import enter
 
@@ -23,7 +21,7 @@ def prestart(state: State) -> None:
     """Carry out the plan. Raises OSError or ValueError; the swap then becomes a cold start."""
     private = f"{CONTAINERS}/{state.container}"
     with open(f"{private}/{CONTAINER_NETWORK_PLAN}") as file:
-        plan = json.load(file)
+        plan = jsontext.parse(file.read())
     faults.point("hook.prestart", state.container)
     from hook import netlink
 

@@ -18,12 +18,12 @@ Lean: the swap path imports it.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import stat
 import time
 
+from shim.contract import jsontext
 from shim.contract.paths import FAULTS
 
 TYPE_CHECKING = False
@@ -143,10 +143,10 @@ def point(name: str, container: str = "") -> None:
 def arm(text: str | bytes) -> list[str]:
     """Arm what `text` says beside what is armed already. Returns what is wrong with it."""
     try:
-        wanted = json.loads(text)["faults"]
+        wanted = jsontext.parse(text)["faults"]
         if not isinstance(wanted, list):
             raise TypeError("`faults` is no list")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         return [f"fault points: not understood: {type(error).__name__}: {error}"]
     wrong = []
     for fields in wanted:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 
 from shim.contract import jsontext
@@ -73,7 +72,7 @@ def note(path: str, kind: str, subject: object) -> None:
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
-        line = json.dumps([kind, subject]).encode() + b"\n"
+        line = jsontext.compose([kind, subject]).encode() + b"\n"
         written = os.write(fd, line)
         if written < len(line):
             # A full disk. The next line must not become a part of this one.

@@ -10,13 +10,14 @@ that the id stands for every byte of the snapshot. Lean: the swap path imports i
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import stat
 import time
 
+from shim.contract import jsontext
 from shim.contract.errors import BadManifest
+from shim.contract.jsontext import canonical
 from shim.contract.names import is_snapshot_id, is_snapshot_name
 from shim.contract.paths import (
     SNAPSHOT_CRIU,
@@ -40,11 +41,6 @@ LISTINGS = {
     SNAPSHOT_MEMORY: "memory.tree",
 }  # fmt: skip
 """The parts of a snapshot, and the file beside each that lists what is in it."""
-
-
-def canonical(value: object) -> str:
-    """`value` as JSON in the one form that digests and comparisons use."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _text(value: object) -> str:
@@ -259,6 +255,8 @@ class Manifest(_Record):
 
     def encode(self) -> bytes:
         """The manifest as the JSON that `decode` takes."""
+        import json  # late: a restore only reads one
+
         return json.dumps({"schema": SCHEMA, **self.as_json()}, indent=1).encode() + b"\n"
 
 
@@ -315,7 +313,7 @@ _ADVICE: dict[type[Exception], str] = {
 def _decode(data: bytes) -> Manifest:
     if len(data) > MAX_BYTES:
         raise ValueError(f"it is longer than {MAX_BYTES} bytes")
-    fields = _object(json.loads(data, parse_constant=_number))
+    fields = _object(jsontext.parse(data))
     schema = fields.pop("schema", None)
     if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
         raise _NewerSchema(

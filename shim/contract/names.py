@@ -1,11 +1,9 @@
 """Types of the ids that must not be mixed up, and what a valid one looks like.
 
-Import the types under `TYPE_CHECKING` on the swap path: `typing` costs 9 ms there.
+Import the types under `TYPE_CHECKING` on the swap path: `typing` costs 9 ms there, and `re` 5 ms.
 """
 
 from __future__ import annotations
-
-import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,21 +17,23 @@ else:
     ContainerId = SnapshotId = str
     HostPid = GuestPid = int
 
-_CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_SNAPSHOT_ID = re.compile(r"[0-9a-f]{64}")
-_SNAPSHOT_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_DIGITS, _LOWER = "0123456789", "abcdefghijklmnopqrstuvwxyz"
+_IN_ID = frozenset(f"{_DIGITS}{_LOWER}{_LOWER.upper()}_.-")
+_IN_NAME = frozenset(f"{_DIGITS}{_LOWER}_.-")
+_HEX = frozenset(f"{_DIGITS}abcdef")
 
 
 def is_container_id(text: str) -> bool:
     """Whether `text` can be a container id, and so a file name. containerd's rule is as strict."""
-    return _CONTAINER_ID.fullmatch(text) is not None
+    return 0 < len(text) <= 128 and _IN_ID.issuperset(text) and text[0] not in "_.-"
 
 
 def is_snapshot_id(text: str) -> bool:
     """Whether `text` is the 64 hexadecimal digits of a snapshot id."""
-    return _SNAPSHOT_ID.fullmatch(text) is not None
+    return len(text) == 64 and _HEX.issuperset(text)
 
 
 def is_snapshot_name(text: str) -> bool:
     """Whether `text` can be a name in an annotation: lower case, digits, `.`, `_`, `-`, 63 long."""
-    return _SNAPSHOT_NAME.fullmatch(text) is not None
+    fits = 0 < len(text) <= 63 and _IN_NAME.issuperset(text)
+    return fits and text[0] not in "_.-" and text[-1] not in "_.-"

@@ -6,7 +6,6 @@ Lean: the swap path imports it.
 
 from __future__ import annotations
 
-import json
 import os
 
 from shim.contract import jsontext
@@ -33,7 +32,7 @@ def write(container: str, outcome: dict[str, object], directory: str = OUTCOMES)
     target = f"{directory}/{container}.json"
     fd = os.open(f"{target}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "w") as file:
-        json.dump({"schema": 1, **outcome}, file)
+        file.write(jsontext.compose({"schema": 1, **outcome}))
     os.rename(f"{target}.new", target)
 
 

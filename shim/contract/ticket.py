@@ -7,7 +7,6 @@ root's alone. Strict: an unknown or missing key is an error. Lean: the swap path
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 
@@ -75,9 +74,8 @@ class Ticket:
 
     def encode(self) -> bytes:
         """The ticket as the JSON that `decode` takes."""
-        return json.dumps(
-            {"schema": SCHEMA, **{name: getattr(self, name) for name in _FIELDS}}
-        ).encode()
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        return jsontext.compose({"schema": SCHEMA, **fields}).encode()
 
 
 def decode(data: bytes) -> Ticket:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from shim.contract import jsontext
 
 _MAX_BYTES = 4 << 20
-_NOISE = r"(?!rlimit: Can't setup RLIMIT_NOFILE for self)"
-"""What CRIU says without CAP_SYS_RESOURCE, and goes on."""
-_CRIU_ERROR = re.compile(rf"^\([\d.]+\)\s+(?:\d+: )?Error \([^)]*\): {_NOISE}(.*)$", re.MULTILINE)
+_CRIU_ERROR = r"^\([\d.]+\)\s+(?:\d+: )?Error \([^)]*\): (.*)$"
 _HARMLESS = ("rlimit: Can't setup RLIMIT_NOFILE",)
 """CRIU goes on after these. The first one comes wherever CAP_SYS_RESOURCE is missing."""
 
@@ -20,7 +16,10 @@ def first_error(directory: str, name: str) -> str:
     The first one, because CRIU's later ones are consequences. Never raises: a missing log is
     said in words.
     """
-    for criu in _CRIU_ERROR.finditer(_tail(f"{directory}/{name}")):
+    import re  # late: nobody wants to know while all goes well
+
+    errors = re.compile(_CRIU_ERROR, re.MULTILINE)
+    for criu in errors.finditer(_tail(f"{directory}/{name}")):
         if not criu[1].startswith(_HARMLESS):
             return f"criu: {criu[1].strip()}"
     messages = []

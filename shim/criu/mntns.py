@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 
 from shim.kernel import mounts
 
-_TREE = re.compile(rb"(/tmp/\.criu\.mntns\.[A-Za-z0-9]{6})/mnt-")
 _CGROUPS = ".criu.cg"
 """How the directories begin in which CRIU mounts cgroup hierarchies (v1): `yard`, `mounts`."""
 _RUNC_ROOT = "criu-root"
@@ -40,11 +38,14 @@ def _remove_cgroups(work: str) -> None:
 
 def _tree(log: str) -> str:
     """The first name in the log is CRIU's own: what the container mounts is logged later."""
+    import re  # late: only for what was killed
+
     try:
         with open(log, "rb") as file:
-            found = _TREE.search(file.read(_MAX_BYTES))
+            content = file.read(_MAX_BYTES)
     except FileNotFoundError:
         return ""
+    found = re.search(rb"(/tmp/\.criu\.mntns\.[A-Za-z0-9]{6})/mnt-", content)
     return os.fsdecode(found[1]) if found else ""
 
 

@@ -21,7 +21,7 @@ from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import capture, finished
 from shim.capture.source import Source, thaw_left
-from shim.contract import faults
+from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
 from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, QuickthawError
 from shim.contract.names import HostPid
@@ -313,7 +313,7 @@ def _describe(
         software=software,
         facts={
             **identity.facts, "processes": WITHIN_SPEC,
-            "volume_files": manifests.canonical(taken.volume_files),
+            "volume_files": jsontext.canonical(taken.volume_files),
         },
         network=taken.network,
         files=files,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
 
-from shim.contract import faults, outcome, ticket
+from shim.contract import faults, jsontext, outcome, ticket
 from shim.contract.errors import Blame, Effect, QuickthawError, SwapFailed, SwapTooLate, blame_of
 from shim.contract.paths import SWAPPED
 from shim.front import argv, cold
@@ -146,6 +145,6 @@ def _refuse(message: str) -> None:
     if log:
         with open(log, "a") as file:
             at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            json.dump({"level": "error", "msg": message, "time": at}, file)
-            file.write("\n")
+            line = jsontext.compose({"level": "error", "msg": message, "time": at})
+            file.write(f"{line}\n")
     sys.exit(1)

@@ -16,9 +16,8 @@ as a field of Request. Lean: the swap path applies the rows of SWAP right before
 
 from __future__ import annotations
 
-import json
-
-from shim.contract.manifest import canonical
+from shim.contract import jsontext
+from shim.contract.jsontext import canonical
 from shim.gate import gpu, host
 from shim.gate.facts import WORKLOAD_FACTS
 from shim.gate.refusal import Finding
@@ -133,7 +132,7 @@ def _volume_files(captured: Manifest, wanted: Request) -> Compared:
     have = captured.facts.get("volume_files")
     if have is None or wanted.at_swap is None:
         return have, None, False
-    linked = wanted.at_swap.linked(json.loads(have))
+    linked = wanted.at_swap.linked(jsontext.parse(have))
     return have, canonical({"links on the way to": linked}), not linked
 
 

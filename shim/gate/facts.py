@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from shim.contract.manifest import canonical
+from shim.contract.jsontext import canonical
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,11 +7,10 @@ one without. The driver's version must be equal: the process has that very libcu
 
 from __future__ import annotations
 
-import json
 import re
 
 from shim.contract import jsontext
-from shim.contract.manifest import canonical
+from shim.contract.jsontext import canonical
 from shim.gate.facts import entries, section
 
 TYPE_CHECKING = False
@@ -47,7 +46,7 @@ def fact(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> str | 
         canonical([gpu.get("name"), gpu.get("memory_bytes"), gpu.get("mig")]) for gpu in chosen
     )
     return canonical(
-        {"driver": inventory.get("driver"), "gpus": [json.loads(each) for each in described]}
+        {"driver": inventory.get("driver"), "gpus": [jsontext.parse(each) for each in described]}
     )
 
 

@@ -17,7 +17,7 @@ import os
 import struct
 
 from shim.contract import jsontext
-from shim.contract.manifest import canonical
+from shim.contract.jsontext import canonical
 
 HOST_FACTS = ("cpu_features", "cpu_state", "cpu_hwcap", "page_bytes", "cgroup")
 _AT_PAGESZ, _AT_MINSIGSTKSZ = 6, 51

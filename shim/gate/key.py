@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 
-from shim.contract.manifest import canonical
+from shim.contract.jsontext import canonical
 from shim.contract.paths import CONTROL_IN_CONTAINER
 from shim.gate.facts import WORKLOAD_FACTS, as_set, entries, is_bind, mounts, section
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shim.contract import jsontext
-from shim.contract.manifest import canonical
+from shim.contract.jsontext import canonical
 
 UNKNOWN = "unknown"
 

@@ -10,7 +10,6 @@ change times are what the server says.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 
@@ -79,7 +78,7 @@ def write(snapshot: str, part: str, marks: Mapping[str, object], directory: str 
     fresh = f"{place}/.{part}.{os.getpid()}"
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump({"schema": _SCHEMA, "marks": marks}, file, separators=(",", ":"))
+            file.write(jsontext.canonical({"schema": _SCHEMA, "marks": marks}))
         os.rename(fresh, f"{place}/{part}")
     except OSError:
         with contextlib.suppress(OSError):

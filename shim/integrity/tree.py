@@ -17,7 +17,6 @@ Lean.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 
@@ -227,7 +226,7 @@ class _Walk:
 
 def encode(attributes: Attributes, digests: list[str], verity: str) -> bytes:
     """One line. Raises ValueError when it could not be read again."""
-    line = json.dumps([*attributes, digests, verity], separators=(",", ":")).encode() + b"\n"
+    line = jsontext.canonical([*attributes, digests, verity]).encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"the file {attributes[0]!r:.80} is too large for a listing")
     return line

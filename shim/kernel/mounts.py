@@ -7,7 +7,6 @@ move_mount(2).
 from __future__ import annotations
 
 import os
-import re
 
 from shim.kernel.fds import OwnedFd
 from shim.kernel.libc import NR_FSCONFIG, NR_FSMOUNT, NR_FSOPEN, NR_MOVE_MOUNT, call, syscall
@@ -51,8 +50,6 @@ _AT_FDCWD = -100
 _CLOEXEC = 1
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 _F_EMPTY_PATH = 4
-_OCTAL = re.compile(r"\\([0-7]{3})")
-_OPTION = re.compile(r'(?:"[^"]*"|[^,"])+')
 
 
 class Mount:
@@ -93,13 +90,20 @@ def unescape(text: str) -> str:
     """
     if "\\" not in text:
         return text
-    raw = _OCTAL.sub(lambda match: chr(int(match[1], 8) & 0xFF), os.fsencode(text).decode("latin1"))
+    import re  # late: hardly any mount has it, and a pod waits
+
+    octal, latin = r"\\([0-7]{3})", os.fsencode(text).decode("latin1")
+    raw = re.sub(octal, lambda match: chr(int(match[1], 8) & 0xFF), latin)
     return os.fsdecode(raw.encode("latin1"))
 
 
 def split_options(text: str) -> list[str]:
     """Split at commas, but not inside double quotes: SELinux contexts have commas."""
-    return _OPTION.findall(text)
+    if '"' not in text:
+        return [option for option in text.split(",") if option]
+    import re  # late, as above
+
+    return re.findall(r'(?:"[^"]*"|[^,"])+', text)
 
 
 def parse_mountinfo(content: bytes) -> list[Mount]:

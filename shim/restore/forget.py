@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 
 from shim.contract import journal, ticket
@@ -16,6 +15,7 @@ from shim.contract.errors import NoTurn
 from shim.contract.paths import CONTAINER_WORK, CONTAINERS, CONTROL, SWAPPED
 from shim.criu import mntns
 from shim.kernel import mounts
+from shim.kernel.beneath import open_dir, remove_tree
 from shim.restore import turns
 from shim.rootfs import shmfill
 
@@ -70,8 +70,9 @@ def _remove_tree(directory: str) -> None:
     for mount in reversed(mounts.read_mounts()):
         if mount.target.startswith(f"{directory}/"):
             mounts.unmount(mount.target, detach=True)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory)
+    parent, name = os.path.split(directory)
+    with contextlib.suppress(FileNotFoundError), open_dir(parent) as containers:
+        remove_tree(containers.fileno(), name)
 
 
 def _unlink(path: str) -> None:

@@ -6,10 +6,10 @@ Nothing that the workload answers is trusted; a call that fails or is late fails
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 
+from shim.contract import jsontext
 from shim.contract.errors import ResumeFailed
 from shim.contract.paths import CONTROL, RESTORED_FILE
 from shim.kernel import process
@@ -49,7 +49,7 @@ def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence
         0o644,
     )
     with os.fdopen(fd, "w") as file:
-        json.dump(told, file)
+        file.write(jsontext.compose(told))
     os.rename(f"{directory}/.{RESTORED_FILE}", f"{directory}/{RESTORED_FILE}")
 
 
@@ -68,7 +68,7 @@ def call_workload(ticket: Ticket, netns: str, runtime: Sequence[str], *, until: 
     kind, _, rest = ticket.resume.partition(":" if ticket.resume.startswith("exec") else " ")
     try:
         if kind == "exec":
-            _exec(ticket.container, runtime, json.loads(rest), until)
+            _exec(ticket.container, runtime, jsontext.parse(rest), until)
         elif kind == "http":
             method, _, address = rest.partition(" ")
             port, slash, target = address.removeprefix(":").partition("/")

@@ -7,11 +7,10 @@ in reverse, after which nothing of the swap is left and the plain `create` may f
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 
-from shim.contract import faults, journal, manifest
+from shim.contract import faults, journal, jsontext, manifest
 from shim.contract.errors import (
     Blame,
     CriuRestoreFailed,
@@ -270,7 +269,7 @@ class Swap:
         if left:
             undo.callback(self._take_addresses_back, netns)
         with open(plan, "w") as file:
-            json.dump({"bindable": left}, file)
+            file.write(jsontext.compose({"bindable": left}))
 
     def _take_addresses_back(self, netns: str) -> None:
         """What the hook gave to `lo`. The runtime's poststop hook keeps off while we go on."""

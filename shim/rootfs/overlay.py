@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 
 from shim.kernel import mounts
 from shim.kernel.beneath import empty_dir, open_beneath, open_dir, remove_tree
@@ -45,7 +44,6 @@ _SCHEMA = 1
 _PAGE = 4096
 _FSCONFIG_VALUE = 255
 _LOWERDIR_APPEND_SINCE = (6, 5)
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _SPECIAL = "\\,"
 _LAYERS = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 _NOT_OPTIONS = ("rw", "ro", "seclabel", "nouserxattr")
@@ -86,9 +84,9 @@ class Overlay:
         elif name == "datadir+":
             raise ValueError("the overlay has data-only layers")
         elif name == "upperdir":
-            self.upperdir = _ESCAPED.sub(r"\1", value or "")  # printed as it was given
+            self.upperdir = _unescape(value or "")  # printed as it was given
         elif name == "workdir":
-            self.workdir = _ESCAPED.sub(r"\1", value or "")
+            self.workdir = _unescape(value or "")
         elif name not in _NOT_OPTIONS:
             self.carried.append((name, value))
 
@@ -134,6 +132,15 @@ def join_lowerdirs(paths: Iterable[str]) -> str:
 
 def _escape(text: str, special: str) -> str:
     return "".join(f"\\{char}" if char in special else char for char in text)
+
+
+def _unescape(text: str) -> str:
+    """The reverse of `_escape`."""
+    plain, escaped = "", False
+    for char in text:
+        escaped = not escaped and char == "\\"
+        plain += "" if escaped else char
+    return plain + ("\\" if escaped else "")
 
 
 def _base_of(upperdir: str, lowerdirs: list[str]) -> str:

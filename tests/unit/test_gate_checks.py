@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.contract.manifest import canonical
+from shim.contract.jsontext import canonical
 from shim.gate import gpu, host
 from shim.gate.checks import BOTH, CHECKS, DECISION, SWAP, findings
 from shim.gate.explain import WHEN, explained, nearest
