@@ -19,7 +19,15 @@ _OPAQUE = "trusted.overlay.opaque"
 def write(place: Path, name: str) -> None:
     """Fill `place` with what a capture of the container `name` would leave there."""
     criu, memory, rootfs, shm = (place / part for part in CAPTURED)
-    for directory in (criu, memory, rootfs, shm, rootfs / "etc", rootfs / "var", rootfs / "var/empty"):
+    for directory in (
+        criu,
+        memory,
+        rootfs,
+        shm,
+        rootfs / "etc",
+        rootfs / "var",
+        rootfs / "var/empty",
+    ):
         directory.mkdir(mode=0o755)
     for number in range(3):
         (criu / f"pages-{number}.img").write_bytes(_bytes(f"{name}{number}", 9000 * (number + 1)))
