@@ -117,9 +117,10 @@ class SwapKilled(SwapFailed):
 
 
 class MemoryNotServed(SwapFailed):
-    """The page server could not begin: no userfaultfd, or the snapshot's memory has no layout."""
+    """The page server could not begin, or ended before CRIU did."""
 
     exit_code = 16
+    blame = Blame.OTHER
 
 
 class MemoryLost(SwapFailed):

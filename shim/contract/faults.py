@@ -67,7 +67,6 @@ POINTS = {
     "memory.told": "it has the descriptors of all processes, which do not run yet",
     "memory.filling": "the processes run, and memory is being filled",
     "memory.filled": "all is filled, the descriptors are still open",
-    "memory.ended": "the container was killed because its memory cannot be completed",
     # quickthaw-hook
     "hook.prestart": "there is a plan for the network, and nothing of it is done",
     "hook.prestart.done": "the plan is carried out",

@@ -73,6 +73,7 @@ class NodePlugin(Plugin):
     async def stop_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
         if tracked := self._registry.get(container.id):
             self._captures.give_up(tracked, "the container ended")
+            self._take_outcome(tracked)  # of a page server that could not go on
 
     async def remove_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
         if tracked := self._registry.remove(container.id):

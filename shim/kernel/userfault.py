@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 
-from shim.kernel.libc import call
+from shim.kernel.libc import call, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = mmap.PAGESIZE
 
+_NR = {"x86_64": 323, "aarch64": 282}
 _READ, _WRITE = 2 << 30, 1 << 30
 _TYPE = 0xAA << 8
 _UNREGISTER = _READ | 16 << 16 | _TYPE | 0x01
@@ -70,6 +71,17 @@ class Message:
 
     def __repr__(self) -> str:
         return f"Message({self.kind:#x}, {self.start:#x}, {self.end:#x}, {self.to:#x})"
+
+
+def unavailable() -> str:
+    """Why this process cannot have a userfaultfd; empty when it can."""
+    try:
+        os.close(syscall(_NR[os.uname().machine], os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        return f"no userfaultfd: {error.strerror}"
+    except KeyError:
+        return "no userfaultfd on this architecture"
+    return ""
 
 
 def copy(fd: int, address: int, source: int, size: int) -> int:

@@ -17,7 +17,7 @@ import time
 from shim.contract import faults, outcome
 from shim.contract.errors import MemoryLost
 from shim.contract.ticket import pod_of
-from shim.kernel import survivors
+from shim.kernel import priority, survivors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def _started(ticket: Ticket, pulse: mmap.mmap) -> tuple[int, socket.socket]:
             ours.close()
             os.setsid()
             faults.disarm()
+            priority.protect("quickthaw-guard")
             _watch(ticket, its, pulse, server)
         finally:
             os._exit(0)
@@ -125,7 +126,6 @@ def end(ticket: Ticket, why: str, *, blame: str | None = None) -> None:
         do="Was the node out of memory, or the snapshot's disk away? See the kernel's log.",
     )  # fmt: skip
     with contextlib.suppress(OSError):
-        faults.point("memory.ended", ticket.container)
         outcome.write(ticket.container, {
             "snapshot": ticket.snapshot, "result": outcome.KILLED, "error": str(error),
             "error_class": type(error).__name__, "exit_code": error.exit_code,

@@ -14,7 +14,7 @@ from shim.contract.errors import Blame
 from shim.contract.paths import CONTAINER_FILLING, CONTAINERS, SNAPSHOT_MEMORY
 from shim.integrity import marks
 from shim.integrity.tree import Mismatch
-from shim.kernel import survivors
+from shim.kernel import priority, survivors
 from shim.memory import workingset
 from shim.memory.guard import Guard, end
 from shim.memory.payload import Damaged, Payload
@@ -34,12 +34,13 @@ _DIES_WITHIN_S = 5.0
 
 def serve(
     ticket: Ticket, snapshot_dirfd: int, data: Mapping[str, Unchecked],
-    spaces: Sequence[SpaceLayout], listener: socket.socket, swap_fd: int,
+    spaces: Sequence[SpaceLayout], listener: socket.socket, swap: socket.socket,
 ) -> None:  # fmt: skip
     """Serve until all memory is there, and have the container killed when that fails.
 
-    data: the files of memory by name. swap_fd: see `shim.memory.server`. Never raises.
+    data: the files of memory by name. swap: see `shim.memory.server`. Never raises.
     """
+    priority.protect("quickthaw-pages")
     guard = Guard(ticket, mmap.mmap(-1, mmap.PAGESIZE))
     filling = f"{CONTAINERS}/{ticket.container}/{CONTAINER_FILLING}"
     try:
@@ -50,7 +51,7 @@ def serve(
             payloads = {name: Payload(name, files[name].fileno(), each.size, each.digests)
                         for name, each in data.items()}  # fmt: skip
             known = workingset.read(ticket.snapshot)
-            server = Server(ticket.container, listener, swap_fd, guard, spaces, payloads, known)
+            server = Server(ticket.container, listener, swap, guard, spaces, payloads, known)
             server.run()
             for name, each in data.items():
                 each.unchanged(files[name].fileno())

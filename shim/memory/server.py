@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _TICK_MS = 1000
 _RETRY_MS = 5
+READY = b"r"
+"""What the swap is told."""
 
 
 class Abandoned(Exception):
@@ -41,16 +43,17 @@ class Abandoned(Exception):
 
 
 class Server:
-    """listener: the socket that CRIU connects to. swap_fd: a pipe of the swap's; a byte in it says
-    that the container is to live, its end without one that it is not.
+    """listener: the socket that CRIU connects to. swap: the swap's end of a pair of sockets. It is
+    told when all processes are in our hands. A byte from it says that the container is to live,
+    its end without one that it is not.
     """
 
     def __init__(
-        self, container: str, listener: socket.socket, swap_fd: int, guard: Guard,
+        self, container: str, listener: socket.socket, swap: socket.socket, guard: Guard,
         memory: Sequence[SpaceLayout], payloads: Mapping[str, Payload],
         first: Sequence[tuple[int, int]] = (),
     ) -> None:  # fmt: skip
-        self._container, self._listener, self._swap_fd = container, listener, swap_fd
+        self._container, self._listener, self._swap = container, listener, swap
         self._guard, self._payloads = guard, payloads
         self._memory = {space.pid: space for space in memory}
         self._criu: LazySocket | None = None
@@ -60,7 +63,7 @@ class Server:
         self.recorder = Recorder()
         self._poll = select.poll()
         self._by_fd: dict[int, Space] = {}
-        for fd in (listener.fileno(), swap_fd, guard.fileno(), self._filling.told_fd):
+        for fd in (listener.fileno(), swap.fileno(), guard.fileno(), self._filling.told_fd):
             self._poll.register(fd, select.POLLIN)
 
     def run(self) -> None:
@@ -109,10 +112,10 @@ class Server:
             self._poll.register(self._criu.fileno(), select.POLLIN)
         if self._criu and self._criu.fileno() in ready:
             self._hear(self._criu)
-        if self._swap_fd in ready:
-            if not os.read(self._swap_fd, 1):
+        if self._swap.fileno() in ready:
+            if not self._swap.recv(1):
                 raise Abandoned("the swap was given up")
-            self._poll.unregister(self._swap_fd)
+            self._poll.unregister(self._swap.fileno())
             self._kept = True
 
     def _hear(self, criu: LazySocket) -> None:
@@ -121,6 +124,7 @@ class Server:
         if criu.finished and not self._started:
             faults.point("memory.told", self._container)
             self._start()
+            self._swap.send(READY)
             faults.point("memory.filling", self._container)
         if criu.closed:
             self._poll.unregister(criu.fileno())

@@ -9,7 +9,7 @@ import socket
 import time
 
 from shim.contract.errors import Blame, MemoryNotServed
-from shim.kernel import alarm, process
+from shim.kernel import alarm, process, userfault
 from shim.memory import layout
 
 TYPE_CHECKING = False
@@ -23,31 +23,58 @@ if TYPE_CHECKING:
 SOCKET = "lazy-pages.socket"
 """In CRIU's work directory. Source: CRIU, criu/include/uffd.h."""
 _KEEP = b"+"
+_ENDED, _LOOK = "the page server has ended", "Look for its end in the kernel's log."
 _ENDS_WITHIN_S = 5.0
+_SHORTLY_S = 0.01
 
 
 class PageServer:
     """The page server of one swap, seen from the swap. Either `keep` or `end` must follow."""
 
-    def __init__(self, pid: int, swap_fd: int) -> None:
-        self._pid, self._swap_fd = pid, swap_fd
+    def __init__(self, ticket: Ticket, pid: int, its: socket.socket) -> None:
+        self._ticket, self._pid, self._its = ticket, pid, its
+
+    def wait_until_ready(self, until: float) -> None:
+        """Wait until it has all that CRIU sends. until: on `time.monotonic`.
+
+        Raises MemoryNotServed when it has ended or does not answer.
+        """
+        self._its.settimeout(max(_SHORTLY_S, until - time.monotonic()))
+        try:
+            if self._its.recv(1):
+                return
+            why = _ENDED
+        except TimeoutError:
+            why = "the page server does not answer"
+        raise _not_served(self._ticket, why, _LOOK)
+
+    def check_alive(self) -> None:
+        """Why CRIU has failed, if that was the server's end. Raises MemoryNotServed."""
+        self._its.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            if not self._its.recv(1):
+                raise _not_served(self._ticket, _ENDED, _LOOK)
 
     def keep(self) -> None:
         """The container is restored: its memory is to be completed whatever happens here.
 
         Raises BrokenPipeError when the server has ended.
         """
-        os.write(self._swap_fd, _KEEP)
+        self._its.send(_KEEP)
 
     def end(self) -> None:
         """The swap is undone: nobody needs the memory. Returns when the server is gone."""
-        os.close(self._swap_fd)
+        self._its.close()
         with alarm.held():
             # It ends by itself, unless it hangs.
             if not process.ends(self._pid, time.monotonic() + _ENDS_WITHIN_S):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
+
+
+def _not_served(ticket: Ticket, why: str, do: str) -> MemoryNotServed:
+    return MemoryNotServed("cannot serve the memory", container=ticket.container, why=why, do=do)
 
 
 def start(
@@ -62,20 +89,20 @@ def start(
     try:
         spaces = layout.decode(files, {name: each.size for name, each in data.items()})
     except layout.BadLayout as error:
-        failed = MemoryNotServed(
-            "cannot serve the memory", container=ticket.container, why=str(error),
-            do=f"Run `quickthaw rm {ticket.snapshot[:12]}`; the next pod makes a new one.",
-        )  # fmt: skip
+        do = f"Run `quickthaw rm {ticket.snapshot[:12]}`; the next pod makes a new one."
+        failed = _not_served(ticket, str(error), do)
         failed.blame = Blame.CONTENT
         raise failed from error
+    if why := userfault.unavailable():
+        raise _not_served(ticket, why, "Use a kernel with CONFIG_USERFAULTFD.")
     listener = _listener(work)
-    read_fd, write_fd = os.pipe()
+    ours, its = socket.socketpair()
     pid = os.fork()
     if not pid:
-        _become(ticket, snapshot_dirfd, data, spaces, listener, read_fd)
-    os.close(read_fd)
+        _become(ticket, snapshot_dirfd, data, spaces, listener, its)
+    its.close()
     listener.close()
-    return PageServer(pid, write_fd)
+    return PageServer(ticket, pid, ours)
 
 
 def _listener(work: str) -> socket.socket:
@@ -94,17 +121,17 @@ def _listener(work: str) -> socket.socket:
 
 def _become(
     ticket: Ticket, snapshot_dirfd: int, data: Mapping[str, Unchecked],
-    spaces: Sequence[SpaceLayout], listener: socket.socket, swap_fd: int,
+    spaces: Sequence[SpaceLayout], listener: socket.socket, swap: socket.socket,
 ) -> None:  # fmt: skip
     """The child's part: the page server. Nothing of the caller's may run on in it."""
     try:
         os.setsid()
         alarm.cancel()
-        _let_go(snapshot_dirfd, listener.fileno(), swap_fd)
+        _let_go(snapshot_dirfd, listener.fileno(), swap.fileno())
         # Only here: the swap needs no threads, and does not wait for what is imported.
         from shim.memory.run import serve
 
-        serve(ticket, snapshot_dirfd, data, spaces, listener, swap_fd)
+        serve(ticket, snapshot_dirfd, data, spaces, listener, swap)
     finally:
         os._exit(0)
 

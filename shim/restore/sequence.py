@@ -139,7 +139,8 @@ class Swap:
             check.finish()
             faults.point("restore.hashed", self.ticket.container)
         with self._step("criu"):
-            self._restore(undo, image_dir)
+            self._restore(undo, image_dir, server)
+            server.wait_until_ready(self.until)
             self._rescore()
             check.unchanged()
             with open_dir(self.private) as private:  # it is in memory, and CRIU has read it
@@ -297,7 +298,7 @@ class Swap:
         faults.point("restore.memory.served", self.ticket.container)
         return server
 
-    def _restore(self, undo: contextlib.ExitStack, image_dir: str) -> None:
+    def _restore(self, undo: contextlib.ExitStack, image_dir: str, server: PageServer) -> None:
         work = f"{self.private}/{CONTAINER_WORK}"
         options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
         with open(f"{SWAPPED}/{self.ticket.container}", "w") as marker:
@@ -305,6 +306,7 @@ class Swap:
         journal.note(f"{self.private}/journal", journal.RUNTIME, state_directory(self.call))
         reason = restore(self.call, self.runtime, image_dir, work, undo, until=self.until)
         if reason:
+            server.check_alive()
             error = CriuRestoreFailed(
                 "cannot restore the process tree", container=self.ticket.container, why=reason,
                 do=f"CRIU's log: {self._keep_log(work)}.",

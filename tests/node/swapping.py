@@ -32,6 +32,7 @@ OF_SNAPSHOTS: Final = (
     f"{STORE}/quarantine/",
     f"{STORE}/health/",
     f"{STORE}/used/",
+    f"{STORE}/working-sets/",
 )
 """What is here stays while a snapshot does."""
 PER_CONTAINER: Final = ("tickets", "swapped", "containers", "control", "outcomes")

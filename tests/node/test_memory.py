@@ -1,0 +1,192 @@
+"""Memory of a restored container: every byte comes back, and it never goes on with wrong ones."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.node.kubelet import Container, Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec
+from tests.node.swapping import (
+    QUICKTHAW,
+    RESTORE,
+    RUN,
+    STORE,
+    VERIFIED,
+    SnapshotRef,
+    answer,
+    ask,
+    assert_restored,
+    first_answer,
+    is_restored,
+    probe,
+    published,
+    said,
+    wait_until,
+    wipe_snapshots,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+MIB: Final = 128
+FAULTS: Final = f"{RUN}/faults.json"
+SPEC: Final[ContainerSpec] = probe(
+    command=["python3", "-m", "workers.memory"], env={"SIZE_MIB": str(MIB)}
+)
+
+
+@pytest.fixture(scope="module")
+def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
+    pod = swap_node.kubelet.run_pod("source", [SPEC], annotations=RESTORE)
+    nonce = nonce_of(pod)
+    ask(pod, "/touch?n=500&seed=7")
+    pod.node.run([QUICKTHAW, "capture", "source"])
+    swap_node.run([QUICKTHAW, "capture", "source"])
+    taken = SnapshotRef(swap_node, published(pod), pod, nonce, 0.0)
+    pod.remove(grace_s=0)
+    yield taken
+    wipe_snapshots(swap_node)
+
+
+@contextlib.contextmanager
+def armed(node: Node, point: str, action: str) -> Iterator[None]:
+    """A fault in whatever starts in the `with`."""
+    path = node.path(FAULTS)
+    path.write_text(json.dumps({"faults": [{"point": point, "action": action}]}))
+    path.chmod(0o600)
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def processes(container: Container, name: str) -> list[int]:
+    """Our processes of that name, as the host numbers them, for one container."""
+    found = []
+    for path in container.pod.node.cgroups[0].rglob("cgroup.procs"):
+        for pid in path.read_text().split():
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_text()
+                if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                    assert container.id in command
+                    found.append(int(pid))
+    return found
+
+
+def wait_filled(container: Container) -> None:
+    wait_until(
+        lambda: not processes(container, "quickthaw-pages"), "the page server goes on",
+        container.pod.node, within_s=30,
+    )  # fmt: skip
+
+
+def nonce_of(pod: Pod) -> str:
+    """What a worker says when its memory is full."""
+    first_answer(pod, "/health")
+    wait_until(lambda: answer(pod, "/first").status == 200, "it is not full", pod.node)
+    return str(ask(pod, "/first")["nonce"])
+
+
+def start(node: Node) -> Pod:
+    """A pod that is started from the snapshot, and may not be able to answer."""
+    pod = node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
+    assert_restored(pod.container())
+    return pod
+
+
+def assert_killed_then_cold(pod: Pod, snapshot: SnapshotRef, why: str) -> None:
+    """The container dies, everybody is told, and what kubelet does next is a cold start."""
+    container = pod.container()
+    status = container.wait_exit(30)
+    assert status.exit_code == 128 + signal.SIGKILL
+    assert not processes(container, "quickthaw-pages")
+    assert not processes(container, "quickthaw-guard")
+    container.restart()
+    assert why in said(pod.node, "the memory could not be completed")
+    assert not is_restored(container)
+    assert nonce_of(pod) != snapshot.nonce
+
+
+def test_every_byte_comes_back_and_nothing_of_ours_stays(
+    swap_node: Node, snapshot: SnapshotRef
+) -> None:
+    pod = start(swap_node)
+    assert first_answer(pod, "/first")["ok"]
+    whole = ask(pod, "/checksum")
+    assert whole["ok"], whole
+    assert ask(pod, "/state")["touched"] == 500
+    wait_filled(pod.container())
+    assert not processes(pod.container(), "quickthaw-guard")
+    assert not swap_node.path(f"{RUN}/containers/{pod.container().id}/filling").exists()
+    assert swap_node.path(f"{STORE}/working-sets/{snapshot.id}.json").exists()
+
+
+def test_what_was_not_hashed_since_the_boot_is_hashed_before_it_is_used(
+    swap_node: Node, snapshot: SnapshotRef
+) -> None:
+    marks = swap_node.path(f"{VERIFIED}/{snapshot.id}/memory")
+    marks.unlink()
+    pod = start(swap_node)
+    assert ask(pod, "/checksum")["ok"]
+    wait_filled(pod.container())
+    assert nonce_of(pod) == snapshot.nonce
+    wait_until(marks.exists, "the memory got no marks", swap_node)
+
+
+def test_a_page_server_that_is_killed_takes_the_container_with_it(
+    swap_node: Node, snapshot: SnapshotRef
+) -> None:
+    with armed(swap_node, "memory.filling", "hang"):
+        pod = start(swap_node)
+    (server,) = processes(pod.container(), "quickthaw-pages")
+    os.kill(server, signal.SIGKILL)
+    assert_killed_then_cold(pod, snapshot, "the page server was killed")
+
+
+def test_a_page_server_that_does_not_move_takes_the_container_with_it(
+    swap_node: Node, snapshot: SnapshotRef
+) -> None:
+    with armed(swap_node, "memory.filling", "hang"):
+        pod = start(swap_node)
+    assert_killed_then_cold(pod, snapshot, "the page server did not move any more")
+
+
+@pytest.mark.parametrize("action", ["kill", "hang", "error"])
+def test_a_page_server_that_fails_before_the_restore_is_over_is_a_cold_start(
+    swap_node: Node, snapshot: SnapshotRef, action: str
+) -> None:
+    with armed(swap_node, "memory.told", action):
+        pod = swap_node.kubelet.run_pod(
+            "replica", [SPEC], annotations=RESTORE | {"quickthaw.io/deadline": "2s"}
+        )
+    assert not is_restored(pod.container())
+    assert nonce_of(pod) != snapshot.nonce
+    assert not processes(pod.container(), "quickthaw-pages")
+    assert not processes(pod.container(), "quickthaw-guard")
+
+
+def test_filling_goes_on_without_the_daemon(swap_node: Node, snapshot: SnapshotRef) -> None:
+    pod = start(swap_node)
+    swap_node.kill_daemon()
+    swap_node.start_daemon()
+    assert ask(pod, "/checksum")["ok"]
+    assert ask(pod, "/first")["nonce"] == snapshot.nonce
+    wait_filled(pod.container())
+
+
+def test_a_container_that_ends_while_it_is_filled_ends_its_page_server(
+    swap_node: Node, snapshot: SnapshotRef
+) -> None:
+    began = time.monotonic()
+    pod = start(swap_node)
+    pod.remove(grace_s=0)
+    wait_filled(pod.container())
+    assert time.monotonic() - began < 20
+    del snapshot
