@@ -15,7 +15,6 @@ memory, after their digests were checked. Lean.
 
 from __future__ import annotations
 
-import json
 import struct
 
 from shim.contract import jsontext
@@ -74,7 +73,7 @@ def decode_ranges(data: bytes) -> list[Extent]:
 def encode(spaces: Sequence[Mapping[str, object]], shared: Sequence[Mapping[str, object]]) -> bytes:
     """The content of layout.json. The keys of both are in the docstring above."""
     found = {"schema": SCHEMA, "spaces": list(spaces), "shared": list(shared)}
-    return json.dumps(found, separators=(",", ":")).encode() + b"\n"
+    return jsontext.compose(found).encode() + b"\n"
 
 
 def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[SpaceLayout]:

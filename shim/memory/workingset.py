@@ -7,7 +7,6 @@ in the order of the first faults. Nothing depends on it but the order in which m
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 
 from shim.contract import jsontext
@@ -62,7 +61,7 @@ def write(
     fresh = f"{directory}/.{snapshot}.{os.getpid()}"
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump({"schema": _SCHEMA, "windows": windows}, file, separators=(",", ":"))
+            file.write(jsontext.compose({"schema": _SCHEMA, "windows": windows}))
         os.rename(fresh, f"{directory}/{snapshot}.json")
     except OSError:
         with contextlib.suppress(OSError):

@@ -48,7 +48,6 @@ def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
     nonce = nonce_of(pod)
     ask(pod, "/touch?n=500&seed=7")
     pod.node.run([QUICKTHAW, "capture", "source"])
-    swap_node.run([QUICKTHAW, "capture", "source"])
     taken = SnapshotRef(swap_node, published(pod), pod, nonce, 0.0)
     pod.remove(grace_s=0)
     yield taken
