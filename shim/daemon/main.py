@@ -36,6 +36,7 @@ from shim.daemon.health import Health
 from shim.daemon.notify import notify
 from shim.daemon.oneline import OneLine
 from shim.daemon.plugin import NodePlugin
+from shim.daemon.prefetch import Prefetch
 from shim.daemon.registry import Registry
 from shim.daemon.reporter import Reporter
 from shim.daemon.requests import Requests
@@ -152,11 +153,13 @@ async def _run(
     async with asyncio.TaskGroup() as tasks:
         captures = Captures(config, store, trust, registry, decider, reporter, tasks)
         health = Health(store, reporter, after=config.quarantine_after)
-        plugin = NodePlugin(registry, decider, captures, reporter, health)
+        prefetch = Prefetch(store)
+        plugin = NodePlugin(registry, decider, captures, reporter, health, prefetch)
         requests = Requests(store, trust, registry, captures, reporter)
         explaining = Explaining(store, registry, decider)
         tasks.create_task(_until_told(), name="stop")
         tasks.create_task(health.serve(), name="health of snapshots")
+        tasks.create_task(prefetch.serve(), name="prefetch")
         tasks.create_task(reverify(store), name="verify snapshots")
         tasks.create_task(kerndat.learn(config.criu), name="criu check")
         tasks.create_task(

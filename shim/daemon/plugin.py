@@ -13,7 +13,7 @@ from shim.contract.errors import BadAnnotation
 from shim.contract.names import ContainerId
 from shim.daemon.registry import Pod, State, Tracked
 from shim.nri import adjust
-from shim.nri.annotations import parse
+from shim.nri.annotations import parse, wanted
 from shim.nri.events import Plugin
 from shim.restore.forget import forget
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shim.daemon.captures import Captures
     from shim.daemon.decision import Decider
     from shim.daemon.health import Health
+    from shim.daemon.prefetch import Prefetch
     from shim.daemon.registry import Registry
     from shim.daemon.reporter import Reporter
 
@@ -38,10 +39,14 @@ class NodePlugin(Plugin):
 
     def __init__(
         self, registry: Registry, decider: Decider, captures: Captures, reporter: Reporter,
-        health: Health,
+        health: Health, prefetch: Prefetch,
     ) -> None:  # fmt: skip
-        self._registry, self._decider = registry, decider
+        self._registry, self._decider, self._prefetch = registry, decider, prefetch
         self._captures, self._reporter, self._health = captures, reporter, health
+
+    async def run_pod_sandbox(self, pod: nri_pb2.PodSandbox) -> None:
+        if names := wanted(dict(pod.annotations)):
+            self._prefetch.guess(Pod(pod.namespace, pod.name, pod.uid, pod.id), names)
 
     async def create_container(
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
@@ -61,6 +66,8 @@ class NodePlugin(Plugin):
     ) -> None:
         if tracked := self._registry.get(container.id):
             await self._decider.decide(tracked)
+            if tracked.state is State.RESTORING:
+                self._prefetch.certain(tracked.snapshot)
 
     async def post_start_container(
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container

@@ -228,6 +228,7 @@ ANNOTATIONS: Final = (
                "what a container restart does"),
 )  # fmt: skip
 _BY_NAME: Final = {row.name: row for row in ANNOTATIONS}
+_NAMING: Final = ("snapshot", "restore")
 
 
 def parse(annotations: Mapping[str, str], container: str) -> Wish | None:
@@ -271,3 +272,20 @@ def _bad(full: str, value: str, container: str, why: str, do: str) -> BadAnnotat
 def _near(name: str) -> str:
     near = difflib.get_close_matches(name, _BY_NAME, 1)
     return f"Did you mean {PREFIX}{near[0]}?" if near else f"There are: {', '.join(_BY_NAME)}."
+
+
+def wanted(annotations: Mapping[str, str]) -> list[str]:
+    """The snapshots that the annotations of a pod name for any of its containers: names, `auto`.
+
+    A value that is malformed is none here; its error is told when the container is created.
+    """
+    found = []
+    for key, value in annotations.items():
+        name = key.removeprefix(PREFIX).partition(".")[0]
+        if key.startswith(PREFIX) and name in _NAMING and value not in found:
+            try:
+                _BY_NAME[name].parse(value)
+            except ValueError:
+                continue
+            found.append(value)
+    return found

@@ -1,7 +1,9 @@
 """Memory of a restored container: every byte comes back, and it never goes on with wrong ones."""
 
 import contextlib
+import ctypes
 import json
+import mmap
 import os
 import signal
 import time
@@ -178,6 +180,37 @@ def test_filling_goes_on_without_the_daemon(swap_node: Node, snapshot: SnapshotR
     assert ask(pod, "/checksum")["ok"]
     assert ask(pod, "/first")["nonce"] == snapshot.nonce
     wait_filled(pod.container())
+
+
+def test_reading_begins_with_the_sandbox(swap_node: Node, snapshot: SnapshotRef) -> None:
+    """Image pull, network and reading overlap: see shim/daemon/prefetch."""
+    data = snapshot.directory / "memory/space-1.data"
+    evict(data)
+    assert resident(data) < 0.5
+    pod = swap_node.kubelet.make_pod("replica", [SPEC], annotations=RESTORE)
+    pod.run_sandbox()
+    wait_until(lambda: resident(data) == 1, "the memory is not read ahead", swap_node)
+
+
+def evict(path: Path) -> None:
+    """Take one file out of the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def resident(path: Path) -> float:
+    """The share of a file that is in the page cache. Source: mincore(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        address = libc.mmap(None, ctypes.c_size_t(size), 1, 1, file.fileno(), ctypes.c_long(0))
+    pages = -(-size // mmap.PAGESIZE)
+    there = (ctypes.c_ubyte * pages)()
+    assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), there) == 0
+    libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
+    return sum(each & 1 for each in there) / pages
 
 
 def test_a_container_that_ends_while_it_is_filled_ends_its_page_server(

@@ -1,0 +1,120 @@
+"""Reads a snapshot into the page cache while its pod is still being set up.
+
+From RunPodSandbox on: the image is pulled, the network made and the container created meanwhile.
+Which snapshot it will be is known for certain only at the decision; before that it is a guess from
+the annotation and the pod's name, and a wrong guess costs nothing but reading. Restores of the
+same snapshot share what is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from shim.capture.sequence import finished
+from shim.contract.errors import NoSuchSnapshot
+from shim.contract.names import is_snapshot_id
+from shim.contract.paths import SNAPSHOT_MEMORY
+from shim.kernel.beneath import open_beneath, open_dir
+from shim.kernel.meminfo import available_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from shim.contract.manifest import Manifest
+    from shim.daemon.registry import Pod
+    from shim.store.store import Store
+
+log = logging.getLogger(__name__)
+
+_STEP_BYTES = 8 << 20
+"""Asked for at once: between two steps it is seen whether to go on."""
+_AGAIN_S = 10.0
+"""What was read so shortly before is in the page cache, or there is no room for it."""
+
+
+class Prefetch:
+    """Methods are of the event loop; reading is done in a thread, one snapshot at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._queue: asyncio.Queue[Manifest] = asyncio.Queue()
+        self._last: dict[str, float] = {}
+        self._stopped = False
+
+    def guess(self, pod: Pod, wanted: Iterable[str]) -> None:
+        """A pod is coming. wanted: what its annotations name."""
+        for name in wanted:
+            if found := self._guessed(pod, name):
+                self._begin(found)
+
+    def certain(self, snapshot: str) -> None:
+        """A container is about to start from this snapshot."""
+        with contextlib.suppress(NoSuchSnapshot):
+            self._begin(self._store.get(snapshot))
+
+    def _begin(self, found: Manifest) -> None:
+        now = time.monotonic()
+        if now - self._last.get(found.id, -_AGAIN_S) >= _AGAIN_S:
+            self._last = {each: when for each, when in self._last.items() if now - when < _AGAIN_S}
+            self._last[found.id] = now
+            self._queue.put_nowait(found)
+
+    async def serve(self) -> None:
+        """Take up what is asked for, until cancelled."""
+        try:
+            while True:
+                found = await self._queue.get()
+                await finished(asyncio.to_thread(self._read, found))
+        finally:
+            self._stopped = True
+
+    def _guessed(self, pod: Pod, wanted: str) -> Manifest | None:
+        digits = wanted.removeprefix("sha256:")
+        name = "" if wanted == "auto" or is_snapshot_id(digits) else wanted
+        found = [
+            each
+            for each in self._store.find(namespace=pod.namespace, name=name)
+            if not is_snapshot_id(digits) or each.id == digits
+        ]
+        if name or len(found) < 2:
+            return found[0] if found else None
+        # The pods of one controller are called alike but for their end.
+        alike = [each for each in found if _stem(each.source.pod) == _stem(pod.name)]
+        return max(alike, key=self._store.last_use, default=None)
+
+    def _read(self, found: Manifest) -> None:
+        """Blocking. What fails here fails again, and is told, when it is needed."""
+        began, size = time.monotonic(), 0
+        with contextlib.suppress(OSError):
+            for path in _payloads(self._store.snapshots / found.id):
+                with (
+                    open_dir(str(path.parent)) as directory,
+                    open_beneath(directory.fileno(), path.name, os.O_RDONLY) as file,
+                ):
+                    size += self._read_file(file.fileno())
+        took_s = time.monotonic() - began
+        log.debug("prefetched %d MiB of %s in %.3f s", size >> 20, found.id[:12], took_s)
+
+    def _read_file(self, fd: int) -> int:
+        size = os.fstat(fd).st_size
+        at = 0
+        while at < size and not self._stopped and available_bytes() > 2 * (size - at):
+            os.posix_fadvise(fd, at, _STEP_BYTES, os.POSIX_FADV_WILLNEED)
+            at += _STEP_BYTES
+        return min(at, size)
+
+
+def _payloads(snapshot: Path) -> list[Path]:
+    """The files that a page server copies from, the small ones first."""
+    found = [path for path in (snapshot / SNAPSHOT_MEMORY).iterdir() if path.suffix == ".data"]
+    return sorted(found, key=lambda path: path.lstat().st_size)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("-")[0] or name
