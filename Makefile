@@ -6,7 +6,7 @@ CODE := hook shim tests packaging
 export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: faults help setup lint format protos test test-unit test-node demo gpu-bundle soak crash fuzz packages clean
+.PHONY: bench faults help setup lint format protos test test-unit test-node demo gpu-bundle soak crash fuzz packages clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 16
@@ -38,10 +38,13 @@ test-unit: setup ## seconds, no node
 	$(PY) -m pytest tests/unit
 
 # What is tested and shown is what is shipped: both install the deb.
-demo faults test test-node soak: KINDS = deb
+bench demo faults test test-node soak: KINDS = deb
 
 demo: packages ## the main job on real input: cold start, capture, restores; writes build/demo.json
 	$(PY) -m tests.demo
+
+bench: packages ## four ways to start side by side; QUICK=1, PARTS, SIZES, RUNS… see docs/benchmarks.md; writes build/bench.json
+	$(PY) -m tests.bench
 
 test: packages ## unit tests, then end-to-end tests on nodes with real containerd (20 minutes)
 	$(PY) -m pytest tests/unit tests/fuzz tests/crash tests/node

@@ -32,14 +32,17 @@ NODE_PACKAGES: Final = (
 WORKER_PACKAGES: Final = ("python3", "ca-certificates")
 
 
-def node_root(suite: str) -> Path:
-    """Root file system of a node of Debian `suite`, made when it is not there yet."""
-    return root_filesystem(suite, NODE_PACKAGES)
+def node_root(suite: str, more: tuple[str, ...] = ()) -> Path:
+    """Root file system of a node of Debian `suite`, made when it is not there yet.
+
+    more: packages beside those that every node has.
+    """
+    return root_filesystem(suite, (*NODE_PACKAGES, *more))
 
 
-def worker_root() -> Path:
-    """Root file system that the workers' images are made from: Debian trixie with Python."""
-    return root_filesystem("trixie", WORKER_PACKAGES)
+def worker_root(suite: str = "trixie") -> Path:
+    """Root file system that the workers' images are made from: Debian with Python."""
+    return root_filesystem(suite, WORKER_PACKAGES)
 
 
 def root_filesystem(suite: str, packages: tuple[str, ...]) -> Path:

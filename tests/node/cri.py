@@ -61,9 +61,9 @@ class Cri:
         """Name and version of the runtime."""
         return self.runtime.Version(pb.VersionRequest(), timeout=CALL_WITHIN_S)
 
-    def run_pod_sandbox(self, config: pb.PodSandboxConfig) -> str:
-        """RunPodSandbox; the sandbox's id."""
-        request = pb.RunPodSandboxRequest(config=config)
+    def run_pod_sandbox(self, config: pb.PodSandboxConfig, handler: str = "") -> str:
+        """RunPodSandbox; the sandbox's id. handler: the runtime, "" for the default one."""
+        request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
         return self.runtime.RunPodSandbox(request, timeout=CALL_WITHIN_S).pod_sandbox_id
 
     def stop_pod_sandbox(self, pod_id: str) -> None:

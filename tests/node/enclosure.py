@@ -75,10 +75,17 @@ class Enclosure:
 
     `pid` is the init as the host sees it, `cgroups` the node's cgroups, one per hierarchy, as host
     paths, `homes` the ones that its processes start in.
+
+    packages: Debian packages that it has beside those of every node. on_disk: more directories
+    that must not be on the node's overlay, by a name for each (see ON_DISK).
     """
 
-    def __init__(self, suite: str) -> None:
+    def __init__(
+        self, suite: str, *, packages: Sequence[str] = (), on_disk: Mapping[str, str] | None = None
+    ) -> None:
         self.suite = suite
+        self._packages = tuple(packages)
+        self._on_disk = {**ON_DISK, **(on_disk or {})}
         self.pid = -1
         self.cgroups: list[Path] = []
         self.homes: list[Path] = []
@@ -86,7 +93,7 @@ class Enclosure:
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
-        root = base.node_root(self.suite)
+        root = base.node_root(self.suite, self._packages)
         with ExitStack() as undo:
             self._directory = undo.enter_context(runs.run_directory(self.suite))
             self.cgroups = cgroups.make(self._directory.name)
@@ -116,7 +123,7 @@ class Enclosure:
             raise RuntimeError(f"node {self.name} did not come up, see above")
 
     def _plan(self, root: Path) -> dict[str, object]:
-        for name in ("upper", "work", "merged", *ON_DISK):
+        for name in ("upper", "work", "merged", *self._on_disk):
             (self._directory / name).mkdir()
         return {
             "parent_pid": os.getpid(),
@@ -128,7 +135,9 @@ class Enclosure:
             ],
             "lower": str(root),
             **{name: str(self._directory / name) for name in ("upper", "work", "merged")},
-            "binds": {inside: str(self._directory / name) for name, inside in ON_DISK.items()},
+            "binds": {
+                inside: str(self._directory / name) for name, inside in self._on_disk.items()
+            },
             "hostname": f"{self.suite}-node",
         }
 

@@ -114,7 +114,7 @@ class Pod:
         self.node.path(self.config.log_directory).mkdir(parents=True, mode=0o755)
         for volume in self._volumes():
             self._make_volume(volume)
-        self.sandbox_id = self.node.cri.run_pod_sandbox(self.config)
+        self.sandbox_id = self.node.cri.run_pod_sandbox(self.config, self.spec.runtime_handler)
         network = self.node.cri.pod_sandbox_status(self.sandbox_id).network
         self.ips = (network.ip, *(each.ip for each in network.additional_ips))
         lines = ["# Kubernetes-managed hosts file.", "127.0.0.1\tlocalhost", "::1\tlocalhost"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.node.containerd import Containerd
 from tests.node.cri import Cri
@@ -23,8 +23,9 @@ class Node(Enclosure):
     The order of a real node's life: `install_deb`, `start_containerd`, `start_daemon`, pods.
     """
 
-    def __init__(self, suite: str) -> None:
-        super().__init__(suite)
+    def __init__(self, suite: str, **more: Any) -> None:
+        """more: keyword arguments of Enclosure."""
+        super().__init__(suite, **more)
         self.containerd = Containerd(self)
         self.kubelet = Kubelet(self)
         self._daemon: Service | None = None

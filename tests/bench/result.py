@@ -1,0 +1,96 @@
+"""What was measured: raw values by part, worker, way and metric, as build/bench.json has them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from tests.demo.figures import Spread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+
+class Key(NamedTuple):
+    """Which values belong together. part: what was run together, interleaved."""
+
+    part: str
+    worker: str
+    way: str
+    metric: str
+
+
+@dataclass
+class Results:
+    """All values of a run, in the order in which they were taken."""
+
+    values: dict[Key, list[float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, part: str, worker: str, way: str, **metrics: float) -> None:
+        """One value for each metric. Seconds end in `_s`, bytes in `_bytes`."""
+        for metric, value in metrics.items():
+            self.values.setdefault(Key(part, worker, way, metric), []).append(round(value, 6))
+
+    def of(self, part: str, worker: str, way: str, metric: str) -> Sequence[float]:
+        """The values of one key, none when it was not measured."""
+        return self.values.get(Key(part, worker, way, metric), ())
+
+    def median(self, part: str, worker: str, way: str, metric: str) -> float | None:
+        """Their median."""
+        values = self.of(part, worker, way, metric)
+        return Spread.of(values).median if values else None
+
+    def parts(self) -> list[str]:
+        """In the order in which they were run."""
+        return list(dict.fromkeys(key.part for key in self.values))
+
+    def workers(self, part: str) -> list[str]:
+        """Of one part."""
+        return list(dict.fromkeys(key.worker for key in self.values if key.part == part))
+
+    def ways(self, part: str, worker: str) -> list[str]:
+        """Of one worker in one part."""
+        of_worker = (key for key in self.values if (key.part, key.worker) == (part, worker))
+        return list(dict.fromkeys(key.way for key in of_worker))
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """One object for each key: raw values, median, spread."""
+        return [
+            {**key._asdict(), "raw": values, **_summary(values)}
+            for key, values in self.values.items()
+        ]
+
+    @classmethod
+    def from_json(cls, series: Iterable[dict[str, Any]]) -> Self:
+        """What `as_json` gave."""
+        return cls({Key(*(row[name] for name in Key._fields)): row["raw"] for row in series})
+
+    def over(self, older: Results) -> Results:
+        """These, and of `older` what these have nothing of: parts may be run one by one.
+
+        A worker of a part is taken whole from one run: its ways were interleaved.
+        """
+        mine = {(key.part, key.worker) for key in self.values}
+        kept = {
+            key: values
+            for key, values in older.values.items()
+            if (key.part, key.worker) not in mine
+        }
+        return Results({**kept, **self.values}, [*older.notes, *self.notes])
+
+
+def _summary(values: Sequence[float]) -> dict[str, Any]:
+    spread = asdict(Spread.of(values))
+    return {"median": spread.pop("median"), "spread": spread}
+
+
+def earlier(path: Path) -> dict[str, Any]:
+    """The document of an earlier run, empty when there is none that can be read."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found

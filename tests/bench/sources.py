@@ -1,0 +1,113 @@
+"""A warm worker is asked, captured and checkpointed; what is stored stays for the replicas."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tests.bench.asking import PORT, Asking
+from tests.bench.ground import size_of
+from tests.bench.podman import Podman
+from tests.bench.ways import COLD, PODMAN, QUICK, STOCK, Quickthaw, Stock, Way
+from tests.node.swapping import RESTORE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tests.bench.ground import Ground
+    from tests.bench.result import Results
+    from tests.bench.workers import Worker
+    from tests.node.kubelet import Pod
+
+BOTH_AT_MOST_BYTES: Final = 5 << 30
+"""Larger workers are captured one after the other: two of them and their images are too much."""
+WARM_S: Final = 5.0
+CAPTURE: Final = "capture"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Makes the stored state of every way for one worker."""
+
+    ground: Ground
+    ways: Mapping[str, Way]
+    results: Results
+    captures: int
+    warm_s: float
+
+    def make(self, worker: Worker) -> dict[str, str]:
+        """Run sources, measure them and their capture; what each said first, by way."""
+        self.ground.image(worker.image)
+        said: dict[str, str] = {}
+        names = [name for name in (QUICK, STOCK) if name in self.ways]
+        together = worker.bytes <= BOTH_AT_MOST_BYTES
+        for group in [names] if together else [[name] for name in names]:
+            with ExitStack() as stack:
+                pods = {name: stack.enter_context(self._pod(worker, name, said)) for name in group}
+                for _ in range(self.captures if together else 1):
+                    for name, pod in pods.items():
+                        self._capture(worker, name, pod)
+        if PODMAN in self.ways:
+            said[PODMAN] = self._export(worker)
+        for name in (*names, PODMAN):
+            stored = self.ways[name].stored() if name in self.ways else None
+            if stored is not None:
+                self.results.add(CAPTURE, worker.name, name, stored_bytes=size_of(stored))
+        return said
+
+    @contextmanager
+    def _pod(self, worker: Worker, name: str, said: dict[str, str]) -> Iterator[Pod]:
+        annotations = RESTORE if name == QUICK else {}  # and there is nothing to restore
+        kubelet = self.ground.node.kubelet
+        with kubelet.make_pod(
+            f"source-{name}", [worker.container()], annotations=annotations
+        ) as pod:
+            pod.run_sandbox()
+            pod.container().create()
+            with Asking(self.ground.node, pod.ip, worker.request, self.warm_s) as asking:
+                pod.container().start()
+                asked = asking.found()
+            said[name] = worker.same(asked.answer())
+            if name == QUICK:
+                said[COLD] = said[name]
+                self.results.add(CAPTURE, worker.name, "warm", **asked.percentiles())
+            self._pauses(pod)
+            yield pod
+
+    def _capture(self, worker: Worker, name: str, pod: Pod) -> None:
+        self._pauses(pod)
+        found: dict[str, float] = {}
+        way = self.ways[name]
+        if isinstance(way, Quickthaw):
+            found["total_s"], timings = way.capture(pod)
+            found |= {f"{step}_step_s": seconds for step, seconds in timings.items()}
+        elif isinstance(way, Stock):
+            found["total_s"] = way.checkpoint(pod)
+        frozen = self._pauses(pod)
+        if frozen is not None:
+            found["frozen_s"] = frozen
+        self.results.add(CAPTURE, worker.name, name, **found)
+
+    def _pauses(self, pod: Pod) -> float | None:
+        """The worker's longest pause since it was last asked, None when it keeps no account."""
+        answer = self.ground.node.http("GET", pod.ip, PORT, "/pauses?watch=1")
+        return float(answer.json()["longest_s"]) if answer.status == 200 else None
+
+    def _export(self, worker: Worker) -> str:
+        podman = self.ways[PODMAN]
+        assert isinstance(podman, Podman)
+        with (
+            podman.source(worker) as ip,
+            Asking(self.ground.node, ip, worker.request, 0) as asking,
+        ):
+            said = worker.same(asking.found().answer())
+            self.results.add(CAPTURE, worker.name, PODMAN, total_s=podman.export())
+        return said
+
+    def forget(self) -> None:
+        """Remove all that is stored."""
+        for way in self.ways.values():
+            with contextlib.suppress(FileNotFoundError):
+                way.forget()

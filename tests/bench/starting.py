@@ -1,0 +1,98 @@
+"""Replicas of one worker by turns in every way: first answer, all memory there, latencies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.bench.asking import Asking
+from tests.bench.ground import evict
+from tests.bench.resident import Sampler, filled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tests.bench.ground import Ground
+    from tests.bench.result import Results
+    from tests.bench.ways import Way
+    from tests.bench.workers import Worker
+
+
+class WrongReplica(Exception):
+    """A replica is not what it was meant to be: its figures would mean nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Starts one replica at a time and writes down what was seen.
+
+    said: what each way's source answered, by way (see Sources.make).
+    """
+
+    ground: Ground
+    ways: Mapping[str, Way]
+    results: Results
+    tell: Callable[[str], None]
+
+    def rounds(
+        self,
+        part: str,
+        worker: Worker,
+        said: Mapping[str, str],
+        *,
+        runs: int,
+        steady_s: float,
+        uncached: bool = False,
+    ) -> None:
+        """`runs` replicas in every way, by turns. Raises WrongReplica, TimeoutError."""
+        names = list(self.ways)
+        for number in range(runs):
+            # Who comes first changes: what one way leaves behind, another one finds.
+            for name in _rotated(names, number):
+                if uncached and (stored := self.ways[name].stored()) is not None:
+                    evict(stored)
+                found = self.one(worker, name, said, steady_s)
+                self.results.add(part, worker.name, name, **found)
+                self.tell(
+                    f"{part} {worker.name} {name}: first answer {found['first_answer_s']:.3f} s, "
+                    f"resident {found['resident_s']:.3f} s"
+                )
+
+    def one(
+        self, worker: Worker, name: str, said: Mapping[str, str], steady_s: float
+    ) -> dict[str, float]:
+        """One replica; its metrics."""
+        with (
+            self.ways[name].place(worker, f"replica-{name}") as place,
+            Asking(self.ground.node, place.ip, worker.request, steady_s) as asking,
+            Sampler(place.cgroups, shared=worker.shared) as sampler,
+        ):
+            called_s = place.start()
+            asked = asking.found()
+            sampler.settled()
+            self._check(worker, name, worker.same(asked.answer()), said, restored=place.restored())
+            memory = filled(sampler.levels, called_s)
+        return {
+            "first_answer_s": asked.first_at_s - called_s,
+            "resident_s": memory.resident_s,
+            "resident_bytes": memory.bytes,
+            "fill_bytes_per_s": memory.bytes_per_s,
+            "errors": asked.errors,
+            **asked.percentiles(),
+        }
+
+    def _check(
+        self, worker: Worker, name: str, answer: str, said: Mapping[str, str], *, restored: bool
+    ) -> None:
+        cold = name == "cold"
+        same = answer == said[name]
+        if not restored or (same == cold and worker.by_process) or (not same and not cold):
+            raise WrongReplica(
+                f"{name} of {worker.name}: restored as meant: {restored}; its first answer "
+                f"{'is' if same else 'is not'} the source's"
+            )
+
+
+def _rotated(names: Sequence[str], by: int) -> list[str]:
+    by %= len(names)
+    return [*names[by:], *names[:by]]
