@@ -1,4 +1,5 @@
-"""What is taken of a container, most of it while it is frozen: CRIU's images, rootfs, /dev/shm.
+"""What is taken of a container, most of it while it is frozen: CRIU's images, memory,
+rootfs, /dev/shm.
 
 Blocking: runs in a thread of the daemon's. The order is what keeps the snapshot consistent.
 """
@@ -10,22 +11,24 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from shim.capture import tool, within
+from shim.capture import within
+from shim.capture.checkpoint import checkpoint
 from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
+from shim.capture.memorycopy import MemoryCopy
 from shim.capture.source import frozen
-from shim.contract import faults, journal
-from shim.contract.errors import ContainerBusy, CriuDumpFailed, RootfsNotCopied
+from shim.contract import faults
+from shim.contract.errors import ContainerBusy, MemoryNotCopied, RootfsNotCopied
 from shim.contract.paths import (
     CONTAINER_CRIU_CONF,
     CONTAINER_FILLING,
-    CONTAINER_WORK,
     SNAPSHOT_CRIU,
+    SNAPSHOT_MEMORY,
     SNAPSHOT_ROOTFS,
     SNAPSHOT_SHM,
     SNAPSHOTS,
 )
 from shim.criu import images, options, passcred
-from shim.criu.log import first_error
+from shim.kernel.cgroup import Freezer
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
 from shim.rootfs import devshm, overlay
@@ -35,9 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from shim.capture.memorycopy import Space
     from shim.capture.source import Source
 
-_DUMP_CONF = "criu-dump.conf"
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
 _SPARE_S = 1.0
@@ -53,8 +56,10 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
         steps[name] = round(time.monotonic() - began, 4)
 
 
-def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -> None:
-    """Fill `staging` with criu/, rootfs/ and shm/. The container runs again when this returns.
+def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -> list[Space]:
+    """Fill `staging` with criu/, rootfs/ and shm/, and the files of data of memory/.
+
+    The container runs again when this returns: the copies of its processes' memory.
 
     steps: seconds by step, filled while it runs. until: the deadline on
     `time.monotonic`. Raises CaptureFailed of the step's kind.
@@ -65,16 +70,19 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
     diffs = [path for path in mounted.absolute_lowerdirs() if path.startswith(f"{SNAPSHOTS}/")]
     base = [path for path in mounted.absolute_lowerdirs() if path not in diffs]
     layers = [mounted.upperdir, *diffs]
-    for name in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM):
+    for name in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM, SNAPSHOT_MEMORY):
         (staging / name).mkdir(mode=0o700)
     options.write(str(source.private / CONTAINER_CRIU_CONF))
     with DiffCopy(
         layers, str(staging / SNAPSHOT_ROOTFS), container=source.container, base=base,
         userxattr=mounted.has_userxattr(),
-    ) as diff:  # fmt: skip
+    ) as diff, MemoryCopy(source.pid, staging / SNAPSHOT_MEMORY, until) as memory:  # fmt: skip
         with _step(steps, "precopy"):
             _precopy(diff)
         faults.point("capture.precopied", source.container)
+        with _step(steps, "memory"), _of_memory(source):
+            memory.precopy(Freezer.of(source.pid).pids())
+        faults.point("capture.memory.precopied", source.container)
         with (
             passcred.answered(source.pid) as unanswered,
             frozen(source, steps, until=until + _SPARE_S) as freezer,
@@ -82,11 +90,18 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
             faults.point("capture.frozen", source.container)
             pids = freezer.pids()
             _check_alone(source, pids)
+            with _of_memory(source):
+                memory.compare(pids)
             within.check(source, pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
-                _checkpoint(source, staging / SNAPSHOT_CRIU, unanswered, until)
+                checkpoint(
+                    source, staging / SNAPSHOT_CRIU, len(pids), unanswered=unanswered, until=until
+                )
             faults.point("capture.dumped", source.container)
+            with _step(steps, "memory_rest"), _of_memory(source):
+                spaces = memory.complete(staging / SNAPSHOT_CRIU)
+            faults.point("capture.memory.copied", source.container)
             with _step(steps, "rootfs"):
                 diff.finish(always_paths=writable_shared_files(pids))
             faults.point("capture.rootfs.copied", source.container)
@@ -99,6 +114,18 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
             ]
             remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
             give_links(remaps, lost, copied, source.container)
+    return spaces
+
+
+@contextlib.contextmanager
+def _of_memory(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise MemoryNotCopied(
+            "cannot copy the memory", container=source.container, why=str(error),
+            do="The next pod like it is tried again.",
+        ) from error  # fmt: skip
 
 
 def _check_alone(source: Source, pids: Sequence[int]) -> None:
@@ -148,28 +175,3 @@ def _copy_shm(source: Source, target: Path) -> None:
         devshm.capture(dirfd, str(target), container=source.container)
     finally:
         os.close(dirfd)
-
-
-def _checkpoint(source: Source, image_dir: Path, unanswered: str, until: float) -> None:
-    """unanswered: a likely cause of a failure, or empty."""
-    work = source.private / CONTAINER_WORK
-    work.mkdir(mode=0o700, exist_ok=True)
-    argv = [
-        *source.runtime, f"--log={work}/runc.log", "--log-format=json", "checkpoint",
-        "--leave-running", f"--image-path={image_dir}", f"--work-path={work}", source.container,
-    ]  # fmt: skip
-    why = ""
-    try:
-        environment = options.write_for_dump(str(source.private / _DUMP_CONF))
-        with journal.lock(str(source.private), journal.CHECKPOINT) as lock_fd:
-            within_s = max(_SPARE_S, until - time.monotonic())
-            ended = tool.run(argv, within_s=within_s, environment=environment, held_fd=lock_fd)
-        if ended.status:
-            why = "; ".join(filter(None, [first_error(str(work), "dump.log"), unanswered]))
-    except (OSError, TimeoutError) as error:
-        why = str(error)
-    if why:
-        raise CriuDumpFailed(
-            "cannot dump the process tree", container=source.container, why=why,
-            do=f"The whole log is {work}/dump.log while the container exists.",
-        )  # fmt: skip

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
+    from shim.capture.memorycopy import Space
     from shim.capture.source import Source
     from shim.nri.annotations import Call
 
@@ -76,7 +77,7 @@ async def capture(
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            await finished(asyncio.to_thread(dump, source, staging, steps, until))
+            spaces = await finished(asyncio.to_thread(dump, source, staging, steps, until))
             faults.point("capture.thawed", source.container)
         except (OSError, ValueError) as error:
             raise CaptureFailed(
@@ -85,7 +86,7 @@ async def capture(
             ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    return await asyncio.to_thread(_described, source, staging, network, steps)
+    return await asyncio.to_thread(_described, source, staging, network, steps, spaces)
 
 
 async def finished(work: Coroutine[Any, Any, Result]) -> Result:
@@ -144,14 +145,16 @@ async def _call(source: Source, wanted: Call | None) -> None:
 
 
 def _described(
-    source: Source, staging: Path, network: dict[str, Any], steps: dict[str, float]
-) -> Taken:
+    source: Source, staging: Path, network: dict[str, Any], steps: dict[str, float],
+    spaces: list[Space],
+) -> Taken:  # fmt: skip
     addresses = [
         str(entry["address"])
         for entry in network.get("addresses") or ()
         if entry.get("link") != "lo" and entry.get("scope") == 0
     ]
-    settle(staging)
+    settle(staging, spaces)
+    faults.point("capture.settled", source.container)
     patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
     described = {
         **network,

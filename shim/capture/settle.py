@@ -1,8 +1,8 @@
-"""Turns what CRIU has dumped into what a page server restores: `memory/` beside `criu/`.
+"""Turns what was dumped into what a page server restores: `memory/` beside `criu/`.
 
-CRIU's pages-N.img of a process becomes the payload by a rename; the pages that CRIU reads itself
-(what is not lazy: stacks, files that are mapped privately and were changed) go to a small new one,
-and pagemap-PID.img says which is where. See `shim.memory.layout`. Blocking, after the thaw.
+The pages that CRIU reads itself (what is not lazy: stacks, files that are mapped privately and were
+changed) go from the copy of the memory to CRIU's pages-N.img, the others stay where they are, and
+pagemap-PID.img says which is which. See `shim.memory.layout`. Blocking, after the thaw.
 """
 
 from __future__ import annotations
@@ -12,66 +12,79 @@ from typing import TYPE_CHECKING
 
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import pagemap
-from shim.criu.images import DamagedImage
 from shim.kernel.filesystem import punch_hole
 from shim.memory import layout
+from shim.memory.extents import Extents
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from shim.capture.memorycopy import Space
     from shim.criu.pagemap import Pages
     from shim.memory.extents import Extent
 
-_PREFIX, _SHARED_PREFIX, _SUFFIX = "pagemap-", "pagemap-shmem-", ".img"
 _COPY_BYTES = 64 << 20
 
 
-def settle(staging: Path) -> None:
-    """Make `memory/` of the dump in `criu/`. Raises DamagedImage, OSError."""
-    criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
-    memory.mkdir(mode=0o700)
-    spaces = [
-        _space(criu, memory, int(path.name[len(_PREFIX) : -len(_SUFFIX)]))
-        for path in sorted(criu.glob(f"{_PREFIX}*{_SUFFIX}"))
-        if not path.name.startswith(_SHARED_PREFIX)
-    ]
-    (memory / layout.LAYOUT).write_bytes(layout.encode(spaces, []))
+def settle(staging: Path, spaces: Iterable[Space]) -> None:
+    """Make `memory/` whole, and CRIU's images fit to it.
+
+    spaces: of all processes that were dumped. Raises ValueError when a page of one is missing;
+    DamagedImage, OSError.
+    """
+    memory = staging / SNAPSHOT_MEMORY
+    found = [_space(staging / SNAPSHOT_CRIU, memory, each) for each in spaces]
+    (memory / layout.LAYOUT).write_bytes(layout.encode(found, []))
+    (memory / layout.LAYOUT).chmod(0o600)
 
 
-def _space(criu: Path, memory: Path, pid: int) -> dict[str, object]:
-    image = criu / f"{_PREFIX}{pid}{_SUFFIX}"
-    found = pagemap.read(image)
-    areas = pagemap.lazy_areas(criu / f"mm-{pid}{_SUFFIX}")
-    pages = criu / f"pages-{found.pages_id}{_SUFFIX}"
-    data, ranges = f"space-{pid}{layout.DATA_SUFFIX}", f"space-{pid}.ranges"
-    pages.rename(memory / data)
-    lazy, own = _split(found.pages, areas)
-    with (memory / data).open("r+b") as whole, pages.open("xb") as small:
-        for _, start, size in own:
-            _copy(whole.fileno(), start, small.fileno(), size)
-            punch_hole(whole.fileno(), start, size)
+def _space(criu: Path, memory: Path, copied: Space) -> dict[str, object]:
+    areas = pagemap.lazy_areas(criu / f"mm-{copied.pid}.img")
+    lazy, own, size = _split(copied, areas)
+    pages = criu / f"pages-{copied.pages.pages_id}.img"
+    pages.unlink(missing_ok=True)
+    with copied.data.open("r+b") as whole, pages.open("xb") as small:
+        for _, offset, to, length in own:
+            _copy(whole.fileno(), offset, small.fileno(), to, length)
+        small.truncate(size)
+        _drop_others(whole.fileno(), lazy)
     pages.chmod(0o600)
+    ranges = f"space-{copied.pid}.ranges"
     (memory / ranges).write_bytes(layout.encode_ranges(lazy))
-    pagemap.write(image, pagemap.Pagemap(found.pages_id, tuple(map(_without_lazy, found.pages))))
-    return {"pid": pid, "data": data, "ranges": ranges, "areas": areas}
+    (memory / ranges).chmod(0o600)
+    image = criu / f"pagemap-{copied.pid}.img"
+    listed = tuple(map(_without_lazy, copied.pages.pages))
+    pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, listed))
+    return {"pid": copied.pid, "data": copied.data.name, "ranges": ranges, "areas": areas}
 
 
 def _split(
-    pages: tuple[Pages, ...], areas: list[tuple[int, int]]
-) -> tuple[list[Extent], list[tuple[int, int, int]]]:
-    """What a page server fills, and what CRIU reads: address, offset in pages-N.img, size."""
+    copied: Space, areas: Sequence[tuple[int, int]]
+) -> tuple[list[Extent], list[tuple[int, int, int, int]], int]:
+    """What a page server fills; what CRIU reads (address, offset, where in pages-N.img, size).
+
+    And the size of pages-N.img. Raises ValueError when a page that CRIU lists is missing.
+    """
+    content = Extents(copied.content)
+    zeros = Extents((start, end, 0) for start, end in copied.zeros)
     lazy: list[Extent] = []
-    own: list[tuple[int, int, int]] = []
-    offset = 0
-    for each in pagemap.clipped(pages, areas):
-        if not each.flags & pagemap.PRESENT:
-            raise DamagedImage("a dump without the content of its pages")
+    own: list[tuple[int, int, int, int]] = []
+    size = 0
+    for each in pagemap.clipped(copied.pages.pages, areas):
+        there = content.within(each.start, each.end)
+        if _size(there) + _size(zeros.within(each.start, each.end)) != each.size:
+            raise ValueError(f"process {copied.pid}: not all of {each.start:#x} was copied")
         if each.flags & pagemap.LAZY:
-            lazy.append((each.start, each.end, offset))
-        else:
-            own.append((each.start, offset, each.size))
-        offset += each.size
-    return lazy, own
+            lazy += there
+            continue
+        own += [(start, at, size + start - each.start, end - start) for start, end, at in there]
+        size += each.size
+    return lazy, own, size
+
+
+def _size(extents: Iterable[Extent]) -> int:
+    return sum(end - start for start, end, _ in extents)
 
 
 def _without_lazy(pages: Pages) -> Pages:
@@ -80,9 +93,19 @@ def _without_lazy(pages: Pages) -> Pages:
     return pagemap.Pages(pages.start, pages.end, pages.flags & ~pagemap.PRESENT)
 
 
-def _copy(source: int, offset: int, target: int, size: int) -> None:
+def _drop_others(fd: int, kept: Iterable[Extent]) -> None:
+    """Free what is CRIU's, and what was of no use in the end."""
+    at = 0
+    for offset, size in sorted((offset, end - start) for start, end, offset in kept):
+        if at < offset:
+            punch_hole(fd, at, offset - at)
+        at = offset + size
+    os.truncate(fd, at)
+
+
+def _copy(source: int, offset: int, target: int, to: int, size: int) -> None:
     while size:
-        done = os.copy_file_range(source, target, min(size, _COPY_BYTES), offset_src=offset)
+        done = os.copy_file_range(source, target, min(size, _COPY_BYTES), offset, to)
         if not done:
-            raise DamagedImage("pages-N.img ends before its pages do")
-        offset, size = offset + done, size - done
+            raise ValueError("the copy of the memory ends before its pages do")
+        offset, to, size = offset + done, to + done, size - done

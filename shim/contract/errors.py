@@ -13,7 +13,7 @@
     |   |-- SwapTooLate 26
     |   |-- NetworkNotReady 27
     |   `-- ResumeFailed 28
-    |-- CaptureFailed (30-39, 70-71) the source goes on serving
+    |-- CaptureFailed (30-39, 70-72) the source goes on serving
     |   |-- NotCapturable 30
     |   |-- CriuDumpFailed 31
     |   |-- RootfsNotCopied 32
@@ -24,7 +24,8 @@
     |   |-- NotPublished 37
     |   |-- ContainerBusy 38
     |   |-- NoRoom 70
-    |   `-- SnapshotTooBig 71
+    |   |-- SnapshotTooBig 71
+    |   `-- MemoryNotCopied 72
     |-- RequestRefused (40-49)      nothing was changed: a person's request to the daemon
     |   |-- NoSuchSnapshot 40
     |   |-- SnapshotInUse 41
@@ -228,6 +229,12 @@ class ShmNotCopied(CaptureFailed):
     """/dev/shm could not be copied."""
 
     exit_code = 33
+
+
+class MemoryNotCopied(CaptureFailed):
+    """The content of private memory could not be copied, or not all of what CRIU lists."""
+
+    exit_code = 72
 
 
 class NotFrozen(CaptureFailed):

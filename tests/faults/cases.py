@@ -103,7 +103,8 @@ def _of_daemon() -> Iterator[Case]:
     yield Case("daemon.ticket", "enospc", (COLD,))
 
 
-_WRITES: Final = ("capture.precopied", "capture.dumped", "capture.rootfs.copied",
+_WRITES: Final = ("capture.precopied", "capture.memory.precopied", "capture.dumped",
+                  "capture.memory.copied", "capture.rootfs.copied",
                   "capture.shm.copied", "store.staged", "store.digested",
                   "store.manifest.written", "store.synced")  # fmt: skip
 """Points of a capture after which something was, or is to be, written."""

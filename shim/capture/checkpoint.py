@@ -1,0 +1,71 @@
+"""`runc checkpoint` of a container that is frozen. The content of memory is not CRIU's to write.
+
+See `shim.criu.nowhere`, and `shim.capture.memorycopy` for who writes it. Blocking.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from shim.capture import tool
+from shim.contract import journal
+from shim.contract.errors import CriuDumpFailed
+from shim.contract.paths import CONTAINER_WORK
+from shim.criu import nowhere, options
+from shim.criu.log import first_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shim.capture.source import Source
+
+_DUMP_CONF = "criu-dump.conf"
+_AT_LEAST_S = 1.0
+
+
+def checkpoint(
+    source: Source, image_dir: Path, processes: int, *, unanswered: str, until: float
+) -> None:
+    """Fill `image_dir` with CRIU's images, but for the content of private memory.
+
+    processes: how many there are. unanswered: a likely cause of a failure, or empty. until: the
+    deadline on `time.monotonic`. Raises CriuDumpFailed; DamagedImage, OSError.
+    """
+    real: set[int] = set()
+    while True:
+        nowhere.make(image_dir, processes + len(real), real)
+        _run(source, image_dir, unanswered, until)
+        lost = nowhere.lost(image_dir)
+        nowhere.remove(image_dir)
+        if not lost:
+            return
+        # A memfd comes before the process that has it open, other shared memory after all
+        # processes. Nothing changes while all is frozen: the next dump has the same numbers.
+        real |= lost
+        for path in image_dir.iterdir():
+            path.unlink()
+
+
+def _run(source: Source, image_dir: Path, unanswered: str, until: float) -> None:
+    work = source.private / CONTAINER_WORK
+    work.mkdir(mode=0o700, exist_ok=True)
+    argv = [
+        *source.runtime, f"--log={work}/runc.log", "--log-format=json", "checkpoint",
+        "--leave-running", f"--image-path={image_dir}", f"--work-path={work}", source.container,
+    ]  # fmt: skip
+    why = ""
+    try:
+        environment = options.write_for_dump(str(source.private / _DUMP_CONF))
+        with journal.lock(str(source.private), journal.CHECKPOINT) as lock_fd:
+            within_s = max(_AT_LEAST_S, until - time.monotonic())
+            ended = tool.run(argv, within_s=within_s, environment=environment, held_fd=lock_fd)
+        if ended.status:
+            why = "; ".join(filter(None, [first_error(str(work), "dump.log"), unanswered]))
+    except (OSError, TimeoutError) as error:
+        why = str(error)
+    if why:
+        raise CriuDumpFailed(
+            "cannot dump the process tree", container=source.container, why=why,
+            do=f"The whole log is {work}/dump.log while the container exists.",
+        )  # fmt: skip

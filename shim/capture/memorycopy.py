@@ -1,0 +1,246 @@
+"""The private memory of a container, copied while it runs and completed while it is frozen.
+
+CRIU lists the pages of every process, and their content we take ourselves, on several threads:
+most of it before the freeze. While CRIU does its work in the frozen window, what was copied is
+compared with what is there now, and written again where it differs. What CRIU then lists and we
+do not have is copied last: new pages, and what CRIU may change while it dumps (code, where it puts
+system calls that the process shall make). So the copy is exact, however much the process has
+written meanwhile, and whatever was mapped, unmapped or moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from shim.capture.spacecopy import JOB_BYTES, SpaceCopy
+from shim.criu import pagemap
+from shim.kernel import othermemory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from shim.capture.spacecopy import Batch
+    from shim.criu.pagemap import Pagemap
+    from shim.kernel.othermemory import Range
+
+_THREADS: Final = min(8, os.cpu_count() or 1)
+Job = TypeVar("Job")
+_ROUNDS = 3
+_LITTLE_BYTES = 64 << 20
+"""When a round has copied no more than this, what is left is for the frozen window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """One address space. pid: as CRIU has it. data: its file. pages: what CRIU lists.
+
+    content: where it is in the file, by address; zeros: what is not there, being zeros.
+    """
+
+    pid: int
+    data: Path
+    pages: Pagemap
+    content: list[tuple[int, int, int]]
+    zeros: list[Range]
+
+
+class MemoryCopy:
+    """One copy, of a container whose first process is `init_pid`, into files in `directory`.
+
+    until: the deadline on `time.monotonic`. Leaving it ends its threads. All methods raise
+    OSError; ValueError for what cannot be copied; TimeoutError.
+    """
+
+    def __init__(self, init_pid: int, directory: Path, until: float) -> None:
+        self._level = len(_numbers(init_pid)) - 1
+        self._directory, self._until = directory, until
+        self._spaces: dict[int, SpaceCopy] = {}
+        self._undo = contextlib.ExitStack()
+        self._going: list[Future[None]] = []
+        self._stopped = False
+
+    def __enter__(self) -> Self:
+        self._threads = self._undo.enter_context(ThreadPoolExecutor(_THREADS, "memory"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._undo.close()  # waits for the threads, and then closes the files
+        for space in self._spaces.values():
+            space.close()
+
+    def precopy(self, pids: Iterable[int]) -> None:
+        """Copy what there is while the processes run."""
+        for pid in pids:
+            with contextlib.suppress(OSError):  # it has ended
+                self._space(pid)
+        for _ in range(_ROUNDS):
+            before = self.size
+            self._each(self._new_pages(), lambda job: job[0].copy(job[1]))
+            if self.size - before <= _LITTLE_BYTES:
+                break
+        for space in self._spaces.values():
+            space.map()
+
+    @property
+    def size(self) -> int:
+        """Bytes that are copied now."""
+        return sum(space.size for space in self._spaces.values())
+
+    def compare(self, pids: Iterable[int]) -> None:
+        """Begin to bring up to date what was copied. The processes are frozen from now on."""
+        here = {pid: _number(pid, self._level) for pid in pids}
+        for pid, space in list(self._spaces.items()):
+            if here.get(pid) != space.number:
+                self._spaces.pop(pid).discard()
+        for pid in here:
+            self._space(pid)
+        due = [
+            (space, batch)
+            for space in self._spaces.values()
+            for batch in _still_there(space, othermemory.own_areas(space.pid))
+        ]
+        self._start(due, lambda job: job[0].renew(job[1]))
+
+    def complete(self, criu: Path) -> list[Space]:
+        """Copy what CRIU lists in `criu` and is not there yet. The processes are still frozen."""
+        self._wait()
+        listed = self._listed(criu)
+        self._each(_missing(listed), lambda job: job[0].copy(job[1], forced=True))
+        return [
+            Space(space.number, space.path, pages, space.content(), space.zeros())
+            for space, pages in listed.items()
+        ]
+
+    def _listed(self, criu: Path) -> dict[SpaceCopy, Pagemap]:
+        images = {path.name for path in criu.glob("pagemap-[0-9]*.img")}
+        of = {f"pagemap-{space.number}.img": space for space in self._spaces.values()}
+        if images != of.keys():
+            odd = ", ".join(sorted(images ^ of.keys()))
+            raise ValueError(f"CRIU has dumped other processes than were frozen: {odd}")
+        return {space: pagemap.read(criu / name) for name, space in of.items()}
+
+    def _space(self, pid: int) -> None:
+        if pid not in self._spaces:
+            number = _number(pid, self._level)
+            path = self._directory / f"space-{number}.data"
+            # Of a number whose process has ended and that another one has now.
+            path.unlink(missing_ok=True)
+            self._spaces[pid] = SpaceCopy(pid, number, path)
+
+    def _new_pages(self) -> Iterator[tuple[SpaceCopy, list[Range]]]:
+        for space in list(self._spaces.values()):
+            with contextlib.suppress(OSError):
+                there = othermemory.pages(space.pid, othermemory.own_areas(space.pid))
+                yield from ((space, job) for job in _jobs(without(there, space.known())))
+
+    def _each(self, jobs: Iterable[Job], work: Callable[[Job], None]) -> None:
+        self._start(jobs, work)
+        self._wait()
+
+    def _start(self, jobs: Iterable[Job], work: Callable[[Job], None]) -> None:
+        left = iter(list(jobs))  # next() of a list's iterator is atomic, a generator's is not
+        self._going = [self._threads.submit(self._serve, left, work) for _ in range(_THREADS)]
+
+    def _serve(self, left: Iterator[Job], work: Callable[[Job], None]) -> None:
+        for job in left:
+            if self._stopped:
+                return
+            if time.monotonic() > self._until:
+                raise TimeoutError("copying the memory took too long")
+            try:
+                work(job)
+            except BaseException:
+                self._stopped = True
+                raise
+
+    def _wait(self) -> None:
+        for each in self._going:
+            each.result()
+        self._going = []
+
+
+def _numbers(pid: int) -> list[int]:
+    """The number of a process in each PID namespace from /proc's own on. Raises OSError."""
+    with open(f"/proc/{pid}/status", errors="replace") as file:
+        for line in file:
+            if line.startswith("NSpid:"):
+                return [int(number) for number in line.split()[1:]]
+    raise ProcessLookupError(f"process {pid} has no number")
+
+
+def _number(pid: int, level: int) -> int:
+    return _numbers(pid)[level]
+
+
+def _still_there(space: SpaceCopy, areas: Sequence[Range]) -> list[Batch]:
+    """What of the copy may be read again: it lies in areas that are still of the same kind."""
+    merged = merge(areas)
+    starts = [start for start, _ in merged]
+
+    def inside(start: int, end: int) -> bool:
+        at = bisect_right(starts, start) - 1
+        return at >= 0 and end <= merged[at][1]
+
+    return space.take(lambda batch: all(inside(*each) for each in batch.ranges()))
+
+
+def _missing(
+    listed: dict[SpaceCopy, Pagemap],
+) -> Iterator[tuple[SpaceCopy, list[Range]]]:
+    for space, found in listed.items():
+        wanted = [(each.start, each.end) for each in found.pages]
+        yield from ((space, job) for job in _jobs(without(wanted, space.known())))
+
+
+def merge(ranges: Iterable[Range]) -> list[Range]:
+    """The same addresses in the order of addresses, in as few ranges as can be."""
+    found: list[Range] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def without(ranges: Iterable[Range], known: Sequence[Range]) -> Iterator[Range]:
+    """What of `ranges` is not in `known`. Both in the order of addresses and disjoint."""
+    at = 0
+    for first, end in ranges:
+        start = first
+        while at < len(known) and known[at][1] <= start:
+            at += 1
+        following = at
+        while following < len(known) and known[following][0] < end:
+            if start < known[following][0]:
+                yield start, known[following][0]
+            start = max(start, known[following][1])
+            following += 1
+        if start < end:
+            yield start, end
+
+
+def _jobs(ranges: Iterable[Range]) -> Iterator[list[Range]]:
+    """Ranges in portions that one call can read."""
+    job: list[Range] = []
+    size = 0
+    for first, end in ranges:
+        start = first
+        while start < end:
+            stop = min(end, start + JOB_BYTES - size)
+            job.append((start, stop))
+            size, start = size + stop - start, stop
+            if size == JOB_BYTES or len(job) == othermemory.MAX_RANGES:
+                yield job
+                job, size = [], 0
+    if job:
+        yield job

@@ -1,0 +1,239 @@
+"""The copy of one address space: a file of pages, and which of them are where. For `memorycopy`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+from shim.kernel import othermemory
+from shim.kernel.othermemory import PAGE, Buffer, Mapped
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from shim.kernel.othermemory import Range
+
+JOB_BYTES: Final = 4 << 20
+"""What is copied at once."""
+_BATCH_BYTES = 512 << 10
+"""What is compared at once: both sides stay in the processor's cache."""
+_ZEROS = -1
+_O_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_of_thread = threading.local()
+
+
+class Batch:
+    """Ranges whose content lies one behind the other from `offset` on, or is zeros."""
+
+    __slots__ = ("offset", "size", "wanted")
+
+    def __init__(self, wanted: array[int], size: int, offset: int) -> None:
+        self.wanted, self.size, self.offset = wanted, size, offset
+
+    def ranges(self) -> Iterator[Range]:
+        """In the order of addresses."""
+        words = iter(self.wanted)
+        for start, size in zip(words, words, strict=True):
+            yield start, start + size
+
+
+class SpaceCopy:
+    """pid: as we see it. number: as CRIU does. Methods raise OSError, unless they say more."""
+
+    def __init__(self, pid: int, number: int, path: Path) -> None:
+        self.pid, self.number, self.path = pid, number, path
+        self._fd = os.open(path, _O_NEW, 0o600)
+        self._end = 0
+        self._lock = threading.Lock()
+        self._batches: list[Batch] = []
+        self._mapped: Mapped | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that are known."""
+        return sum(batch.size for batch in self._batches)
+
+    def close(self) -> None:
+        """Keep the file."""
+        if self._mapped:
+            self._mapped.close()
+        os.close(self._fd)
+
+    def discard(self) -> None:
+        """The process is gone: take the file away."""
+        self.close()
+        self.path.unlink()
+
+    def map(self) -> None:
+        """Prepare for `renew` what is copied now."""
+        self._mapped = Mapped(self._fd, self._end)
+
+    def take(self, usable: Callable[[Batch], bool]) -> list[Batch]:
+        """Forget what was copied; those that are usable, for `renew`."""
+        found, self._batches = self._batches, []
+        return [batch for batch in found if usable(batch)]
+
+    def known(self) -> list[Range]:
+        """What is copied, in the order of addresses."""
+        return sorted(each for batch in self._batches for each in batch.ranges())
+
+    def content(self) -> list[tuple[int, int, int]]:
+        """Where it is in the file: address, address behind it, offset."""
+        found = []
+        for batch in self._batches:
+            offset = batch.offset
+            for start, end in batch.ranges() if offset != _ZEROS else ():
+                found.append((start, end, offset))
+                offset += end - start
+        return _joined(sorted(found))
+
+    def zeros(self) -> list[Range]:
+        """What is zeros."""
+        return sorted(
+            each for batch in self._batches if batch.offset == _ZEROS for each in batch.ranges()
+        )
+
+    def copy(self, ranges: list[Range], *, forced: bool = False) -> None:
+        """Copy ranges, JOB_BYTES at most; what cannot be read is left out.
+
+        forced: also what the process itself cannot read. ValueError when something is missing.
+        """
+        buffer, size = _buffer(), sum(end - start for start, end in ranges)
+        got = self._read(ranges, size, buffer)
+        if got < size and forced:
+            self._read_forced(ranges, got, buffer)
+            got = size
+        self._keep(_cut(ranges, got // PAGE * PAGE), buffer)
+
+    def renew(self, batch: Batch) -> None:
+        """Bring up to date what was copied, or forget it when it is not as it was."""
+        buffer = _buffer()
+        if othermemory.read(self.pid, batch.wanted, batch.size, buffer.address) < batch.size:
+            return
+        if batch.offset == _ZEROS:
+            if not othermemory.is_zero(buffer.address, batch.size):
+                return
+        elif not self._is_equal(buffer, batch):
+            _write(self._fd, buffer.view[: batch.size], batch.offset)
+        self._batches.append(batch)  # is atomic
+
+    def _is_equal(self, buffer: Buffer, batch: Batch) -> bool:
+        assert self._mapped is not None  # noqa: S101 - what was copied was mapped
+        return othermemory.is_equal(buffer.address, self._mapped.address + batch.offset, batch.size)
+
+    def _read(self, ranges: list[Range], size: int, buffer: Buffer) -> int:
+        try:
+            return othermemory.read(self.pid, othermemory.vectors(ranges), size, buffer.address)
+        except ProcessLookupError:
+            return 0
+
+    def _read_forced(self, ranges: list[Range], got: int, buffer: Buffer) -> None:
+        at = 0
+        for start, end in ranges:
+            size = end - start
+            if at + size > got:
+                done = othermemory.read_forced(self.pid, start, buffer.view[at : at + size])
+                if done < size:
+                    raise ValueError(
+                        f"process {self.number}: memory at {start + done:#x} cannot be read"
+                    )
+            at += size
+
+    def _keep(self, ranges: list[Range], buffer: Buffer) -> None:
+        """Write what was read, but for zeros."""
+        size = sum(end - start for start, end in ranges)
+        zeros = othermemory.zero_pages(buffer, size)
+        data = _between(zeros, size)
+        wanted = sum(end - start for start, end in data)
+        with self._lock:
+            offset, self._end = self._end, self._end + wanted
+        at = offset
+        for start, end in data:
+            _write(self._fd, buffer.view[start:end], at)
+            at += end - start
+        kept = list(_batches(_places(ranges, data), offset))
+        kept += _batches(_places(ranges, zeros), _ZEROS)
+        self._batches.extend(kept)  # is atomic
+
+
+def _buffer() -> Buffer:
+    """This thread's, of JOB_BYTES."""
+    if not hasattr(_of_thread, "buffer"):
+        _of_thread.buffer = Buffer(JOB_BYTES)
+    found: Buffer = _of_thread.buffer
+    return found
+
+
+def _write(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def _cut(ranges: list[Range], size: int) -> list[Range]:
+    """The first `size` bytes of ranges."""
+    found = []
+    for start, end in ranges:
+        if size <= 0:
+            break
+        found.append((start, min(end, start + size)))
+        size -= end - start
+    return found
+
+
+def _between(holes: list[Range], size: int) -> list[Range]:
+    found, at = [], 0
+    for start, end in [*holes, (size, size)]:
+        if at < start:
+            found.append((at, start))
+        at = end
+    return found
+
+
+def _places(ranges: Iterable[Range], parts: list[Range]) -> Iterator[Range]:
+    """The addresses of parts of a buffer into which `ranges` were read one behind the other."""
+    left = iter(parts)
+    part = next(left, None)
+    at = 0
+    for start, end in ranges:
+        while part and part[0] < at + end - start:
+            first, behind = max(part[0], at), min(part[1], at + end - start)
+            yield start + first - at, start + behind - at
+            if part[1] > at + end - start:
+                break  # goes on in the next range
+            part = next(left, None)
+        at += end - start
+
+
+def _batches(ranges: Iterable[Range], offset: int) -> Iterator[Batch]:
+    some: list[Range] = []
+    size = 0
+    for first, end in ranges:
+        start = first
+        while start < end:
+            stop = min(end, start + _BATCH_BYTES - size)
+            some.append((start, stop))
+            size, start = size + stop - start, stop
+            if size == _BATCH_BYTES:
+                yield Batch(othermemory.vectors(some), size, offset)
+                offset += size if offset != _ZEROS else 0
+                some, size = [], 0
+    if some:
+        yield Batch(othermemory.vectors(some), size, offset)
+
+
+def _joined(found: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """With neighbours that follow each other in the file, too, made one."""
+    joined: list[tuple[int, int, int]] = []
+    for start, end, offset in found:
+        if joined:
+            begin, behind, at = joined[-1]
+            if behind == start and at + behind - begin == offset:
+                joined[-1] = (begin, end, at)
+                continue
+        joined.append((start, end, offset))
+    return joined

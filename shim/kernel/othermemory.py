@@ -1,0 +1,181 @@
+"""The memory of other processes: which pages they have, and what is in these.
+
+Reading and comparing leave the interpreter's lock free. Sources: proc_pid_maps(5),
+proc_pid_pagemap(5), process_vm_readv(2), madvise(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import re
+from array import array
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Range = tuple[int, int]
+    """First address, and the one behind the last. Whole pages."""
+
+PAGE: Final = mmap.PAGESIZE
+MAX_RANGES: Final = 1024
+"""Of one call of `read`. Source: UIO_MAXIOV."""
+MAX_BYTES: Final = 4 << 20
+"""Of one call of `is_zero`."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_read = _libc.process_vm_readv
+_read.argtypes = [
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong
+]  # fmt: skip
+_read.restype = ctypes.c_ssize_t
+_memcmp = _libc.memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+_madvise = _libc.madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MADV_POPULATE_READ = 22
+
+_ENTRY_BYTES = 8
+_MAP_BYTES = 512 << 10
+_MAX_AREA = 256 << 30
+"""A larger area is one that was reserved: looking through it takes longer than it is worth."""
+_THERE = bytes(int(byte & 0xC0 != 0) for byte in range(256))
+"""By the highest byte of an entry: whether the page is in memory or swapped out."""
+_RUN = re.compile(b"\x01+")
+_NAMES = ("", "[heap]", "[stack]")
+
+
+class Buffer:
+    """Memory that the kernel can be given the address of. Zeros at first."""
+
+    def __init__(self, size: int) -> None:
+        self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._held = ctypes.c_char.from_buffer(self._map)
+        self.view, self.address = memoryview(self._map), ctypes.addressof(self._held)
+
+
+_zeros = Buffer(MAX_BYTES)
+
+
+class Mapped:
+    """A file in memory, to compare with. Its pages are there already, as far as they are cached."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._map = mmap.mmap(fd, size) if size else mmap.mmap(-1, PAGE)
+        self._held: ctypes.c_char | None = ctypes.c_char.from_buffer(self._map)
+        self.address = ctypes.addressof(self._held)
+        # Linux before 5.14 does not know it: then the pages are mapped when they are looked at.
+        _madvise(self.address, size, _MADV_POPULATE_READ)
+
+    def close(self) -> None:
+        """Unmap it. Nobody may use the address any more."""
+        self._held = None
+        self._map.close()
+
+
+def own_areas(pid: int) -> list[Range]:
+    """Areas of private memory without a file that can be read and not executed. Raises OSError."""
+    found = []
+    with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+        for line in file:
+            area, rights, _, _, inode, *name = line.rstrip("\n").split(None, 5)
+            if inode != "0" or rights[0] != "r" or rights[2:4] != "-p":
+                continue
+            if not name or name[0] in _NAMES or name[0].startswith("[anon:"):
+                start, _, end = area.partition("-")
+                found.append((int(start, 16), int(end, 16)))
+    return found
+
+
+def pages(pid: int, areas: Iterable[Range]) -> Iterator[Range]:
+    """What of the areas is in memory, or swapped out. Raises OSError."""
+    fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for start, end in areas:
+            if end - start <= _MAX_AREA:
+                yield from _pages(fd, start, end)
+    finally:
+        os.close(fd)
+
+
+def _pages(fd: int, start: int, end: int) -> Iterator[Range]:
+    began, behind = start, start  # of a run that may go on in the next piece
+    for first in range(start, end, _MAP_BYTES // _ENTRY_BYTES * PAGE):
+        wanted = min(_MAP_BYTES, (end - first) // PAGE * _ENTRY_BYTES)
+        entries = os.pread(fd, wanted, first // PAGE * _ENTRY_BYTES)
+        for run in _RUN.finditer(entries[_ENTRY_BYTES - 1 :: _ENTRY_BYTES].translate(_THERE)):
+            if first + run.start() * PAGE != behind:
+                if began < behind:
+                    yield began, behind
+                began = first + run.start() * PAGE
+            behind = first + run.end() * PAGE
+    if began < behind:
+        yield began, behind
+
+
+def vectors(ranges: Iterable[Range]) -> array[int]:
+    """Ranges as `read` takes them."""
+    return array("Q", [word for start, end in ranges for word in (start, end - start)])
+
+
+def read(pid: int, wanted: array[int], size: int, into: int) -> int:
+    """Read ranges of another process, one behind the other; how many bytes were there.
+
+    It ends at the first range that cannot be read, perhaps in it. wanted: of `vectors`. size: of
+    all of them. into: an address of ours. Raises OSError when the process is gone.
+    """
+    local = array("Q", [into, size])
+    got: int = _read(
+        pid, local.buffer_info()[0], 1, wanted.buffer_info()[0], len(wanted) // 2, 0
+    )  # fmt: skip
+    if got >= 0:
+        return got
+    if ctypes.get_errno() == errno.EFAULT:
+        return 0
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"process {pid}")
+
+
+def read_forced(pid: int, start: int, view: memoryview) -> int:
+    """Read also what the process itself may not. Slower. How much was there. Raises OSError."""
+    done = 0
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
+        while done < len(view):
+            file.seek(start + done)
+            try:
+                got = file.readinto(view[done:])
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                break
+            if not got:
+                break
+            done += got
+    return done
+
+
+def is_equal(one: int, other: int, size: int) -> bool:
+    """Whether memory at two addresses of ours is the same."""
+    return not _memcmp(one, other, size)
+
+
+def is_zero(address: int, size: int) -> bool:
+    """Whether up to MAX_BYTES of memory of ours are zeros."""
+    return not _memcmp(address, _zeros.address, size)
+
+
+def zero_pages(buffer: Buffer, size: int) -> list[Range]:
+    """Which pages at the beginning of the buffer are all zeros: offsets."""
+    found: list[Range] = []
+    words = buffer.view[:size].cast("Q")
+    for number, word in enumerate(words[:: PAGE // 8].tolist()):
+        at = number * PAGE
+        if word or not is_zero(buffer.address + at, PAGE):
+            continue
+        if found and found[-1][1] == at:
+            found[-1] = (found[-1][0], at + PAGE)
+        else:
+            found.append((at, at + PAGE))
+    return found
