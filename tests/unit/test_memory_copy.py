@@ -1,0 +1,371 @@
+"""The copy of a container's memory is exactly what is there when it is frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import mmap
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protos import criu_pb2
+from shim.capture.memorycopy import MemoryCopy, Space, merge, without
+from shim.capture.settle import settle
+from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
+from shim.criu import nowhere, pagemap
+from shim.kernel import othermemory
+from shim.memory import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = mmap.PAGESIZE
+ROOT = Path(__file__).parents[2]
+SLACK_BYTES = 64 << 10
+"""What a file system may take beside the content."""
+MAGIC = b"\x19\x43\x56\x54\x00\x00\x00\x00"
+ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9))).map(
+    lambda found: merge((start, start + size) for start, size in found)
+)
+
+
+def points(found: list[tuple[int, int]]) -> set[int]:
+    return {each for start, end in found for each in range(start, end)}
+
+
+@given(ranges, ranges)
+def test_what_is_known_is_taken_away_and_nothing_else(
+    wanted: list[tuple[int, int]], known: list[tuple[int, int]]
+) -> None:
+    left = list(without(wanted, known))
+    assert points(left) == points(wanted) - points(known)
+    assert left == sorted(left)
+    assert all(start < end for start, end in left)
+
+
+@given(ranges)
+def test_merged_ranges_are_disjoint_and_do_not_touch(found: list[tuple[int, int]]) -> None:
+    assert all(one[1] < other[0] for one, other in itertools.pairwise(found))
+    assert merge(found) == found
+
+
+# A process whose memory changes
+
+CHILD = """
+    import ctypes, mmap, os, random, sys
+    PAGE = mmap.PAGESIZE
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
+                          ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = libc.mremap.argtypes = libc.madvise.argtypes = None
+    P, S = ctypes.c_void_p, ctypes.c_size_t
+    PAGES = 2048
+    base = libc.mmap(None, PAGES * PAGE, 3, 0x22, -1, 0)
+    choose = random.Random(int(sys.argv[1]))
+    def write(page):
+        if choose.random() < 0.2:
+            ctypes.memset(base + page * PAGE, 0, PAGE)
+        else:
+            ctypes.memmove(base + page * PAGE, choose.randbytes(PAGE), PAGE)
+    for page in choose.sample(range(PAGES), PAGES // 2):
+        write(page)
+    moved = libc.mmap(None, 64 * PAGE, 3, 0x22, -1, 0)
+    ctypes.memset(moved, 7, 64 * PAGE)
+    hidden = libc.mmap(None, 4 * PAGE, 3, 0x22, -1, 0)
+    ctypes.memset(hidden, 9, 4 * PAGE)
+    libc.mprotect(P(hidden), S(4 * PAGE), 0)
+    print(base, hidden, flush=True)
+    sys.stdin.readline()
+    for _ in range(choose.choice((0, 1, 40, 700))):
+        page, size = choose.randrange(PAGES), choose.randint(1, 32)
+        size = min(size, PAGES - page)
+        match choose.randrange(8):
+            case 0:
+                libc.madvise(P(base + page * PAGE), S(size * PAGE), 4)
+            case 1:
+                libc.munmap(P(base + page * PAGE), S(size * PAGE))
+                libc.mmap(P(base + page * PAGE), size * PAGE, 3, 0x32, -1, 0)
+            case _:
+                write(page)
+    new = libc.mmap(None, 64 * PAGE, 0, 0x22, -1, 0)
+    libc.mremap.restype = P
+    libc.mremap(P(moved), S(64 * PAGE), S(64 * PAGE), 3, P(new))
+    libc.madvise(P(base), S(8 * PAGE), 4)
+    print("done", flush=True)
+    sys.stdin.readline()
+"""
+
+
+class Process:
+    """It has memory, changes it when it is told to, and is then stopped."""
+
+    def __init__(self, seed: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-ISc", textwrap.dedent(CHILD), str(seed)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+        )  # fmt: skip
+        self.pid = self._process.pid
+        self.base, self.hidden = map(int, self._line().split())
+
+    def _line(self) -> bytes:
+        assert self._process.stdout
+        assert select.select([self._process.stdout], [], [], 20)[0], "the process says nothing"
+        return self._process.stdout.readline()
+
+    def change(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(b"\n")
+        assert self._line() == b"done\n"
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def areas(self) -> list[tuple[int, int, str]]:
+        """Every private area without a file, and its rights."""
+        found = []
+        for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines():
+            area, rights, _, _, inode, *name = line.split(None, 5)
+            if inode == "0" and rights[3] == "p" and (not name or name[0][:3] in ("[he", "[st")):
+                start, _, end = area.partition("-")
+                found.append((int(start, 16), int(end, 16), rights))
+        return found
+
+    def there(self) -> dict[int, bytes]:
+        """Every page of them that is in memory, by address."""
+        found = {}
+        with open(f"/proc/{self.pid}/mem", "rb", 0) as memory:
+            areas = [(start, end) for start, end, _ in self.areas()]
+            for start, end in othermemory.pages(self.pid, areas):
+                for at in range(start, end, PAGE):
+                    memory.seek(at)
+                    found[at] = memory.read(PAGE)
+        return found
+
+
+@contextlib.contextmanager
+def process(seed: int) -> Iterator[Process]:
+    started = Process(seed)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+def image(path: Path, *messages: Any) -> None:
+    """An image as CRIU writes it."""
+    raw = [message.SerializeToString() for message in messages]
+    path.write_bytes(MAGIC + b"".join(len(each).to_bytes(4, "little") + each for each in raw))
+
+
+def dumped(child: Process, number: int, criu: Path, there: dict[int, bytes]) -> None:
+    """What CRIU would write: pagemap and areas. Executable and hidden areas are no lazy ones."""
+    listed = []
+    areas = child.areas()
+    for start, end, rights in areas:
+        lazy = pagemap.LAZY if rights == "rw-p" else 0
+        own = merge((at, at + PAGE) for at in there if start <= at < end)
+        listed += [
+            criu_pb2.PagemapEntry(
+                vaddr=first, nr_pages=(behind - first) // PAGE, flags=lazy | pagemap.PRESENT
+            )
+            for first, behind in own
+        ]
+    image(criu / f"pagemap-{number}.img", criu_pb2.PagemapHead(pages_id=1), *listed)
+    vmas = [
+        criu_pb2.Vma(start=start, end=end, flags=0x22 if rights == "rw-p" else 0x2022)
+        for start, end, rights in areas
+    ]
+    image(criu / f"mm-{number}.img", criu_pb2.Mm(vmas=vmas))
+
+
+def content_of(space: Space) -> dict[int, bytes]:
+    data = space.data.read_bytes()
+    found = {
+        at: data[offset + at - start : offset + at - start + PAGE]
+        for start, end, offset in space.content
+        for at in range(start, end, PAGE)
+    }
+    zeros = {at: bytes(PAGE) for start, end in space.zeros for at in range(start, end, PAGE)}
+    assert not found.keys() & zeros.keys()
+    return found | zeros
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Path:
+    for part in (SNAPSHOT_CRIU, SNAPSHOT_MEMORY):
+        (tmp_path / part).mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_is_written_between_copy_and_freeze_the_copy_is_what_is_there(
+    seed: int, staging: Path
+) -> None:
+    criu = staging / SNAPSHOT_CRIU
+    with process(seed) as child, MemoryCopy(
+        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() + 60
+    ) as memory:  # fmt: skip
+        memory.precopy([child.pid])
+        assert memory.size > 1024 * PAGE
+        child.change()
+        there = child.there()
+        memory.compare([child.pid])
+        dumped(child, child.pid, criu, there)
+        (space,) = memory.complete(criu)
+    found = content_of(space)
+    assert found.keys() >= there.keys()
+    assert {at for at in there if found[at] != there[at]} == set()
+    assert sum(map(len, there.values())) > 1000 * PAGE
+    settle(staging, [space])
+    _check_settled(staging, child.pid, there)
+
+
+def _check_settled(staging: Path, number: int, there: dict[int, bytes]) -> None:
+    """The page server's part and CRIU's part together are what was there."""
+    criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
+    small = {p.name: p.read_bytes() for p in memory.iterdir() if not p.name.endswith(".data")}
+    sizes = {path.name: path.stat().st_size for path in memory.glob("*.data")}
+    (found,) = layout.decode(small, sizes)
+    data = (memory / found.data).read_bytes()
+    filled = {
+        at: data[offset + at - start :][:PAGE]
+        for start, end, offset in found.extents
+        for at in range(start, end, PAGE)
+    }
+    pages, own, lazy, offset = (criu / "pages-1.img").read_bytes(), {}, set(), 0
+    for each in pagemap.read(criu / f"pagemap-{number}.img").pages:
+        for at in range(each.start, each.end, PAGE):
+            if each.flags & pagemap.PRESENT:
+                assert not each.flags & pagemap.LAZY
+                own[at] = pages[offset : offset + PAGE]
+                offset += PAGE
+            else:
+                lazy.add(at)
+    assert offset == len(pages)
+    assert own
+    assert filled.keys() <= lazy
+    assert own | {at: filled.get(at, bytes(PAGE)) for at in lazy} == there
+    # Zeros need no room, unless they were none when they were copied first.
+    assert sum(each == bytes(PAGE) for each in filled.values()) < len(filled) / 3
+    assert (memory / found.data).stat().st_blocks * 512 <= len(filled) * PAGE + SLACK_BYTES
+
+
+def test_a_process_that_ends_and_one_that_begins_before_the_freeze(staging: Path) -> None:
+    criu, memory_directory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
+    with process(1) as stays, process(2) as ends, process(3) as late:
+        with MemoryCopy(stays.pid, memory_directory, time.monotonic() + 60) as memory:
+            memory.precopy([stays.pid, ends.pid, 1 << 22])
+            ends.end()
+            for each in (stays, late):
+                each.change()
+            memory.compare([stays.pid, late.pid])
+            there = {each.pid: each.there() for each in (stays, late)}
+            for each in (stays, late):
+                dumped(each, each.pid, criu, there[each.pid])
+            spaces = memory.complete(criu)
+        assert {space.pid for space in spaces} == there.keys()
+        for space in spaces:
+            found = content_of(space)
+            assert all(found[at] == page for at, page in there[space.pid].items())
+    assert {path.name for path in memory_directory.iterdir()} == {
+        f"space-{pid}.data" for pid in there
+    }
+
+
+def test_a_process_that_criu_dumps_and_nobody_froze_is_a_failure(staging: Path) -> None:
+    criu = staging / SNAPSHOT_CRIU
+    with process(1) as child, MemoryCopy(
+        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() + 60
+    ) as memory:  # fmt: skip
+        child.change()
+        memory.compare([child.pid])
+        dumped(child, child.pid, criu, child.there())
+        dumped(child, 7, criu, child.there())
+        with pytest.raises(ValueError, match=r"other processes .*pagemap-7\.img"):
+            memory.complete(criu)
+
+
+def test_a_page_that_cannot_be_read_is_a_failure(staging: Path) -> None:
+    criu = staging / SNAPSHOT_CRIU
+    with process(1) as child, MemoryCopy(
+        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() + 60
+    ) as memory:  # fmt: skip
+        child.change()
+        memory.compare([child.pid])
+        dumped(child, child.pid, criu, {**child.there(), PAGE: b""})
+        entry = criu_pb2.PagemapEntry(vaddr=PAGE, nr_pages=1, flags=pagemap.PRESENT)
+        image(criu / f"pagemap-{child.pid}.img", criu_pb2.PagemapHead(pages_id=1), entry)
+        with pytest.raises(ValueError, match="at 0x1000 cannot be read"):
+            memory.complete(criu)
+
+
+def test_a_page_that_is_missing_in_the_copy_is_a_failure(staging: Path) -> None:
+    criu, data = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY / "space-1.data"
+    data.write_bytes(b"x" * PAGE)
+    entry = criu_pb2.PagemapEntry(vaddr=PAGE, nr_pages=2, flags=pagemap.PRESENT | pagemap.LAZY)
+    image(criu / "pagemap-1.img", criu_pb2.PagemapHead(pages_id=1), entry)
+    image(criu / "mm-1.img", criu_pb2.Mm(vmas=[]))
+    listed = pagemap.read(criu / "pagemap-1.img")
+    with pytest.raises(ValueError, match="not all of 0x1000 was copied"):
+        settle(staging, [Space(1, data, listed, [(PAGE, 2 * PAGE, 0)], [])])
+
+
+def test_a_copy_that_is_too_late_says_so(staging: Path) -> None:
+    with process(1) as child, MemoryCopy(
+        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() - 1
+    ) as memory, pytest.raises(TimeoutError):  # fmt: skip
+        memory.precopy([child.pid])
+
+
+def test_zeros_in_any_page_are_found_and_nothing_else() -> None:
+    buffer = othermemory.Buffer(8 * PAGE)
+    ctypes.memset(buffer.address, 1, 8 * PAGE)
+    for first, size in ((0, 1), (3, 2), (7, 1)):
+        ctypes.memset(buffer.address + first * PAGE, 0, size * PAGE)
+    # The beginning of a page is zeros, its end is not.
+    ctypes.memset(buffer.address + 5 * PAGE, 0, PAGE - 1)
+    expected = [(0, PAGE), (3 * PAGE, 5 * PAGE), (7 * PAGE, 8 * PAGE)]
+    assert othermemory.zero_pages(buffer, 8 * PAGE) == expected
+    assert othermemory.zero_pages(buffer, 4 * PAGE) == [(0, PAGE), (3 * PAGE, 4 * PAGE)]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_the_pages_of_a_process_are_those_that_were_written(written: list[bool]) -> None:
+    own = mmap.mmap(-1, (len(written) + 1) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(held := ctypes.c_char.from_buffer(own))
+    for number, each in enumerate(written):
+        if each:
+            own[number * PAGE] = random.randrange(1, 256)  # noqa: S311
+    found = othermemory.pages(os.getpid(), [(address, address + len(written) * PAGE)])
+    expected = {address + number * PAGE for number, each in enumerate(written) if each}
+    assert {at for start, end in found for at in range(start, end, PAGE)} == expected
+    del held
+    own.close()
+
+
+def test_images_that_lead_nowhere_are_made_found_and_taken_away(tmp_path: Path) -> None:
+    nowhere.make(tmp_path, 4, {2})
+    (tmp_path / "pages-2.img").write_bytes(b"real")
+    with open(tmp_path / "pages-1.img", "wb") as file:  # as CRIU opens it
+        file.write(bytes(PAGE))
+    for number in (1, 2):
+        image(tmp_path / f"pagemap-shmem-{number}9.img", criu_pb2.PagemapHead(pages_id=number))
+    assert nowhere.lost(tmp_path) == {1}
+    nowhere.remove(tmp_path)
+    assert [path.name for path in tmp_path.glob("pages-*")] == ["pages-2.img"]
