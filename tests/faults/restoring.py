@@ -1,5 +1,6 @@
 """A case of a restore: a pod is started as kubelet does, something goes wrong, the pod runs."""
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from tests.faults.cases import COLD, KILLED, RESTORED, Case
 from tests.faults.ground import BUNDLES, IN_SHM, RESTORE, Ground, WentWrong
 from tests.node.kubelet import Container, Pod
 from tests.node.podspec import ContainerSpec
-from tests.node.swapping import SNAPSHOTS, answer, ask, first_answer, is_restored
+from tests.node.swapping import SNAPSHOTS, answer, ask, first_answer, is_restored, runtime_log
 
 TRIES: Final = 4
 BACK_OFF_S: Final = 1.0
@@ -24,11 +25,6 @@ ANSWERS_WITHIN_S: Final = 20.0
 STARTED_WITHIN_S: Final = 60.0
 EXIT_CODE: Final = 7
 _LOG_LINE: Final = re.compile(r"\d{8} ")
-_RUNTIME_LINE: Final = re.compile(
-    r"(error running (prestart )?hook|criu |CRIU version|readlink /proc/)"
-)
-"""What runc writes to its standard error when its restore fails. That is the container's, and has
-to be: the restored process inherits it."""
 Disturb = Callable[[Container], None]
 
 
@@ -171,13 +167,25 @@ def _not_cold(ground: Ground, pod: Pod, *, inherits_shm: bool) -> list[str]:
         for line in Path(f"/proc/{ground.node.pid}/mountinfo").read_text().splitlines()
         if f" {bundle} " in line and SNAPSHOTS in line
     ]
-    strange = [line.text for line in pod.container().log_lines() if not _LOG_LINE.match(line.text)]
-    if unknown := [line for line in strange if line and not _RUNTIME_LINE.match(line)]:
+    if unknown := _strange_lines(pod.container()):
         wrong.append(f"its log has lines that are not its own: {unknown}")
     inside = ["nsenter", f"--net={network_namespace(pod)}", "ip", "address", "show"]
     if f" {(old := ground.source.ips[1])}/" in ground.node.run(inside):
         wrong.append(f"its network has the captured address {old}")
     return wrong
+
+
+def _strange_lines(container: Container) -> list[str]:
+    """Lines of the container's log that it has not written, but for runc's about its restore.
+
+    runc writes the error it ends with both to its own log and to its standard error. That is the
+    container's, and has to be: the restored process inherits it.
+    """
+    log = runtime_log(container)
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    runtimes = {"", *(line for each in records for line in str(each["msg"]).splitlines())}
+    lines = [line.text for line in container.log_lines() if not _LOG_LINE.match(line.text)]
+    return [line for line in lines if line not in runtimes]
 
 
 def network_namespace(pod: Pod) -> str:

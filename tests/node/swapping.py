@@ -200,6 +200,11 @@ def restore_log(container: Container) -> Path:
     return container.pod.node.path(f"{CONTAINERS}/{container.id}/{CONTAINER_WORK}/restore.log")
 
 
+def runtime_log(container: Container) -> Path:
+    """runc's log of the restore, a JSON object in each line, as `restore_log` is CRIU's."""
+    return restore_log(container).with_name("runc.log")
+
+
 def lines_about(node: Node, container: Container) -> list[str]:
     """The journal's lines about the container under its present id."""
     return [line for line in node.journal().splitlines() if container.id[:12] in line]
