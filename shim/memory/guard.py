@@ -16,6 +16,7 @@ import time
 
 from shim.contract import faults, outcome
 from shim.contract.errors import MemoryLost
+from shim.contract.paths import CONTAINER_FILLING, CONTAINERS
 from shim.contract.ticket import pod_of
 from shim.kernel import priority, survivors
 
@@ -30,7 +31,7 @@ _STALLED_TICKS = 10
 """A server that has not moved in as many ticks of our own clock is given up: ticks, so that a
 machine which stood still as a whole is not taken for a server that does."""
 _DIES_WITHIN_S = 10.0
-_KEEP, _DONE = b"+", b"."
+_KEEP, _FILLED, _DONE = b"+", b"=", b"."
 
 
 class Guard:
@@ -69,6 +70,11 @@ class Guard:
             self.keep(fd)
         return self._socket.fileno()
 
+    def filled(self) -> None:
+        """Nothing is missing any more: whatever happens to the server, the container may go on."""
+        with contextlib.suppress(OSError):
+            self._socket.send(_FILLED)
+
     def dismiss(self) -> None:
         """All is filled, or there is nobody to be filled: the guard ends."""
         with contextlib.suppress(OSError):
@@ -97,7 +103,7 @@ def _started(ticket: Ticket, pulse: mmap.mmap) -> tuple[int, socket.socket]:
 def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) -> None:
     """The guard's part. It returns only when the server is done or the container is dead."""
     kept: list[int] = []
-    last, stalled = pulse[0], 0
+    last, stalled, is_filled = pulse[0], 0, False
     why = ""
     while not why:
         if not select.select([its], [], [], TICK_S)[0]:
@@ -108,13 +114,23 @@ def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) ->
             continue
         data, fds, _, _ = socket.recv_fds(its, 1, 4)
         kept += fds
+        is_filled = is_filled or data == _FILLED
         if data == _DONE:
             return
         if not data:
             why = "the page server was killed"
-    end(ticket, why)
+    if is_filled:
+        forget(ticket.container)
+    else:
+        end(ticket, why)
     if os.getppid() == server:
         os.kill(server, signal.SIGKILL)
+
+
+def forget(container: str) -> None:
+    """The container may be captured now."""
+    with contextlib.suppress(OSError):
+        os.unlink(f"{CONTAINERS}/{container}/{CONTAINER_FILLING}")
 
 
 def end(ticket: Ticket, why: str, *, blame: str | None = None) -> None:

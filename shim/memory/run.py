@@ -10,13 +10,14 @@ import mmap
 import os
 import time
 
+from shim.contract import faults
 from shim.contract.errors import Blame
 from shim.contract.paths import CONTAINER_FILLING, CONTAINERS, SNAPSHOT_MEMORY
 from shim.integrity import marks
 from shim.integrity.tree import Mismatch
 from shim.kernel import priority, survivors
 from shim.memory import workingset
-from shim.memory.guard import Guard, end
+from shim.memory.guard import Guard, end, forget
 from shim.memory.payload import Damaged, Payload
 from shim.memory.server import Abandoned, Server
 
@@ -42,6 +43,7 @@ def serve(
     """
     priority.protect("quickthaw-pages")
     guard = Guard(ticket, mmap.mmap(-1, mmap.PAGESIZE))
+    is_filled = False
     filling = f"{CONTAINERS}/{ticket.container}/{CONTAINER_FILLING}"
     try:
         with contextlib.ExitStack() as opened:
@@ -55,17 +57,22 @@ def serve(
             server.run()
             for name, each in data.items():
                 each.unchanged(files[name].fileno())
+            guard.filled()
+            is_filled = True
+            faults.point("memory.filled", ticket.container)
             guard.dismiss()  # its descriptors first: an area is ordinary when the last is closed
             server.close()
-            with contextlib.suppress(FileNotFoundError):  # the container has ended
-                os.unlink(filling)
+            forget(ticket.container)
             _remember(ticket, server, payloads, data, known)
     except Abandoned:
         survivors.kill(ticket.container, until=time.monotonic() + _DIES_WITHIN_S)
         guard.dismiss()
     except Exception as error:  # noqa: BLE001 - the border: whatever this is, the container must end
         is_damaged = isinstance(error, Damaged | Mismatch)
-        end(ticket, _told(error), blame=Blame.CONTENT if is_damaged else Blame.OTHER)
+        if is_filled:
+            forget(ticket.container)
+        else:
+            end(ticket, _told(error), blame=Blame.CONTENT if is_damaged else Blame.OTHER)
         guard.dismiss()
 
 

@@ -82,7 +82,6 @@ class Server:
                 self._serve(spaces)
             if others := ready - self._by_fd.keys():
                 self._look_at(others)
-        faults.point("memory.filled", self._container)
 
     def close(self) -> None:
         """Let the memory be ordinary. Idempotent."""

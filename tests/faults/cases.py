@@ -34,13 +34,13 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """`restore`, `hook`, `daemon`, `capture`, `store` or `outside`."""
+        """`restore`, `memory`, `hook`, `daemon`, `capture`, `store` or `outside`."""
         return self.phase.partition(".")[0] if self.phase in POINTS else "outside"
 
     @property
     def is_after_success(self) -> bool:
         """Whether the restored process runs when it strikes."""
-        return self.phase in _AFTER_SUCCESS
+        return self.phase in (*_AFTER_SUCCESS, "memory.filling", "memory.filled")
 
     def armed(self) -> list[dict[str, object]]:
         """The content of the file that arms it."""
@@ -55,6 +55,10 @@ class Case:
 _AFTER_SUCCESS: Final = ("restore.outcome", "restore.outcome.written")
 """The container runs restored; only the word of it is lost."""
 _NEEDS_FAILURE: Final = ("restore.undo", "restore.undone", "restore.cold")
+_MEMORY: Final = {
+    "memory.started": (COLD,), "memory.told": (COLD,), "memory.filling": (KILLED,),
+    "memory.filled": (RESTORED,),
+}  # fmt: skip
 _IN_RUNTIME: Final = ("restore.undo", "restore.undone", "restore.cold")
 
 
@@ -71,6 +75,13 @@ def _of_restore() -> Iterator[Case]:
         beside = "restore.told" if point in _NEEDS_FAILURE else ""
         for action in ACTIONS:
             yield Case(point, action, _restore_outcomes(point, action), beside)
+
+
+def _of_memory() -> Iterator[Case]:
+    """The page server fails: a cold start before the processes run, then their end."""
+    for point in (each for each in POINTS if each.startswith("memory.")):
+        for action in ACTIONS:
+            yield Case(point, action, _MEMORY[point])
 
 
 def _of_hook() -> Iterator[Case]:
@@ -132,6 +143,11 @@ OUTSIDE: Final = {
     ("restore: CRIU", "stopped"): (COLD,),
     ("restore: quickthaw-runc", "killed"): (KILLED,),
     ("restore: quickthaw-runc", "stopped"): (KILLED, COLD),
+    ("restore: page server", "killed before the processes run"): (COLD,),
+    ("restore: page server", "stopped before the processes run"): (COLD,),
+    ("restore: page server", "killed while it fills"): (KILLED,),
+    ("restore: page server", "stopped while it fills"): (KILLED,),
+    ("restore: memory", "bit flipped"): (KILLED, COLD),
     ("restore: restored process", "killed before resume"): (COLD,),
     ("restore: daemon", "killed between create and start"): (RESTORED,),
     ("restore: daemon", "killed during the swap"): (RESTORED, COLD),
@@ -159,12 +175,12 @@ OUTSIDE: Final = {
     ("capture: store", "full"): (RESTORED,),
     ("capture: source", "killed while CRIU dumps"): (RESTORED,),
 }
-"""Faults that are not of our own making. Missing: the page server's, which does not exist yet. A
-PID in use cannot be made: a container that is captured has a PID namespace of its own, and the new
-one is empty. The machine's clock is everybody's: the snapshot's time is changed instead."""
+"""Faults that are not of our own making. A PID in use cannot be made: a container that is captured
+has a PID namespace of its own, and the new one is empty. The machine's clock is everybody's: the
+snapshot's time is changed instead."""
 
 
 def matrix() -> list[Case]:
     """All cases, in the order in which they are run."""
     outside = [Case(phase, fault, expected) for (phase, fault), expected in OUTSIDE.items()]
-    return [*_of_restore(), *_of_hook(), *_of_daemon(), *_of_capture(), *outside]
+    return [*_of_restore(), *_of_memory(), *_of_hook(), *_of_daemon(), *_of_capture(), *outside]

@@ -123,6 +123,32 @@ def restored_process(ground: Ground, case: Case) -> Seen:
     return restoring.run(ground, case, Plan(annotations={**RESTORE, **resume}, during=during))
 
 
+def page_server(number: signal.Signals, point: str) -> Scene:
+    """The page server gets a signal when it has come to a fault point, where it is held."""
+
+    def scene(ground: Ground, case: Case) -> Seen:
+        def during(container: Container) -> None:
+            send(_page_server(ground, container), number)
+
+        held: list[dict[str, object]] = [{"point": point, "action": "hang"}]
+        had_run = point == "memory.filling"
+        return restoring.run(ground, case, Plan(during=during, faults=held, had_run=had_run))
+
+    return scene
+
+
+def _page_server(ground: Ground, container: Container) -> list[int]:
+    """Waits for it: the process is a fork of quickthaw-runc with a name of its own."""
+    deadline = time.monotonic() + HAPPENS_WITHIN_S
+    while time.monotonic() < deadline:
+        for pid in pids_of(ground, "front.py", container.id):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text() == "quickthaw-pages\n":
+                    return [pid]
+        time.sleep(LOOK_EVERY_S)
+    raise WentWrong("there is no page server")
+
+
 # The daemon and containerd
 
 
@@ -178,7 +204,14 @@ def _truncate(directory: Path) -> None:
 
 def _flip(directory: Path) -> None:
     """One bit, with size and times as they were."""
-    image = directory / "criu" / "pages-1.img"
+    _flip_bit(directory / "criu" / "pages-1.img")
+
+
+def _flip_memory(directory: Path) -> None:
+    _flip_bit(directory / "memory" / "space-1.data")
+
+
+def _flip_bit(image: Path) -> None:
     status = image.stat()
     with image.open("r+b") as file:
         file.seek(status.st_size // 2)
@@ -396,13 +429,27 @@ def _staged(ground: Ground) -> list[str]:
 
 
 _DAMAGE_SNAPSHOT: Final = (
-    "restore: images", "restore: manifest", "restore: rootfs diff", "restore: clock"
+    "restore: images", "restore: manifest", "restore: rootfs diff", "restore: clock",
+    "restore: memory",
 )  # fmt: skip
 SCENES: Final[dict[tuple[str, str], Scene]] = {
     ("restore: CRIU", "killed"): criu_at_restore(signal.SIGKILL),
     ("restore: CRIU", "stopped"): criu_at_restore(signal.SIGSTOP),
     ("restore: quickthaw-runc", "killed"): shim_at_restore(signal.SIGKILL),
     ("restore: quickthaw-runc", "stopped"): shim_at_restore(signal.SIGSTOP),
+    ("restore: page server", "killed before the processes run"): page_server(
+        signal.SIGKILL, "memory.started"
+    ),
+    ("restore: page server", "stopped before the processes run"): page_server(
+        signal.SIGSTOP, "memory.started"
+    ),
+    ("restore: page server", "killed while it fills"): page_server(
+        signal.SIGKILL, "memory.filling"
+    ),
+    ("restore: page server", "stopped while it fills"): page_server(
+        signal.SIGSTOP, "memory.filling"
+    ),
+    ("restore: memory", "bit flipped"): damaged(_flip_memory),
     ("restore: restored process", "killed before resume"): restored_process,
     ("restore: daemon", "killed between create and start"): daemon,
     ("restore: daemon", "killed during the swap"): daemon,
