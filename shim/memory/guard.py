@@ -18,7 +18,7 @@ from shim.contract import faults, outcome
 from shim.contract.errors import MemoryLost
 from shim.contract.paths import CONTAINER_FILLING, CONTAINERS
 from shim.contract.ticket import pod_of
-from shim.kernel import priority, survivors
+from shim.kernel import priority, process, survivors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shim.contract.ticket import Ticket
 
 TICK_S = 1.0
-_STALLED_TICKS = 10
+_STALLED_TICKS = 5
 """A server that has not moved in as many ticks of our own clock is given up: ticks, so that a
 machine which stood still as a whole is not taken for a server that does."""
 _DIES_WITHIN_S = 10.0
@@ -80,6 +80,9 @@ class Guard:
         with contextlib.suppress(OSError):
             self._socket.send(_DONE)
         self._socket.close()
+        # As long as it has the descriptors, a fault would wait for us: stopped, it is killed.
+        if not process.ends(self._pid, time.monotonic() + TICK_S):
+            os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
 
 
@@ -134,8 +137,13 @@ def forget(container: str) -> None:
 
 
 def end(ticket: Ticket, why: str, *, blame: str | None = None) -> None:
-    """Kill the container, and tell why: its memory cannot be completed. Never raises."""
+    """Kill the container, and tell why: its memory cannot be completed. Never raises.
+
+    blame: a word of Blame. A container that has ended by itself is not told of.
+    """
     with contextlib.suppress(OSError):
+        if not survivors.members(ticket.container):
+            return  # it has ended already, and not because of us
         survivors.kill(ticket.container, until=time.monotonic() + _DIES_WITHIN_S)
     error = MemoryLost(
         "the memory could not be completed", container=ticket.container, why=why,

@@ -56,7 +56,7 @@ _AFTER_SUCCESS: Final = ("restore.outcome", "restore.outcome.written")
 """The container runs restored; only the word of it is lost."""
 _NEEDS_FAILURE: Final = ("restore.undo", "restore.undone", "restore.cold")
 _MEMORY: Final = {
-    "memory.started": (COLD,), "memory.told": (COLD,), "memory.filling": (KILLED,),
+    "memory.started": (COLD,), "memory.told": (COLD,), "memory.filling": (KILLED, COLD),
     "memory.filled": (RESTORED,),
 }  # fmt: skip
 _IN_RUNTIME: Final = ("restore.undo", "restore.undone", "restore.cold")
@@ -147,6 +147,8 @@ OUTSIDE: Final = {
     ("restore: page server", "stopped before the processes run"): (COLD,),
     ("restore: page server", "killed while it fills"): (KILLED,),
     ("restore: page server", "stopped while it fills"): (KILLED,),
+    ("restore: its guard", "killed"): (RESTORED,),
+    ("restore: its guard", "stopped"): (RESTORED,),
     ("restore: memory", "bit flipped"): (KILLED, COLD),
     ("restore: restored process", "killed before resume"): (COLD,),
     ("restore: daemon", "killed between create and start"): (RESTORED,),

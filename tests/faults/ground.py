@@ -43,7 +43,7 @@ IPV6_PORT: Final = 8002
 MEMORY_MIB: Final = 40
 """What the captured process has beside its interpreter, so that a limit can be too small."""
 SERVES_WITHIN_S: Final = 5.0
-GONE_WITHIN_S: Final = 6.0
+GONE_WITHIN_S: Final = 10.0
 CHECKED_WITHIN_S: Final = 60.0
 SYNCHRONIZED_WITHIN_S: Final = 20.0
 LOOK_EVERY_S: Final = 0.01
@@ -231,7 +231,8 @@ class Ground:
 _MAY_STAY: Final = (
     f"{SNAPSHOTS}/",
     "/var/lib/quickthaw/health/",
-    "/var/lib/quickthaw/used/",
+    "/var/lib/quickthaw/health/",
+    "/var/lib/quickthaw/working-sets/",
     f"{RUN}/logs/",
     FAULTS,
 )

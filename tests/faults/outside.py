@@ -127,26 +127,47 @@ def page_server(number: signal.Signals, point: str) -> Scene:
     """The page server gets a signal when it has come to a fault point, where it is held."""
 
     def scene(ground: Ground, case: Case) -> Seen:
-        def during(container: Container) -> None:
-            send(_page_server(ground, container), number)
+        def strike(container: Container) -> None:
+            send(_named(ground, container, "quickthaw-pages"), number)
 
-        held: list[dict[str, object]] = [{"point": point, "action": "hang"}]
-        had_run = point == "memory.filling"
-        return restoring.run(ground, case, Plan(during=during, faults=held, had_run=had_run))
+        plan = Plan(faults=[{"point": point, "action": "hang"}])
+        if point == "memory.filling":
+            plan.when_started, plan.had_run = strike, True
+        else:
+            plan.during = strike
+        return restoring.run(ground, case, plan)
 
     return scene
 
 
-def _page_server(ground: Ground, container: Container) -> list[int]:
+def its_guard(number: signal.Signals) -> Scene:
+    """The guard of a page server gets a signal; the server goes on."""
+
+    def scene(ground: Ground, case: Case) -> Seen:
+        def during(container: Container) -> None:
+            send(_named(ground, container, "quickthaw-guard"), number)
+
+        return restoring.run(ground, case, Plan(during=during))
+
+    return scene
+
+
+def _named(ground: Ground, container: Container, name: str) -> list[int]:
     """Waits for it: the process is a fork of quickthaw-runc with a name of its own."""
     deadline = time.monotonic() + HAPPENS_WITHIN_S
     while time.monotonic() < deadline:
-        for pid in pids_of(ground, "front.py", container.id):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text() == "quickthaw-pages\n":
-                    return [pid]
+        named = [pid for pid in pids_of(ground, "front.py", container.id) if _comm(pid) == name]
+        # A guard is called like its server until it has given itself a name.
+        if found := [pid for pid in named if _parent(pid) not in named]:
+            return found
         time.sleep(LOOK_EVERY_S)
-    raise WentWrong("there is no page server")
+    raise WentWrong(f"there is no {name}")
+
+
+def _comm(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 # The daemon and containerd
@@ -219,6 +240,19 @@ def _flip_bit(image: Path) -> None:
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
     os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def memory_damaged(ground: Ground, case: Case) -> Seen:
+    """It may be found after the first answer: nobody asks before all was looked at."""
+
+    def when_started(container: Container) -> None:
+        ground.wait(
+            lambda: not [pid for pid in pids_of(ground, container.id) if "pages" in _comm(pid)],
+            "the page server goes on", HAPPENS_WITHIN_S,
+        )  # fmt: skip
+
+    _flip_memory(ground.snapshot.directory)
+    return restoring.run(ground, case, Plan(when_started=when_started, had_run=True))
 
 
 def _remove_image(directory: Path) -> None:
@@ -449,7 +483,9 @@ SCENES: Final[dict[tuple[str, str], Scene]] = {
     ("restore: page server", "stopped while it fills"): page_server(
         signal.SIGSTOP, "memory.filling"
     ),
-    ("restore: memory", "bit flipped"): damaged(_flip_memory),
+    ("restore: its guard", "killed"): its_guard(signal.SIGKILL),
+    ("restore: its guard", "stopped"): its_guard(signal.SIGSTOP),
+    ("restore: memory", "bit flipped"): memory_damaged,
     ("restore: restored process", "killed before resume"): restored_process,
     ("restore: daemon", "killed between create and start"): daemon,
     ("restore: daemon", "killed during the swap"): daemon,

@@ -44,7 +44,8 @@ class Seen:
 class Plan:
     """What is special about a case.
 
-    during: called while StartContainer runs, first attempt. after_failure: when the first attempt
+    during: called while StartContainer runs, first attempt. when_started: after it, before the
+    first answer. after_failure: when the first attempt
     has failed. when_running: when the pod runs, before it is looked at: undoes what would be taken
     for a left-over. after: when it was looked at. faults: armed beside the case's own. had_run:
     the attempt that failed had a running process.
@@ -55,6 +56,7 @@ class Plan:
     before_create: Callable[[Pod], None] | None = None
     before_start: Disturb | None = None
     during: Disturb | None = None
+    when_started: Disturb | None = None
     drop_ipv6: bool = False
     faults: list[dict[str, object]] = field(default_factory=list)
     had_run: bool = False
@@ -90,6 +92,8 @@ def _attempt(ground: Ground, pod: Pod, plan: Plan, seen: Seen) -> bool:
         if first and plan.before_start:
             plan.before_start(container)
         _start(container, plan.during if first else None)
+        if first and plan.when_started:
+            plan.when_started(container)
         first_answer(pod, within_s=0.1 if _ended(container) else ANSWERS_WITHIN_S)
         return True
     except (grpc.RpcError, OSError) as error:
