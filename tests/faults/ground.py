@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from shim.contract import manifest as manifests
-from shim.contract.paths import FAULTS
+from shim.contract.paths import FAULTS, LOGS
 from shim.integrity.check import Check
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    OF_SNAPSHOTS,
     PER_CONTAINER,
     QUICKTHAW,
     RUN,
@@ -213,7 +214,8 @@ class Ground:
             for path in self.node.path(f"{RUN}/{directory}").glob("*")
             if not any(path.name.startswith(each) for each in known)
         ]
-        files = [path for path in now.pop("files", ()) if not path.startswith(_MAY_STAY)]
+        exist = os.listdir(self.node.path(SNAPSHOTS))
+        files = [path for path in now.pop("files", ()) if not _may_stay(path, exist)]
         others = [f"{kind} {name}" for kind, names in now.items() for name in names]
         return sorted({*others, *files, *ours})
 
@@ -228,14 +230,11 @@ class Ground:
             lines += self.node.journal()[said:].splitlines()
 
 
-_MAY_STAY: Final = (
-    f"{SNAPSHOTS}/",
-    "/var/lib/quickthaw/health/",
-    "/var/lib/quickthaw/health/",
-    "/var/lib/quickthaw/working-sets/",
-    f"{RUN}/logs/",
-    FAULTS,
-)
+def _may_stay(path: str, snapshots: Sequence[str]) -> bool:
+    """What is kept for a snapshot stays while the snapshot does, and logs longer."""
+    if path.startswith(OF_SNAPSHOTS):
+        return any(each in path for each in snapshots)
+    return path.startswith((f"{LOGS}/", FAULTS))
 
 
 def freezer_state(container: Container) -> str:
