@@ -54,6 +54,10 @@ class WentWrong(Exception):
     """The system did not do what it must. The message says what."""
 
 
+class Missed(WentWrong):
+    """What was to be disturbed was over before it was seen: nothing was tried."""
+
+
 class Ground:
     """node: with the product and the probe's image. source: it serves all the time."""
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from tests.faults import capturing, restoring
 from tests.faults.cases import Case
-from tests.faults.ground import IN_SHM, RESTORE, STAGING, Ground, WentWrong
+from tests.faults.ground import IN_SHM, RESTORE, STAGING, Ground, Missed, WentWrong
 from tests.faults.restoring import Plan, Seen
 from tests.node.kubelet import Container, Pod
 from tests.node.podspec import HostPath, VolumeMount
@@ -51,11 +51,11 @@ def pids_of(ground: Ground, *words: str) -> list[int]:
 
 
 def when_there(ground: Ground, *words: str) -> list[int]:
-    """Wait for such a process. Raises WentWrong."""
+    """Wait for such a process. Raises Missed: on a busy machine it can come and go unseen."""
     deadline = time.monotonic() + HAPPENS_WITHIN_S
     while not (found := pids_of(ground, *words)):
         if time.monotonic() > deadline:
-            raise WentWrong(f"there is no process {words}")
+            raise Missed(f"there is no process {words}")
         time.sleep(LOOK_EVERY_S)
     return found
 
