@@ -16,6 +16,7 @@ from shim.contract.errors import BadManifest
 from shim.criu import log
 from shim.integrity import marks, tree
 from shim.kube import kubeconfig
+from shim.memory import layout, workingset
 from shim.restore import images as patching
 from shim.store import quarantine
 from shim.trust import keyfile, signature
@@ -117,6 +118,33 @@ def verified_marks(data: bytes) -> None:
             marks.first_changed(fd, found)
     finally:
         os.close(fd)
+
+
+def memory_layouts(data: bytes) -> None:
+    """A layout and a file of ranges: what is read lies in order, within the file of data."""
+    text, _, ranges = data.partition(b"\n")
+    size = 1 << 30
+    with refuses_with(layout.BadLayout, ValueError):
+        found = layout.decode({layout.LAYOUT: text, "r": ranges}, {"d": size})
+        for space in found:
+            behind = 0
+            for start, end, offset in space.extents:
+                if not behind <= start < end or offset + end - start > size:
+                    raise Violated(f"{start:#x} to {end:#x} at {offset:#x} is out of order")
+                behind = end
+            same(layout.decode_ranges(layout.encode_ranges(space.extents)), space.extents, "ranges")
+
+
+def working_sets(data: bytes) -> None:
+    """What earlier restores asked for first: what cannot be read is nothing."""
+    directory = place() / "working-sets"
+    directory.mkdir(exist_ok=True)
+    (directory / "s.json").write_bytes(data)
+    with refuses_with():
+        found = workingset.read("s", str(directory))
+        if found:
+            workingset.write("t", found, str(directory))
+            same(workingset.read("t", str(directory)), found, "written and read")
 
 
 def hook_states(data: bytes) -> None:

@@ -14,6 +14,7 @@ from protos import nri_pb2, ttrpc_pb2
 from shim.contract.errors import Blame
 from shim.contract.ticket import Ticket
 from shim.integrity import tree
+from shim.memory import layout
 from shim.rpc import mux, ttrpc
 from shim.store import quarantine
 from shim.trust import keyfile
@@ -92,6 +93,11 @@ def seeds() -> Mapping[str, Iterable[bytes]]:
             quarantine.encode(quarantine.Health(1, "why", "X", 1.0)),
         ],
         "verified_marks": [b'{"schema":1,"marks":{"part":[1,2,3,4,5]}}'],
+        "memory_layouts": [
+            layout.encode([{"pid": 1, "data": "d", "ranges": "r", "areas": [[0, 8192]]}], [])
+            + layout.encode_ranges([(4096, 8192, 0), (65536, 131072, 4096)])
+        ],
+        "working_sets": [b'{"schema": 1, "windows": [[1, 65536], [7, 0]]}'],
         "hook_states": [b'{"ociVersion":"1.0.2","id":"c1","pid":12,"bundle":"/b","status":"x"}'],
         "journals": [b'["rootfs",{"a":1}]\n["shm",["b"]]\n["done",null]\n["add'],
         "outcomes": [b'{"schema":1,"result":"cold","error":"","steps":{"criu":0.1}}'],

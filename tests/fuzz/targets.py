@@ -15,7 +15,8 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         wire.mux_frames, wire.ttrpc_frames, wire.nri_calls, wire.control_requests,
         files.tickets, files.manifests, files.signatures, files.keys, files.listings,
         files.records, files.verified_marks, files.hook_states, files.journals, files.outcomes,
-        files.criu_logs, files.kubeconfigs, container.snapshot_facts, files.patches,
+        files.criu_logs, files.kubeconfigs, files.memory_layouts,
+        files.working_sets, container.snapshot_facts, files.patches,
         container.criu_images, container.oci_specs, container.pod_annotations,
         container.log_expressions, container.overlays,
     )
