@@ -47,7 +47,8 @@ bench: packages ## four ways to start side by side; QUICK=1, PARTS, SIZES, RUNSâ
 	$(PY) -m tests.bench
 
 test: packages ## unit tests, then end-to-end tests on nodes with real containerd (20 minutes)
-	$(PY) -m pytest tests/unit tests/fuzz tests/crash tests/node
+	$(PY) -m pytest tests/unit tests/fuzz tests/crash
+	$(PY) -m tests.side_by_side 'tests/node -k forky' 'tests/node -k "not forky"'
 
 crash: setup ## kill -9 and power loss at every step of the store, at length (half an hour)
 	QUICKTHAW_CRASH=all $(PY) -m pytest tests/crash --timeout 1800
