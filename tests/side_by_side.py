@@ -38,7 +38,7 @@ def main(runs: list[str]) -> int:
 
 
 def _start(stack: contextlib.ExitStack, run: str) -> tuple[subprocess.Popen[str], IO[str]]:
-    output = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+    output = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))  # noqa: SIM115 - the stack closes it
     argv = [sys.executable, "-m", "pytest", SLOWEST, *shlex.split(run)]
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, text=True
