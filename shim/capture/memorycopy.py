@@ -1,11 +1,11 @@
 """The private memory of a container, copied while it runs and completed while it is frozen.
 
 CRIU lists the pages of every process, and their content we take ourselves, on several threads:
-most of it before the freeze. While CRIU does its work in the frozen window, what was copied is
-compared with what is there now, and written again where it differs. What CRIU then lists and we
-do not have is copied last: new pages, and what CRIU may change while it dumps (code, where it puts
-system calls that the process shall make). So the copy is exact, however much the process has
-written meanwhile, and whatever was mapped, unmapped or moved.
+most of it before the freeze. While CRIU does its work in the frozen window, what was written since
+is written again: the kernel knows it, or everything is compared with what is there now. What CRIU
+then lists and we do not have is copied last: new pages, and what CRIU may change while it dumps
+(code, where it puts system calls that the process shall make). So the copy is exact, however much
+the process has written meanwhile, and whatever was mapped, unmapped or moved.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class MemoryCopy:
         """Copy what there is while the processes run."""
         for pid in pids:
             with contextlib.suppress(OSError):  # it has ended
-                self._space(pid)
+                self._space(pid).watch()
         for _ in range(_ROUNDS):
             before = self.size
             self._each(self._new_pages(), lambda job: job[0].copy(job[1]))
@@ -128,13 +128,14 @@ class MemoryCopy:
             raise ValueError(f"CRIU has dumped other processes than were frozen: {odd}")
         return {space: pagemap.read(criu / name) for name, space in of.items()}
 
-    def _space(self, pid: int) -> None:
+    def _space(self, pid: int) -> SpaceCopy:
         if pid not in self._spaces:
             number = _number(pid, self._level)
             path = self._directory / f"space-{number}.data"
             # Of a number whose process has ended and that another one has now.
             path.unlink(missing_ok=True)
             self._spaces[pid] = SpaceCopy(pid, number, path)
+        return self._spaces[pid]
 
     def _new_pages(self) -> Iterator[tuple[SpaceCopy, list[Range]]]:
         for space in list(self._spaces.values()):

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from shim.kernel import othermemory
-from shim.kernel.othermemory import PAGE, Buffer, Mapped
+from shim.kernel.othermemory import PAGE, Buffer, Mapped, Watch
 
 if TYPE_CHECKING:
     from array import array
@@ -51,6 +51,7 @@ class SpaceCopy:
         self._lock = threading.Lock()
         self._batches: list[Batch] = []
         self._mapped: Mapped | None = None
+        self._watch: Watch | None = None
 
     @property
     def size(self) -> int:
@@ -61,12 +62,19 @@ class SpaceCopy:
         """Keep the file."""
         if self._mapped:
             self._mapped.close()
+        if self._watch:
+            self._watch.close()
         os.close(self._fd)
 
     def discard(self) -> None:
         """The process is gone: take the file away."""
         self.close()
         self.path.unlink()
+
+    def watch(self) -> None:
+        """Before anything is copied: have the kernel note what is written from now on."""
+        if othermemory.can_watch():
+            self._watch = Watch(self.pid)
 
     def map(self) -> None:
         """Prepare for `renew` what is copied now."""
@@ -111,6 +119,9 @@ class SpaceCopy:
 
     def renew(self, batch: Batch) -> None:
         """Bring up to date what was copied, or forget it when it is not as it was."""
+        if self._watch and self._watch.is_as_it_was(batch.ranges()):
+            self._batches.append(batch)  # is atomic
+            return
         buffer = _buffer()
         if othermemory.read(self.pid, batch.wanted, batch.size, buffer.address) < batch.size:
             return
@@ -119,7 +130,7 @@ class SpaceCopy:
                 return
         elif not self._is_equal(buffer, batch):
             _write(self._fd, buffer.view[: batch.size], batch.offset)
-        self._batches.append(batch)  # is atomic
+        self._batches.append(batch)
 
     def _is_equal(self, buffer: Buffer, batch: Batch) -> bool:
         assert self._mapped is not None  # noqa: S101 - what was copied was mapped

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import re
@@ -44,6 +45,10 @@ _MAX_AREA = 256 << 30
 """A larger area is one that was reserved: looking through it takes longer than it is worth."""
 _THERE = bytes(int(byte & 0xC0 != 0) for byte in range(256))
 """By the highest byte of an entry: whether the page is in memory or swapped out."""
+_WRITTEN = bytes(int(byte & 0x80 != 0) for byte in range(256))
+"""By the second highest byte: the soft-dirty bit."""
+_YES, _NO = b"\1", b"\0"
+_CLEAR_WRITTEN = b"4"
 _RUN = re.compile(b"\x01+")
 _NAMES = ("", "[heap]", "[stack]")
 
@@ -114,6 +119,61 @@ def _pages(fd: int, start: int, end: int) -> Iterator[Range]:
             behind = first + run.end() * PAGE
     if began < behind:
         yield began, behind
+
+
+class Watch:
+    """Which pages of a process were written from now on. Only where `can_watch`.
+
+    Methods raise OSError. Sources: Documentation/admin-guide/mm/soft-dirty.rst.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with open(f"/proc/{pid}/clear_refs", "wb", buffering=0) as file:
+                file.write(_CLEAR_WRITTEN)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Look no more."""
+        os.close(self._fd)
+
+    def is_as_it_was(self, ranges: Iterable[Range]) -> bool:
+        """Whether all pages are still there and none was written. False when nobody knows.
+
+        A page that went and came back as one of zeros, because it was only read since, counts as
+        there: it has no content, and is in no list of CRIU's.
+        """
+        for start, end in ranges:
+            size = (end - start) // PAGE * _ENTRY_BYTES
+            entries = os.pread(self._fd, size, start // PAGE * _ENTRY_BYTES)
+            if len(entries) < size:
+                return False  # the process has executed another program
+            if _NO in entries[_ENTRY_BYTES - 1 :: _ENTRY_BYTES].translate(_THERE):
+                return False
+            if _YES in entries[_ENTRY_BYTES - 2 :: _ENTRY_BYTES].translate(_WRITTEN):
+                return False
+        return True
+
+
+@functools.cache
+def can_watch() -> bool:
+    """Whether this kernel has soft-dirty bits (CONFIG_MEM_SOFT_DIRTY): seen at our own memory."""
+    buffer = Buffer(PAGE)
+    buffer.view[0] = 1
+    ranges = [(buffer.address, buffer.address + PAGE)]
+    try:
+        watch = Watch(os.getpid())
+    except OSError:
+        return False
+    try:
+        before = watch.is_as_it_was(ranges)
+        buffer.view[0] = 2
+        return before and not watch.is_as_it_was(ranges)
+    finally:
+        watch.close()
 
 
 def vectors(ranges: Iterable[Range]) -> array[int]:

@@ -359,6 +359,43 @@ def test_the_pages_of_a_process_are_those_that_were_written(written: list[bool])
     own.close()
 
 
+PRESENT, SWAPPED, SOFT_DIRTY, FILE = 1 << 63, 1 << 62, 1 << 55, 1 << 61
+
+
+@pytest.mark.parametrize(
+    ("entries", "same"),
+    [
+        ([PRESENT, SWAPPED, PRESENT | FILE | 0x1234], True),
+        ([PRESENT, PRESENT | SOFT_DIRTY, PRESENT], False),
+        ([PRESENT, SWAPPED | SOFT_DIRTY, PRESENT], False),
+        ([PRESENT, 0, PRESENT], False),
+        ([PRESENT, PRESENT], False),
+        ([], False),
+    ],
+)
+def test_only_pages_that_are_there_and_not_written_are_as_they_were(
+    entries: list[int], same: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "pagemap").write_bytes(
+        b"".join(each.to_bytes(8, "little") for each in [0, *entries])
+    )
+    watch = othermemory.Watch.__new__(othermemory.Watch)
+    watch._fd = os.open(tmp_path / "pagemap", os.O_RDONLY)
+    assert watch.is_as_it_was([(PAGE, 3 * PAGE), (3 * PAGE, 4 * PAGE)]) is same
+    watch.close()
+
+
+def test_writes_are_seen_or_nobody_says_that_they_are() -> None:
+    buffer = othermemory.Buffer(64 * PAGE)
+    buffer.view[:] = b"x" * (64 * PAGE)
+    page = [(buffer.address + PAGE, buffer.address + 2 * PAGE)]
+    watch = othermemory.Watch(os.getpid())
+    assert watch.is_as_it_was(page)
+    buffer.view[PAGE] = 1
+    assert watch.is_as_it_was(page) is not othermemory.can_watch()
+    watch.close()
+
+
 def test_images_that_lead_nowhere_are_made_found_and_taken_away(tmp_path: Path) -> None:
     nowhere.make(tmp_path, 4, {2})
     (tmp_path / "pages-2.img").write_bytes(b"real")
