@@ -3,14 +3,16 @@
 `memory/layout.json`, and for each address space a file of ranges and one of data:
 
     {"schema": 1, "spaces": [
-        {"pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[start, end], …]}],
+        {"pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[start, end], …],
+         "compression": "none", "sampled_ratio": 1.0}],
      "shared": […]}
 
 pid: as CRIU's images have it. areas: those that CRIU registers with the page server. A file of
 ranges is 8 bytes of magic and then for each range three 64 bit little endian numbers: address,
 length and offset in the file of data; in the order of addresses, disjoint, whole pages. A page of
-an area that is in no range reads as zeros. Both are written by `shim.capture.settle` and read from
-memory, after their digests were checked. Lean.
+an area that is in no range reads as zeros. compression: always none; sampled_ratio: what zlib made
+of samples (docs/decisions/0008-memory-is-copied-beside-criu.md says why). All are written by
+`shim.capture.settle`, and read from memory after their digests were checked. Lean.
 """
 
 from __future__ import annotations

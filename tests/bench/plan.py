@@ -11,20 +11,18 @@ from tests.bench.workers import CONTENTS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PARTS: Final = (
-    "limit", "memory", "shared", "embedding", "inference", "many", "uncached", "contents", "storm",
-)  # fmt: skip
+PARTS: Final = ("limit", "memory", "shared", "embedding", "inference", "many", "uncached", "storm")
 QUICK: Final = {
     "PARTS": "limit,memory,embedding,storm",
     "SIZES": "0.25,1",
-    "CONTENTS": "half-zero",
+    "CONTENTS": "random",
     "STEADY": "2",
     "STORM": "20",
 }
 FULL: Final = {
     "PARTS": ",".join(PARTS),
     "SIZES": "4,0.25,8,1",
-    "CONTENTS": "half-zero,model",
+    "CONTENTS": ",".join(CONTENTS),
     "WAYS": ",".join(WAYS),
     "RUNS": "5",
     "STEADY": "10",
@@ -39,10 +37,9 @@ class WrongPlan(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """sizes: GiB, in the order in which they are run. contents: of the part of that name.
+    """sizes: GiB, in the order in which they are run. steady_s: how long a replica is asked.
 
-    steady_s: how long a replica is asked. many: how many replicas at once. storm_s: seconds of the
-    event stress test.
+    many: how many replicas at once. storm_s: seconds of the event stress test.
     """
 
     parts: Sequence[str]
