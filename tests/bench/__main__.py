@@ -5,20 +5,20 @@ not stays in them. The exit status is 1 when something could not be measured, 2 
 a target that is missed is told, and no failure.
 """
 
-import json
 import os
 import sys
 import time
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
+from rich.table import Table
 
+from tests.bench import document
 from tests.bench.parts import Bench
 from tests.bench.plan import Plan, WrongPlan
 from tests.bench.result import Results
-from tests.node.base import BUILD
 
-RESULT: Final = BUILD.parent / "bench.json"
+MARKS: Final = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "not measured"}
 
 
 def main() -> int:
@@ -29,17 +29,32 @@ def main() -> int:
     except WrongPlan as error:
         out.print(f"[red]{error}[/red]")
         return 2
-    began = time.monotonic()
+    began, before = time.monotonic(), document.earlier()
 
     def tell(text: str) -> None:
         out.print(f"[dim]{time.monotonic() - began:6.1f} s[/dim]  {text}")
 
-    bench = Bench(plan, Results(), tell)
-    try:
-        bench.run()
-    finally:
-        out.print(json.dumps(bench.results.as_json()))
-    return 0
+    def after() -> None:
+        document.write(before, bench.results, plan, bench.facts, bench.failed)
+
+    bench = Bench(plan, Results(), tell, after)
+    bench.run()
+    written = document.write(before, bench.results, plan, bench.facts, bench.failed)
+    out.print(_table(written["targets"]))
+    out.print(f"Written: {document.RESULT} and {document.PAGE}")
+    for failed in bench.failed:
+        out.print(f"[red]Not measured:[/red] {failed}")
+    return 1 if bench.failed else 0
+
+
+def _table(targets: list[dict[str, Any]]) -> Table:
+    table = Table(title="What it must show")
+    for heading in ("goal", "value", "met"):
+        table.add_column(heading)
+    for row in targets:
+        values = [f"{name}: {value}" for name, value in row["value"].items()]
+        table.add_row(row["goal"], "\n".join(values), MARKS[row["met"]])
+    return table
 
 
 if __name__ == "__main__":

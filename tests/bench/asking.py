@@ -55,6 +55,20 @@ class Asked:
                 found[f"{name}p99_s"] = percentile(values, 99)
         return found
 
+    def by_second(self) -> list[dict[str, float]]:
+        """p50 and p99 of each whole second, as metrics of a first second."""
+        found = []
+        for second in range(int(max((due for due, _ in self.latencies), default=0))):
+            took = [took for due, took in self.latencies if second < due <= second + 1]
+            if took:
+                found.append(
+                    {
+                        "first_second_p50_s": percentile(took, 50),
+                        "first_second_p99_s": percentile(took, 99),
+                    }
+                )
+        return found
+
 
 def percentile(values: Sequence[float], rank: float) -> float:
     """By the nearest rank. Raises IndexError when there are no values."""

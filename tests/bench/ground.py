@@ -70,10 +70,10 @@ class Ground:
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
-    """A node with all that is measured. Raises ServiceFailed."""
+def ground(*, podman: bool = True) -> Iterator[Ground]:
+    """A node with all that is measured, podman if wanted. Raises ServiceFailed."""
     (deb,) = (BUILD.parent / "packages").glob("*.deb")
-    with Node(SUITE, packages=PACKAGES, on_disk=ON_DISK) as node:
+    with Node(SUITE, packages=PACKAGES if podman else (), on_disk=ON_DISK) as node:
         node.install_deb(deb)
         node.write(WRAPPER, (Path(__file__).parent / "stock_runtime.sh").read_text())
         node.path(WRAPPER).chmod(0o755)

@@ -2,51 +2,161 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from tests.bench import ground as grounds
-from tests.bench import workers
+from tests.bench import limits, storming, workers
+from tests.bench.many import AtOnce
 from tests.bench.podman import Podman
-from tests.bench.sources import WARM_S, Sources
+from tests.bench.sources import Sources
 from tests.bench.starting import Starting
 from tests.bench.ways import Cold, Quickthaw, Stock, Way
+from tests.demo.story import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.bench.ground import Ground
     from tests.bench.plan import Plan
     from tests.bench.result import Results
+    from tests.bench.workers import Worker
+
+BRIEFLY_S: Final = 1.5
+"""How long replicas are asked whose latencies no target names."""
+SHARED_GIB: Final = 2.0
+MANY_GIB: Final = 0.25
+UNCACHED_GIB: Final = 4.0
+LONG_GIB: Final = 4.0
+"""The memory worker whose latencies are a target."""
+NEEDS: Final = 3
+"""Source, replica and page cache: how often a worker's memory is there at a time."""
 
 
 @dataclass
 class Bench:
-    """A run of `plan`; what it finds is in `results`, also when it does not come to its end."""
+    """A run of `plan`; what it finds is in `results`, also when it does not come to its end.
+
+    after: called after each part, so that what was measured is not lost.
+    """
 
     plan: Plan
     results: Results
     tell: Callable[[str], None]
+    after: Callable[[], None]
+    facts: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Every part that the plan names."""
-        self.tell("Making a node")
-        with grounds.ground() as ground:
-            for size in self.plan.sizes:
-                self.memory(ground, size)
+        """Every part that the plan names; one that fails does not keep others from being run."""
+        parts: Mapping[str, Callable[[Ground], None]] = {
+            "limit": self._limit,
+            "memory": self._memory,
+            "shared": self._shared,
+            "embedding": lambda ground: self._server(ground, workers.embedding()),
+            "inference": lambda ground: self._server(ground, workers.inference()),
+            "many": self._many,
+            "uncached": self._uncached,
+            "contents": self._contents,
+        }
+        chosen = [name for name in self.plan.parts if name in parts]
+        if chosen:
+            self.tell("Making a node")
+            with grounds.ground(podman="podman" in self.plan.ways) as ground:
+                self.facts = machine(ground.node)
+                for name in chosen:
+                    with self._told(name):
+                        parts[name](ground)
+        if "storm" in self.plan.parts:
+            with self._told("storm"):
+                storming.run(self.plan.storm_s, self.results, self.tell)
 
-    def ways(self, ground: Ground) -> Mapping[str, Way]:
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """A failure is written down: what comes after it is worth being measured."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever it is, it is told and makes us fail
+            self.failed.append(f"{name}: {type(error).__name__}: {error}")
+            self.tell(f"[red]{name}: {type(error).__name__}: {str(error)[-3000:]}[/red]")
+        finally:
+            self.after()
+
+    def _ways(self, ground: Ground) -> Mapping[str, Way]:
         every = (Cold(ground), Stock(ground), Podman(ground), Quickthaw(ground))
         return {way.name: way for way in every if way.name in self.plan.ways}
 
-    def memory(self, ground: Ground, size: float) -> None:
-        for content in self.plan.contents:
-            worker = workers.memory(size, content)
-            ways = self.ways(ground)
-            sources = Sources(ground, ways, self.results, self.plan.runs, WARM_S)
+    def _limit(self, ground: Ground) -> None:
+        largest = max(self.plan.sizes)
+        touched = limits.touch(int(largest * NEEDS * workers.GIB))
+        self.tell(f"limit: touched {touched >> 20} MiB beforehand")
+        length = int(min(largest, 4.0) * workers.GIB)
+        limits.measure(ground.store(""), length, self.plan.runs, self.results, self.tell)
+
+    def _memory(self, ground: Ground) -> None:
+        for size in self.plan.sizes:
+            worker = workers.memory(size, "random")
+            self._rounds(ground, "memory", worker, long=size == LONG_GIB)
+            self.after()
+
+    def _contents(self, ground: Ground) -> None:
+        # What is in memory makes a difference where memory is restored.
+        for size in self.plan.sizes:
+            for content in self.plan.contents:
+                worker = workers.memory(size, content)
+                self._rounds(ground, "memory", worker, ways=("stock", "quickthaw"), captures=1)
+                self.after()
+
+    def _shared(self, ground: Ground) -> None:
+        for backing in workers.BACKINGS:
+            worker = workers.shared(SHARED_GIB, backing)
+            self._rounds(ground, "shared", worker, ways=("stock", "quickthaw"))
+
+    def _server(self, ground: Ground, worker: Worker) -> None:
+        self._rounds(ground, worker.name, worker, long=True)
+
+    def _uncached(self, ground: Ground) -> None:
+        worker = workers.memory(min(UNCACHED_GIB, max(self.plan.sizes)), "random")
+        self._rounds(ground, "uncached", worker, uncached=True, captures=1)
+
+    def _rounds(
+        self,
+        ground: Ground,
+        part: str,
+        worker: Worker,
+        *,
+        ways: tuple[str, ...] | None = None,
+        long: bool = False,
+        uncached: bool = False,
+        captures: int | None = None,
+    ) -> None:
+        """Sources, then replicas. long: ask as long as the plan says."""
+        chosen = {
+            name: way for name, way in self._ways(ground).items() if ways is None or name in ways
+        }
+        limits.touch(worker.bytes * NEEDS)
+        sources = Sources(ground, chosen, self.results, captures or self.plan.runs)
+        steady_s = self.plan.steady_s if long else min(self.plan.steady_s, BRIEFLY_S)
+        try:
             said = sources.make(worker)
-            starting = Starting(ground, ways, self.results, self.tell)
-            starting.rounds(
-                "memory", worker, said, runs=self.plan.runs, steady_s=self.plan.steady_s
+            self.tell(f"{part}: {worker.name} was captured")
+            Starting(ground, chosen, self.results, self.tell).rounds(
+                part, worker, said, runs=self.plan.runs, steady_s=steady_s, uncached=uncached
             )
+        finally:
+            ground.node.kubelet.remove_pods()
+            sources.forget()
+
+    def _many(self, ground: Ground) -> None:
+        worker, chosen = workers.memory(MANY_GIB, "random"), self._ways(ground)
+        limits.touch(int(worker.bytes * max(self.plan.many) * 1.5))
+        sources = Sources(ground, chosen, self.results, 1)
+        try:
+            sources.make(worker)
+            AtOnce(ground, chosen, self.results, self.tell).rounds(
+                worker, self.plan.many, self.plan.runs
+            )
+        finally:
+            ground.node.kubelet.remove_pods()
             sources.forget()

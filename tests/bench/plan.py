@@ -11,18 +11,20 @@ from tests.bench.workers import CONTENTS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PARTS: Final = ("limit", "memory", "shared", "embedding", "inference", "many", "uncached", "storm")
+PARTS: Final = (
+    "limit", "memory", "shared", "embedding", "inference", "many", "uncached", "contents", "storm",
+)  # fmt: skip
 QUICK: Final = {
     "PARTS": "limit,memory,embedding,storm",
     "SIZES": "0.25,1",
-    "CONTENTS": "random",
+    "CONTENTS": "half-zero",
     "STEADY": "2",
     "STORM": "20",
 }
 FULL: Final = {
     "PARTS": ",".join(PARTS),
     "SIZES": "4,0.25,8,1",
-    "CONTENTS": ",".join(CONTENTS),
+    "CONTENTS": "half-zero,model",
     "WAYS": ",".join(WAYS),
     "RUNS": "5",
     "STEADY": "10",
@@ -37,9 +39,10 @@ class WrongPlan(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """sizes: GiB, in the order in which they are run. steady_s: how long a replica is asked.
+    """sizes: GiB, in the order in which they are run. contents: of the part of that name.
 
-    many: how many replicas at once. storm_s: seconds of the event stress test.
+    steady_s: how long a replica is asked. many: how many replicas at once. storm_s: seconds of the
+    event stress test.
     """
 
     parts: Sequence[str]

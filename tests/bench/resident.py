@@ -147,3 +147,20 @@ def shared_bytes(pids: Sequence[int]) -> int:
         except OSError:
             continue
     return sum(found.values())
+
+
+def proportional_bytes(cgroups: Sequence[Path]) -> int:
+    """Pss of all processes in the cgroups, also those that help from outside, in kernel's count."""
+    found = 0
+    for cgroup in cgroups:
+        try:
+            pids = (cgroup / "cgroup.procs").read_text().split()
+        except OSError:
+            continue
+        for pid in pids:
+            try:
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            except OSError:
+                continue
+            found += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return found

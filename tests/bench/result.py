@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -10,7 +9,6 @@ from tests.demo.figures import Spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 
 class Key(NamedTuple):
@@ -27,7 +25,6 @@ class Results:
     """All values of a run, in the order in which they were taken."""
 
     values: dict[Key, list[float]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
     def add(self, part: str, worker: str, way: str, **metrics: float) -> None:
         """One value for each metric. Seconds end in `_s`, bytes in `_bytes`."""
@@ -79,18 +76,9 @@ class Results:
             for key, values in older.values.items()
             if (key.part, key.worker) not in mine
         }
-        return Results({**kept, **self.values}, [*older.notes, *self.notes])
+        return Results({**kept, **self.values})
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
     spread = asdict(Spread.of(values))
     return {"median": spread.pop("median"), "spread": spread}
-
-
-def earlier(path: Path) -> dict[str, Any]:
-    """The document of an earlier run, empty when there is none that can be read."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found

@@ -44,7 +44,10 @@ class Starting:
         steady_s: float,
         uncached: bool = False,
     ) -> None:
-        """`runs` replicas in every way, by turns. Raises WrongReplica, TimeoutError."""
+        """`runs` replicas in every way, by turns. Raises WrongReplica, TimeoutError.
+
+        uncached: the files that a way reads from are not in the page cache.
+        """
         names = list(self.ways)
         for number in range(runs):
             # Who comes first changes: what one way leaves behind, another one finds.
@@ -78,6 +81,7 @@ class Starting:
             "resident_bytes": memory.bytes,
             "fill_bytes_per_s": memory.bytes_per_s,
             "errors": asked.errors,
+            "same_answer": float(name == "cold" or worker.same(asked.answer()) == said[name]),
             **asked.percentiles(),
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.bench.asking import PORT, Request
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 GIB: Final = 1 << 30
+BACKINGS: Final = ("memfd", "anonymous")
 CONTENTS: Final = ("random", "half-zero", "model")
 SENTENCES: Final = "A container starts warm.\nIts model is loaded already."
 
@@ -77,10 +78,21 @@ def memory(gib: float, content: str) -> Worker:
     )
 
 
+def shared(gib: float, backing: str) -> Worker:
+    """The same with shared memory, `memfd` or `anonymous`."""
+    worker = memory(gib, "random")
+    return replace(
+        worker,
+        name=f"shared-{gib:g}-{backing}",
+        env={**worker.env, "BACKING": backing},
+        shared=True,
+    )
+
+
 def inference() -> Worker:
     """The demo's inference server, asked to read a picture."""
     (invoice,) = (each for each in images.real_inputs() if each.name == "invoice")
-    request = Request("/predict", 0.25, method="POST", body=invoice.document)
+    request = Request("/predict", 0.3, method="POST", body=invoice.document)
     return Worker(
         "inference", "inference", "inference", request, _predicted, by_process=False
     )  # its answers are the same from every process
@@ -88,5 +100,5 @@ def inference() -> Worker:
 
 def embedding() -> Worker:
     """PyTorch and all-MiniLM-L6-v2, asked for two vectors."""
-    request = Request("/embed", 0.05, method="POST", body=SENTENCES.encode())
+    request = Request("/embed", 0.1, method="POST", body=SENTENCES.encode())
     return Worker("embedding", "embedding", "embedding", request, _vectors)

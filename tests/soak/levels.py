@@ -50,7 +50,7 @@ def take(node: Node) -> Levels:
     return {
         "daemon_fds": len(os.listdir(f"/proc/{node.daemon_pid}/fd")),
         "daemon_threads": len(os.listdir(f"/proc/{node.daemon_pid}/task")),
-        "daemon_memory_kib": _memory_kib(node.daemon_pid),
+        "daemon_memory_kib": memory_kib(node.daemon_pid),
         "processes": sum(int(line.split(" x ")[0]) for line in found.processes),
         "mounts": len(found.mounts),
         "cgroups": len(found.cgroups),
@@ -80,11 +80,13 @@ def grown(taken: Sequence[Levels]) -> list[Growth]:
     return found
 
 
-def _memory_kib(pid: int) -> int:
-    """What the process has to itself: the code that it shares with others is left out."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    private = [line.split()[1] for line in rollup.splitlines() if line.startswith("Private_")]
-    return sum(map(int, private))
+def memory_kib(pid: int) -> int:
+    """What the process has written itself. Its files are left out: whether a page of one counts as
+    the process' own depends on who else has that file mapped, such as another node of this machine.
+    """
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    own = ("Anonymous:", "Swap:")
+    return sum(int(line.split()[1]) for line in rollup if line.startswith(own))
 
 
 def _count(node: Node, directory: str) -> int:

@@ -1,5 +1,9 @@
 """The judgement of the soak: a leak of one in ten cycles is seen, a late goodbye is none."""
 
+import mmap
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.soak import levels
@@ -27,6 +31,18 @@ def test_one_that_stays_in_ten_cycles_is_found() -> None:
 def test_memory_may_move_a_little(per_cycle: int, leaks: bool) -> None:
     values = [20_000 + number * per_cycle for number in range(1000)]
     assert bool(levels.grown(series(*values, level="daemon_memory_kib"))) is leaks
+
+
+def test_memory_is_what_was_written_and_no_file_that_is_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "mapped"
+    path.write_bytes(b"x" * (16 << 20))
+    before = levels.memory_kib(os.getpid())
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) == ord("x") * (16 << 20) // mmap.PAGESIZE
+        assert levels.memory_kib(os.getpid()) < before + (4 << 10)
+        written = bytearray(b"x" * (16 << 20))
+        assert levels.memory_kib(os.getpid()) > before + (15 << 10)
+        del written
 
 
 def test_too_few_cycles_are_no_proof() -> None:

@@ -3,11 +3,15 @@
     SIZE_MIB=1024 SEED=1 CONTENT=random PORT=8000 python3 -m workers.memory
 
 The content follows from the seed: MiB blocks, some of them in rotation, each page stamped with
-its index and a version. Memory is private anonymous mmap, so that nothing is file-backed.
+its index and a version.
 
 CONTENT=random       eight random blocks
 CONTENT=half-zero    the same, and every other block is written with zeros
 CONTENT=model        the blocks of the largest ONNX models in the image (of /opt/site)
+
+BACKING=private      anonymous memory of its own; nothing is file-backed
+BACKING=anonymous    shared anonymous memory
+BACKING=memfd        a memfd, mapped shared
 
     /health               200 when the memory is full
     /state                nonce, pid, hostname, uptime_s, requests, size_mib, touched, restored
@@ -76,16 +80,33 @@ def _blocks_of_models() -> list[bytes]:
     return blocks
 
 
-class Memory:
-    """Anonymous memory with content that follows from (content, seed, size, touches)."""
+def area_of(backing: str, size: int) -> mmap.mmap:
+    """Fresh memory. Raises ValueError."""
+    match backing:
+        case "private":
+            return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        case "anonymous":
+            return mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        case "memfd":
+            fd = os.memfd_create("memory")
+            os.ftruncate(fd, size)
+            return mmap.mmap(fd, size, mmap.MAP_SHARED)
+        case _:
+            raise ValueError(f"BACKING={backing}: private, anonymous and memfd are known")
 
-    def __init__(self, size_mib: int, seed: int, content: str = "random") -> None:
+
+class Memory:
+    """Memory with content that follows from (content, seed, size, touches)."""
+
+    def __init__(
+        self, size_mib: int, seed: int, content: str = "random", backing: str = "private"
+    ) -> None:
         self.pages = size_mib * BLOCK // PAGE
         self.versions = array("Q", bytes(8 * self.pages))
         self.touched = 0
         self._lock = threading.Lock()
         self._blocks = blocks_of(content, seed)
-        self._map = mmap.mmap(-1, max(size_mib, 1) * BLOCK, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._map = area_of(backing, max(size_mib, 1) * BLOCK)
         for index in range(size_mib):
             self._map[index * BLOCK : (index + 1) * BLOCK] = self._expected_block(index)
 
@@ -213,8 +234,8 @@ class Worker:
         stop_on_sigterm(self.log)
         started = time.monotonic()
         size_mib = int(os.environ.get("SIZE_MIB", "64"))
-        content = os.environ.get("CONTENT", "random")
-        self.memory = Memory(size_mib, int(os.environ.get("SEED", "1")), content)
+        content, backing = os.environ.get("CONTENT", "random"), os.environ.get("BACKING", "private")
+        self.memory = Memory(size_mib, int(os.environ.get("SEED", "1")), content, backing)
         self.log.say(f"ready {size_mib} MiB filled in {time.monotonic() - started:.2f} s")
         threading.Event().wait()
 

@@ -1,0 +1,66 @@
+"""What the machine can do at best, measured by the program `filling` in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.bench.ground import available_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.bench.result import Results
+
+LIMIT: Final = "limit"
+MACHINE: Final = "machine"
+PROGRAM: Final = Path(__file__).parent / "filling.py"
+FILE_BYTES: Final = 1 << 30
+RESERVE_BYTES: Final = 3 << 30
+"""What a touch leaves to everything else."""
+THREADS: Final = (1, 2)
+
+
+def run(*arguments: object) -> float:
+    """Bytes per second that the program prints. Raises subprocess.CalledProcessError."""
+    command = [sys.executable, "-IS", str(PROGRAM), *map(str, arguments)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def touch(wanted_bytes: int) -> int:
+    """Touch as much memory as will be used: in a virtual machine the first touch is slow.
+
+    How much it was: what the machine has to spare at most.
+    """
+    length = min(wanted_bytes, available_bytes() - RESERVE_BYTES) >> 20 << 20
+    if length > 0:
+        run("touch", length)
+    return max(length, 0)
+
+
+def measure(
+    place: Path, length: int, runs: int, results: Results, tell: Callable[[str], None]
+) -> None:
+    """Fill `length` bytes with one and two threads by turns, and read the disk, `runs` times.
+
+    place: a directory of the disk on which snapshots are.
+    """
+    file = place / "limit.data"
+    block = os.urandom(1 << 20)
+    with file.open("wb") as out:
+        for number in range(FILE_BYTES >> 20):
+            out.write(number.to_bytes(8, "little") + block[8:])
+        out.flush()
+        os.fsync(out.fileno())
+    try:
+        for _ in range(runs):
+            found = {f"fill_{n}_bytes_per_s": run("fill", file, length, n) for n in THREADS}
+            found |= {f"disk_{n}_bytes_per_s": run("read", file, n) for n in THREADS}
+            results.add(LIMIT, MACHINE, LIMIT, **found)
+            rates = ", ".join(f"{name[:6]} {rate / 1e9:.2f} GB/s" for name, rate in found.items())
+            tell(f"limit: {rates}")
+    finally:
+        file.unlink()

@@ -1,0 +1,165 @@
+"""The bench computes what it says: targets, spreads, percentiles, when memory is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.bench.asking import Asked, percentile
+from tests.bench.chart import Bar, Group, chart
+from tests.bench.page import of as page_of
+from tests.bench.plan import FULL, PARTS, Plan, WrongPlan
+from tests.bench.resident import Level, filled
+from tests.bench.result import Results
+from tests.bench.targets import LARGE, targets
+
+FIGURES = st.floats(0.001, 1000)
+
+
+def of_large(**values: list[float]) -> Results:
+    """Values of the 4 GiB worker, by WAY_METRIC."""
+    results = Results()
+    for name, known in values.items():
+        way, _, metric = name.partition("_")
+        for value in known:
+            results.add("memory", LARGE, way, **{metric: value})
+    return results
+
+
+def entry(results: Results, begins: str) -> dict[str, Any]:
+    return next(each for each in targets(results) if each["goal"].startswith(begins))
+
+
+def test_there_is_one_entry_for_each_line_and_none_is_met_without_figures() -> None:
+    every = targets(Results())
+    assert len(every) == 7
+    assert all(each.keys() == {"goal", "value", "spread", "met"} for each in every)
+    assert all(each["met"] is None for each in every)
+
+
+def test_a_first_answer_needs_all_three_of_its_figures() -> None:
+    results = of_large(
+        quickthaw_first_answer_s=[0.2, 0.25, 0.21], stock_first_answer_s=[2.0, 2.4, 2.1]
+    )
+    assert entry(results, "first answer")["met"] is None, "growth was not measured"
+    results.add("memory", "memory-0.25-random", "quickthaw", first_answer_s=0.2)
+    results.add("memory", "memory-8-random", "quickthaw", first_answer_s=0.2 + 7.75 * 0.004)
+    found = entry(results, "first answer")
+    assert found["value"] == {
+        "first_answer_s": 0.21, "times_as_fast_as_stock": 10.0, "ms_per_gib": 4.0,
+    }  # fmt: skip
+    assert found["spread"]["times_as_fast_as_stock"] == [9.6, 10.0]
+    assert found["met"] is True
+
+
+def test_one_figure_that_misses_its_limit_misses_the_goal() -> None:
+    results = of_large(
+        quickthaw_resident_bytes=[8e9], quickthaw_resident_s=[1.0],
+        quickthaw_fill_bytes_per_s=[9e9], stock_resident_bytes=[8e9], stock_resident_s=[3.0],
+    )  # fmt: skip
+    results.add("limit", "machine", "limit", fill_2_bytes_per_s=12e9)
+    found = entry(results, "all memory resident")
+    assert found["value"]["times_the_rate_of_stock"] == 3.0
+    assert found["value"]["of_the_limit"] == 0.75
+    assert found["met"] is False
+
+
+def test_a_storm_with_one_wrong_byte_is_not_met() -> None:
+    results = Results()
+    results.add("storm", "storm", "quickthaw", seconds=600, wrong_bytes=1, hangs=0)
+    assert entry(results, "the event stress test")["met"] is False
+
+
+def test_the_frozen_time_is_compared_with_runc_s() -> None:
+    results = Results()
+    results.add("capture", LARGE, "quickthaw", frozen_s=0.3)
+    results.add("capture", LARGE, "stock", frozen_s=1.0)
+    assert entry(results, "capture frozen")["value"]["of_stock"] == 0.3
+    assert entry(results, "capture frozen")["met"] is True
+
+
+@given(st.lists(FIGURES, min_size=1, max_size=7), st.lists(FIGURES, min_size=1, max_size=7))
+def test_the_ratio_of_medians_is_within_what_the_extremes_allow(
+    ours: list[float], stock: list[float]
+) -> None:
+    results = of_large(quickthaw_first_answer_s=ours, stock_first_answer_s=stock)
+    value = entry(results, "first answer")["value"]["times_as_fast_as_stock"]
+    assert min(stock) / max(ours) * 0.99 <= value <= max(stock) / min(ours) * 1.01
+
+
+def test_results_survive_their_json_and_a_later_part_replaces_only_its_own() -> None:
+    older, newer = Results(), Results()
+    older.add("memory", "a", "cold", first_answer_s=1.0)
+    older.add("memory", "b", "cold", first_answer_s=2.0)
+    newer.add("memory", "a", "stock", first_answer_s=3.0)
+    known = newer.over(Results.from_json(older.as_json()))
+    assert known.of("memory", "b", "cold", "first_answer_s") == [2.0]
+    assert known.of("memory", "a", "stock", "first_answer_s") == [3.0]
+    assert known.of("memory", "a", "cold", "first_answer_s") == (), "not interleaved with the new"
+    row = known.as_json()[0]
+    assert {"part", "worker", "way", "metric", "raw", "median", "spread"} == row.keys()
+
+
+@given(st.lists(FIGURES, min_size=1), st.integers(1, 100))
+def test_a_percentile_is_a_value_that_enough_others_do_not_exceed(
+    values: list[float], rank: int
+) -> None:
+    found = percentile(values, rank)
+    assert found in values
+    assert sum(value <= found for value in values) >= rank / 100 * len(values)
+
+
+def test_latencies_of_the_first_second_are_apart() -> None:
+    latencies = [(n / 100, 0.5 if n == 90 else 0.001) for n in range(1, 301)]
+    asked = Asked(0.0, "{}", latencies, 0)
+    found = asked.percentiles()
+    assert found["first_second_p50_s"] == found["p50_s"] == 0.001
+    assert found["p99_s"] == 0.001
+    assert [second["first_second_p99_s"] for second in asked.by_second()] == [0.001] * 3
+    assert percentile([took for _, took in latencies[:90]], 99) == 0.5
+
+
+def test_memory_is_there_when_nearly_all_of_its_last_level_is() -> None:
+    levels = [Level(10 + n / 10, min(n, 10) * 100) for n in range(1, 30)]
+    found = filled(levels, 9.0)
+    assert found.bytes == 1000
+    assert found.resident_s == pytest.approx(2.0)
+    assert found.bytes_per_s == pytest.approx(1000)
+
+
+def test_no_sample_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no process"):
+        filled([], 0.0)
+
+
+def test_variables_choose_parts_and_an_unknown_one_is_told() -> None:
+    assert Plan.of({}).parts == list(PARTS)
+    quick = Plan.of({"QUICK": "1"})
+    assert (quick.storm_s, list(quick.sizes), quick.runs) == (20, [0.25, 1.0], 5)
+    assert Plan.of({"QUICK": "1", "SIZES": "0.25", "RUNS": ""}).runs == int(FULL["RUNS"])
+    with pytest.raises(WrongPlan, match="PARTS=nothing"):
+        Plan.of({"PARTS": "nothing"})
+    with pytest.raises(WrongPlan, match="number"):
+        Plan.of({"SIZES": "big"})
+
+
+def test_the_page_stands_alone_and_escapes_what_it_is_given() -> None:
+    results = of_large(quickthaw_first_answer_s=[0.2], stock_first_answer_s=[2.0])
+    page = page_of(
+        {
+            "made": "<now>", "machine": {"kernel": "<6.18>"}, "targets": targets(results),
+            "series": results.as_json(),
+        }
+    )  # fmt: skip
+    assert "<now>" not in page
+    assert "<6.18>" not in page
+    assert "memory, 4 GiB, random" in page
+    assert not any(word in page for word in ("http", "src=", "@import", "url("))
+
+
+def test_a_chart_of_nothing_is_nothing() -> None:
+    assert chart("title", "s", [Group("none", {})]) == ""
+    assert "<rect" in chart("title", "s", [Group("one", {"cold": Bar(0.0, 0.0, 0.0)})])
