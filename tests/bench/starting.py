@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.bench.asking import Asking
-from tests.bench.ground import evict
+from tests.bench.ground import cache, evict
 from tests.bench.resident import Sampler, filled
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Starting:
         for number in range(runs):
             # Who comes first changes: what one way leaves behind, another one finds.
             for name in _rotated(names, number):
-                if uncached and (stored := self.ways[name].stored()) is not None:
-                    evict(stored)
+                if (stored := self.ways[name].stored()) is not None:
+                    (evict if uncached else cache)(stored)
                 found = self.one(worker, name, said, steady_s)
                 self.results.add(part, worker.name, name, **found)
                 self.tell(
