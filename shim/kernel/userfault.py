@@ -26,6 +26,7 @@ _TYPE = 0xAA << 8
 _UNREGISTER = _READ | 16 << 16 | _TYPE | 0x01
 _WAKE = _READ | 16 << 16 | _TYPE | 0x02
 _COPY = _READ | _WRITE | 40 << 16 | _TYPE | 0x03
+_CONTINUE = _READ | _WRITE | 32 << 16 | _TYPE | 0x07
 _ZEROPAGE = _READ | _WRITE | 32 << 16 | _TYPE | 0x04
 
 _MESSAGE = struct.Struct("=BxxxxxxxQQQ")
@@ -120,6 +121,21 @@ def is_changing(fd: int) -> bool:
     except OSError as error:
         return error.errno == errno.EAGAIN
     return False
+
+
+def is_registered(fd: int, address: int) -> bool:
+    """Whether a page is in an area that belongs to the descriptor. Raises Changing, Gone.
+
+    UFFDIO_CONTINUE, which is for shared memory, is refused for private memory after the area was
+    looked up, and does nothing.
+    """
+    try:
+        call("ioctl", fd, ctypes.c_ulong(_CONTINUE), (ctypes.c_uint64 * 4)(address, PAGE, 0, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.ESRCH):
+            raise _MEANING[error.errno](*error.args) from error
+        return error.errno != errno.ENOENT
+    return True
 
 
 def wake(fd: int, address: int, size: int) -> None:

@@ -10,12 +10,10 @@ ends: the areas are ordinary ones then. It needs nobody: the daemon may be away,
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 
 from shim.contract import faults
-from shim.kernel import survivors
 from shim.kernel.userfault import Gone
 from shim.memory.extents import Extents
 from shim.memory.filling import Filling
@@ -140,8 +138,10 @@ class Server:
 
     def _space(self, pid: int, fd: int) -> Space:
         found = self._memory.get(pid)
-        payload = self._payloads[found.data] if found else None
-        return Space(fd, pid, Extents(found.extents if found else ()), payload, self._host_pid)
+        if not found:
+            return Space(fd, pid, Extents(), None, Extents())
+        areas = Extents((start, end, 0) for start, end in found.areas)
+        return Space(fd, pid, Extents(found.extents), self._payloads[found.data], areas)
 
     def _add(self, space: Space) -> None:
         self._guard.keep(space.fd)
@@ -172,12 +172,3 @@ class Server:
         except OSError as error:
             self._filling.refused(error)
             space.waiting.append(address)
-
-    def _host_pid(self, pid: int) -> int:
-        """The process that has this pid in the container; 0 when there is none any more."""
-        for found in survivors.members(self._container):
-            with contextlib.suppress(OSError), open(f"/proc/{found}/status", "rb") as file:
-                for line in file:
-                    if line.startswith(b"NSpid:") and int(line.split()[-1]) == pid:
-                        return found
-        return 0

@@ -18,18 +18,17 @@ from shim.kernel.userfault import (
     FORK,
     PAGE,
     REMAP,
-    REMOVE,
-    UNMAP,
     Changing,
+    Gone,
     Message,
     NotOurs,
     Present,
 )
-from shim.memory.events import ordered
+from shim.memory.events import settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Sequence
 
     from shim.memory.extents import Extent, Extents
     from shim.memory.payload import Payload
@@ -47,16 +46,14 @@ class Unsettled(Exception):
 class Space:
     """fd: the userfaultfd, which it owns. pid: in the container, 0 for a child of unknown pid.
 
-    missing: what is still to be filled, from `payload`. host_pid: finds the process, for the rare
-    case that the order of events depends on what it has mapped.
+    missing: what is still to be filled, from `payload`. areas: see `shim.memory.events`.
     """
 
     def __init__(
-        self, fd: int, pid: int, missing: Extents, payload: Payload | None,
-        host_pid: Callable[[int], int] = lambda _: 0,
+        self, fd: int, pid: int, missing: Extents, payload: Payload | None, areas: Extents
     ) -> None:  # fmt: skip
         self.fd, self.pid, self.missing, self.payload = fd, pid, missing, payload
-        self._host_pid = host_pid
+        self._areas = areas
         self.is_gone = False
         self.cursor = 0
         self.waiting: list[int] = []
@@ -87,6 +84,8 @@ class Space:
             except Present:  # the process has written there meanwhile, or we have
                 done = PAGE
             except NotOurs:
+                if userfault.is_changing(self.fd):  # it has just been moved: its event tells where
+                    return [(start, end, offset)]
                 if end - start > PAGE:  # in part, or in several areas
                     middle = start + (end - start) // (2 * PAGE) * PAGE
                     rest = self.fill((start, middle, offset))
@@ -144,44 +143,38 @@ class Space:
         Returns the faults to be served, and the spaces of new children. Raises Unsettled, OSError.
         """
         faults, self.waiting = self.waiting, []
-        reads: list[list[Message]] = []
+        events: list[Message] = []
+        children = _Children()
         until = time.monotonic() + _UNSETTLED_S
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         while True:
             told = userfault.messages(self.fd)
             faults += [message.start for message in told if message.kind == FAULT]
-            if events := [message for message in told if message.kind != FAULT]:
-                reads.append(events)
+            events += [message for message in told if message.kind != FAULT]
+            children.look_at(events)
             if not told and not userfault.is_changing(self.fd):
-                break
+                try:
+                    return faults, self._settled(events, children)
+                except Changing:
+                    continue
             if not told:
                 if time.monotonic() > until:
                     raise Unsettled(f"process {self.pid} has changed its memory for too long")
                 poll.poll(_SETTLES_S * 1000)
-        return faults, list(self._apply(ordered(reads, self._is_mapped)))
 
-    def _apply(self, events: Iterable[Message]) -> Iterator[Space]:
-        for event in events:
-            if event.kind == FORK:
-                yield Space(event.start, 0, self.missing.copy(), self.payload)
-            elif event.kind == REMAP:
-                self.missing.move(event.start, event.end, event.to)
-            elif event.kind in (REMOVE, UNMAP):
-                self.missing.take(event.start, event.end)
-            self.cursor = 0
+    def _settled(self, events: Sequence[Message], children: _Children) -> list[Space]:
+        if not events:
+            return []
+        found = settle(events, self.missing, self._areas, self._is_registered, children.has)
+        self.cursor = 0
+        return [Space(fd, 0, missing, self.payload, areas) for fd, missing, areas in found]
 
-    def _is_mapped(self, start: int, end: int) -> bool:
-        """Whether something is mapped there. Of a child, whose pid nobody tells, it is assumed."""
-        pid = self._host_pid(self.pid) if self.pid else 0
-        if not pid:
-            return True
+    def _is_registered(self, address: int) -> bool:
         try:
-            with open(f"/proc/{pid}/maps", "rb") as file:
-                areas = [line.split(None, 1)[0].split(b"-") for line in file]
-        except OSError:
-            return True
-        return any(int(first, 16) < end and start < int(last, 16) for first, last in areas)
+            return userfault.is_registered(self.fd, address)
+        except Gone:
+            return False
 
     def next_piece(self, size: int) -> Extent | None:
         """Take up to `size` bytes of what is missing, in the order of addresses."""
@@ -194,3 +187,30 @@ class Space:
     def is_over(self) -> bool:
         """Nothing is to be done for it any more."""
         return self.is_gone or not self.missing
+
+
+class _Children:
+    """What new children have registered. They run, so it is looked at as early as can be: as soon
+    as one changes something, it cannot be told any more.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], bool | None] = {}
+
+    def look_at(self, events: Sequence[Message]) -> None:
+        """Those that are told of by events, at the places that events are about."""
+        for fd in [event.start for event in events if event.kind == FORK]:
+            for event in events:
+                if event.kind != FORK:
+                    self.has(fd, event.start)
+                if event.kind == REMAP:
+                    self.has(fd, event.to)
+
+    def has(self, fd: int, address: int) -> bool | None:
+        """Whether the child has an address registered; None when it cannot be told."""
+        if (fd, address) not in self._known:
+            try:
+                self._known[fd, address] = userfault.is_registered(fd, address)
+            except (Changing, Gone):
+                self._known[fd, address] = None
+        return self._known[fd, address]
