@@ -284,11 +284,14 @@ class Vma(_message.Message):
 
     START_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    PGOFF_FIELD_NUMBER: _builtins.int
     SHMID_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     end: _builtins.int
+    pgoff: _builtins.int
+    """in bytes"""
     shmid: _builtins.int
     flags: _builtins.int
     """of mmap(2)"""
@@ -299,14 +302,93 @@ class Vma(_message.Message):
         *,
         start: _builtins.int | None = ...,
         end: _builtins.int | None = ...,
+        pgoff: _builtins.int | None = ...,
         shmid: _builtins.int | None = ...,
         flags: _builtins.int | None = ...,
         status: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "pgoff", b"pgoff", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "pgoff", b"pgoff", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Vma: _TypeAlias = Vma  # noqa: Y015
+
+@_typing.final
+class MemfdInode(_message.Message):
+    """One entry of memfd.img: a memfd, whose content pagemap-shmem-SHMID.img lists."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHMID_FIELD_NUMBER: _builtins.int
+    HUGETLB_FLAG_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    shmid: _builtins.int
+    hugetlb_flag: _builtins.int
+    def __init__(
+        self,
+        *,
+        size: _builtins.int | None = ...,
+        shmid: _builtins.int | None = ...,
+        hugetlb_flag: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hugetlb_flag", b"hugetlb_flag", "shmid", b"shmid", "size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hugetlb_flag", b"hugetlb_flag", "shmid", b"shmid", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemfdInode: _TypeAlias = MemfdInode  # noqa: Y015
+
+@_typing.final
+class IpcShm(_message.Message):
+    """One entry of ipcns-shm-ID.img: a System V segment, whose content pagemap-shmem-ID.img lists."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESC_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    IN_PAGEMAPS_FIELD_NUMBER: _builtins.int
+    HUGETLB_FLAG_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    in_pagemaps: _builtins.bool
+    """not so before CRIU 3.5"""
+    hugetlb_flag: _builtins.int
+    @_builtins.property
+    def desc(self) -> Global___IpcDesc: ...
+    def __init__(
+        self,
+        *,
+        desc: Global___IpcDesc | None = ...,
+        size: _builtins.int | None = ...,
+        in_pagemaps: _builtins.bool | None = ...,
+        hugetlb_flag: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["desc", b"desc", "hugetlb_flag", b"hugetlb_flag", "in_pagemaps", b"in_pagemaps", "size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desc", b"desc", "hugetlb_flag", b"hugetlb_flag", "in_pagemaps", b"in_pagemaps", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IpcShm: _TypeAlias = IpcShm  # noqa: Y015
+
+@_typing.final
+class IpcDesc(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IpcDesc: _TypeAlias = IpcDesc  # noqa: Y015

@@ -11,6 +11,7 @@ import os
 import zlib
 from typing import TYPE_CHECKING
 
+from shim.capture.sharedsettle import settle_shared
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import pagemap
 from shim.kernel.filesystem import punch_hole
@@ -35,9 +36,9 @@ def settle(staging: Path, spaces: Iterable[Space]) -> None:
     spaces: of all processes that were dumped. Raises ValueError when a page of one is missing;
     DamagedImage, OSError.
     """
-    memory = staging / SNAPSHOT_MEMORY
-    found = [_space(staging / SNAPSHOT_CRIU, memory, each) for each in spaces]
-    (memory / layout.LAYOUT).write_bytes(layout.encode(found, []))
+    criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
+    found = [_space(criu, memory, each) for each in spaces]
+    (memory / layout.LAYOUT).write_bytes(layout.encode(found, settle_shared(criu, memory)))
     (memory / layout.LAYOUT).chmod(0o600)
 
 

@@ -64,6 +64,7 @@ POINTS = {
     "restore.cold": "the plain runtime is about to be executed instead",
     # the page server of a restored container
     "memory.started": "the page server listens, nobody has called it yet",
+    "memory.shared": "CRIU has made shared memory, and waits until it is filled",
     "memory.told": "it has the descriptors of all processes, which do not run yet",
     "memory.filling": "the processes run, and memory is being filled",
     "memory.filled": "all is filled, the descriptors are still open",

@@ -34,6 +34,8 @@ CONTAINER_NETWORK_PLAN = "network-plan.json"
 `quickthaw-hook` knows it."""
 CONTAINER_WORK = "work"
 """In CONTAINERS/ID: CRIU's work directory of the last capture or restore, with its log."""
+CONTAINER_IMAGES = "images"
+"""In CONTAINERS/ID, while it is restored: CRIU's images as CRIU sees them."""
 
 CONTAINER_FILLING = "filling"
 """In CONTAINERS/ID, as long as a page server fills its memory: it cannot be captured then."""

@@ -1,4 +1,4 @@
-"""Cgroups of containers, v1 and v2: freeze, thaw, members. Lean.
+"""Cgroups of containers, v1 and v2: freeze, thaw, members, whom memory is charged to. Lean.
 
 Source: the kernel's admin-guide, cgroup-v1/freezer-subsystem and cgroup-v2 (cgroup.freeze).
 """
@@ -66,18 +66,36 @@ class Freezer:
             return f"frozen {int(wanted)}" in file.read().splitlines()
 
 
-def _mounted(unified: bool, path: str) -> list[str]:
+def charge_to(pid: int) -> None:
+    """Have what this process allocates from now on be charged to the cgroup of process `pid`.
+
+    It becomes a member. Memory is charged to whoever touches it first, also memory of a file that
+    somebody else has made. Raises OSError, ValueError when no cgroup there counts memory.
+    """
+    with open(f"/proc/{pid}/cgroup") as file:
+        lines = [line.rstrip("\n").split(":", 2) for line in file]
+    for _, controllers, path in sorted(lines, key=lambda line: line[1] == ""):
+        if controllers == "" or "memory" in controllers.split(","):
+            for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
+                _write(f"{directory}/cgroup.procs", str(os.getpid()))
+                return
+    raise ValueError(f"no cgroup counts the memory of process {pid}")
+
+
+def _mounted(
+    unified: bool, path: str, controller: str = "freezer", control: str = ""
+) -> list[str]:  # fmt: skip
     found = []
     for mount in read_mounts():
         options = mount.super_options.split(",")
         fits = mount.fstype == ("cgroup2" if unified else "cgroup")
-        if not fits or not (unified or "freezer" in options):
+        if not fits or not (unified or controller in options):
             continue
         root = "" if mount.root == "/" else mount.root
         if path == root or path.startswith(f"{root}/"):
             directory = mount.target + path[len(root) :]
-            control = "cgroup.freeze" if unified else "freezer.state"
-            if os.path.exists(f"{directory}/{control}"):
+            wanted = control or ("cgroup.freeze" if unified else "freezer.state")
+            if os.path.exists(f"{directory}/{wanted}"):
                 found.append(directory)
     return found
 

@@ -5,13 +5,19 @@ One border for errno: `call` and `syscall` raise OSError, so no caller looks at 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.mmap.restype = ctypes.c_void_p
-_PROT_READ, _MAP_SHARED = 1, 1
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_PROT_READ, _PROT_WRITE, _MAP_SHARED = 1, 2, 1
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 # The same numbers on x86_64 and arm64: everything since Linux 5.0 is numbered alike.
@@ -47,8 +53,22 @@ def map_readable(fd: int, size: int) -> int:
 
     For addresses that are given to the kernel: `mmap.mmap` does not tell that of a read-only one.
     """
+    return _mapped(fd, size, _PROT_READ)
+
+
+@contextlib.contextmanager
+def mapped_shared(fd: int, size: int) -> Iterator[int]:
+    """Map a file shared and writable in the `with`; the address. Raises OSError."""
+    address = _mapped(fd, size, _PROT_READ | _PROT_WRITE)
+    try:
+        yield address
+    finally:
+        call("munmap", address, size)
+
+
+def _mapped(fd: int, size: int, protection: int) -> int:
     address: int | None = _libc.mmap(
-        None, ctypes.c_size_t(size), _PROT_READ, _MAP_SHARED, fd, ctypes.c_long(0)
+        None, ctypes.c_size_t(size), protection, _MAP_SHARED, fd, ctypes.c_long(0)
     )
     if address is None or address == _MAP_FAILED:
         raise _os_error(None)

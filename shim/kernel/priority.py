@@ -23,12 +23,17 @@ def become_idle() -> None:
         syscall(number, _WHO_PROCESS, 0, _CLASS_IDLE)
 
 
+def be_called(name: str) -> None:
+    """Have a name; 15 characters of it are shown. Raises OSError."""
+    call("prctl", _PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
 def protect(name: str) -> None:
     """Be called `name` (15 characters are shown), and be none that the OOM killer looks for.
 
     Without CAP_SYS_RESOURCE it stays where it is on the OOM killer's list.
     """
-    call("prctl", _PR_SET_NAME, name.encode(), 0, 0, 0)
+    be_called(name)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("-999")
 
@@ -36,3 +41,10 @@ def protect(name: str) -> None:
 def end_with_parent() -> None:
     """Be told to end when the process that started this one ends. Raises OSError."""
     call("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def killed_with_parent(parent: int) -> None:
+    """Be killed when the process `parent`, which started this one, ends. Raises OSError."""
+    call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

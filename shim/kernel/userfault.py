@@ -6,6 +6,7 @@ userfaultfd(2), Linux Documentation/admin-guide/mm/userfaultfd.rst.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -16,6 +17,7 @@ from shim.kernel.libc import call, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Final
 
 PAGE: Final = mmap.PAGESIZE
@@ -23,6 +25,9 @@ PAGE: Final = mmap.PAGESIZE
 _NR = {"x86_64": 323, "aarch64": 282}
 _READ, _WRITE = 2 << 30, 1 << 30
 _TYPE = 0xAA << 8
+_API = _READ | _WRITE | 24 << 16 | _TYPE | 0x3F
+_API_VERSION, _MISSING = 0xAA, 1
+_REGISTER = _READ | _WRITE | 32 << 16 | _TYPE | 0x00
 _UNREGISTER = _READ | 16 << 16 | _TYPE | 0x01
 _WAKE = _READ | 16 << 16 | _TYPE | 0x02
 _COPY = _READ | _WRITE | 40 << 16 | _TYPE | 0x03
@@ -92,6 +97,23 @@ def copy(fd: int, address: int, source: int, size: int) -> int:
     Changing, Present, NotOurs, Gone when not even the first page could be; OSError.
     """
     return _installed(fd, _COPY, (ctypes.c_uint64 * 5)(address, source, size, 0, 0))
+
+
+@contextlib.contextmanager
+def registered(address: int, size: int) -> Iterator[int]:
+    """A userfaultfd for memory of our own in the `with`: `copy` fills what is missing there.
+
+    Without it a page is zeroed before it is written to; written by `write`, a file is locked, so
+    that threads cannot fill it together. Raises OSError.
+    """
+    fd = syscall(_NR[os.uname().machine], os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        call("ioctl", fd, ctypes.c_ulong(_API), (ctypes.c_uint64 * 3)(_API_VERSION, 0, 0))
+        area = (ctypes.c_uint64 * 4)(address, size, _MISSING, 0)
+        call("ioctl", fd, ctypes.c_ulong(_REGISTER), area)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def zero(fd: int, address: int, size: int) -> int:

@@ -23,6 +23,7 @@ from shim.kernel import priority, process, survivors
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Sequence
 
     from shim.contract.ticket import Ticket
 
@@ -37,10 +38,11 @@ _KEEP, _FILLED, _DONE = b"+", b"=", b"."
 class Guard:
     """The server's end: the guard process, and a pulse that it watches."""
 
-    def __init__(self, ticket: Ticket, pulse: mmap.mmap) -> None:
+    def __init__(self, ticket: Ticket, pulse: mmap.mmap, not_its: Sequence[int] = ()) -> None:
+        """not_its: descriptors that it must not hold."""
         self._ticket, self._pulse = ticket, pulse
         self._fds: list[int] = []
-        self._pid, self._socket = _started(ticket, pulse)
+        self._pid, self._socket = _started(ticket, pulse, not_its)
 
     def fileno(self) -> int:
         """Readable when the guard has ended."""
@@ -86,13 +88,17 @@ class Guard:
         os.waitpid(self._pid, 0)
 
 
-def _started(ticket: Ticket, pulse: mmap.mmap) -> tuple[int, socket.socket]:
+def _started(
+    ticket: Ticket, pulse: mmap.mmap, not_its: Sequence[int] = ()
+) -> tuple[int, socket.socket]:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server = os.getpid()
     pid = os.fork()
     if not pid:
         try:
             ours.close()
+            for fd in not_its:
+                os.close(fd)
             os.setsid()
             faults.disarm()
             priority.protect("quickthaw-guard")

@@ -5,13 +5,17 @@
     {"schema": 1, "spaces": [
         {"pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[start, end], …],
          "compression": "none", "sampled_ratio": 1.0}],
-     "shared": […]}
+     "shared": [
+        {"image": "pagemap-shmem-7.img", "data": "shared-7.data", "ranges": "shared-7.ranges",
+         "size": …}]}
 
-pid: as CRIU's images have it. areas: those that CRIU registers with the page server. A file of
-ranges is 8 bytes of magic and then for each range three 64 bit little endian numbers: address,
-length and offset in the file of data; in the order of addresses, disjoint, whole pages. A page of
-an area that is in no range reads as zeros. compression: always none; sampled_ratio: what zlib made
-of samples (docs/decisions/0008-memory-is-copied-beside-criu.md says why). All are written by
+pid: as CRIU's images have it. areas: those that CRIU registers with the page server. Shared
+memory is by object, not by process: addresses of its ranges are offsets in the object, which has
+`size` bytes, and image is the one with which CRIU asks for its content. A file of ranges is 8 bytes
+of magic and then for each range three 64 bit little endian numbers: address, length and offset in
+the file of data; in the order of addresses, disjoint, whole pages. A page of an area or object that
+is in no range reads as zeros. compression: always none; sampled_ratio: what zlib made of samples
+(docs/decisions/0008-memory-is-copied-beside-criu.md says why). All are written by
 `shim.capture.settle`, and read from memory after their digests were checked. Lean.
 """
 
@@ -31,6 +35,7 @@ LAYOUT = "layout.json"
 SCHEMA = 1
 MAGIC = b"qtranges"
 DATA_SUFFIX = ".data"
+_SHARED_IMAGE = "pagemap-shmem-"
 _RANGE = struct.Struct("<QQQ")
 _PAGE = 4096
 _TOP = 1 << 56
@@ -49,6 +54,24 @@ class SpaceLayout:
         self, pid: int, data: str, extents: list[Extent], areas: list[tuple[int, int]]
     ) -> None:  # fmt: skip
         self.pid, self.data, self.extents, self.areas = pid, data, extents, areas
+
+
+class SharedLayout:
+    """One object of shared memory. image: of CRIU's. data: name of the file. size: its own."""
+
+    __slots__ = ("data", "extents", "image", "size")
+
+    def __init__(self, image: str, data: str, extents: list[Extent], size: int) -> None:
+        self.image, self.data, self.extents, self.size = image, data, extents, size
+
+
+class Layout:
+    """All of it."""
+
+    __slots__ = ("shared", "spaces")
+
+    def __init__(self, spaces: list[SpaceLayout], shared: list[SharedLayout]) -> None:
+        self.spaces, self.shared = spaces, shared
 
 
 def encode_ranges(extents: Iterable[Extent]) -> bytes:
@@ -78,8 +101,8 @@ def encode(spaces: Sequence[Mapping[str, object]], shared: Sequence[Mapping[str,
     return jsontext.compose(found).encode() + b"\n"
 
 
-def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[SpaceLayout]:
-    """The spaces. files: the small files of `memory/` by name. sizes: of those of data.
+def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> Layout:
+    """The layout. files: the small files of `memory/` by name. sizes: of those of data.
 
     Raises BadLayout.
     """
@@ -87,7 +110,8 @@ def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[SpaceLa
         found = jsontext.parse(files[LAYOUT])
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise BadLayout("no schema that this quickthaw reads")
-        return [_space(each, files, sizes) for each in found["spaces"]]
+        spaces = [_space(each, files, sizes) for each in found["spaces"]]
+        return Layout(spaces, [_shared(each, files, sizes) for each in found["shared"]])
     except (KeyError, TypeError) as error:
         raise BadLayout(f"the layout of the memory is incomplete: {error}") from error
 
@@ -95,8 +119,26 @@ def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[SpaceLa
 def _space(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> SpaceLayout:
     if not isinstance(found, dict) or type(found["pid"]) is not int:
         raise BadLayout("not a space")
+    extents = _extents(found, files, sizes)
+    areas = [(int(start), int(end)) for start, end in found["areas"]]
+    return SpaceLayout(found["pid"], found["data"], extents, areas)
+
+
+def _shared(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> SharedLayout:
+    if not isinstance(found, dict) or type(found["size"]) is not int:
+        raise BadLayout("not an object of shared memory")
+    image, extents = found["image"], _extents(found, files, sizes)
+    if not isinstance(image, str) or "/" in image or not image.startswith(_SHARED_IMAGE):
+        raise BadLayout(f"not an image of shared memory: {image!r:.80}")
+    if extents and extents[-1][1] > found["size"]:
+        raise BadLayout(f"{image}: a range beyond the object's end")
+    return SharedLayout(image, found["data"], extents, found["size"])
+
+
+def _extents(
+    found: Mapping[str, str], files: Mapping[str, bytes], sizes: Mapping[str, int]
+) -> list[Extent]:  # fmt: skip
     extents = decode_ranges(files[found["ranges"]])
     if any(offset + end - start > sizes[found["data"]] for start, end, offset in extents):
         raise BadLayout(f"{found['data']} is too short for its ranges")
-    areas = [(int(start), int(end)) for start, end in found["areas"]]
-    return SpaceLayout(found["pid"], found["data"], extents, areas)
+    return extents

@@ -16,7 +16,7 @@ from shim.contract.paths import CONTAINER_FILLING, CONTAINERS, SNAPSHOT_MEMORY
 from shim.integrity import marks
 from shim.integrity.tree import Mismatch
 from shim.kernel import priority, survivors
-from shim.memory import workingset
+from shim.memory import shared, workingset
 from shim.memory.guard import Guard, end, forget
 from shim.memory.payload import Damaged, Payload
 from shim.memory.server import Abandoned, Server
@@ -28,21 +28,23 @@ if TYPE_CHECKING:
 
     from shim.contract.ticket import Ticket
     from shim.integrity.check import Unchecked
-    from shim.memory.layout import SpaceLayout
+    from shim.memory.asked import Asked
+    from shim.memory.layout import Layout
 
 _DIES_WITHIN_S = 5.0
 
 
 def serve(
     ticket: Ticket, snapshot_dirfd: int, data: Mapping[str, Unchecked],
-    spaces: Sequence[SpaceLayout], listener: socket.socket, swap: socket.socket,
+    memory: Layout, asked: Asked, listener: socket.socket, swap: socket.socket,
 ) -> None:  # fmt: skip
     """Serve until all memory is there, and have the container killed when that fails.
 
-    data: the files of memory by name. swap: see `shim.memory.server`. Never raises.
+    data: the files of memory by name. asked: how CRIU asks for shared memory. swap: see
+    `shim.memory.server`. Never raises.
     """
     priority.protect("quickthaw-pages")
-    guard = Guard(ticket, mmap.mmap(-1, mmap.PAGESIZE))
+    guard = Guard(ticket, mmap.mmap(-1, mmap.PAGESIZE), asked.filenos())
     is_filled = False
     filling = f"{CONTAINERS}/{ticket.container}/{CONTAINER_FILLING}"
     try:
@@ -53,7 +55,13 @@ def serve(
             payloads = {name: Payload(name, files[name].fileno(), each.size, each.digests)
                         for name, each in data.items()}  # fmt: skip
             known = workingset.read(ticket.snapshot)
-            server = Server(ticket.container, listener, swap, guard, spaces, payloads, known)
+            server = Server(
+                ticket.container, listener, swap, guard, memory.spaces, payloads, known
+            )  # fmt: skip
+            if memory.shared:
+                filler = shared.start(ticket.container, asked, memory.shared, payloads)
+                opened.callback(filler.end)
+                server.watch(filler)
             server.run()
             for name, each in data.items():
                 each.unchanged(files[name].fileno())

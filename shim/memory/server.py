@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shim.memory.guard import Guard
     from shim.memory.layout import SpaceLayout
     from shim.memory.payload import Payload
+    from shim.memory.shared import Filler
 
 _TICK_MS = 1000
 _RETRY_MS = 5
@@ -61,8 +62,14 @@ class Server:
         self.recorder = Recorder()
         self._poll = select.poll()
         self._by_fd: dict[int, Space] = {}
+        self._filler: Filler | None = None
         for fd in (listener.fileno(), swap.fileno(), guard.fileno(), self._filling.told_fd):
             self._poll.register(fd, select.POLLIN)
+
+    def watch(self, filler: Filler) -> None:
+        """Have shared memory filled by `filler`, which must be done before the processes run."""
+        self._filler = filler
+        self._poll.register(filler.fileno(), select.POLLIN)
 
     def run(self) -> None:
         """Serve until all memory is there. Raises Abandoned; what else it raises is an end.
@@ -100,6 +107,11 @@ class Server:
     def _look_at(self, ready: set[int]) -> None:
         if self._filling.told_fd in ready:
             os.eventfd_read(self._filling.told_fd)
+        if self._filler and self._filler.fileno() in ready:
+            fd = self._filler.fileno()
+            self._filler.hear()
+            if self._filler.fileno() < 0:
+                self._poll.unregister(fd)
         if self._guard.fileno() in ready:
             self._poll.unregister(self._guard.fileno())
             self._poll.register(self._guard.renew(), select.POLLIN)
@@ -120,6 +132,8 @@ class Server:
             self._add(self._space(pid, fd))
         if criu.finished and not self._started:
             faults.point("memory.told", self._container)
+            if self._filler:
+                self._filler.must_be_done()
             self._start()
             self._swap.send(READY)
             faults.point("memory.filling", self._container)

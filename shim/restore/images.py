@@ -86,10 +86,14 @@ def renamed(data: bytes, hostname: str) -> bytes:
     return data[:_HEADER_BYTES] + struct.pack("<I", len(entry)) + entry
 
 
-def view_of(images: str, view: str, linked: Sequence[str], written: Mapping[str, bytes]) -> None:
+def view_of(
+    images: str, view: str, linked: Sequence[str], written: Mapping[str, bytes],
+    piped: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Make directory `view`: links to the files of `images` that are `linked`, and new files.
 
-    written: the content of the others. What CRIU parses is written, from bytes that were checked:
+    written: the content of the others. piped: those of them that become fifos (see
+    `shim.memory.shared`). What CRIU parses is written, from bytes that were checked:
     nobody can change it between the check and CRIU. The links are relative: CRIU opens some
     images beneath a descriptor of `view` when it has changed its root, where an absolute link
     would lead into the container. Raises OSError.
@@ -98,6 +102,10 @@ def view_of(images: str, view: str, linked: Sequence[str], written: Mapping[str,
     target = os.path.relpath(os.path.realpath(images), os.path.realpath(view))
     for name in linked:
         os.symlink(f"{target}/{name}", f"{view}/{name}")
+    for name in piped:
+        os.mkfifo(f"{view}/{name}", 0o600)
     for name, data in written.items():
+        if name in piped:
+            continue
         with open(f"{view}/{name}", "wb") as file:
             file.write(data)

@@ -11,14 +11,15 @@ import time
 from shim.contract.errors import Blame, MemoryNotServed
 from shim.kernel import alarm, process, userfault
 from shim.memory import layout
+from shim.memory.asked import Asked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from shim.contract.ticket import Ticket
-    from shim.integrity.check import Unchecked
-    from shim.memory.layout import SpaceLayout
+    from shim.integrity.check import Check, Unchecked
+    from shim.memory.layout import Layout
 
 SOCKET = "lazy-pages.socket"
 """In CRIU's work directory. Source: CRIU, criu/include/uffd.h."""
@@ -77,29 +78,40 @@ def _not_served(ticket: Ticket, why: str, do: str) -> MemoryNotServed:
     return MemoryNotServed("cannot serve the memory", container=ticket.container, why=why, do=do)
 
 
-def start(
-    ticket: Ticket, snapshot_dirfd: int, files: Mapping[str, bytes],
-    data: Mapping[str, Unchecked], work: str,
-) -> PageServer:  # fmt: skip
-    """Start a page server that listens in `work`.
+def read_layout(
+    ticket: Ticket, files: Mapping[str, bytes], data: Mapping[str, Unchecked]
+) -> Layout:  # fmt: skip
+    """The layout of the snapshot's memory. Raises MemoryNotServed.
 
-    files: the checked small files of the snapshot's memory. data: what is not checked yet of the
-    others. Raises MemoryNotServed, OSError.
+    files: the checked small files of the memory. data: what is not checked yet of the others.
     """
     try:
-        spaces = layout.decode(files, {name: each.size for name, each in data.items()})
+        return layout.decode(files, {name: each.size for name, each in data.items()})
     except layout.BadLayout as error:
         do = f"Run `quickthaw rm {ticket.snapshot[:12]}`; the next pod makes a new one."
         failed = _not_served(ticket, str(error), do)
         failed.blame = Blame.CONTENT
         raise failed from error
+
+
+def start(
+    ticket: Ticket, check: Check, memory: Layout, view: str, work: str
+) -> PageServer:  # fmt: skip
+    """Start a page server that listens in `work`.
+
+    view: the directory of CRIU's images, in which those of shared memory are fifos. Raises
+    MemoryNotServed, OSError.
+    """
     if why := userfault.unavailable():
         raise _not_served(ticket, why, "Use a kernel with CONFIG_USERFAULTFD.")
     listener = _listener(work)
+    answers = {each.image: check.images[each.image] for each in memory.shared}
+    asked = Asked(ticket.container, view, answers)
     ours, its = socket.socketpair()
     pid = os.fork()
     if not pid:
-        _become(ticket, snapshot_dirfd, data, spaces, listener, its)
+        _become(ticket, check, memory, asked, listener, its)
+    asked.close()
     its.close()
     listener.close()
     return PageServer(ticket, pid, ours)
@@ -120,18 +132,19 @@ def _listener(work: str) -> socket.socket:
 
 
 def _become(
-    ticket: Ticket, snapshot_dirfd: int, data: Mapping[str, Unchecked],
-    spaces: Sequence[SpaceLayout], listener: socket.socket, swap: socket.socket,
+    ticket: Ticket, check: Check, memory: Layout, asked: Asked,
+    listener: socket.socket, swap: socket.socket,
 ) -> None:  # fmt: skip
     """The child's part: the page server. Nothing of the caller's may run on in it."""
     try:
         os.setsid()
         alarm.cancel()
-        _let_go(snapshot_dirfd, listener.fileno(), swap.fileno())
+        _let_go(check.snapshot_dirfd, listener.fileno(), swap.fileno(), *asked.filenos())
         # Only here: the swap needs no threads, and does not wait for what is imported.
         from shim.memory.run import serve
 
-        serve(ticket, snapshot_dirfd, data, spaces, listener, swap)
+        data, dirfd = check.unchecked, check.snapshot_dirfd
+        serve(ticket, dirfd, data, memory, asked, listener, swap)
     finally:
         os._exit(0)
 

@@ -23,6 +23,7 @@ from shim.contract.errors import (
 )
 from shim.contract.paths import (
     CONTAINER_CRIU_CONF,
+    CONTAINER_IMAGES,
     CONTAINER_NETWORK_PLAN,
     CONTAINER_WORK,
     CONTAINERS,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
+    from shim.memory.layout import Layout
     from shim.restore.memory import PageServer
 
 _LOG_BYTES = 4 << 20
@@ -129,12 +131,13 @@ class Swap:
         with self._step("shm"):
             self._fill_shm(undo)
         with self._step("network"):
-            addresses, image_dir = self._images(captured, check, undo)
+            content = memory.read_layout(self.ticket, check.memory, check.unchecked)
+            addresses, image_dir = self._images(captured, check, content, undo)
             undo.callback(resume.untell, self.ticket)
             resume.tell(self.ticket, captured, self.bundle, addresses)
             faults.point("restore.told", self.ticket.container)
         with self._step("memory"):
-            server = self._serve_memory(check, undo)
+            server = self._serve_memory(check, content, image_dir, undo)
         with self._step("hash"):
             check.finish()
             faults.point("restore.hashed", self.ticket.container)
@@ -234,7 +237,7 @@ class Swap:
         faults.point("restore.shm.filled", self.ticket.container)
 
     def _images(
-        self, captured: Manifest, check: Check, undo: contextlib.ExitStack
+        self, captured: Manifest, check: Check, content: Layout, undo: contextlib.ExitStack
     ) -> tuple[list[str], str]:
         """The new pod's addresses, and the directory with the images that CRIU is to read."""
         own = f"{self.snapshot}/{SNAPSHOT_CRIU}"
@@ -251,8 +254,9 @@ class Swap:
                     written[images.PATCHED] = files
                 left = {address for address, _ in patches} - chosen.keys()
                 self._plan_network(netns, sorted(left), undo)
-            view = f"{self.private}/images"
-            images.view_of(own, view, check.big_images, written)
+            view = f"{self.private}/{CONTAINER_IMAGES}"
+            piped = [each.image for each in content.shared]
+            images.view_of(own, view, check.big_images, written, piped)
             faults.point("restore.images.viewed", self.ticket.container)
             return addresses, view
         except OSError as error:
@@ -288,12 +292,12 @@ class Swap:
             if name and image.startswith(images.UTS_PREFIX)
         }
 
-    def _serve_memory(self, check: Check, undo: contextlib.ExitStack) -> PageServer:
+    def _serve_memory(
+        self, check: Check, content: Layout, view: str, undo: contextlib.ExitStack
+    ) -> PageServer:
         work = f"{self.private}/{CONTAINER_WORK}"
         os.makedirs(work, 0o700, exist_ok=True)
-        server = memory.start(
-            self.ticket, check.snapshot_dirfd, check.memory, check.unchecked, work
-        )
+        server = memory.start(self.ticket, check, content, view, work)
         undo.callback(server.end)
         faults.point("restore.memory.served", self.ticket.container)
         return server

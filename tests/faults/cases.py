@@ -78,8 +78,12 @@ def _of_restore() -> Iterator[Case]:
 
 
 def _of_memory() -> Iterator[Case]:
-    """The page server fails: a cold start before the processes run, then their end."""
-    for point in (each for each in POINTS if each.startswith("memory.")):
+    """The page server fails: a cold start before the processes run, then their end.
+
+    Not where it fills shared memory, of which this container has none: see
+    tests/node/test_memory_shared.py.
+    """
+    for point in _MEMORY:
         for action in ACTIONS:
             yield Case(point, action, _MEMORY[point])
 

@@ -126,7 +126,8 @@ def memory_layouts(data: bytes) -> None:
     size = 1 << 30
     with refuses_with(layout.BadLayout, ValueError):
         found = layout.decode({layout.LAYOUT: text, "r": ranges}, {"d": size})
-        for space in found:
+        each: list[layout.SpaceLayout | layout.SharedLayout] = [*found.spaces, *found.shared]
+        for space in each:
             behind = 0
             for start, end, offset in space.extents:
                 if not behind <= start < end or offset + end - start > size:

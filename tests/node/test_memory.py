@@ -75,7 +75,8 @@ def processes(container: Container, name: str) -> list[int]:
         for pid in path.read_text().split():
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_text()
-                if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                # One that is ending has no command any more.
+                if command and Path(f"/proc/{pid}/comm").read_text().strip() == name:
                     assert container.id in command
                     found.append(int(pid))
     return found

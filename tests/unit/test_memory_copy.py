@@ -241,7 +241,7 @@ def _check_settled(staging: Path, number: int, there: dict[int, bytes]) -> None:
     criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
     small = {p.name: p.read_bytes() for p in memory.iterdir() if not p.name.endswith(".data")}
     sizes = {path.name: path.stat().st_size for path in memory.glob("*.data")}
-    (found,) = layout.decode(small, sizes)
+    (found,) = layout.decode(small, sizes).spaces
     data = (memory / found.data).read_bytes()
     filled = {
         at: data[offset + at - start :][:PAGE]

@@ -120,7 +120,7 @@ def test_a_layout_says_what_is_wrong_with_it() -> None:
         layout.LAYOUT: layout.encode([space], []),
         "space-1.ranges": layout.encode_ranges([(0, 8192, 0)]),
     }
-    (found,) = layout.decode(files, {"space-1.data": 8192})
+    (found,) = layout.decode(files, {"space-1.data": 8192}).spaces
     assert (found.pid, found.extents, found.areas) == (1, [(0, 8192, 0)], [(0, 8192)])
     with pytest.raises(layout.BadLayout, match="too short for its ranges"):
         layout.decode(files, {"space-1.data": 4096})

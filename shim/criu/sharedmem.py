@@ -1,0 +1,92 @@
+"""Which objects of shared memory are in CRIU's images: memfds, anonymous ones, System V segments.
+
+CRIU numbers them by inode, the segments by their id; the number is in the name of the image that
+lists an object's pages. T2: imports protobuf.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from protos import criu_pb2
+from shim.criu.images import DamagedImage, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Entry = TypeVar("Entry", criu_pb2.MemfdInode, criu_pb2.IpcShm, criu_pb2.Mm)
+_MAP_HUGETLB: Final = 0x40000
+_ANON_SHARED, _SEGMENT = 1 << 8, 1 << 10
+_PAGE: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SharedObject:
+    """shmid: CRIU's number. size: bytes, whole pages. is_huge: it is of hugetlb pages."""
+
+    shmid: int
+    size: int
+    is_huge: bool
+
+
+def objects(directory: Path) -> dict[int, SharedObject]:
+    """The objects of a dump by number. Raises DamagedImage, OSError.
+
+    A number that two of them have is left out: a memfd may have that of a System V segment.
+    """
+    found: dict[int, SharedObject] = {}
+    twice = set()
+    for each in [*_memfds(directory), *_segments(directory), *_anonymous(directory)]:
+        if each.shmid in found:
+            twice.add(each.shmid)
+        found[each.shmid] = each
+    return {shmid: each for shmid, each in found.items() if shmid not in twice}
+
+
+def _memfds(directory: Path) -> Iterator[SharedObject]:
+    path = directory / "memfd.img"
+    for raw in entries(path) if path.exists() else ():
+        inode = _parsed(criu_pb2.MemfdInode, raw, path)
+        yield SharedObject(inode.shmid, _whole(inode.size), bool(inode.hugetlb_flag))
+
+
+def _segments(directory: Path) -> Iterator[SharedObject]:
+    for path in sorted(directory.glob("ipcns-shm-*.img")):
+        for raw in entries(path):
+            segment = _parsed(criu_pb2.IpcShm, raw, path)
+            if not segment.in_pagemaps:
+                raise DamagedImage(f"{path.name}: of a CRIU that is too old")
+            yield SharedObject(
+                segment.desc.id, _whole(segment.size), bool(segment.hugetlb_flag)
+            )  # fmt: skip
+
+
+def _anonymous(directory: Path) -> Iterator[SharedObject]:
+    """As large as the furthest of its mappings reaches."""
+    sizes: dict[int, int] = {}
+    huge = set()
+    for path in sorted(directory.glob("mm-*.img")):
+        for raw in entries(path):
+            for vma in _parsed(criu_pb2.Mm, raw, path).vmas:
+                if vma.status & (_ANON_SHARED | _SEGMENT) == _ANON_SHARED:
+                    reach = vma.pgoff + vma.end - vma.start
+                    sizes[vma.shmid] = max(sizes.get(vma.shmid, 0), reach)
+                    if vma.flags & _MAP_HUGETLB:
+                        huge.add(vma.shmid)
+    for shmid, size in sizes.items():
+        yield SharedObject(shmid, _whole(size), shmid in huge)
+
+
+def _whole(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
+
+
+def _parsed(kind: type[Entry], raw: bytes, path: Path) -> Entry:
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise DamagedImage(f"{path.name}: {error}") from error

@@ -1,0 +1,240 @@
+"""Shared memory of a restored container: filled from outside, while CRIU waits for it. Lean.
+
+CRIU restores memfds, shared anonymous memory and System V segments one by one: it makes the object
+at its full size, maps it, opens the image that lists its pages and reads them. In our view of the
+images that file is a fifo. So CRIU tells us by opening it that the object is there and empty, and
+waits in `read` until we have written which pages follow: none. Before that we fill it, on all
+processors. No process of the container runs yet, no seal is set, and there is no moment at which
+somebody could see what is not filled.
+
+A process of its own does it, the filler: it becomes a member of the container's cgroup, because a
+page is charged to whoever touches it first. It ends when CRIU has asked for all objects. When it is
+killed CRIU reads the end of the fifo instead of an image, and fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from queue import SimpleQueue
+
+from shim.contract import faults
+from shim.integrity.chunks import CHUNK_BYTES
+from shim.kernel import cgroup, priority, userfault
+from shim.kernel.libc import mapped_shared
+from shim.kernel.userfault import Changing
+from shim.memory.asked import NotFilled
+from shim.memory.payload import Damaged
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from shim.memory.asked import Asked
+    from shim.memory.extents import Extent
+    from shim.memory.layout import SharedLayout
+    from shim.memory.payload import Payload
+
+    Job = Callable[[], None]
+
+THREADS = min(8, os.cpu_count() or 1)
+_LITTLE_BYTES = 4 << 20
+"""What is no more than this is filled by one thread."""
+_DONE, _DAMAGED, _FAILED = b"+", b"d", b"f"
+_MESSAGE_BYTES = 4096
+_NAMES = ("/memfd:", "/dev/zero", "/SYSV")
+
+
+class Filler:
+    """The filler, seen from the page server."""
+
+    def __init__(self, pid: int, its: socket.socket) -> None:
+        self._pid, self._its = pid, its
+        self.is_done = False
+
+    def fileno(self) -> int:
+        """Readable when it is done or has failed; -1 when it has ended."""
+        return self._its.fileno()
+
+    def hear(self) -> None:
+        """Take up what it has told, if anything. Raises Damaged, NotFilled."""
+        try:
+            told = self._its.recv(_MESSAGE_BYTES) if self._pid else b""
+        except BlockingIOError:
+            return
+        why = told[1:].decode(errors="replace")
+        if told[:1] == _DAMAGED:
+            raise Damaged(why)
+        if told[:1] == _DONE:
+            self.is_done = True
+        elif not self.is_done:
+            raise NotFilled(why or "what fills shared memory was killed")
+        else:
+            self.end()
+
+    def must_be_done(self) -> None:
+        """The processes are about to run. Raises as `hear` does, also when it is not done."""
+        if not self.is_done:
+            self.hear()
+        if not self.is_done:
+            raise NotFilled("CRIU has not asked for all of shared memory")
+
+    def end(self) -> None:
+        """Return when it is gone; it is killed unless it is done. Idempotent."""
+        pid, self._pid = self._pid, 0
+        if not pid:
+            return
+        if not self.is_done:
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        self._its.close()
+
+
+def start(
+    container: str, asked: Asked, shared: Sequence[SharedLayout], payloads: Mapping[str, Payload]
+) -> Filler:
+    """Start the filler, before CRIU. From a process without threads, which closes `asked`."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server = os.getpid()
+    pid = os.fork()
+    if not pid:
+        try:
+            ours.close()
+            os.setsid()
+            priority.killed_with_parent(server)
+            _serve(container, asked, shared, payloads, its)
+        finally:
+            os._exit(0)
+    its.close()
+    asked.close()
+    ours.setblocking(False)
+    return Filler(pid, ours)
+
+
+def _serve(
+    container: str, asked: Asked, shared: Sequence[SharedLayout],
+    payloads: Mapping[str, Payload], its: socket.socket,
+) -> None:  # fmt: skip
+    """The filler's part."""
+    try:
+        priority.be_called("quickthaw-shm")
+        threads = _Threads()
+        left = {each.image: each for each in shared}
+        while left:
+            for image in asked.wait():
+                found = left.pop(image)
+                faults.point("memory.shared", container)
+                pid = asked.asking(image)
+                _fill(pid, found, payloads[found.data], threads)
+                if not left:
+                    its.send(_DONE)
+                asked.answer(image)
+    except Damaged as error:
+        its.send(_DAMAGED + str(error).encode()[: _MESSAGE_BYTES - 1])
+    except Exception as error:  # noqa: BLE001 - the border: the page server ends the container
+        why = str(error) or type(error).__name__
+        its.send(_FAILED + f"shared memory: {why}".encode()[: _MESSAGE_BYTES - 1])
+
+
+def _fill(pid: int, found: SharedLayout, payload: Payload, threads: _Threads) -> None:
+    """Fill one object, which CRIU has just made in process `pid`."""
+    with contextlib.suppress(ValueError):  # no cgroup counts memory here
+        cgroup.charge_to(pid)
+    fd = _object(pid, found.size)
+    try:
+        with (
+            mapped_shared(fd, found.size) as address,
+            userfault.registered(address, found.size) as fault_fd,
+        ):
+            jobs = [
+                _job(fault_fd, address + start, payload, offset, end - start)
+                for start, end, offset in _pieces(found.extents)
+            ]
+            if sum(end - start for start, end, _ in found.extents) <= _LITTLE_BYTES:
+                for job in jobs:
+                    job()
+            else:
+                threads.run(jobs)
+    finally:
+        os.close(fd)
+
+
+def _job(fd: int, address: int, payload: Payload, offset: int, size: int) -> Job:
+    def work() -> None:
+        done = 0
+        while done < size:
+            with (
+                payload.at(offset + done, size - done) as (source, there),
+                contextlib.suppress(Changing),
+            ):
+                done += userfault.copy(fd, address + done, source, there)
+
+    return work
+
+
+def _pieces(extents: Sequence[Extent]) -> Iterator[Extent]:
+    """Each in one chunk of the payload, which so is checked once."""
+    for start, end, offset in extents:
+        at = start
+        while at < end:
+            place = offset + at - start
+            until = min(end, at + CHUNK_BYTES - place % CHUNK_BYTES)
+            yield at, until, place
+            at = until
+
+
+def _object(pid: int, size: int) -> int:
+    """A descriptor of the object that CRIU has mapped in `pid` and not yet filled.
+
+    CRIU maps the whole of one while it reads the list of its pages, and only then: it is the one
+    that is mapped shared and writable, has this size, and no page. Raises NotFilled, OSError.
+    """
+    found: dict[int, str] = {}
+    with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(None, 5)
+            if len(fields) < 6 or not fields[5].startswith(_NAMES) or fields[1][:4:3] != "rs":
+                continue
+            first, last = (int(each, 16) for each in fields[0].split("-"))
+            if int(fields[2], 16) or last - first != size:
+                continue
+            path = f"/proc/{pid}/map_files/{first:x}-{last:x}"
+            status = os.stat(path)
+            if not status.st_blocks:
+                found[status.st_ino] = path
+    if len(found) != 1:
+        raise NotFilled(f"{len(found)} objects fit")
+    (path,) = found.values()
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+class _Threads:
+    """They are there before the process is where the number of threads is limited."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Job] = SimpleQueue()
+        self._ends: SimpleQueue[Exception | None] = SimpleQueue()
+        for _ in range(THREADS):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Do all. Raises what the first one that failed has raised, when all have ended."""
+        for job in jobs:
+            self._jobs.put(job)
+        errors = [self._ends.get() for _ in jobs]
+        for error in errors:
+            if error:
+                raise error
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            error = None
+            try:
+                job()
+            except Exception as failed:  # noqa: BLE001 - `run` raises it
+                error = failed
+            self._ends.put(error)

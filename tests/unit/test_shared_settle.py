@@ -1,0 +1,154 @@
+"""Shared memory that CRIU has dumped becomes a payload: what is in it, and what stays CRIU's."""
+
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protos import criu_pb2
+from shim.capture.sharedsettle import settle_shared
+from shim.criu import pagemap, sharedmem
+from shim.criu.images import DamagedImage
+from shim.memory import layout
+from shim.memory.layout import BadLayout, SharedLayout
+
+PAGE: Final = 4096
+MIB: Final = 1 << 20
+MAGIC: Final = struct.pack("<II", 0x54564319, 0x1234)
+ANON, SEGMENT, HUGETLB = 1 << 8, 1 << 10, 0x40000
+
+
+def image(path: Path, *messages: object) -> None:
+    """Write one of CRIU's images."""
+    out = MAGIC
+    for message in messages:
+        raw = message.SerializeToString()  # type: ignore[attr-defined]
+        out += struct.pack("<I", len(raw)) + raw
+    path.write_bytes(out)
+
+
+class Dump:
+    """A dump that is being made up."""
+
+    def __init__(self, base: Path) -> None:
+        self.criu, self.memory = base / "criu", base / "memory"
+        self.criu.mkdir(parents=True)
+        self.memory.mkdir()
+
+    def listed(self, shmid: int, pages_id: int, content: dict[int, bytes]) -> None:
+        """The pages of one object, by offset."""
+        entries = [
+            criu_pb2.PagemapEntry(vaddr=at, nr_pages=1, flags=pagemap.PRESENT)
+            for at in sorted(content)
+        ]
+        head = criu_pb2.PagemapHead(pages_id=pages_id)
+        image(self.criu / f"pagemap-shmem-{shmid}.img", head, *entries)
+        pages = b"".join(content[at] for at in sorted(content))
+        (self.criu / f"pages-{pages_id}.img").write_bytes(pages)
+
+    def settled(self) -> list[SharedLayout]:
+        """What a restore reads."""
+        found = settle_shared(self.criu, self.memory)
+        (self.memory / "layout.json").write_bytes(layout.encode([], found))
+        return self.read().shared
+
+    def read(self) -> layout.Layout:
+        """What lies in memory/ now."""
+        small = {p.name: p.read_bytes() for p in self.memory.iterdir() if p.suffix != ".data"}
+        sizes = {path.name: path.stat().st_size for path in self.memory.glob("*.data")}
+        return layout.decode(small, sizes)
+
+    def content(self, found: SharedLayout) -> dict[int, bytes]:
+        """The pages of an object that are to be filled."""
+        data = (self.memory / found.data).read_bytes()
+        return {
+            at: data[offset + at - start :][:PAGE]
+            for start, end, offset in found.extents
+            for at in range(start, end, PAGE)
+        }
+
+
+@given(st.dictionaries(st.integers(0, 2000), st.integers(0, 2), min_size=256, max_size=600))
+def test_what_is_no_zero_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, pages: dict[int, int]
+) -> None:
+    dump = Dump(tmp_path_factory.mktemp("dump"))
+    content = {
+        number * PAGE: bytes(PAGE) if not kind else bytes([kind]) * (PAGE - 1) + b"\7"
+        for number, kind in pages.items()
+    }
+    dump.listed(9, 3, content)
+    image(dump.criu / "memfd.img", criu_pb2.MemfdInode(size=2001 * PAGE - 5, shmid=9))
+    (found,) = dump.settled()
+    assert (found.image, found.size) == ("pagemap-shmem-9.img", 2001 * PAGE)
+    assert dump.content(found) == {at: page for at, page in content.items() if any(page)}
+    # CRIU makes it at its full size, and empty.
+    assert pagemap.read(dump.criu / found.image) == pagemap.Pagemap(3, ())
+    assert (dump.criu / "pages-3.img").stat().st_size == 0
+
+
+def some(size: int = MIB) -> dict[int, bytes]:
+    """Random content."""
+    return {at: os.urandom(PAGE) for at in range(0, size, PAGE)}
+
+
+def test_small_objects_and_huge_pages_stay_with_criu(tmp_path: Path) -> None:
+    dump = Dump(tmp_path)
+    dump.listed(1, 1, some(MIB - PAGE))
+    dump.listed(2, 2, some())
+    dump.listed(3, 3, some())
+    dump.listed(4, 4, some())
+    memfds = [criu_pb2.MemfdInode(size=MIB, shmid=1), criu_pb2.MemfdInode(size=MIB, shmid=2)]
+    memfds[1].hugetlb_flag = 21 << 26
+    image(dump.criu / "memfd.img", *memfds)
+    areas = [
+        criu_pb2.Vma(start=MIB, end=2 * MIB, pgoff=0, shmid=3, status=ANON, flags=HUGETLB),
+        criu_pb2.Vma(start=MIB, end=2 * MIB, pgoff=MIB, shmid=4, status=ANON),
+        criu_pb2.Vma(start=MIB, end=9 * MIB, pgoff=0, shmid=5, status=ANON | SEGMENT),
+    ]
+    image(dump.criu / "mm-1.img", criu_pb2.Mm(vmas=areas))
+    before = {path.name: path.read_bytes() for path in dump.criu.iterdir()}
+    (found,) = dump.settled()
+    assert (found.image, found.size) == ("pagemap-shmem-4.img", 2 * MIB)
+    changed = {
+        name for name, data in before.items() if (dump.criu / name).read_bytes() != data
+    }  # fmt: skip
+    assert changed == {"pagemap-shmem-4.img", "pages-4.img"}
+
+
+def test_a_number_that_two_objects_have_stays_with_criu(tmp_path: Path) -> None:
+    dump = Dump(tmp_path)
+    dump.listed(5, 1, some())
+    image(dump.criu / "memfd.img", criu_pb2.MemfdInode(size=MIB, shmid=5))
+    segment = criu_pb2.IpcShm(desc=criu_pb2.IpcDesc(id=5), size=MIB, in_pagemaps=True)
+    image(dump.criu / "ipcns-shm-11.img", segment)
+    assert sharedmem.objects(dump.criu) == {}
+    assert dump.settled() == []
+
+
+def test_pages_beyond_the_end_are_damage(tmp_path: Path) -> None:
+    dump = Dump(tmp_path)
+    dump.listed(5, 1, some(2 * MIB))
+    image(dump.criu / "memfd.img", criu_pb2.MemfdInode(size=MIB, shmid=5))
+    with pytest.raises(DamagedImage):
+        dump.settled()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"image": "../../x"}, {"image": "core-1.img"}, {"size": 4096}, {"size": "1"}, {}]
+)
+def test_a_layout_that_no_capture_writes_is_refused(
+    tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    dump = Dump(tmp_path)
+    dump.listed(5, 1, some())
+    image(dump.criu / "memfd.img", criu_pb2.MemfdInode(size=MIB, shmid=5))
+    (found,) = settle_shared(dump.criu, dump.memory)
+    changed = {**found, **wrong} if wrong else {"image": found["image"]}
+    (dump.memory / "layout.json").write_bytes(layout.encode([], [changed]))
+    with pytest.raises(BadLayout):
+        dump.read()
