@@ -18,6 +18,7 @@ _libc.syscall.restype = ctypes.c_long
 _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _PROT_READ, _PROT_WRITE, _MAP_SHARED = 1, 2, 1
+_MADV_POPULATE_READ = 22
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 # The same numbers on x86_64 and arm64: everything since Linux 5.0 is numbered alike.
@@ -57,13 +58,18 @@ def map_readable(fd: int, size: int) -> int:
 
 
 @contextlib.contextmanager
-def mapped_shared(fd: int, size: int) -> Iterator[int]:
-    """Map a file shared and writable in the `with`; the address. Raises OSError."""
-    address = _mapped(fd, size, _PROT_READ | _PROT_WRITE)
+def mapped_shared(fd: int, size: int, *, writable: bool = True) -> Iterator[int]:
+    """Map a file shared in the `with`; the address. Raises OSError."""
+    address = _mapped(fd, size, _PROT_READ | (_PROT_WRITE if writable else 0))
     try:
         yield address
     finally:
         call("munmap", address, size)
+
+
+def populate_read(address: int, size: int) -> None:
+    """Have a mapping in our page tables, read from the disk where it must be. Raises OSError."""
+    call("madvise", ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_POPULATE_READ)
 
 
 def _mapped(fd: int, size: int, protection: int) -> int:

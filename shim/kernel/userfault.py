@@ -58,6 +58,9 @@ class Gone(Exception):
     """The process has exited or executed another program (ESRCH)."""
 
 
+REFUSALS = (Present, NotOurs, Gone)
+"""What `copy` into memory of our own raises when something is wrong."""
+
 _MEANING = {
     errno.EAGAIN: Changing, errno.EEXIST: Present, errno.ENOENT: NotOurs, errno.ESRCH: Gone
 }  # fmt: skip

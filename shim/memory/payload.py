@@ -17,13 +17,12 @@ import threading
 from collections import OrderedDict
 
 from shim.integrity.chunks import CHUNK_BYTES
-from shim.kernel.libc import call, map_readable
+from shim.kernel.libc import map_readable, populate_read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_MADV_POPULATE_READ = 22
 _KEPT_CHUNKS = 4
 """Checked chunks that are kept: one for each thread that fills, and what was asked for last."""
 
@@ -78,8 +77,7 @@ class Payload:
     def _populate(self, offset: int, size: int) -> None:
         """Have it in our page tables: a copy that meets a missing page starts again."""
         try:
-            call("madvise", ctypes.c_void_p(self._map + offset), ctypes.c_size_t(size),
-                 _MADV_POPULATE_READ)  # fmt: skip
+            populate_read(self._map + offset, size)
         except OSError as error:
             raise Damaged(f"{self.name} cannot be read at {offset}: {error.strerror}") from error
 

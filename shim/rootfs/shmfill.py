@@ -17,11 +17,14 @@ import stat
 from shim.contract.errors import ShmNotFilled
 from shim.kernel.beneath import O_WALK, open_beneath, open_dir
 from shim.kernel.fds import OwnedFd
-from shim.rootfs.inode import Changed, Copier
+from shim.rootfs.inode import Changed
+from shim.rootfs.shmcopy import ParallelCopier
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from shim.rootfs.inode import Copier
 
 _CHUNK = 1 << 20
 
@@ -45,7 +48,7 @@ def fill(source: str, target: str, put: Sequence[str], *, container: str) -> Non
 
     Raises ShmNotFilled, also when one of the names came up meanwhile; `undo` is the way back.
     """
-    copier = Copier()
+    copier = ParallelCopier()
     links: dict[tuple[int, int], str] = {}
     with (
         _border(target, container),

@@ -109,3 +109,31 @@ def test_a_symlink_of_the_pod_leads_nowhere(pods: Path) -> None:
     with pytest.raises(ShmNotFilled):
         shmfill.fill(snapshot, f"{pods}/new", ["d/f"], container="c")
     assert os.listdir(f"{pods}/outside") == []
+
+
+@pytest.mark.parametrize("size", [(8 << 20) - 1, 8 << 20, (21 << 20) + 4097])
+def test_a_big_file_comes_back_to_the_last_byte_and_keeps_its_holes(pods: Path, size: int) -> None:
+    content = os.urandom(size)
+    with open(f"{pods}/old/big", "wb") as file:
+        file.write(content)
+        file.truncate(size + (9 << 20) + 5)
+        file.seek(size + (5 << 20))
+        file.write(b"island")
+    _fill(_capture(pods), f"{pods}/new")
+    with open(f"{pods}/old/big", "rb") as old, open(f"{pods}/new/big", "rb") as new:
+        assert new.read() == old.read()
+    status = os.stat(f"{pods}/new/big")
+    assert status.st_blocks * 512 <= -(-size // 4096) * 4096 + 8192
+
+
+def test_a_tmpfs_that_is_too_small_is_told_and_left_as_it_was(pods: Path) -> None:
+    with open(f"{pods}/old/big", "wb") as file:
+        file.write(os.urandom(16 << 20))
+    snapshot = _capture(pods)
+    small = trees.make_dirs(pods, "small")[0]
+    mounts.mount("shm", small, "tmpfs", 0, "mode=1777,size=8m")
+    put = shmfill.plan(snapshot, small, container="c")
+    with pytest.raises(ShmNotFilled, match="No space left"):
+        shmfill.fill(snapshot, small, put, container="c")
+    shmfill.undo(small, put)
+    assert os.listdir(small) == []
