@@ -16,6 +16,7 @@ import time
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from shim.capture.spacecopy import JOB_BYTES, SpaceCopy
@@ -50,6 +51,13 @@ class Space:
     pages: Pagemap
     content: list[tuple[int, int, int]]
     zeros: list[Range]
+
+
+_MAX_LISTED_BYTES = 16 << 20
+"""Of CRIU's lists of pages. Every second page of 8 GiB takes more, and a process can have that on
+purpose: nobody shall stand still, and the daemon grow, for as long as that takes."""
+_MAX_PIECES = 1 << 20
+"""As many there are at most in such lists, nearly."""
 
 
 class MemoryCopy:
@@ -126,6 +134,8 @@ class MemoryCopy:
         if images != of.keys():
             odd = ", ".join(sorted(images ^ of.keys()))
             raise ValueError(f"CRIU has dumped other processes than were frozen: {odd}")
+        if sum((criu / name).stat().st_size for name in images) > _MAX_LISTED_BYTES:
+            raise ValueError("its memory is in too many pieces")
         return {space: pagemap.read(criu / name) for name, space in of.items()}
 
     def _space(self, pid: int) -> SpaceCopy:
@@ -140,7 +150,9 @@ class MemoryCopy:
     def _new_pages(self) -> Iterator[tuple[SpaceCopy, list[Range]]]:
         for space in list(self._spaces.values()):
             with contextlib.suppress(OSError):
-                there = othermemory.pages(space.pid, othermemory.own_areas(space.pid))
+                there = islice(
+                    othermemory.pages(space.pid, othermemory.own_areas(space.pid)), _MAX_PIECES
+                )
                 yield from ((space, job) for job in _jobs(without(there, space.known())))
 
     def _each(self, jobs: Iterable[Job], work: Callable[[Job], None]) -> None:

@@ -301,6 +301,19 @@ def test_a_process_that_criu_dumps_and_nobody_froze_is_a_failure(staging: Path) 
             memory.complete(criu)
 
 
+def test_memory_in_too_many_pieces_is_a_failure_before_it_is_looked_at(staging: Path) -> None:
+    criu = staging / SNAPSHOT_CRIU
+    with process(1) as child, MemoryCopy(
+        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() + 60
+    ) as memory:  # fmt: skip
+        child.change()
+        memory.compare([child.pid])
+        with (criu / f"pagemap-{child.pid}.img").open("wb") as file:
+            file.truncate(17 << 20)
+        with pytest.raises(ValueError, match="too many pieces"):
+            memory.complete(criu)
+
+
 def test_a_page_that_cannot_be_read_is_a_failure(staging: Path) -> None:
     criu = staging / SNAPSHOT_CRIU
     with process(1) as child, MemoryCopy(
