@@ -17,6 +17,7 @@ import grpc
 import pytest
 
 from protos import cri_pb2 as pb
+from shim.contract.manifest import SCHEMA
 from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
@@ -308,7 +309,7 @@ def test_a_damaged_image(swap_node: Node, damage: Callable[[Path], None], image:
 def test_a_manifest_of_a_newer_schema(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "newer")
     manifest = taken.directory / "manifest.json"
-    newer = re.sub(r'"schema": ?2\b', '"schema":3', manifest.read_text(), count=1)
+    newer = re.sub(rf'"schema": ?{SCHEMA}\b', f'"schema":{SCHEMA + 1}', manifest.read_text(), 1)
     assert newer != manifest.read_text()
     with swap_node.daemon_stopped():
         manifest.write_text(newer)
