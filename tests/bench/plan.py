@@ -41,7 +41,8 @@ class WrongPlan(Exception):
 class Plan:
     """sizes: GiB, in the order in which they are run. contents: of the part of that name.
 
-    steady_s: how long a replica is asked. many: how many replicas at once. storm_s: seconds of the event stress test.
+    steady_s: how long a replica is asked. many: how many replicas at once. storm_s: seconds of the
+    event stress test.
     """
 
     parts: Sequence[str]

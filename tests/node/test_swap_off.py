@@ -309,7 +309,8 @@ def test_a_damaged_image(swap_node: Node, damage: Callable[[Path], None], image:
 def test_a_manifest_of_a_newer_schema(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "newer")
     manifest = taken.directory / "manifest.json"
-    newer = re.sub(rf'"schema": ?{SCHEMA}\b', f'"schema":{SCHEMA + 1}', manifest.read_text(), 1)
+    known, following = rf'"schema": ?{SCHEMA}\b', f'"schema":{SCHEMA + 1}'
+    newer = re.sub(known, following, manifest.read_text(), count=1)
     assert newer != manifest.read_text()
     with swap_node.daemon_stopped():
         manifest.write_text(newer)
