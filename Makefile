@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 VENV := build/venv
 PY := $(VENV)/bin/python
+comma := ,
 CODE := hook shim tests packaging
 export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: bench faults help setup lint format protos test test-unit test-node demo gpu-bundle soak crash fuzz packages clean
+.PHONY: bench faults help setup lint format protos test test-unit test-node demo gpu-bundle soak storm crash fuzz packages clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 16
@@ -38,7 +39,7 @@ test-unit: setup ## seconds, no node
 	$(PY) -m pytest tests/unit
 
 # What is tested and shown is what is shipped: both install the deb.
-bench demo faults test test-node soak: KINDS = deb
+bench demo faults test test-node soak storm: KINDS = deb
 
 demo: packages ## the main job on real input: cold start, capture, restores; writes build/demo.json
 	$(PY) -m tests.demo
@@ -47,7 +48,7 @@ bench: packages ## four ways to start side by side; QUICK=1, PARTS, SIZES, RUNSâ
 	$(PY) -m tests.bench
 
 test: packages ## unit tests, then end-to-end tests on nodes with real containerd (20 minutes)
-	$(PY) -m pytest tests/unit tests/fuzz tests/crash
+	$(PY) -m pytest tests/unit tests/fuzz tests/crash tests/storm
 	$(PY) -m tests.side_by_side 'tests/node -k forky' 'tests/node -k "not forky"'
 
 crash: setup ## kill -9 and power loss at every step of the store, at length (half an hour)
@@ -61,6 +62,9 @@ test-node: packages ## end-to-end tests alone; K=EXPRESSION takes some of them, 
 
 soak: packages ## pods come and go, nothing may grow; RESTORES=1000 CAPTURES=200; writes build/soak.json
 	$(PY) -m tests.soak
+
+storm: packages ## everything happens to memory that is being filled: MINUTES=10 or SECONDS, LEVELS=direct,node; writes build/storm.json
+	$(PY) -m tests.storm --seconds $(or $(SECONDS),$(shell expr 60 \* $(or $(MINUTES),10))) --levels $(or $(LEVELS),direct$(comma)node) --suite $(or $(SUITE),forky) $(if $(SEED),--seed $(SEED))
 
 gpu-bundle: setup ## build/gpu/bundle: what tests/gpu needs on a bare GPU machine without network
 	$(PY) -m tests.gpu.bundle
