@@ -9,7 +9,6 @@ that the id stands for every byte of the snapshot. Lean: the swap path imports i
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import stat
@@ -26,6 +25,7 @@ from shim.contract.paths import (
     SNAPSHOT_ROOTFS,
     SNAPSHOT_SHM,
 )
+from shim.kernel.sha256 import hexdigest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def content(manifest: Manifest) -> bytes:
 
 
 def _digest(manifest: Manifest) -> str:
-    return hashlib.sha256(content(manifest)).hexdigest()
+    return hexdigest(content(manifest))
 
 
 def decode(data: bytes, *, where: str = "manifest") -> Manifest:

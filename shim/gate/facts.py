@@ -12,10 +12,10 @@ config-linux.md.
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 from shim.contract.jsontext import canonical
+from shim.kernel.sha256 import hexdigest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _capabilities(value: object) -> object:
 
 def _digest(value: object) -> str | None:
     """A seccomp profile is long and its reader compares it elsewhere: its digest will do."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest() if value else None
+    return hexdigest(canonical(value).encode()) if value else None
 
 
 def _namespaces(found: Iterable[Mapping[str, Any]], is_host: IsHost) -> dict[str, str]:

@@ -7,8 +7,6 @@ one without. The driver's version must be equal: the process has that very libcu
 
 from __future__ import annotations
 
-import re
-
 from shim.contract import jsontext
 from shim.contract.jsontext import canonical
 from shim.gate.facts import entries, section
@@ -21,8 +19,7 @@ if TYPE_CHECKING:
     Gpu = Mapping[str, object]
 
 NONE = canonical("none")
-_DEVICE = re.compile(r"/dev/nvidia([0-9]+)")
-_ANY_DEVICE = re.compile(r"/dev/nvidia[^/]*|/dev/nvidia-caps/.*|/dev/dxg")
+_DEVICE = "/dev/nvidia"
 _NO_GPU = ("", "void", "none")
 
 
@@ -67,7 +64,12 @@ def _gpus(text: str) -> list[list[object]]:
 
 def _has_devices(spec: Mapping[str, Any]) -> bool:
     devices = entries(section(spec, "linux"), "devices")
-    return any(_ANY_DEVICE.fullmatch(str(device.get("path"))) for device in devices)
+    return any(_is_gpus(str(device.get("path"))) for device in devices)
+
+
+def _is_gpus(path: str) -> bool:
+    name = path.removeprefix(_DEVICE)
+    return path == "/dev/dxg" or (name != path and (name.startswith("-caps/") or "/" not in name))
 
 
 def _minors(spec: Mapping[str, Any]) -> set[int] | None:
@@ -75,8 +77,9 @@ def _minors(spec: Mapping[str, Any]) -> set[int] | None:
     if not _has_devices(spec):
         return None
     devices = entries(section(spec, "linux"), "devices")
-    found = (_DEVICE.fullmatch(str(device.get("path"))) for device in devices)
-    return {int(match[1]) for match in found if match}
+    paths = (str(device.get("path")) for device in devices)
+    numbers = (path.removeprefix(_DEVICE) for path in paths if path.startswith(_DEVICE))
+    return {int(number) for number in numbers if number.isascii() and number.isdecimal()}
 
 
 def _asks_for_none(spec: Mapping[str, Any]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from shim.criu import options
 from shim.gate import gpu, volumes
 from shim.gate.facts import memory_limit, power_facts, section
-from shim.gate.key import match_key, workload_facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +89,8 @@ def request_of(
     What is empty (the pod's namespace, the image's digest) is not known and fits no snapshot.
     ignore_env, any_namespace: from the node's configuration.
     """
+    from shim.gate.key import match_key, workload_facts  # late: a swap compares no key
+
     workload = workload_facts(spec, pod, image_digest=image_digest, ignore_env=ignore_env)
     # A node that shares snapshots between namespaces finds them under the same key.
     key = match_key(workload, namespace="" if any_namespace else pod.namespace, power=None)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 
 from shim.contract.errors import SnapshotNotWhole
@@ -30,6 +29,7 @@ from shim.integrity import chunks, content, marks, tree
 from shim.integrity.tree import Mismatch
 from shim.integrity.work import Work
 from shim.kernel.beneath import open_beneath, read_beneath
+from shim.kernel.sha256 import hexdigest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class Check:
             found = read_beneath(self._dirfd, name, limit_bytes=min(file.size, _LISTING_BYTES))
         except FileNotFoundError:
             raise Mismatch(name, f"{file.size} bytes", "nothing") from None
-        digest = hashlib.sha256(found).hexdigest()
+        digest = hexdigest(found)
         if (len(found), digest) != (file.size, file.sha256):
             raise Mismatch(name, f"SHA-256 {file.sha256[:16]}", digest[:16])
         return found.splitlines()

@@ -8,8 +8,9 @@ Reading and hashing leave the GIL free.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
+
+from shim.kernel.sha256 import hexdigest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 4 << 20
 _BLOCK = 256 << 10
 """Read and hashed at once: stays in the processor's cache."""
+_SMALL = 64 << 10
+"""Read at once, and no reason to load OpenSSL."""
 _ZEROS = "bb9f8df61474d25e71fa00722318cd387396ca1736605e1248821cc0de3d3af8"
 """SHA-256 of a chunk of zeros. Written out: computing it takes longer than all of this import."""
 
@@ -45,6 +48,10 @@ def digest(fd: int, index: int, size: int, tick: Callable[[], None] = _nothing) 
     if end - start == CHUNK_BYTES and _is_hole(fd, start, end):
         tick()
         return _ZEROS
+    if end - start <= _SMALL and len(content := os.pread(fd, end - start, start)) == end - start:
+        return hexdigest(content)
+    import hashlib  # late: see shim.kernel.sha256
+
     found = hashlib.sha256()
     block = memoryview(bytearray(min(_BLOCK, end - start)))
     while start < end:
@@ -66,7 +73,7 @@ def digests_of(content: bytes) -> list[str]:
     """The digests of all chunks of what was read already."""
     view = memoryview(content)
     return [
-        hashlib.sha256(view[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]).hexdigest()
+        hexdigest(view[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
         for index in range(count(len(content)))
     ]
 

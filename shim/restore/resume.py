@@ -13,7 +13,6 @@ from shim.contract import jsontext
 from shim.contract.errors import ResumeFailed
 from shim.contract.paths import CONTROL, RESTORED_FILE
 from shim.kernel import process
-from shim.network import call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +64,10 @@ def call_workload(ticket: Ticket, netns: str, runtime: Sequence[str], *, until: 
 
     runtime: the real runtime with its global flags. Raises ResumeFailed.
     """
+    if not ticket.resume:
+        return
+    from shim.network import call
+
     kind, _, rest = ticket.resume.partition(":" if ticket.resume.startswith("exec") else " ")
     try:
         if kind == "exec":
