@@ -1,14 +1,21 @@
-"""`runc restore` in our own process tree, so that containerd's shim inherits the restored init."""
+"""`runc restore` in our own process tree, so that containerd's shim inherits the restored init.
+
+It is started before the snapshot is checked, and the check is made while it starts: before it
+calls CRIU, runc reads `descriptors.json` from the images, and that is a fifo which gets its content
+when all is ready. Until then no image is there, and nothing of the snapshot runs. Lean.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import time
 
 from shim.contract import faults
 from shim.criu import mntns
 from shim.criu.log import first_error
-from shim.kernel import keyring, process, survivors
+from shim.kernel import alarm, keyring, process, survivors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,25 +26,25 @@ if TYPE_CHECKING:
 _DELETE_S = 10.0
 _DIES_WITHIN_S = 5.0
 _RUNC_ROOT = "/run/runc"
+_LOOK_S = 0.001
+
+DESCRIPTORS = "descriptors.json"
+"""The pipes and files that the container's standard streams were. Source: runc, checkpoint."""
 
 
-def restore(
-    call: Call,
-    runtime: Sequence[str],
-    images: str,
-    work: str,
-    undo: contextlib.ExitStack,
-    *,
-    until: float,
-) -> str:
-    """Restore the container of `call` from `images`, with CRIU's work directory `work`.
+def start(
+    call: Call, runtime: Sequence[str], images: str, work: str,
+    undo: contextlib.ExitStack, held: contextlib.ExitStack,
+) -> process.Child:  # fmt: skip
+    """Start to restore the container of `call`, with CRIU's work directory `work`; see `finish`.
 
-    Returns the empty string when the container runs, else why not. On `undo` goes what takes
-    a running or half restored container away. Raises process.TooLate at the deadline.
+    images: a directory that is made and has no image yet. On `undo` goes what takes away what the
+    runtime left, on `held` what ends the runtime. Raises OSError.
     """
+    os.mkdir(images, 0o700)
+    os.mkfifo(f"{images}/{DESCRIPTORS}", 0o600)
     undo.callback(_take_away, call.container, runtime)
     undo.callback(mntns.remove, f"{work}/restore.log", state_directory(call))
-    undo.callback(_end_survivors, call.container)
     flags = ["--console-socket", "--pid-file", "--no-pivot"]
     options = [f"{flag}={call.options[flag]}" if call.options[flag] else flag
                for flag in flags if flag in call.options]  # fmt: skip
@@ -55,9 +62,43 @@ def restore(
             keyring.join_session(f"_ses.{call.container}")
 
     faults.point("restore.criu.called", call.container)
-    status = process.run(argv, until=until, first=first)
+    with alarm.held():
+        child = process.Child(argv, os.environ, first=first)
+        held.callback(child.end)
+    return child
+
+
+def finish(
+    child: process.Child, call: Call, images: str, descriptors: bytes, work: str,
+    undo: contextlib.ExitStack, *, until: float,
+) -> str:  # fmt: skip
+    """Have the runtime go on, with all images in `images`, and wait until it has ended.
+
+    Returns the empty string when the container runs, else why not. On `undo` goes what takes
+    a running or half restored container away. Raises process.TooLate at the deadline.
+    """
+    undo.callback(_end_survivors, call.container)
+    _hand_over(child, f"{images}/{DESCRIPTORS}", descriptors, until)
+    status = child.wait(until)
     faults.point("restore.criu.ended", call.container)
     return first_error(work, "restore.log") if status else ""
+
+
+def _hand_over(child: process.Child, fifo: str, content: bytes, until: float) -> None:
+    """Write into the fifo when the runtime has opened it, unless that ends before."""
+    while True:
+        try:
+            fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+        else:
+            os.set_blocking(fd, True)
+            with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "wb") as file:
+                file.write(content)
+            return
+        if child.ends(time.monotonic() + _LOOK_S) or time.monotonic() > until:
+            return
 
 
 def state_directory(call: Call) -> str:

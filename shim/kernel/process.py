@@ -47,20 +47,52 @@ def run(
     """
     # A child that an alarm made us forget would never be killed.
     with alarm.held():
-        pid = _spawn(argv, os.environ if env is None else env, quiet, first)
+        child = Child(argv, os.environ if env is None else env, quiet=quiet, first=first)
         try:
+            return child.wait(until)
+        finally:
+            child.end()
+
+
+class Child:
+    """A program that was started: see `run`. `end` must follow, and know of it before an alarm.
+
+    Raises OSError when it cannot be executed.
+    """
+
+    __slots__ = ("_name", "_pid")
+
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], *, quiet: bool = False,
+        first: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._name, self._pid = argv[0], _spawn(argv, env, quiet, first)
+
+    def ends(self, until: float) -> bool:
+        """Wait for its end, which is not reaped by this. False when that is too late."""
+        return ends(self._pid, until)
+
+    def wait(self, until: float) -> int:
+        """Its exit status; 128 + signal when it was killed. Raises TooLate; not to be repeated."""
+        with alarm.held():
             with alarm.heard():
-                ended = ends(pid, until)
+                ended = self.ends(until)
             if not ended:
-                raise TooLate(f"{argv[0]} did not end in time")
-        except BaseException:
+                raise TooLate(f"{self._name} did not end in time")
+            code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+            self._pid = 0
+        return code if code >= 0 else 128 - code
+
+    def end(self) -> None:
+        """Kill it and its process group, unless `wait` has seen its end."""
+        with alarm.held():
+            if not self._pid:
+                return
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the group is still ours
-            if ends(pid, time.monotonic() + _DIES_WITHIN_S):
-                os.waitpid(pid, 0)
-            raise
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return code if code >= 0 else 128 - code
+                os.killpg(self._pid, signal.SIGKILL)  # not reaped yet, so the group is still ours
+            if self.ends(time.monotonic() + _DIES_WITHIN_S):
+                os.waitpid(self._pid, 0)
+            self._pid = 0
 
 
 def ends(pid: int, until: float) -> bool:

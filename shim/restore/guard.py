@@ -19,7 +19,6 @@ from shim.contract.errors import NoTurn, SwapKilled
 from shim.contract.ticket import pod_of
 from shim.kernel import alarm, process, survivors
 from shim.restore import turns
-from shim.restore.forget import forget
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,6 +80,8 @@ def _wait(until: float, parent: int, read_fd: int) -> str:
 
 def _clean_up(ticket: Ticket, runtime: Sequence[str], why: str) -> None:
     """The runtime's own poststop hook does most of it, if the runtime knows the container."""
+    from shim.restore.forget import forget  # late: hardly ever needed, and a pod waits
+
     container = ticket.container
     survivors.kill(container, until=time.monotonic() + _DIES_WITHIN_S)
     with contextlib.suppress(process.TooLate, OSError):

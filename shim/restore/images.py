@@ -98,7 +98,7 @@ def view_of(
     images beneath a descriptor of `view` when it has changed its root, where an absolute link
     would lead into the container. Raises OSError.
     """
-    os.mkdir(view, 0o700)
+    os.makedirs(view, 0o700, exist_ok=True)
     target = os.path.relpath(os.path.realpath(images), os.path.realpath(view))
     for name in linked:
         os.symlink(f"{target}/{name}", f"{view}/{name}")

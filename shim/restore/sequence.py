@@ -2,6 +2,9 @@
 
 Every step registers its undo before it is done; leaving `restored` with an exception runs them
 in reverse, after which nothing of the swap is left and the plain `create` may follow.
+
+The runtime is started as soon as it can be, and waits in the end (see `shim.criu.restore`). What it
+does not need is imported where it is used: on another core, while the runtime starts.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import contextlib
 import os
 import time
 
-from shim.contract import faults, journal, jsontext, manifest
+from shim.contract import faults, journal, jsontext
 from shim.contract.errors import (
     Blame,
     CriuRestoreFailed,
@@ -36,21 +39,14 @@ from shim.contract.paths import (
     SWAPPED,
 )
 from shim.criu import options
-from shim.criu.restore import restore, state_directory
-from shim.gate.checks import SWAP
-from shim.gate.decide import refusals_of
-from shim.gate.request import request_at_swap
-from shim.integrity.check import Check
+from shim.criu import restore as runtime_restore
 from shim.kernel import alarm, mounts, process
-from shim.kernel.addresses import global_addresses
 from shim.kernel.alarm import TooLate
 from shim.kernel.beneath import open_dir, remove_tree
 from shim.kernel.fds import OwnedFd
-from shim.kernel.netns import loopback_is_up
-from shim.kernel.utsns import hostname_in
-from shim.restore import images, memory, oom, resume, turns
+from shim.restore import turns
 from shim.restore.bundle import Bundle
-from shim.rootfs import overlay, shmfill
+from shim.rootfs import overlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +55,8 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
+    from shim.integrity.check import Check
+    from shim.kernel.process import Child
     from shim.memory.layout import Layout
     from shim.restore.memory import PageServer
 
@@ -79,6 +77,8 @@ class Swap:
         self.bundle = Bundle(call.option("--bundle", "-b"))
         self.snapshot = f"{SNAPSHOTS}/{ticket.snapshot}"
         self.private = f"{CONTAINERS}/{ticket.container}"
+        self.images = f"{self.private}/{CONTAINER_IMAGES}"
+        self.work = f"{self.private}/{CONTAINER_WORK}"
         self.steps: dict[str, float] = {}
 
     def run(self) -> None:
@@ -113,6 +113,8 @@ class Swap:
             server = self._restore_all(undo, held)
         # What the workload does now loads the node no more than any other start.
         with self._step("resume"):
+            from shim.restore import resume
+
             resume.call_workload(
                 self.ticket, self.bundle.network_namespace, self.runtime, until=self.until
             )
@@ -123,31 +125,35 @@ class Swap:
     def _restore_all(
         self, undo: contextlib.ExitStack, held: contextlib.ExitStack
     ) -> PageServer:  # fmt: skip
-        with self._step("check"):
-            faults.point("restore.check", self.ticket.container)
-            captured, check = self._checked(held)
         with self._step("rootfs"):
+            faults.point("restore.check", self.ticket.container)
             self._mount_rootfs(undo)
+        with self._step("runtime"):
+            runtime = self._start_runtime(undo, held)
+        with self._step("check"):
+            captured, check = self._checked(held)
         with self._step("shm"):
             self._fill_shm(undo)
         with self._step("network"):
+            from shim.restore import memory, resume
+
             content = memory.read_layout(self.ticket, check.memory, check.unchecked)
-            addresses, image_dir = self._images(captured, check, content, undo)
+            addresses, descriptors = self._images(captured, check, content, undo)
             undo.callback(resume.untell, self.ticket)
             resume.tell(self.ticket, captured, self.bundle, addresses)
             faults.point("restore.told", self.ticket.container)
         with self._step("memory"):
-            server = self._serve_memory(check, content, image_dir, undo)
+            server = self._serve_memory(check, content, undo)
         with self._step("hash"):
             check.finish()
             faults.point("restore.hashed", self.ticket.container)
         with self._step("criu"):
-            self._restore(undo, image_dir, server)
+            self._restore(runtime, descriptors, server, undo)
             server.wait_until_ready(self.until)
             self._rescore()
             check.unchanged()
             with open_dir(self.private) as private:  # it is in memory, and CRIU has read it
-                remove_tree(private.fileno(), os.path.basename(image_dir))
+                remove_tree(private.fileno(), os.path.basename(self.images))
         return server
 
     @contextlib.contextmanager
@@ -189,6 +195,12 @@ class Swap:
 
         Its content is being checked meanwhile.
         """
+        from shim.contract import manifest
+        from shim.gate.checks import SWAP
+        from shim.gate.decide import refusals_of
+        from shim.gate.request import request_at_swap
+        from shim.integrity.check import Check
+
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         container = self.ticket.container
         dirfd = held.enter_context(OwnedFd(os.open(self.snapshot, flags))).fileno()
@@ -225,6 +237,8 @@ class Swap:
             ) from error  # fmt: skip
 
     def _fill_shm(self, undo: contextlib.ExitStack) -> None:
+        from shim.rootfs import shmfill
+
         source = f"{self.snapshot}/{SNAPSHOT_SHM}"
         target = self.bundle.mount_source("/dev/shm")
         if not target or not os.path.isdir(source) or not os.listdir(source):
@@ -238,8 +252,11 @@ class Swap:
 
     def _images(
         self, captured: Manifest, check: Check, content: Layout, undo: contextlib.ExitStack
-    ) -> tuple[list[str], str]:
-        """The new pod's addresses, and the directory with the images that CRIU is to read."""
+    ) -> tuple[list[str], bytes]:
+        """Make the images for CRIU; the new pod's addresses, and what the runtime waits for."""
+        from shim.kernel.addresses import global_addresses
+        from shim.restore import images
+
         own = f"{self.snapshot}/{SNAPSHOT_CRIU}"
         try:
             written = check.images | self._renamed(check.images)
@@ -254,11 +271,11 @@ class Swap:
                     written[images.PATCHED] = files
                 left = {address for address, _ in patches} - chosen.keys()
                 self._plan_network(netns, sorted(left), undo)
-            view = f"{self.private}/{CONTAINER_IMAGES}"
+            descriptors = written.pop(runtime_restore.DESCRIPTORS, b"")
             piped = [each.image for each in content.shared]
-            images.view_of(own, view, check.big_images, written, piped)
+            images.view_of(own, self.images, check.big_images, written, piped)
             faults.point("restore.images.viewed", self.ticket.container)
-            return addresses, view
+            return addresses, descriptors
         except OSError as error:
             raise NetworkNotReady(
                 "cannot look at the pod's network", container=self.ticket.container,
@@ -267,6 +284,8 @@ class Swap:
 
     def _plan_network(self, netns: str, left: list[str], undo: contextlib.ExitStack) -> None:
         """Tell the hook what to do: bring up `lo`, make the addresses bindable that are `left`."""
+        from shim.kernel.netns import loopback_is_up
+
         if loopback_is_up(netns) and not left:
             return
         plan = f"{self.private}/{CONTAINER_NETWORK_PLAN}"
@@ -284,6 +303,9 @@ class Swap:
 
     def _renamed(self, captured: Mapping[str, bytes]) -> dict[str, bytes]:
         """The image of the UTS namespace with the name that the sandbox has."""
+        from shim.kernel.utsns import hostname_in
+        from shim.restore import images
+
         uts = self.bundle.namespace("uts")
         name = hostname_in(uts) if uts else self.bundle.spec.get("hostname")
         return {
@@ -293,43 +315,55 @@ class Swap:
         }
 
     def _serve_memory(
-        self, check: Check, content: Layout, view: str, undo: contextlib.ExitStack
-    ) -> PageServer:
-        work = f"{self.private}/{CONTAINER_WORK}"
-        os.makedirs(work, 0o700, exist_ok=True)
-        server = memory.start(self.ticket, check, content, view, work)
+        self, check: Check, content: Layout, undo: contextlib.ExitStack
+    ) -> PageServer:  # fmt: skip
+        from shim.restore import memory
+
+        server = memory.start(self.ticket, check, content, self.images, self.work)
         undo.callback(server.end)
         faults.point("restore.memory.served", self.ticket.container)
         return server
 
-    def _restore(self, undo: contextlib.ExitStack, image_dir: str, server: PageServer) -> None:
-        work = f"{self.private}/{CONTAINER_WORK}"
+    def _start_runtime(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> Child:
+        os.makedirs(self.work, 0o700, exist_ok=True)
         options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
         with open(f"{SWAPPED}/{self.ticket.container}", "w") as marker:
             undo.callback(os.unlink, marker.name)
-        journal.note(f"{self.private}/journal", journal.RUNTIME, state_directory(self.call))
-        reason = restore(self.call, self.runtime, image_dir, work, undo, until=self.until)
+        state = runtime_restore.state_directory(self.call)
+        journal.note(f"{self.private}/journal", journal.RUNTIME, state)
+        return runtime_restore.start(
+            self.call, self.runtime, self.images, self.work, undo, held
+        )  # fmt: skip
+
+    def _restore(
+        self, runtime: Child, descriptors: bytes, server: PageServer, undo: contextlib.ExitStack
+    ) -> None:
+        reason = runtime_restore.finish(
+            runtime, self.call, self.images, descriptors, self.work, undo, until=self.until
+        )
         if reason:
             server.check_alive()
             error = CriuRestoreFailed(
                 "cannot restore the process tree", container=self.ticket.container, why=reason,
-                do=f"CRIU's log: {self._keep_log(work)}.",
+                do=f"CRIU's log: {self._keep_log()}.",
             )  # fmt: skip
-            if not os.path.exists(f"{work}/restore.log"):
+            if not os.path.exists(f"{self.work}/restore.log"):
                 error.blame = Blame.OTHER  # CRIU has not even begun: the snapshot was not looked at
             raise error
 
     def _rescore(self) -> None:
         """The runtime has told its caller which process is the restored container's first."""
+        from shim.restore import oom
+
         if pid_file := self.call.option("--pid-file"):
             with open(pid_file) as file:
                 oom.rescore(self.bundle.spec, int(file.read()))
 
-    def _keep_log(self, work: str) -> str:
+    def _keep_log(self) -> str:
         """Put CRIU's log where it outlives the container, and return that place."""
         kept = f"{LOGS}/{self.ticket.snapshot}.log"
         try:
-            with open(f"{work}/restore.log", "rb") as log, open(kept, "wb") as file:
+            with open(f"{self.work}/restore.log", "rb") as log, open(kept, "wb") as file:
                 os.sendfile(file.fileno(), log.fileno(), 0, _LOG_BYTES)
         except FileNotFoundError:
             return "missing: CRIU did not start"

@@ -33,6 +33,26 @@ def test_swap_path_stays_lean(module: str) -> None:
     assert HEAVY.isdisjoint(loaded), "every one of these is paid by the pod that waits"
 
 
+BEFORE_THE_RUNTIME = ["shim.front.main", "shim.restore.guard", "shim.restore.sequence"]
+BESIDE_IT = ["shim.contract.manifest", "shim.gate.decide", "shim.gate.request", "shim.restore.oom",
+             "shim.integrity.check", "shim.rootfs.shmfill", "shim.restore.images",
+             "shim.restore.memory", "shim.restore.resume"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        (BEFORE_THE_RUNTIME, {"json", "re", "shutil", "hashlib", "socket", "shim.gate.checks"}),
+        (BEFORE_THE_RUNTIME + BESIDE_IT, {"json", "re", "shutil", "hashlib", "shim.gate.key"}),
+    ],
+)
+def test_what_takes_milliseconds_is_not_imported(modules: list[str], without: set[str]) -> None:
+    imports = "; ".join(f"import {module}" for module in modules)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {imports}; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-ISE", "-c", code], text=True).split()
+    assert without.isdisjoint(loaded)
+
+
 def a_ticket(**changes: object) -> ticket.Ticket:
     fields: dict[str, object] = {
         "container": "abc", "snapshot": SNAPSHOT, "fallback": "cold", "deadline_s": 100.0,
@@ -217,7 +237,8 @@ def guarded(tmp_path: Path, ends: str) -> dict[str, object] | None:
         "from shim.contract import ticket, outcome\n"
         "from shim.restore import guard\n"
         f"guard.outcome.write.__defaults__ = ({str(tmp_path)!r},)\n"
-        "guard.forget = lambda container: None\n"
+        "from shim.restore import forget\n"
+        "forget.forget = lambda container: None\n"
         "t = ticket.decode(sys.argv[1])\n"
         f"with guard.watching(t, ['true'], time.monotonic() + 0.5): {ends}\n"
     )
