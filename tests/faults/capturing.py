@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from tests.faults.ground import CAPTURE_S, STAGING, Ground
+from tests.faults.ground import CAPTURE_S, PATIENT_S, STAGING, Ground
 from tests.faults.restoring import Seen
 from tests.node.swapping import QUICKTHAW, SNAPSHOTS, ask, first_answer, is_restored, wishes
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CALLS: Final = {"quiesce": "http POST :8000/quiesce", "resume": "http POST :8000/resume"}
 WISHES: Final = wishes(**CALLS)
 HAPPENS_WITHIN_S: Final = 20.0
-RECOVERED_WITHIN_S: Final = 30.0
+RECOVERED_WITHIN_S: Final = PATIENT_S + 10.0
 MUCH_MIB: Final = 150
 """Memory that a dump takes long enough for to be disturbed."""
 
@@ -74,6 +74,7 @@ def source_killed(ground: Ground, case: Case, kill: Callable[[Pod], None]) -> Se
 
 
 def _big_source(ground: Ground, case: Case, disturb: Callable[[Pod], None]) -> tuple[Pod, str]:
+    ground.restart_daemon()
     pod = source(ground, case, capture_when="signal")
     nonce = first_answer(pod)["nonce"]
     ask(pod, f"/allocate?mib={MUCH_MIB}")
@@ -86,7 +87,7 @@ def recovered(ground: Ground, pod: Pod, nonce: str, before: set[str]) -> Seen:
     """The fault is over: the next daemon makes the snapshot, and the next pod starts from it."""
     seen = Seen(source_state=ground.state_of(pod, nonce))
     ground.disarm()
-    ground.restart_daemon()
+    ground.restart_daemon(capture_s=PATIENT_S)
     ground.wait(
         lambda: published(ground) - before and not os.listdir(ground.node.path(STAGING)),
         "there is no snapshot when the fault is over", RECOVERED_WITHIN_S,
@@ -138,7 +139,7 @@ def over(ground: Ground, pod: Pod) -> bool:
 def _removal(ground: Ground, case: Case) -> Seen:
     before = published(ground)
     ground.arm(case.armed())
-    ground.restart_daemon()
+    ground.restart_daemon(capture_s=PATIENT_S)
     pod = source(ground, case)
     nonce = first_answer(pod)["nonce"]
     ground.wait(lambda: over(ground, pod), "it is not captured", HAPPENS_WITHIN_S)

@@ -37,6 +37,8 @@ BUNDLES: Final = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 CONFIG: Final = "/etc/quickthaw/quickthaw.d/faults.toml"
 CAPTURE_S: Final = 3
 """How long a capture may take here, so that one that hangs is soon over."""
+PATIENT_S: Final = 30
+"""How long one may take that is to succeed, whatever else the machine does."""
 RESTORE: Final = {"quickthaw.io/restore": "auto", "quickthaw.io/deadline": "2s"}
 IN_SHM: Final = "/dev/shm/of-the-snapshot"
 IN_ROOTFS: Final = "/var/tmp/of-the-snapshot"
@@ -63,9 +65,8 @@ class Ground:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        node.write(CONFIG, f"capture_timeout_s = {CAPTURE_S}\nquarantine_after = 0\n")
         self.disarm()
-        self.restart_daemon()
+        self.restart_daemon(capture_s=PATIENT_S)
         self.before_source = node.inventory()
         wanted = wishes(capture_when="signal")
         self.snapshot: SnapshotRef = captured(
@@ -80,8 +81,8 @@ class Ground:
     def close(self) -> list[str]:
         """Remove what is left of it; what stays nevertheless."""
         self.disarm()
-        self.node.path(CONFIG).unlink()
         self.restart_daemon()
+        self.node.path(CONFIG).unlink()
         self.source.remove(grace_s=0)
         self.node.run([QUICKTHAW, "rm", self.snapshot.id])
         return self.left_overs(self.before_source)
@@ -125,9 +126,10 @@ class Ground:
         """For every program that starts from now on."""
         self.node.path(FAULTS).unlink(missing_ok=True)
 
-    def restart_daemon(self) -> None:
+    def restart_daemon(self, *, capture_s: int = CAPTURE_S) -> None:
         """SIGKILL it, if it runs, as systemd's watchdog would, and wait until the next serves."""
         self._end_daemon()
+        self.node.write(CONFIG, f"capture_timeout_s = {capture_s}\nquarantine_after = 0\n")
         said = len(self.node.journal())
         self.node.start_daemon()
         self.wait(

@@ -11,7 +11,7 @@ from typing import Final
 
 from tests.faults import capturing, restoring
 from tests.faults.cases import Case
-from tests.faults.ground import IN_SHM, RESTORE, STAGING, Ground, Missed, WentWrong
+from tests.faults.ground import IN_SHM, PATIENT_S, RESTORE, STAGING, Ground, Missed, WentWrong
 from tests.faults.restoring import Plan, Seen
 from tests.node.kubelet import Container, Pod
 from tests.node.podspec import HostPath, VolumeMount
@@ -342,10 +342,11 @@ def mount_is_missing(ground: Ground, case: Case) -> Seen:
     path.mkdir(exist_ok=True)
     spec = ground.spec("mount", mounts=[VolumeMount("/srv", HostPath("/srv/of-the-pod"))])
     before = capturing.published(ground)
+    ground.restart_daemon(capture_s=PATIENT_S)
     pod = ground.node.kubelet.run_pod("first", [spec], annotations=capturing.WISHES)
     ground.wait(
         lambda: capturing.published(ground) - before and not _staged(ground),
-        "there is no snapshot", HAPPENS_WITHIN_S,
+        "there is no snapshot", PATIENT_S,
     )  # fmt: skip
     pod.remove(grace_s=0)
 
