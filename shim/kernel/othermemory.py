@@ -41,8 +41,9 @@ _MADV_POPULATE_READ = 22
 
 _ENTRY_BYTES = 8
 _MAP_BYTES = 512 << 10
-_MAX_AREA = 256 << 30
-"""A larger area is one that was reserved: looking through it takes longer than it is worth."""
+_MAX_AREA = 1 << 40
+"""A larger area is one that was reserved: looking through it would take seconds. What is in it is
+copied while the process is frozen."""
 _THERE = bytes(int(byte & 0xC0 != 0) for byte in range(256))
 """By the highest byte of an entry: whether the page is in memory or swapped out."""
 _WRITTEN = bytes(int(byte & 0x80 != 0) for byte in range(256))
