@@ -16,7 +16,7 @@ from shim.contract.paths import CONTAINER_FILLING, CONTAINERS, SNAPSHOT_MEMORY
 from shim.integrity import marks
 from shim.integrity.tree import Mismatch
 from shim.kernel import priority, survivors
-from shim.memory import shared, workingset
+from shim.memory import shared, told, workingset
 from shim.memory.guard import Guard, end, forget
 from shim.memory.payload import Damaged, Payload
 from shim.memory.server import Abandoned, Server
@@ -80,6 +80,9 @@ def serve(
         if is_filled:
             forget(ticket.container)
         else:
+            with contextlib.suppress(OSError):  # the swap is over
+                why = _told(error).encode()[: told.MOST_BYTES - 1]
+                swap.sendall((told.DAMAGED if is_damaged else told.FAILED) + why)
             end(ticket, _told(error), blame=Blame.CONTENT if is_damaged else Blame.OTHER)
         guard.dismiss()
 

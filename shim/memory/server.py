@@ -19,6 +19,7 @@ from shim.memory.extents import Extents
 from shim.memory.filling import Filling
 from shim.memory.lazysocket import LazySocket
 from shim.memory.space import Space
+from shim.memory.told import READY
 from shim.memory.workingset import Recorder
 
 TYPE_CHECKING = False
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 _TICK_MS = 1000
 _RETRY_MS = 5
-READY = b"r"
-"""What the swap is told."""
 
 
 class Abandoned(Exception):

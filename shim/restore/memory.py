@@ -10,7 +10,7 @@ import time
 
 from shim.contract.errors import Blame, MemoryNotServed
 from shim.kernel import alarm, process, userfault
-from shim.memory import layout
+from shim.memory import layout, told
 from shim.memory.asked import Asked
 
 TYPE_CHECKING = False
@@ -42,19 +42,26 @@ class PageServer:
         """
         self._its.settimeout(max(_SHORTLY_S, until - time.monotonic()))
         try:
-            if self._its.recv(1):
-                return
-            why = _ENDED
+            self._judge(self._its.recv(told.MOST_BYTES))
         except TimeoutError:
             why = "the page server does not answer"
-        raise _not_served(self._ticket, why, _LOOK)
+            raise _not_served(self._ticket, why, _LOOK) from None
 
     def check_alive(self) -> None:
         """Why CRIU has failed, if that was the server's end. Raises MemoryNotServed."""
         self._its.settimeout(0)
         with contextlib.suppress(BlockingIOError):
-            if not self._its.recv(1):
-                raise _not_served(self._ticket, _ENDED, _LOOK)
+            self._judge(self._its.recv(told.MOST_BYTES))
+
+    def _judge(self, message: bytes) -> None:
+        """Raises MemoryNotServed for everything but that it is ready."""
+        if message == told.READY:
+            return
+        failed = message.removeprefix(told.READY)
+        why = failed[1:].decode(errors="replace") or _ENDED
+        if failed[:1] != told.DAMAGED:
+            raise _not_served(self._ticket, why, _LOOK)
+        raise _damaged(self._ticket, why)
 
     def keep(self) -> None:
         """The container is restored: its memory is to be completed whatever happens here.
@@ -78,6 +85,13 @@ def _not_served(ticket: Ticket, why: str, do: str) -> MemoryNotServed:
     return MemoryNotServed("cannot serve the memory", container=ticket.container, why=why, do=do)
 
 
+def _damaged(ticket: Ticket, why: str) -> MemoryNotServed:
+    do = f"Run `quickthaw rm {ticket.snapshot[:12]}`; the next pod makes a new one."
+    failed = _not_served(ticket, why, do)
+    failed.blame = Blame.CONTENT
+    return failed
+
+
 def read_layout(
     ticket: Ticket, files: Mapping[str, bytes], data: Mapping[str, Unchecked]
 ) -> Layout:  # fmt: skip
@@ -88,10 +102,7 @@ def read_layout(
     try:
         return layout.decode(files, {name: each.size for name, each in data.items()})
     except layout.BadLayout as error:
-        do = f"Run `quickthaw rm {ticket.snapshot[:12]}`; the next pod makes a new one."
-        failed = _not_served(ticket, str(error), do)
-        failed.blame = Blame.CONTENT
-        raise failed from error
+        raise _damaged(ticket, str(error)) from error
 
 
 def start(

@@ -1,5 +1,6 @@
 """Shared memory of every kind comes back, filled by us while CRIU waits; or the pod starts cold."""
 
+import os
 from collections.abc import Iterator
 from typing import Final
 
@@ -19,6 +20,7 @@ from tests.node.swapping import (
     is_restored,
     probe,
     published,
+    said,
     wait_until,
     wipe_snapshots,
 )
@@ -128,3 +130,21 @@ def test_memory_is_charged_to_the_container(swap_node: Node, snapshot: SnapshotR
     assert_whole(pod, snapshot)
     used = pod.container().stats().memory.working_set_bytes.value
     assert used > 70 << 20
+
+
+def test_spoiled_content_is_a_cold_start_and_the_snapshots_end(
+    swap_node: Node, snapshot: SnapshotRef
+) -> None:
+    data = max(
+        snapshot.directory.glob("memory/shared-*.data"), key=lambda path: path.stat().st_size
+    )
+    status = data.stat()
+    with data.open("r+b") as file:
+        file.seek(5000)
+        byte = file.read(1)[0]
+        file.seek(5000)
+        file.write(bytes([byte ^ 1]))
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+    pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
+    assert_cold(pod, snapshot)
+    said(swap_node, snapshot.id[:12], "goes to quarantine", "it is damaged", data.name)

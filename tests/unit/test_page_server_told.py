@@ -1,0 +1,69 @@
+"""What the swap makes of what its page server tells it."""
+
+import socket
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from shim.contract.errors import Blame, MemoryNotServed
+from shim.memory import told
+from shim.restore.memory import PageServer
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[PageServer, socket.socket]]:
+    """The swap's view of a page server, and the server's end."""
+    ours, its = socket.socketpair()
+    ticket = cast("Any", SimpleNamespace(container="c" * 64, snapshot="5" * 64))
+    with ours, its:
+        yield PageServer(ticket, 1, ours), its
+
+
+def until() -> float:
+    return time.monotonic() + 5
+
+
+def test_a_server_that_is_ready_and_says_nothing_more_is_well(
+    ends: tuple[PageServer, socket.socket],
+) -> None:
+    server, its = ends
+    server.check_alive()
+    its.send(told.READY)
+    server.wait_until_ready(until())
+    server.check_alive()
+
+
+@pytest.mark.parametrize("first", [b"", told.READY])
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_server_says_why_it_ends(
+    ends: tuple[PageServer, socket.socket], first: bytes, *, wait: bool
+) -> None:
+    server, its = ends
+    its.send(first + told.DAMAGED + b"shared-7.data, chunk 0: no")
+    its.close()
+    with pytest.raises(MemoryNotServed, match="chunk 0: no") as failure:
+        server.wait_until_ready(until()) if wait else server.check_alive()
+    assert failure.value.blame == Blame.CONTENT
+
+
+@pytest.mark.parametrize("message", [told.FAILED + b"no memory", b""])
+def test_what_is_not_the_snapshots_fault_is_not_blamed_on_it(
+    ends: tuple[PageServer, socket.socket], message: bytes
+) -> None:
+    server, its = ends
+    its.send(message)
+    its.close()
+    with pytest.raises(MemoryNotServed, match="no memory" if message else "has ended") as failure:
+        server.wait_until_ready(until())
+    assert failure.value.blame != Blame.CONTENT
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(
+    ends: tuple[PageServer, socket.socket],
+) -> None:
+    server, _ = ends
+    with pytest.raises(MemoryNotServed, match="does not answer"):
+        server.wait_until_ready(time.monotonic())
