@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shim.kernel.priority import killed_with_parent
 from shim.memory.layout import encode_ranges
 from tests.storm import uffd
 from tests.workers import areas
@@ -72,6 +73,7 @@ class Scene:
 
     def _start(self, number: int) -> None:
         (done, its_done), (its_go, go) = os.pipe(), os.pipe()
+        parent = os.getpid()
         if pid := os.fork():
             os.close(its_done)
             self._pids.append(pid)
@@ -79,6 +81,7 @@ class Scene:
             return
         code = 3
         try:
+            killed_with_parent(parent)
             code = self._process(number, its_go, its_done)
         except BaseException:  # noqa: BLE001 - it must never run the parent's code
             self._report.say("wrong", process=f"p{number}", error=traceback.format_exc())
@@ -134,4 +137,5 @@ def hollow(regions: list[tuple[int, int]]) -> int:
 
 
 if __name__ == "__main__":
+    killed_with_parent(os.getppid())
     sys.exit(Scene(Path(sys.argv[1]), Wishes(**json.loads(sys.argv[2]))).run())

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from shim.kernel.priority import killed_with_parent
 from shim.memory import filling
 from shim.memory.filling import Filling
 from shim.memory.layout import SpaceLayout, decode_ranges
@@ -96,4 +97,5 @@ def _note_progress(directory: Path, threads: Filling) -> None:
 
 
 if __name__ == "__main__":
+    killed_with_parent(os.getppid())
     serve(Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[3])), How(**json.loads(sys.argv[2])))
