@@ -148,14 +148,14 @@ def is_changing(fd: int) -> bool:
     return False
 
 
-def is_registered(fd: int, address: int) -> bool:
-    """Whether a page is in an area that belongs to the descriptor. Raises Changing, Gone.
+def is_registered(fd: int, address: int, size: int = PAGE) -> bool:
+    """Whether a range is in one area that belongs to the descriptor. Raises Changing, Gone.
 
     UFFDIO_CONTINUE, which is for shared memory, is refused for private memory after the area was
     looked up, and does nothing.
     """
     try:
-        call("ioctl", fd, ctypes.c_ulong(_CONTINUE), (ctypes.c_uint64 * 4)(address, PAGE, 0, 0))
+        call("ioctl", fd, ctypes.c_ulong(_CONTINUE), (ctypes.c_uint64 * 4)(address, size, 0, 0))
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.ESRCH):
             raise _MEANING[error.errno](*error.args) from error

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from shim.kernel.userfault import FORK, REMAP, REMOVE, UNMAP, Message
+from shim.kernel.userfault import FORK, PAGE, REMAP, REMOVE, UNMAP, Message
 from shim.memory.extents import Extents
 
 TYPE_CHECKING = False
@@ -36,14 +36,15 @@ _NEVER = 1 << 62
 
 def settle(
     events: Sequence[Message], missing: Extents, areas: Extents,
-    is_registered: Callable[[int], bool], child_has: Callable[[int, int], bool | None],
+    is_registered: Callable[[int, int], bool], child_has: Callable[[int, int], bool | None],
 ) -> list[tuple[int, Extents, Extents]]:  # fmt: skip
     """Take all events into account, in the order in which they were read.
 
     areas: what is registered, as far as is known: an area that grows does not tell. is_registered:
-    whether an address is, now that all has happened. What it raises is passed on; `missing` and
-    `areas` are as before then. child_has: the same for the child of a descriptor; None when it
-    cannot be told any more. Returns for each fork the descriptor, and both as the child has them.
+    whether all between two addresses is, as one area, now that all has happened. What it raises is
+    passed on; `missing` and `areas` are as before then. child_has: whether the child of a
+    descriptor has an address registered; None when it cannot be told any more. Returns for each
+    fork the descriptor, and both as the child has them.
     """
     if not any(event.kind in (REMAP, FORK) for event in events):
         for event in events:
@@ -218,7 +219,7 @@ class _History:
 
     def __init__(
         self, events: Sequence[Message], missing: Extents, areas: Extents,
-        is_registered: Callable[[int], bool],
+        is_registered: Callable[[int, int], bool],
     ) -> None:  # fmt: skip
         self._events = events
         bounds: set[int] = set()
@@ -236,7 +237,9 @@ class _History:
             for each in self._targets(event):
                 each.count_arrival(when)
         for each in self._places:
-            each.is_registered = bool(each.arrivals) and is_registered(each.start)
+            each.is_registered = bool(each.arrivals) and is_registered(
+                each.start, each.start + PAGE
+            )
         self._find_grown(is_registered)
         for each in self._touched():
             content = missing.take(each.start, each.end)
@@ -249,11 +252,12 @@ class _History:
     def _touched(self) -> list[_Place]:
         return [each for each in self._places if each.is_touched]
 
-    def _find_grown(self, is_registered: Callable[[int], bool]) -> None:
+    def _find_grown(self, is_registered: Callable[[int, int], bool]) -> None:
         grown = -1  # when somebody arrived who may have grown over the places behind
         for before, each in zip(self._places, self._places[1:]):  # noqa: B905
             grown = before.last_arrival if before.arrivals else grown
-            if grown > before.last_end and grown >= 0 and is_registered(before.start):
+            is_late = grown > before.last_end and grown >= 0
+            if is_late and is_registered(each.start - PAGE, each.start + PAGE):
                 each.is_grown = grown > max(each.last_end, each.last_arrival)
             else:
                 grown = -1

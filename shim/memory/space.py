@@ -170,9 +170,9 @@ class Space:
         self.cursor = 0
         return [Space(fd, 0, missing, self.payload, areas) for fd, missing, areas in found]
 
-    def _is_registered(self, address: int) -> bool:
+    def _is_registered(self, start: int, end: int) -> bool:
         try:
-            return userfault.is_registered(self.fd, address)
+            return userfault.is_registered(self.fd, start, end - start)
         except Gone:
             return False
 

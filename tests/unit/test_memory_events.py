@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shim.kernel.userfault import FORK, REMAP, REMOVE, UNMAP, Message
+from shim.kernel.userfault import FORK, PAGE, REMAP, REMOVE, UNMAP, Message
 from shim.memory.events import settle
 from shim.memory.extents import Extents
 
@@ -80,8 +80,9 @@ def left(
     """Where content is missing afterwards, or where it is in the child; all of one size."""
     missing = Extents((start, start + SIZE, offset) for start, offset in before.items())
     children = settle(
-        events, missing, Extents(), registered.__contains__, lambda _, at: at in (child or ())
-    )
+        events, missing, Extents(), lambda start, _: start in registered,
+        lambda _, at: at in (child or ()),
+    )  # fmt: skip
     found = missing if child is None else {fd: its for fd, its, _ in children}[CHILD]
     assert all(end - start == SIZE for start, end, _ in found)
     return {start: offset for start, _, offset in found}
@@ -112,6 +113,21 @@ def test_one_thread_moves_an_area_to_and_fro() -> None:
 
 def test_the_end_of_an_old_place_is_not_that_of_who_arrived_there_meanwhile() -> None:
     assert left([A_TO_B, C_TO_A, UNMAP_A], {A, B}, {A: OF_A, C: OF_C}) == {B: OF_A, A: OF_C}
+
+
+def test_who_grew_over_a_place_was_not_there_before() -> None:
+    """Nothing tells of growth; that one area has both places does. Otherwise they are two."""
+    before_c = Message(REMAP, OF_C, OF_C + SIZE, C - SIZE)
+    to_c, unmap_c = Message(REMAP, B, B + SIZE, C), Message(UNMAP, C, C + SIZE)
+    for is_grown, there in ((True, {}), (False, {C: OF_B})):
+        one_area = {(C, C + PAGE), *([(C - PAGE, C + PAGE)] if is_grown else [])}
+        missing = Extents([(B, B + SIZE, OF_B)])
+        settle(
+            [to_c, UNMAP_B, unmap_c, before_c], missing, Extents(),
+            lambda start, end, areas=one_area: (start, end) in areas,  # type: ignore[misc]
+            lambda _, __: None,
+        )  # fmt: skip
+        assert {start: offset for start, _, offset in missing} == there
 
 
 def test_a_child_has_what_was_there_when_it_was_forked() -> None:
@@ -225,7 +241,7 @@ def wrong(kernel: Kernel) -> tuple[int, int]:
     """How many places are wrong, and how many children have a wrong one."""
     missing = Extents((place, place + A, offset) for place, offset in kernel.before.items())
     children = settle(
-        kernel.told, missing, kernel.areas, kernel.content.__contains__,
+        kernel.told, missing, kernel.areas, lambda start, _: start in kernel.content,
         lambda fd, at: at in kernel.children[fd],
     )  # fmt: skip
 
