@@ -123,11 +123,16 @@ def _serve(
         priority.be_called("quickthaw-shm")
         threads = _Threads()
         left = {each.image: each for each in shared}
+        charged = 0
         while left:
             for image in asked.wait():
                 found = left.pop(image)
                 faults.point("memory.shared", container)
                 pid = asked.asking(image)
+                if pid != charged:
+                    with contextlib.suppress(ValueError):  # no cgroup counts memory here
+                        cgroup.charge_to(pid)
+                    charged = pid
                 _fill(pid, found, payloads[found.data], threads)
                 if not left:
                     its.send(_DONE)
@@ -141,8 +146,6 @@ def _serve(
 
 def _fill(pid: int, found: SharedLayout, payload: Payload, threads: _Threads) -> None:
     """Fill one object, which CRIU has just made in process `pid`."""
-    with contextlib.suppress(ValueError):  # no cgroup counts memory here
-        cgroup.charge_to(pid)
     fd = _object(pid, found.size)
     try:
         with (
