@@ -68,6 +68,11 @@ class Payload:
         finally:
             self._release(chunk)
 
+    def prepare(self) -> None:
+        """Have all that needs no check in our page tables, and so in memory. Raises Damaged."""
+        for offset in range(0, self.size if self._digests is None else 0, CHUNK_BYTES):
+            self._populate(offset, min(CHUNK_BYTES, self.size - offset))
+
     def check_rest(self) -> None:
         """Check what nobody needed. Raises Damaged."""
         for index in range(len(self._digests or ())):

@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import threading
+from functools import partial
 from queue import SimpleQueue
 
 from shim.contract import faults
@@ -123,6 +124,9 @@ def _serve(
         priority.be_called("quickthaw-shm")
         threads = _Threads()
         left = {each.image: each for each in shared}
+        # While CRIU starts. What is read for it is not charged to the container.
+        content = [payloads[each.data] for each in shared]
+        threading.Thread(target=_prepare, args=(content,), daemon=True).start()
         charged = 0
         while left:
             for image in asked.wait():
@@ -133,10 +137,8 @@ def _serve(
                     with contextlib.suppress(ValueError):  # no cgroup counts memory here
                         cgroup.charge_to(pid)
                     charged = pid
-                _fill(pid, found, payloads[found.data], threads)
-                if not left:
-                    its.send(_DONE)
-                asked.answer(image)
+                answer = partial(_answer, asked, image, None if left else its)
+                _fill(pid, found, payloads[found.data], threads, answer)
     except Damaged as error:
         its.send(_DAMAGED + str(error).encode()[: _MESSAGE_BYTES - 1])
     except Exception as error:  # noqa: BLE001 - the border: the page server ends the container
@@ -144,8 +146,26 @@ def _serve(
         its.send(_FAILED + f"shared memory: {why}".encode()[: _MESSAGE_BYTES - 1])
 
 
-def _fill(pid: int, found: SharedLayout, payload: Payload, threads: _Threads) -> None:
-    """Fill one object, which CRIU has just made in process `pid`."""
+def _prepare(content: Sequence[Payload]) -> None:
+    with contextlib.suppress(Damaged):  # it is met again where it is needed
+        for payload in content:
+            payload.prepare()
+
+
+def _answer(asked: Asked, image: str, told: socket.socket | None) -> None:
+    """Let CRIU go on; before the last time, tell that all is done."""
+    if told:
+        told.send(_DONE)
+    asked.answer(image)
+
+
+def _fill(
+    pid: int, found: SharedLayout, payload: Payload, threads: _Threads, answer: Job
+) -> None:  # fmt: skip
+    """Fill one object, which CRIU has just made in process `pid`, and answer.
+
+    CRIU does not wait until our mapping is taken down.
+    """
     fd = _object(pid, found.size)
     try:
         with (
@@ -161,6 +181,7 @@ def _fill(pid: int, found: SharedLayout, payload: Payload, threads: _Threads) ->
                     job()
             else:
                 threads.run(jobs)
+            answer()
     finally:
         os.close(fd)
 
