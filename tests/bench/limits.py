@@ -57,7 +57,10 @@ def measure(
         os.fsync(out.fileno())
     try:
         for _ in range(runs):
-            found = {f"fill_{n}_bytes_per_s": run("fill", file, length, n) for n in THREADS}
+            found = {}
+            for n in THREADS:
+                touch(length + length // 8)
+                found[f"fill_{n}_bytes_per_s"] = run("fill", file, length, n)
             found |= {f"disk_{n}_bytes_per_s": run("read", file, n) for n in THREADS}
             results.add(LIMIT, MACHINE, LIMIT, **found)
             rates = ", ".join(f"{name[:6]} {rate / 1e9:.2f} GB/s" for name, rate in found.items())

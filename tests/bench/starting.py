@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from tests.bench import limits
 from tests.bench.asking import Asking
 from tests.bench.ground import cache, evict
 from tests.bench.resident import Sampler, filled
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from tests.bench.result import Results
     from tests.bench.ways import Way
     from tests.bench.workers import Worker
+
+
+_MORE_BYTES: Final = 256 << 20
+"""What a replica needs beside the memory that it is named for."""
 
 
 class WrongReplica(Exception):
@@ -70,6 +75,8 @@ class Starting:
             Asking(self.ground.node, place.ip, worker.request, steady_s) as asking,
             Sampler(place.cgroups, shared=worker.shared) as sampler,
         ):
+            # Memory that nobody uses goes back to the host of a virtual machine within seconds.
+            limits.touch(worker.bytes + worker.bytes // 8 + _MORE_BYTES)
             called_s = place.start()
             asked = asking.found()
             sampler.settled()
