@@ -288,6 +288,7 @@ class Vma(_message.Message):
     SHMID_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    MADV_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     end: _builtins.int
     pgoff: _builtins.int
@@ -297,6 +298,8 @@ class Vma(_message.Message):
     """of mmap(2)"""
     status: _builtins.int
     """CRIU, criu/include/image.h: VMA_*"""
+    madv: _builtins.int
+    """a bit for each kind of advice, numbered as for madvise(2)"""
     def __init__(
         self,
         *,
@@ -306,10 +309,11 @@ class Vma(_message.Message):
         shmid: _builtins.int | None = ...,
         flags: _builtins.int | None = ...,
         status: _builtins.int | None = ...,
+        madv: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "pgoff", b"pgoff", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "madv", b"madv", "pgoff", b"pgoff", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "pgoff", b"pgoff", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "madv", b"madv", "pgoff", b"pgoff", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,6 +62,7 @@ def _space(criu: Path, memory: Path, copied: Space) -> dict[str, object]:
     pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, listed))
     return {
         "pid": copied.pid, "data": copied.data.name, "ranges": ranges, "areas": areas,
+        "huge": pagemap.huge_areas(criu / f"mm-{copied.pid}.img"),
         "compression": "none", "sampled_ratio": ratio,
     }  # fmt: skip
 

@@ -15,7 +15,7 @@ from protos import criu_pb2
 from shim.criu.images import DamagedImage, entries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 PAGE: Final = 4096
@@ -26,6 +26,7 @@ PRESENT: Final = criu_pb2.PagemapEntry.PRESENT
 _LENGTH = struct.Struct("<I")
 _MAGIC_BYTES = 8
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_LOCKED, _MAP_HUGETLB = 0x02, 0x20, 0x2000, 0x40000
+_MADV_HUGEPAGE = 14
 _VMA_VSYSCALL, _VMA_VDSO, _VMA_VVAR = 1 << 2, 1 << 3, 1 << 12
 
 
@@ -97,9 +98,22 @@ def lazy_areas(path: Path) -> list[tuple[int, int]]:
 
     Source: CRIU, criu/include/vma.h, vma_entry_can_be_lazy.
     """
+    return [(vma.start, vma.end) for vma in _vmas(path) if _is_lazy(vma)]
+
+
+def huge_areas(path: Path) -> list[tuple[int, int]]:
+    """Those of them for which the process has asked for huge pages. Raises as `lazy_areas`."""
+    return [
+        (vma.start, vma.end)
+        for vma in _vmas(path)
+        if _is_lazy(vma) and vma.madv >> _MADV_HUGEPAGE & 1
+    ]
+
+
+def _vmas(path: Path) -> Sequence[criu_pb2.Vma]:
     (raw,) = entries(path)
     try:
-        return [(vma.start, vma.end) for vma in criu_pb2.Mm.FromString(raw).vmas if _is_lazy(vma)]
+        return criu_pb2.Mm.FromString(raw).vmas
     except DecodeError as error:
         raise DamagedImage(f"{path.name}: {error}") from error
 

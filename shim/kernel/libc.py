@@ -27,6 +27,7 @@ NR_FSOPEN = 430
 NR_FSCONFIG = 431
 NR_FSMOUNT = 432
 NR_OPENAT2 = 437
+NR_PROCESS_MADVISE = 440
 
 
 def call(function: str, *arguments: object, about: str | None = None) -> int:

@@ -47,6 +47,19 @@ def members(container: str) -> list[int]:
     return [pid for pid in pids if pid != own and _is_in(pid, name)]
 
 
+def numbered(container: str, pid: int) -> int:
+    """The process of the container that has this pid in it. Raises ProcessLookupError."""
+    for found in members(container):
+        try:
+            with open(f"/proc/{found}/status", "rb") as file:
+                numbers = [line.split() for line in file if line.startswith(b"NSpid:")]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if numbers and int(numbers[0][-1]) == pid:
+            return found
+    raise ProcessLookupError(f"no process {pid} in {container}")
+
+
 def _is_in(pid: int, name: bytes) -> bool:
     try:
         with open(f"/proc/{pid}/cgroup", "rb") as file:

@@ -4,17 +4,18 @@
 
     {"schema": 1, "spaces": [
         {"pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[start, end], …],
-         "compression": "none", "sampled_ratio": 1.0}],
+         "huge": [[start, end], …], "compression": "none", "sampled_ratio": 1.0}],
      "shared": [
         {"image": "pagemap-shmem-7.img", "data": "shared-7.data", "ranges": "shared-7.ranges",
          "size": …}]}
 
-pid: as CRIU's images have it. areas: those that CRIU registers with the page server. Shared
-memory is by object, not by process: addresses of its ranges are offsets in the object, which has
-`size` bytes, and image is the one with which CRIU asks for its content. A file of ranges is 8 bytes
-of magic and then for each range three 64 bit little endian numbers: address, length and offset in
-the file of data; in the order of addresses, disjoint, whole pages. A page of an area or object that
-is in no range reads as zeros. compression: always none; sampled_ratio: what zlib made of samples
+pid: as CRIU's images have it. areas: those that CRIU registers with the page server; huge: those
+of them in which the process wanted huge pages. Shared memory is by object, not by process:
+addresses of its ranges are offsets in the object, which has `size` bytes, and image is the one with
+which CRIU asks for its content. A file of ranges is 8 bytes of magic and then for each range three
+64 bit little endian numbers: address, length and offset in the file of data; in the order of
+addresses, disjoint, whole pages. A page of an area or object that is in no range reads as zeros.
+compression: always none; sampled_ratio: what zlib made of samples
 (docs/decisions/0008-memory-is-copied-beside-criu.md says why). All are written by
 `shim.capture.settle`, and read from memory after their digests were checked. Lean.
 """
@@ -48,12 +49,13 @@ class BadLayout(ValueError):
 class SpaceLayout:
     """One address space. pid: in the container. data: name of the file."""
 
-    __slots__ = ("areas", "data", "extents", "pid")
+    __slots__ = ("areas", "data", "extents", "huge", "pid")
 
     def __init__(
-        self, pid: int, data: str, extents: list[Extent], areas: list[tuple[int, int]]
+        self, pid: int, data: str, extents: list[Extent], areas: list[tuple[int, int]],
+        huge: list[tuple[int, int]],
     ) -> None:  # fmt: skip
-        self.pid, self.data, self.extents, self.areas = pid, data, extents, areas
+        self.pid, self.data, self.extents, self.areas, self.huge = pid, data, extents, areas, huge
 
 
 class SharedLayout:
@@ -120,8 +122,10 @@ def _space(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) 
     if not isinstance(found, dict) or type(found["pid"]) is not int:
         raise BadLayout("not a space")
     extents = _extents(found, files, sizes)
-    areas = [(int(start), int(end)) for start, end in found["areas"]]
-    return SpaceLayout(found["pid"], found["data"], extents, areas)
+    areas, huge = (
+        [(int(start), int(end)) for start, end in found[name]] for name in ("areas", "huge")
+    )
+    return SpaceLayout(found["pid"], found["data"], extents, areas, huge)
 
 
 def _shared(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> SharedLayout:

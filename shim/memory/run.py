@@ -16,7 +16,7 @@ from shim.contract.paths import CONTAINER_FILLING, CONTAINERS, SNAPSHOT_MEMORY
 from shim.integrity import marks
 from shim.integrity.tree import Mismatch
 from shim.kernel import priority, survivors
-from shim.memory import shared, told, workingset
+from shim.memory import huge, shared, told, workingset
 from shim.memory.guard import Guard, end, forget
 from shim.memory.payload import Damaged, Payload
 from shim.memory.server import Abandoned, Server
@@ -71,6 +71,7 @@ def serve(
             guard.dismiss()  # its descriptors first: an area is ordinary when the last is closed
             server.close()
             forget(ticket.container)
+            huge.collapse(ticket.container, memory.spaces)
             _remember(ticket, server, payloads, data, known)
     except Abandoned:
         survivors.kill(ticket.container, until=time.monotonic() + _DIES_WITHIN_S)

@@ -94,7 +94,9 @@ def seeds() -> Mapping[str, Iterable[bytes]]:
         ],
         "verified_marks": [b'{"schema":1,"marks":{"part":[1,2,3,4,5]}}'],
         "memory_layouts": [
-            layout.encode([{"pid": 1, "data": "d", "ranges": "r", "areas": [[0, 8192]]}], [])
+            layout.encode(
+                [{"pid": 1, "data": "d", "ranges": "r", "areas": [[0, 8192]], "huge": []}], []
+            )
             + layout.encode_ranges([(4096, 8192, 0), (65536, 131072, 4096)])
         ],
         "working_sets": [b'{"schema": 1, "windows": [[1, 65536], [7, 0]]}'],

@@ -77,7 +77,7 @@ def serve(directory: Path, listener: socket.socket, how: How) -> None:
         data = ranges.with_suffix(".data")
         pid = int(ranges.stem.partition("-")[2])
         areas = json.loads(ranges.with_suffix(".areas").read_text())
-        spaces.append(SpaceLayout(pid, data.name, decode_ranges(ranges.read_bytes()), areas))
+        spaces.append(SpaceLayout(pid, data.name, decode_ranges(ranges.read_bytes()), areas, []))
         fd = os.open(data, os.O_RDONLY)
         payloads[data.name] = Payload(data.name, fd, data.stat().st_size, None)
     swap, ours = socket.socketpair()

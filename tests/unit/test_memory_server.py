@@ -115,7 +115,10 @@ def test_ranges_that_were_changed_are_no_others(
 
 
 def test_a_layout_says_what_is_wrong_with_it() -> None:
-    space = {"pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[0, 8192]]}
+    space = {
+        "pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[0, 8192]],
+        "huge": [],
+    }  # fmt: skip
     files = {
         layout.LAYOUT: layout.encode([space], []),
         "space-1.ranges": layout.encode_ranges([(0, 8192, 0)]),

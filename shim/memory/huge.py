@@ -1,0 +1,50 @@
+"""Huge pages where the captured process had asked for them.
+
+A page server installs small pages. CRIU brings back what the process has advised about its areas
+(MADV_HUGEPAGE), and khugepaged would go over them in its own time; here it is done at once, when
+the areas are complete and belong to nobody's userfaultfd any more. Best effort: what cannot be
+collapsed stays as it is. Source: madvise(2), process_madvise(2). Lean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+
+from shim.kernel import survivors
+from shim.kernel.libc import NR_PROCESS_MADVISE, syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from shim.memory.layout import SpaceLayout
+
+HUGE_BYTES = 2 << 20
+_MADV_COLLAPSE = 25
+_AT_ONCE_BYTES = 32 << 20
+"""In one call, which holds the lock of the address space now and then."""
+
+
+def collapse(container: str, spaces: Iterable[SpaceLayout]) -> None:
+    """Make huge pages in the areas of all processes that wanted some. Never raises OSError."""
+    for space in spaces:
+        if space.huge:
+            with contextlib.suppress(OSError):
+                _collapse(survivors.numbered(container, space.pid), space.huge)
+
+
+def _collapse(pid: int, areas: Sequence[tuple[int, int]]) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        for start, end in areas:
+            at = -(-start // HUGE_BYTES) * HUGE_BYTES
+            while at + HUGE_BYTES <= end:
+                size = min(_AT_ONCE_BYTES, (end - at) // HUGE_BYTES * HUGE_BYTES)
+                piece = (ctypes.c_uint64 * 2)(at, size)
+                with contextlib.suppress(OSError):  # unmapped meanwhile, or no huge page is free
+                    syscall(NR_PROCESS_MADVISE, pidfd, piece, 1, _MADV_COLLAPSE, 0)
+                at += size
+    finally:
+        os.close(pidfd)
