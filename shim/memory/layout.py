@@ -122,10 +122,15 @@ def _space(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) 
     if not isinstance(found, dict) or type(found["pid"]) is not int:
         raise BadLayout("not a space")
     extents = _extents(found, files, sizes)
-    areas, huge = (
-        [(int(start), int(end)) for start, end in found[name]] for name in ("areas", "huge")
-    )
+    areas, huge = _areas(found["areas"]), _areas(found["huge"])
     return SpaceLayout(found["pid"], found["data"], extents, areas, huge)
+
+
+def _areas(found: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    areas = [(start, end) for start, end in found]
+    if not all(type(start) is int and type(end) is int for start, end in areas):
+        raise BadLayout("areas whose addresses are no whole numbers")
+    return areas
 
 
 def _shared(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> SharedLayout:

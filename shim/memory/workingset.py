@@ -7,6 +7,7 @@ in the order of the first faults. Nothing depends on it but the order in which m
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 
 from shim.contract import jsontext
@@ -48,7 +49,8 @@ def read(snapshot: str, directory: str = WORKING_SETS) -> list[tuple[int, int]]:
             found = jsontext.parse(file.read(_MAX_BYTES))
         if not isinstance(found, dict) or found["schema"] != _SCHEMA:
             return []
-        return [(int(pid), int(address)) for pid, address in found["windows"]]
+        windows = [(pid, address) for pid, address in found["windows"]]
+        return windows if all(type(each) is int for each in itertools.chain(*windows)) else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
