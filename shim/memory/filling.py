@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 20
 """Copied at once. A fault waits for a copy that is under way: a quarter of a millisecond."""
+ASKED_BYTES = 128 << 10
+"""The same while faults come: many small copies take longer, and nobody waits for one of them."""
+_ASKED_S = 0.03
+_ASIDE_S = 0.005
+"""How long all threads but one stand aside then."""
 NICE = 10
 THREADS = min(4, os.cpu_count() or 1)
 _CHANGING_S = 0.0005
@@ -46,7 +51,7 @@ class Filling:
         self._first: list[tuple[Space, int, int]] = []
         self._mutex = threading.Lock()
         self._held, self._stopped, self._filled = False, False, 0
-        self._refused_since = 0.0
+        self._refused_since = self._asked_at = 0.0
         self._open, self._work = threading.Event(), threading.Event()
         self._locks = [threading.Lock() for _ in range(threads)]
         self._threads = [
@@ -82,6 +87,10 @@ class Filling:
             self._open.set()
             self._work.set()
 
+    def asked(self) -> None:
+        """A fault was served, and others may follow: be short."""
+        self._asked_at = time.monotonic()
+
     def stop(self) -> None:
         """End the threads. Not in a `hold`."""
         self._stopped = True
@@ -100,7 +109,10 @@ class Filling:
             self._open.wait()
             try:
                 with lock:
-                    pause_s = 0.0 if self._held or self._stopped else self._step()
+                    if self._is_asked() and lock is not self._locks[0]:
+                        pause_s = _ASIDE_S
+                    else:
+                        pause_s = 0.0 if self._held or self._stopped else self._step()
             except Exception as error:  # noqa: BLE001 - the owner raises it
                 self.error = self.error or error
                 os.eventfd_write(self.told_fd, 1)
@@ -139,6 +151,9 @@ class Filling:
         if now - self._refused_since > _NO_MEMORY_S:
             raise Stuck(f"the kernel does not take a page: {error.strerror}") from error
 
+    def _is_asked(self) -> bool:
+        return time.monotonic() - self._asked_at < _ASKED_S
+
     def _next(self) -> tuple[Space, Extent] | None:
         while self._first:
             space, start, end = self._first.pop()
@@ -148,7 +163,8 @@ class Filling:
                 if taken[1:]:
                     self._first.append((space, taken[1][0], end))
                 return space, taken[0]
+        size = ASKED_BYTES if self._is_asked() else PIECE_BYTES
         for space in self.spaces:
-            if not space.is_over and (extent := space.next_piece(PIECE_BYTES)):
+            if not space.is_over and (extent := space.next_piece(size)):
                 return space, extent
         return None

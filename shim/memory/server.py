@@ -170,6 +170,7 @@ class Server:
                 for child in children:
                     self._add(child)
                 for address in dict.fromkeys(asked):
+                    self._filling.asked()
                     self._give(space, address)
 
     def _give(self, space: Space, address: int) -> None:
