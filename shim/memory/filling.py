@@ -109,7 +109,7 @@ class Filling:
             self._open.wait()
             try:
                 with lock:
-                    if self._is_asked() and lock is not self._locks[0]:
+                    if self._is_asked() and not self._first and lock is not self._locks[0]:
                         pause_s = _ASIDE_S
                     else:
                         pause_s = 0.0 if self._held or self._stopped else self._step()

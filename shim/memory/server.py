@@ -16,11 +16,11 @@ import select
 from shim.contract import faults
 from shim.kernel.userfault import Gone
 from shim.memory.extents import Extents
-from shim.memory.filling import Filling
+from shim.memory.filling import PIECE_BYTES, Filling
 from shim.memory.lazysocket import LazySocket
 from shim.memory.space import Space
 from shim.memory.told import READY
-from shim.memory.workingset import Recorder
+from shim.memory.workingset import Recorder, ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,10 +144,8 @@ class Server:
         """The processes are about to run."""
         self._started = True
         by_pid = {space.pid: space for space in self._by_fd.values()}
-        size = self.recorder.window_bytes
-        self._filling.start(
-            (by_pid[pid], start, start + size) for pid, start in self._first if pid in by_pid
-        )
+        first = ranges(self._first, PIECE_BYTES)
+        self._filling.start((by_pid[pid], start, end) for pid, start, end in first if pid in by_pid)
 
     def _space(self, pid: int, fd: int) -> Space:
         found = self._memory.get(pid)

@@ -16,7 +16,7 @@ from shim.memory.space import AROUND_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _SCHEMA = 1
 _MAX_WINDOWS = 32768
@@ -26,8 +26,6 @@ _MAX_BYTES = 4 << 20
 
 class Recorder:
     """The windows that were asked for, in order."""
-
-    window_bytes = AROUND_BYTES
 
     def __init__(self) -> None:
         self._windows: dict[tuple[int, int], None] = {}
@@ -40,6 +38,20 @@ class Recorder:
     def after(self, known: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """What was known, and what was asked for beyond that."""
         return list(dict.fromkeys([*known, *self._windows]))[:_MAX_WINDOWS]
+
+
+def ranges(windows: Iterable[tuple[int, int]], most_bytes: int) -> list[tuple[int, int, int]]:
+    """Pid, first address and end of what lies side by side and was asked for in this order.
+
+    most_bytes: of one range. A hundred small copies take ten times as long as one large one.
+    """
+    found: list[tuple[int, int, int]] = []
+    for pid, start in windows:
+        if found and found[-1][0] == pid and found[-1][2] == start < found[-1][1] + most_bytes:
+            found[-1] = pid, found[-1][1], start + AROUND_BYTES
+        else:
+            found.append((pid, start, start + AROUND_BYTES))
+    return found
 
 
 def read(snapshot: str, directory: str = WORKING_SETS) -> list[tuple[int, int]]:

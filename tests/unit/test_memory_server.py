@@ -210,6 +210,15 @@ def test_what_was_asked_for_is_known_the_next_time(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [f"{'a' * 64}.json"]
 
 
+def test_what_was_asked_for_side_by_side_is_filled_at_once() -> None:
+    windows = [(1, 0x10000), (1, 0x20000), (1, 0x30000), (2, 0x40000), (1, 0x0), (1, 0x40000)]
+    assert workingset.ranges(windows, 0x20000) == [
+        (1, 0x10000, 0x30000), (1, 0x30000, 0x40000), (2, 0x40000, 0x50000), (1, 0x0, 0x10000),
+        (1, 0x40000, 0x50000),
+    ]  # fmt: skip
+    assert workingset.ranges([], 0x20000) == []
+
+
 @given(st.binary(max_size=60))
 def test_a_working_set_that_is_none_is_an_empty_one(raw: bytes) -> None:
     import tempfile
