@@ -128,46 +128,49 @@ class _Occupant:
 class _Place:
     """A range of addresses that every event is about as a whole, or not at all.
 
-    arrivals, ends, leaves: how many are told of. last_arrival, last_end: when. is_grown: who came
-    to the place before it got longer afterwards, which is not told, and reaches here.
+    arrivals, ends, leaves: how many are told of. overtaken: how many of the arrivals before an end
+    that must have been earlier. was_seen: somebody did something before anybody arrived.
     """
 
     __slots__ = (
         *("arrivals", "end", "ends", "is_grown", "is_registered", "is_touched"),
-        *("last_arrival", "last_end", "leaves", "occupants", "overtaken", "start"),
+        *("last_arrival", "leaves", "occupants", "overtaken", "start", "target", "was_seen"),
     )
 
     def __init__(self, start: int, end: int) -> None:
         self.start, self.end = start, end
         self.arrivals = self.ends = self.leaves = 0
-        self.is_touched = self.is_grown = self.is_registered = False
-        self.last_arrival = self.last_end = -1
+        self.is_touched = self.is_registered = self.is_grown = self.was_seen = False
+        self.target, self.last_arrival = start, -1
         self.overtaken = 0
         self.occupants: list[_Occupant] = []
 
-    def count(self, when: int, event: Message) -> None:
+    def count(self, event: Message) -> None:
         """An event, which is not about who arrives here."""
         self.is_touched = True
-        if event.kind == UNMAP:
-            self.ends, self.last_end = self.ends + 1, when
-        elif event.kind == REMAP:
-            self.leaves += 1
+        self.was_seen = self.was_seen or not self.arrivals
+        self.ends += event.kind == UNMAP
+        self.leaves += event.kind == REMAP
 
-    def count_arrival(self, when: int) -> None:
+    def count_arrival(self, when: int, target: int) -> None:
         """Somebody arrives here."""
         self.is_touched = True
         self.overtaken += self.arrivals > self.ends
-        self.arrivals, self.last_arrival = self.arrivals + 1, when
+        self.arrivals, self.last_arrival, self.target = self.arrivals + 1, when, target
 
     def was_occupied(self, is_known: bool, is_registered: bool) -> bool:
         """Whether there was somebody before all of it. is_registered: whether it is now."""
-        if not self.arrivals or is_known:
+        if not self.arrivals or is_known or self.was_seen:
             return True
-        if not (self.ends or self.leaves):
+        # Nothing tells of an area that grew to here: then it begins before the place.
+        if not self.overtaken and self.is_grown:
             return False
-        if self.arrivals > 1 and not self.overtaken:  # one after another, as it were
-            return False
-        return is_registered + self.ends - self.is_grown > self.arrivals
+        return is_registered + self.ends > self.arrivals
+
+    def is_of_another(self, is_registered: Callable[[int, int], bool]) -> bool:
+        """Whether the area that is here now is not that of who arrived last."""
+        begin, end = self.target, self.start + PAGE
+        return not is_registered(begin, end) or is_registered(begin - PAGE, end)
 
     def present(self) -> list[_Occupant]:
         """Those of whose end nothing was told so far."""
@@ -208,7 +211,7 @@ class _Place:
         for each in reversed(self.occupants):
             if each.by and not each.by.was_before(fork, had):
                 continue
-            if (has is None or self.is_grown) and each.ended < fork:
+            if has is None and each.ended < fork:
                 return []
             return each.at_fork(fork, had)
         return []
@@ -233,14 +236,11 @@ class _History:
         ]
         for when, event in enumerate(events):
             for each in self._at(event.start, event.end) if event.kind != FORK else ():
-                each.count(when, event)
+                each.count(event)
             for each in self._targets(event):
-                each.count_arrival(when)
-        for each in self._places:
-            each.is_registered = bool(each.arrivals) and is_registered(
-                each.start, each.start + PAGE
-            )
-        self._find_grown(is_registered)
+                each.count_arrival(when, event.to)
+        self._look(is_registered)
+        self._grown = [each for end in bounds for each in _grown(end, areas, is_registered)]
         for each in self._touched():
             content = missing.take(each.start, each.end)
             known = areas.take(each.start, each.end)
@@ -249,18 +249,21 @@ class _History:
                 each.occupants.append(_Occupant(-1, content, None))
             each.is_registered = each.is_registered or bool(known and not each.ends)
 
+    def _look(self, is_registered: Callable[[int, int], bool]) -> None:
+        """What is there now, and whether it is who arrived last, or has grown to here."""
+        latest = -1
+        for each in self._places:
+            if not is_registered(each.start - PAGE, each.start + PAGE):
+                latest = -1
+            if each.arrivals:
+                each.is_registered = is_registered(each.start, each.start + PAGE)
+                each.is_grown = each.is_registered and (
+                    latest > each.last_arrival or each.is_of_another(is_registered)
+                )
+            latest = max(latest, each.last_arrival)
+
     def _touched(self) -> list[_Place]:
         return [each for each in self._places if each.is_touched]
-
-    def _find_grown(self, is_registered: Callable[[int, int], bool]) -> None:
-        grown = -1  # when somebody arrived who may have grown over the places behind
-        for before, each in zip(self._places, self._places[1:]):  # noqa: B905
-            grown = before.last_arrival if before.arrivals else grown
-            is_late = grown > before.last_end and grown >= 0
-            if is_late and is_registered(each.start - PAGE, each.start + PAGE):
-                each.is_grown = grown > max(each.last_end, each.last_arrival)
-            else:
-                grown = -1
 
     def replayed(
         self, missing: Extents, areas: Extents, child_has: Callable[[int, int], bool | None]
@@ -277,6 +280,7 @@ class _History:
             for when, event in enumerate(self._events)
             if event.kind == FORK
         ]
+        areas.put(self._grown)
         for place in self._places:
             for last in place.present()[-1:]:
                 missing.put(last.versions[-1][1])
@@ -322,6 +326,19 @@ class _History:
         if event.kind != REMAP:
             return []
         return self._at(event.to, event.to + event.end - event.start)
+
+
+def _grown(
+    end: int, areas: Extents, is_registered: Callable[[int, int], bool]
+) -> list[Extent]:  # fmt: skip
+    """What lies behind the end of a range and is registered, though nobody has told of it."""
+    size, step, is_longer = 0, 0 if areas.within(end, end + PAGE) else PAGE, True
+    while PAGE <= step < _NEVER:
+        if is_registered(end, end + size + step):
+            size, step = size + step, step * 2 if is_longer else step // 2
+        else:
+            is_longer, step = False, step // 2
+    return [(end, end + size, 0)] if size else []
 
 
 def _ranges(event: Message) -> Iterable[tuple[int, int]]:

@@ -80,7 +80,7 @@ def left(
     """Where content is missing afterwards, or where it is in the child; all of one size."""
     missing = Extents((start, start + SIZE, offset) for start, offset in before.items())
     children = settle(
-        events, missing, Extents(), lambda start, _: start in registered,
+        events, missing, Extents(), lambda start, end: start in registered and end <= start + SIZE,
         lambda _, at: at in (child or ()),
     )  # fmt: skip
     found = missing if child is None else {fd: its for fd, its, _ in children}[CHILD]
@@ -115,19 +115,18 @@ def test_the_end_of_an_old_place_is_not_that_of_who_arrived_there_meanwhile() ->
     assert left([A_TO_B, C_TO_A, UNMAP_A], {A, B}, {A: OF_A, C: OF_C}) == {B: OF_A, A: OF_C}
 
 
-def test_who_grew_over_a_place_was_not_there_before() -> None:
-    """Nothing tells of growth; that one area has both places does. Otherwise they are two."""
-    before_c = Message(REMAP, OF_C, OF_C + SIZE, C - SIZE)
-    to_c, unmap_c = Message(REMAP, B, B + SIZE, C), Message(UNMAP, C, C + SIZE)
-    for is_grown, there in ((True, {}), (False, {C: OF_B})):
-        one_area = {(C, C + PAGE), *([(C - PAGE, C + PAGE)] if is_grown else [])}
-        missing = Extents([(B, B + SIZE, OF_B)])
-        settle(
-            [to_c, UNMAP_B, unmap_c, before_c], missing, Extents(),
-            lambda start, end, areas=one_area: (start, end) in areas,  # type: ignore[misc]
-            lambda _, __: None,
-        )  # fmt: skip
-        assert {start: offset for start, _, offset in missing} == there
+def test_an_area_that_has_grown_is_known_from_then_on() -> None:
+    """Nothing tells of growth: what is behind the end of a range that is told of is looked at."""
+    areas, behind = Extents(), B + SIZE
+    grown = {(B, B + PAGE), *((behind, behind + size * PAGE) for size in range(1, 6))}
+    settle([A_TO_B, UNMAP_A], Extents(), areas, lambda *area: area in grown, lambda *_: None)
+    found = areas.within(behind, behind + 9 * PAGE)
+    assert found == [(behind, behind + 5 * PAGE, 0)]
+
+
+def test_somebody_who_moved_before_another_one_arrived_was_there() -> None:
+    """Though nobody knew of it: the end of its place is not the end of the other's."""
+    assert left([A_TO_C, B_TO_A, UNMAP_A, UNMAP_B], {A, C}, {B: OF_B}) == {A: OF_B}
 
 
 def test_a_child_has_what_was_there_when_it_was_forked() -> None:
@@ -166,6 +165,9 @@ class Kernel:
         """What a thread was dropping when a child was forked and not told of yet: nothing tells
         which was first.
         """
+
+    def is_registered(self, start: int, end: int) -> bool:
+        return end - start == A and start in self.content
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
@@ -241,7 +243,7 @@ def wrong(kernel: Kernel) -> tuple[int, int]:
     """How many places are wrong, and how many children have a wrong one."""
     missing = Extents((place, place + A, offset) for place, offset in kernel.before.items())
     children = settle(
-        kernel.told, missing, kernel.areas, lambda start, _: start in kernel.content,
+        kernel.told, missing, kernel.areas, kernel.is_registered,
         lambda fd, at: at in kernel.children[fd],
     )  # fmt: skip
 
