@@ -59,6 +59,7 @@ class NoGuard:
 def slow_down(how: How) -> None:
     """For this process."""
     filling.PIECE_BYTES = how.piece_kib << 10
+    filling.ASKED_BYTES = min(filling.ASKED_BYTES, filling.PIECE_BYTES)
     step, until = Filling._step, time.monotonic() + how.slow_s
 
     def slowly(self: Filling) -> float:
