@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tests.bench.result import Results
     from tests.bench.workers import Worker
 
-BRIEFLY_S: Final = 1.5
-"""How long replicas are asked whose latencies no target names."""
 SHARED_GIB: Final = 2.0
 MANY_GIB: Final = 0.25
 UNCACHED_GIB: Final = 4.0
@@ -131,13 +129,13 @@ class Bench:
         uncached: bool = False,
         captures: int | None = None,
     ) -> None:
-        """Sources, then replicas. long: ask as long as the plan says."""
+        """Sources, then replicas. long: others are asked as long as the plan says."""
         chosen = {
             name: way for name, way in self._ways(ground).items() if ways is None or name in ways
         }
         limits.touch(worker.bytes * NEEDS)
         sources = Sources(ground, chosen, self.results, captures or self.plan.runs)
-        steady_s = self.plan.steady_s if long else min(self.plan.steady_s, BRIEFLY_S)
+        steady_s = self.plan.steady_s if long else 0.0
         try:
             said = sources.make(worker)
             self.tell(f"{part}: {worker.name} was captured")
