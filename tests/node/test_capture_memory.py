@@ -2,6 +2,7 @@
 
 import textwrap
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,10 +17,18 @@ from tests.node.swapping import (
     captured,
     restored,
     wait_until,
+    wipe_snapshots,
     wishes,
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
+    yield
+    wipe_snapshots(swap_node)
+
 
 WHEN_TOLD = wishes(capture_when="signal")
 PAGES = 8192

@@ -149,7 +149,11 @@ def test_what_was_not_changed_is_restored_with_and_without_marks(
         pod = start_pod(swap_node)
         assert_restored(pod.container())
         assert ask(pod, "/state")["nonce"] == shared.nonce
-        assert sorted(path.name for path in marks.iterdir()) == ["criu", "memory", "rootfs", "shm"]
+        # The page server marks what it has filled, when all is there.
+        wait_until(
+            lambda: {"criu", "memory", "rootfs", "shm"} == {path.name for path in marks.iterdir()},
+            "not everything got marks", swap_node,
+        )  # fmt: skip
         swap_node.kubelet.remove_pods()
 
 
