@@ -43,8 +43,8 @@ if [ -e "$image/shm.tar" ]; then
     shm=$(sed -nE 's/.*"destination":"\/dev\/shm","type":"bind","source":"([^"]*)".*/\1/p' "$bundle/config.json")
     tar -xf "$image/shm.tar" -C "$shm"
 fi
-mkdir -p "$state" "/run/bench/work/$id"
+mkdir -p "$state" "/run/bench/logs/$id"
 # shellcheck disable=SC2086 # as above
 runc $globals restore --detach --bundle "$bundle" --pid-file "$pid_file" \
-    --image-path "$image/criu" --work-path "/run/bench/work/$id" "$id"
+    --image-path "$image/criu" --work-path "/run/bench/logs/$id" "$id"
 : >"$state/$id"
