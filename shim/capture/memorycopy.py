@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from shim.capture.spacecopy import JOB_BYTES, SpaceCopy
 from shim.criu import pagemap
-from shim.kernel import othermemory
+from shim.kernel import lineage, othermemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,7 +68,7 @@ class MemoryCopy:
     """
 
     def __init__(self, init_pid: int, directory: Path, until: float) -> None:
-        self._level = len(_numbers(init_pid)) - 1
+        self._level = len(lineage.numbers(init_pid)) - 1
         self._directory, self._until = directory, until
         self._spaces: dict[int, SpaceCopy] = {}
         self._undo = contextlib.ExitStack()
@@ -105,7 +105,7 @@ class MemoryCopy:
 
     def compare(self, pids: Iterable[int]) -> None:
         """Begin to bring up to date what was copied. The processes are frozen from now on."""
-        here = {pid: _number(pid, self._level) for pid in pids}
+        here = {pid: lineage.numbers(pid)[self._level] for pid in pids}
         for pid, space in list(self._spaces.items()):
             if here.get(pid) != space.number:
                 self._spaces.pop(pid).discard()
@@ -140,7 +140,7 @@ class MemoryCopy:
 
     def _space(self, pid: int) -> SpaceCopy:
         if pid not in self._spaces:
-            number = _number(pid, self._level)
+            number = lineage.numbers(pid)[self._level]
             path = self._directory / f"space-{number}.data"
             # Of a number whose process has ended and that another one has now.
             path.unlink(missing_ok=True)
@@ -179,19 +179,6 @@ class MemoryCopy:
         for each in self._going:
             each.result()
         self._going = []
-
-
-def _numbers(pid: int) -> list[int]:
-    """The number of a process in each PID namespace from /proc's own on. Raises OSError."""
-    with open(f"/proc/{pid}/status", errors="replace") as file:
-        for line in file:
-            if line.startswith("NSpid:"):
-                return [int(number) for number in line.split()[1:]]
-    raise ProcessLookupError(f"process {pid} has no number")
-
-
-def _number(pid: int, level: int) -> int:
-    return _numbers(pid)[level]
 
 
 def _still_there(space: SpaceCopy, areas: Sequence[Range]) -> list[Batch]:

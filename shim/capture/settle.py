@@ -11,10 +11,10 @@ import os
 import zlib
 from typing import TYPE_CHECKING
 
+from shim.capture import datafile
 from shim.capture.sharedsettle import settle_shared
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import pagemap
-from shim.kernel.filesystem import punch_hole
 from shim.memory import layout
 from shim.memory.extents import Extents
 
@@ -38,8 +38,8 @@ def settle(staging: Path, spaces: Iterable[Space]) -> None:
     """
     criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
     found = [_space(criu, memory, each) for each in spaces]
-    (memory / layout.LAYOUT).write_bytes(layout.encode(found, settle_shared(criu, memory)))
-    (memory / layout.LAYOUT).chmod(0o600)
+    shared = settle_shared(criu, memory)
+    datafile.write_small(memory / layout.LAYOUT, layout.encode(found, shared))
 
 
 def _space(criu: Path, memory: Path, copied: Space) -> dict[str, object]:
@@ -51,12 +51,11 @@ def _space(criu: Path, memory: Path, copied: Space) -> dict[str, object]:
         for _, offset, to, length in own:
             _copy(whole.fileno(), offset, small.fileno(), to, length)
         small.truncate(size)
-        _drop_others(whole.fileno(), lazy)
+        datafile.keep_only(whole.fileno(), lazy)
         ratio = _sampled_ratio(whole.fileno())
     pages.chmod(0o600)
     ranges = f"space-{copied.pid}.ranges"
-    (memory / ranges).write_bytes(layout.encode_ranges(lazy))
-    (memory / ranges).chmod(0o600)
+    datafile.write_ranges(memory / ranges, lazy)
     image = criu / f"pagemap-{copied.pid}.img"
     listed = tuple(map(_without_lazy, copied.pages.pages))
     pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, listed))
@@ -99,16 +98,6 @@ def _without_lazy(pages: Pages) -> Pages:
     if not pages.flags & pagemap.LAZY:
         return pages
     return pagemap.Pages(pages.start, pages.end, pages.flags & ~pagemap.PRESENT)
-
-
-def _drop_others(fd: int, kept: Iterable[Extent]) -> None:
-    """Free what is CRIU's, and what was of no use in the end."""
-    at = 0
-    for offset, size in sorted((offset, end - start) for start, end, offset in kept):
-        if at < offset:
-            punch_hole(fd, at, offset - at)
-        at = offset + size
-    os.truncate(fd, at)
 
 
 def _sampled_ratio(fd: int) -> float:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from shim.capture import datafile
 from shim.criu import pagemap, sharedmem
 from shim.criu.images import DamagedImage
-from shim.kernel.filesystem import punch_hole
 from shim.memory import layout
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def _object(
     os.close(os.open(dumped, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with (memory / data).open("r+b") as file:
         kept = _without_zeros(file.fileno(), _listed(pages.pages))
-    (memory / ranges).write_bytes(layout.encode_ranges(kept))
-    (memory / ranges).chmod(0o600)
+    datafile.write_ranges(memory / ranges, kept)
     pagemap.write(image, pagemap.Pagemap(pages.pages_id, ()))
     return {"image": image.name, "data": data, "ranges": ranges, "size": found.size}
 
@@ -87,7 +86,7 @@ def _without_zeros(fd: int, extents: Iterable[Extent]) -> list[Extent]:
                 kept[-1] = (kept[-1][0], at + size, kept[-1][2])
             else:
                 kept.append((at, at + size, first))
-    _punch_between(fd, kept)
+    datafile.keep_only(fd, kept)
     return kept
 
 
@@ -106,12 +105,3 @@ def _content(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
             else:
                 found.append((at + page, pagemap.PAGE))
     return found
-
-
-def _punch_between(fd: int, kept: Iterable[Extent]) -> None:
-    at = 0
-    for start, end, offset in kept:
-        if at < offset:
-            punch_hole(fd, at, offset - at)
-        at = offset + end - start
-    os.truncate(fd, at)

@@ -7,10 +7,17 @@ Lean: the swap path imports it.
 from __future__ import annotations
 
 import os
+import time
 
 from shim.contract import jsontext
 from shim.contract.names import is_container_id
 from shim.contract.paths import OUTCOMES
+from shim.contract.ticket import pod_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.contract.errors import SwapFailed
+    from shim.contract.ticket import Ticket
 
 _MAX_BYTES = 256 * 1024
 
@@ -34,6 +41,19 @@ def write(container: str, outcome: dict[str, object], directory: str = OUTCOMES)
     with os.fdopen(fd, "w") as file:
         file.write(jsontext.compose({"schema": 1, **outcome}))
     os.rename(f"{target}.new", target)
+
+
+def write_killed(ticket: Ticket, error: SwapFailed, *, blame: str = "") -> None:
+    """The outcome of a restore that was ended from outside, and why. Raises OSError.
+
+    blame: where it is not that of the error.
+    """
+    write(ticket.container, {
+        "snapshot": ticket.snapshot, "result": KILLED, "error": str(error),
+        "error_class": type(error).__name__, "exit_code": error.exit_code,
+        "refusals": [], "blame": blame or error.blame, "pod": pod_of(ticket),
+        "seconds": 0.0, "steps": {}, "warnings": [], "at": time.time(),
+    })  # fmt: skip
 
 
 def take(container: str, directory: str = OUTCOMES) -> dict[str, object] | None:

@@ -22,10 +22,11 @@ PAGE: Final = 4096
 PARENT: Final = criu_pb2.PagemapEntry.PARENT
 LAZY: Final = criu_pb2.PagemapEntry.LAZY
 PRESENT: Final = criu_pb2.PagemapEntry.PRESENT
+MAP_HUGETLB: Final = 0x40000
 
 _LENGTH = struct.Struct("<I")
 _MAGIC_BYTES = 8
-_MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_LOCKED, _MAP_HUGETLB = 0x02, 0x20, 0x2000, 0x40000
+_MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_LOCKED = 0x02, 0x20, 0x2000
 _MADV_HUGEPAGE = 14
 _VMA_VSYSCALL, _VMA_VDSO, _VMA_VVAR = 1 << 2, 1 << 3, 1 << 12
 
@@ -121,7 +122,7 @@ def _vmas(path: Path) -> Sequence[criu_pb2.Vma]:
 def _is_lazy(vma: criu_pb2.Vma) -> bool:
     return (
         vma.flags & (_MAP_ANONYMOUS | _MAP_PRIVATE) == _MAP_ANONYMOUS | _MAP_PRIVATE
-        and not vma.flags & (_MAP_LOCKED | _MAP_HUGETLB)
+        and not vma.flags & (_MAP_LOCKED | MAP_HUGETLB)
         and not vma.status & (_VMA_VDSO | _VMA_VVAR | _VMA_VSYSCALL)
     )
 

@@ -7,21 +7,20 @@ lists an object's pages. T2: imports protobuf.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import DecodeError
 
 from protos import criu_pb2
 from shim.criu.images import DamagedImage, entries
+from shim.criu.pagemap import MAP_HUGETLB, PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 Entry = TypeVar("Entry", criu_pb2.MemfdInode, criu_pb2.IpcShm, criu_pb2.Mm)
-_MAP_HUGETLB: Final = 0x40000
 _ANON_SHARED, _SEGMENT = 1 << 8, 1 << 10
-_PAGE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +74,14 @@ def _anonymous(directory: Path) -> Iterator[SharedObject]:
                 if vma.status & (_ANON_SHARED | _SEGMENT) == _ANON_SHARED:
                     reach = vma.pgoff + vma.end - vma.start
                     sizes[vma.shmid] = max(sizes.get(vma.shmid, 0), reach)
-                    if vma.flags & _MAP_HUGETLB:
+                    if vma.flags & MAP_HUGETLB:
                         huge.add(vma.shmid)
     for shmid, size in sizes.items():
         yield SharedObject(shmid, _whole(size), shmid in huge)
 
 
 def _whole(size: int) -> int:
-    return -(-size // _PAGE) * _PAGE
+    return -(-size // PAGE) * PAGE
 
 
 def _parsed(kind: type[Entry], raw: bytes, path: Path) -> Entry:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from shim.capture.sequence import finished
 from shim.contract.errors import NoSuchSnapshot
-from shim.contract.names import is_snapshot_id
 from shim.contract.paths import SNAPSHOT_MEMORY
 from shim.kernel.beneath import open_beneath, open_dir
 from shim.kernel.meminfo import available_bytes
@@ -75,14 +74,11 @@ class Prefetch:
             self._stopped = True
 
     def _guessed(self, pod: Pod, wanted: str) -> Manifest | None:
-        digits = wanted.removeprefix("sha256:")
-        name = "" if wanted == "auto" or is_snapshot_id(digits) else wanted
-        found = [
-            each
-            for each in self._store.find(namespace=pod.namespace, name=name)
-            if not is_snapshot_id(digits) or each.id == digits
-        ]
-        if name or len(found) < 2:
+        found = self._store.find(namespace=pod.namespace)
+        if wanted != "auto":
+            named = wanted.removeprefix("sha256:")
+            return next((each for each in found if named in (each.id, each.name)), None)
+        if len(found) < 2:
             return found[0] if found else None
         # The pods of one controller are called alike but for their end.
         alike = [each for each in found if _stem(each.source.pod) == _stem(pod.name)]

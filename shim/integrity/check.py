@@ -102,7 +102,7 @@ class Check:
     ) -> None:  # fmt: skip
         self._defer_memory = defer_memory
         self.snapshot_dirfd = snapshot_dirfd
-        self._dirfd, self._captured, self._container = snapshot_dirfd, captured, container
+        self._captured, self._container = captured, container
         self._work = Work(until)
         self._with_marks, self._marks_directory = with_marks, marks_directory
         self._marks_count = False
@@ -126,7 +126,7 @@ class Check:
         Raises SnapshotNotWhole; TooLate; OSError where it is not the snapshot's fault.
         """
         with self._border():
-            self._marks_count = marks.count_on(self._dirfd)
+            self._marks_count = marks.count_on(self.snapshot_dirfd)
             self._check_top()
             if not self._is_marked(SNAPSHOT_SHM):
                 self._check_part(SNAPSHOT_SHM)
@@ -156,7 +156,7 @@ class Check:
         Raises SnapshotNotWhole.
         """
         for part in (SNAPSHOT_CRIU, SNAPSHOT_SHM):
-            path = marks.first_changed(self._dirfd, self._used.get(part, {}))
+            path = marks.first_changed(self.snapshot_dirfd, self._used.get(part, {}))
             if path is not None:
                 raise self._not_whole(Mismatch(tree.printable(path), "it as checked", "another"))
 
@@ -165,14 +165,14 @@ class Check:
             self._work.start()
 
     def _check_top(self) -> None:
-        for name in sorted(os.listdir(self._dirfd)):
+        for name in sorted(os.listdir(self.snapshot_dirfd)):
             if name not in _TOP:
                 raise Mismatch(tree.printable(name), "no such file", "one")
 
     def _is_marked(self, part: str) -> bool:
         """Whether nothing of rootfs/ or shm/ has changed since it was checked."""
         known = self._known(part)
-        if part not in known or marks.first_changed(self._dirfd, known) is not None:
+        if part not in known or marks.first_changed(self.snapshot_dirfd, known) is not None:
             return False
         self._used[part] = known
         return True
@@ -188,7 +188,9 @@ class Check:
         used: Marks = {}
         fresh: Marks = {}
         began_ns = marks.now_ns()
-        for line, entry in tree.pairs(part, self._listing(part), tree.walk(self._dirfd, part)):
+        for line, entry in tree.pairs(
+            part, self._listing(part), tree.walk(self.snapshot_dirfd, part)
+        ):
             self._work.tick()
             mark = list(tree.identity(entry.status))
             self._check_entry(line, entry, is_marked=known.get(entry.below) == mark)
@@ -223,7 +225,7 @@ class Check:
             return
         self.hashed_bytes += size
         if size > chunks.CHUNK_BYTES:
-            content.check_later(line, entry, self._dirfd, self._work)
+            content.check_later(line, entry, self.snapshot_dirfd, self._work)
         else:
             content.check_here(line, entry, self._work)
 
@@ -247,7 +249,9 @@ class Check:
         name = LISTINGS[part]
         (file,) = (file for file in self._captured.files if file.path == name)
         try:
-            found = read_beneath(self._dirfd, name, limit_bytes=min(file.size, _LISTING_BYTES))
+            found = read_beneath(
+                self.snapshot_dirfd, name, limit_bytes=min(file.size, _LISTING_BYTES)
+            )
         except FileNotFoundError:
             raise Mismatch(name, f"{file.size} bytes", "nothing") from None
         digest = hexdigest(found)

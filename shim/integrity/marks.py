@@ -16,7 +16,7 @@ import time
 from shim.contract import jsontext
 from shim.contract.paths import VERIFIED
 from shim.integrity.tree import identity, raw
-from shim.kernel import filesystem
+from shim.kernel import filesystem, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,15 +75,7 @@ def write(snapshot: str, part: str, marks: Mapping[str, object], directory: str 
     """Replace the marks of one part. Raises OSError."""
     place = f"{directory}/{snapshot}"
     os.makedirs(place, 0o700, exist_ok=True)
-    fresh = f"{place}/.{part}.{os.getpid()}"
-    try:
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(jsontext.canonical({"schema": _SCHEMA, "marks": marks}))
-        os.rename(fresh, f"{place}/{part}")
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(fresh)
-        raise
+    replace.put(f"{place}/{part}", jsontext.canonical({"schema": _SCHEMA, "marks": marks}))
 
 
 def forget(snapshot: str, directory: str = VERIFIED) -> None:

@@ -1,4 +1,4 @@
-"""Which processes descend from which. Lean."""
+"""Which processes descend from which, and what number one has where. Lean."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ def strangers(pids: Iterable[int], ancestor: int) -> list[int]:
     """
     parents = {pid: parent for pid in pids if (parent := _parent(pid))}
     return [pid for pid in parents if not _descends(pid, ancestor, parents)]
+
+
+def numbers(pid: int) -> list[int]:
+    """The number of a process in each PID namespace, from /proc's own on. Raises OSError.
+
+    Source: proc_pid_status(5), NSpid.
+    """
+    with open(f"/proc/{pid}/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"NSpid:"):
+                return [int(number) for number in line.split()[1:]]
+    raise ProcessLookupError(f"process {pid} has no number")
 
 
 def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:

@@ -6,6 +6,7 @@ proc_pid_pagemap(5), process_vm_readv(2), madvise(2).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -14,6 +15,8 @@ import os
 import re
 from array import array
 from typing import TYPE_CHECKING, Final
+
+from shim.kernel.libc import populate_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,9 +38,6 @@ _read.argtypes = [
 _read.restype = ctypes.c_ssize_t
 _memcmp = _libc.memcmp
 _memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-_madvise = _libc.madvise
-_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_MADV_POPULATE_READ = 22
 
 _ENTRY_BYTES = 8
 _MAP_BYTES = 512 << 10
@@ -73,8 +73,8 @@ class Mapped:
         self._map = mmap.mmap(fd, size) if size else mmap.mmap(-1, PAGE)
         self._held: ctypes.c_char | None = ctypes.c_char.from_buffer(self._map)
         self.address = ctypes.addressof(self._held)
-        # Linux before 5.14 does not know it: then the pages are mapped when they are looked at.
-        _madvise(self.address, size, _MADV_POPULATE_READ)
+        with contextlib.suppress(OSError):  # Linux before 5.14: mapped when they are looked at
+            populate_read(self.address, size)
 
     def close(self) -> None:
         """Unmap it. Nobody may use the address any more."""

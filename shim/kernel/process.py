@@ -54,6 +54,15 @@ def run(
             child.end()
 
 
+def let_go_of_streams() -> None:
+    """No standard stream of the caller's any more, but /dev/null: the pod's log is not ours."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
 class Child:
     """A program that was started: see `run`. `end` must follow, and know of it before an alarm.
 
@@ -139,8 +148,8 @@ def _become(
             for number in _RESET:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))  # exec would pass it on
-            for fd in (0, 1, 2) if quiet else ():
-                os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+            if quiet:
+                let_go_of_streams()
             if first:
                 first()
             os.execvpe(argv[0], list(argv), env)

@@ -7,9 +7,12 @@ against the cold start. `runc delete` does not help before the runtime has writt
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+
+from shim.kernel import lineage
 
 _POLL_S = 0.002
 _ID_CHARS = 32
@@ -50,13 +53,9 @@ def members(container: str) -> list[int]:
 def numbered(container: str, pid: int) -> int:
     """The process of the container that has this pid in it. Raises ProcessLookupError."""
     for found in members(container):
-        try:
-            with open(f"/proc/{found}/status", "rb") as file:
-                numbers = [line.split() for line in file if line.startswith(b"NSpid:")]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if numbers and int(numbers[0][-1]) == pid:
-            return found
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if lineage.numbers(found)[-1] == pid:
+                return found
     raise ProcessLookupError(f"no process {pid} in {container}")
 
 

@@ -28,7 +28,6 @@ _TYPE = 0xAA << 8
 _API = _READ | _WRITE | 24 << 16 | _TYPE | 0x3F
 _API_VERSION, _MISSING = 0xAA, 1
 _REGISTER = _READ | _WRITE | 32 << 16 | _TYPE | 0x00
-_UNREGISTER = _READ | 16 << 16 | _TYPE | 0x01
 _WAKE = _READ | 16 << 16 | _TYPE | 0x02
 _COPY = _READ | _WRITE | 40 << 16 | _TYPE | 0x03
 _CONTINUE = _READ | _WRITE | 32 << 16 | _TYPE | 0x07
@@ -100,6 +99,14 @@ def copy(fd: int, address: int, source: int, size: int) -> int:
     Changing, Present, NotOurs, Gone when not even the first page could be; OSError.
     """
     return _installed(fd, _COPY, (ctypes.c_uint64 * 5)(address, source, size, 0, 0))
+
+
+def copy_all(fd: int, address: int, source: int, size: int) -> None:
+    """`copy` all of it, into memory that nobody else changes. Raises as `copy`, but Changing."""
+    done = 0
+    while done < size:
+        with contextlib.suppress(Changing):
+            done += copy(fd, address + done, source + done, size - done)
 
 
 @contextlib.contextmanager

@@ -31,11 +31,6 @@ class Extents:
     def __len__(self) -> int:
         return len(self._all)
 
-    @property
-    def size(self) -> int:
-        """Bytes in all of them."""
-        return sum(end - start for start, end, _ in self._all)
-
     def copy(self) -> Extents:
         """Another one with the same content."""
         other = Extents()
@@ -71,12 +66,6 @@ class Extents:
             self.take(start, end)
             at = bisect_left(self._all, (start,))
             self._all.insert(at, (start, end, offset))
-
-    def move(self, start: int, end: int, to: int) -> None:
-        """What was at `start` is at `to` now, and what was there is gone."""
-        moved = self.take(start, end)
-        self.take(to, to + end - start)
-        self.put((each[0] - start + to, each[1] - start + to, each[2]) for each in moved)
 
     def _reach(self, start: int, end: int) -> tuple[int, int]:
         """The positions of the extents that have something between two addresses."""

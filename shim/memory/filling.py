@@ -50,18 +50,13 @@ class Filling:
         """Readable when there is nothing to do any more, or an error."""
         self._first: list[tuple[Space, int, int]] = []
         self._mutex = threading.Lock()
-        self._held, self._stopped, self._filled = False, False, 0
+        self._held = self._stopped = False
         self._refused_since = self._asked_at = 0.0
         self._open, self._work = threading.Event(), threading.Event()
         self._locks = [threading.Lock() for _ in range(threads)]
         self._threads = [
             threading.Thread(target=self._serve, args=(lock,), daemon=True) for lock in self._locks
         ]
-
-    @property
-    def filled_bytes(self) -> int:
-        """What the threads have filled so far."""
-        return self._filled
 
     def start(self, first: Iterable[tuple[Space, int, int]] = ()) -> None:
         """Begin. first: ranges of addresses that are filled before all others, in this order."""
@@ -141,7 +136,6 @@ class Filling:
         finally:
             with self._mutex:
                 space.missing.put(rest)
-                self._filled += extent[1] - extent[0] - sum(end - start for start, end, _ in rest)
         return pause_s if rest else 0.0
 
     def refused(self, error: OSError) -> None:

@@ -17,8 +17,8 @@ import time
 from shim.contract import faults, outcome
 from shim.contract.errors import MemoryLost
 from shim.contract.paths import CONTAINER_FILLING, CONTAINERS
-from shim.contract.ticket import pod_of
 from shim.kernel import priority, process, survivors
+from shim.memory import child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,10 +58,6 @@ class Guard:
         with contextlib.suppress(OSError):  # it has ended: `renew` passes on all of them
             socket.send_fds(self._socket, [_KEEP], [fd])
 
-    def drop(self, fd: int) -> None:
-        """It is about to be closed. The guard's copy goes when the guard does."""
-        self._fds.remove(fd)
-
     def renew(self) -> int:
         """The guard was killed: have another one. Returns its descriptor. Raises OSError."""
         self._socket.close()
@@ -91,22 +87,16 @@ class Guard:
 def _started(
     ticket: Ticket, pulse: mmap.mmap, not_its: Sequence[int] = ()
 ) -> tuple[int, socket.socket]:
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server = os.getpid()
-    pid = os.fork()
-    if not pid:
-        try:
-            ours.close()
-            for fd in not_its:
-                os.close(fd)
-            os.setsid()
-            faults.disarm()
-            priority.protect("quickthaw-guard")
-            _watch(ticket, its, pulse, server)
-        finally:
-            os._exit(0)
-    its.close()
-    return pid, ours
+
+    def watch(its: socket.socket) -> None:
+        for fd in not_its:
+            os.close(fd)
+        faults.disarm()
+        priority.protect("quickthaw-guard")
+        _watch(ticket, its, pulse, server)
+
+    return child.started(watch)
 
 
 def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) -> None:
@@ -136,13 +126,22 @@ def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) ->
         os.kill(server, signal.SIGKILL)
 
 
+def remember(container: str) -> None:
+    """The container is being filled, and must not be captured. Raises OSError."""
+    os.close(os.open(_mark(container), os.O_WRONLY | os.O_CREAT, 0o600))
+
+
 def forget(container: str) -> None:
     """The container may be captured now."""
     with contextlib.suppress(OSError):
-        os.unlink(f"{CONTAINERS}/{container}/{CONTAINER_FILLING}")
+        os.unlink(_mark(container))
 
 
-def end(ticket: Ticket, why: str, *, blame: str | None = None) -> None:
+def _mark(container: str) -> str:
+    return f"{CONTAINERS}/{container}/{CONTAINER_FILLING}"
+
+
+def end(ticket: Ticket, why: str, *, blame: str = "") -> None:
     """Kill the container, and tell why: its memory cannot be completed. Never raises.
 
     blame: a word of Blame. A container that has ended by itself is not told of.
@@ -156,9 +155,4 @@ def end(ticket: Ticket, why: str, *, blame: str | None = None) -> None:
         do="Was the node out of memory, or the snapshot's disk away? See the kernel's log.",
     )  # fmt: skip
     with contextlib.suppress(OSError):
-        outcome.write(ticket.container, {
-            "snapshot": ticket.snapshot, "result": outcome.KILLED, "error": str(error),
-            "error_class": type(error).__name__, "exit_code": error.exit_code,
-            "refusals": [], "blame": blame or error.blame, "pod": pod_of(ticket),
-            "seconds": 0.0, "steps": {}, "warnings": [], "at": time.time(),
-        })  # fmt: skip
+        outcome.write_killed(ticket, error, blame=blame)

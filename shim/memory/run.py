@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import time
 
 from shim.contract import faults
 from shim.contract.errors import Blame
-from shim.contract.paths import CONTAINER_FILLING, CONTAINERS, SNAPSHOT_MEMORY
+from shim.contract.paths import SNAPSHOT_MEMORY
 from shim.integrity import marks
 from shim.integrity.tree import Mismatch
 from shim.kernel import priority, survivors
 from shim.memory import huge, shared, told, workingset
-from shim.memory.guard import Guard, end, forget
+from shim.memory.guard import Guard, end, forget, remember
 from shim.memory.payload import Damaged, Payload
 from shim.memory.server import Abandoned, Server
 
@@ -46,10 +45,9 @@ def serve(
     priority.protect("quickthaw-pages")
     guard = Guard(ticket, mmap.mmap(-1, mmap.PAGESIZE), asked.filenos())
     is_filled = False
-    filling = f"{CONTAINERS}/{ticket.container}/{CONTAINER_FILLING}"
     try:
         with contextlib.ExitStack() as opened:
-            os.close(os.open(filling, os.O_WRONLY | os.O_CREAT, 0o600))
+            remember(ticket.container)
             files = {name: opened.enter_context(each.open(snapshot_dirfd))
                      for name, each in data.items()}  # fmt: skip
             payloads = {name: Payload(name, files[name].fileno(), each.size, each.digests)
@@ -81,10 +79,11 @@ def serve(
         if is_filled:
             forget(ticket.container)
         else:
+            why = _told(error)
             with contextlib.suppress(OSError):  # the swap is over
-                why = _told(error).encode()[: told.MOST_BYTES - 1]
-                swap.sendall((told.DAMAGED if is_damaged else told.FAILED) + why)
-            end(ticket, _told(error), blame=Blame.CONTENT if is_damaged else Blame.OTHER)
+                kind = told.DAMAGED if is_damaged else told.FAILED
+                swap.sendall(kind + why.encode()[: told.MOST_BYTES - 1])
+            end(ticket, why, blame=Blame.CONTENT if is_damaged else Blame.OTHER)
         guard.dismiss()
 
 

@@ -174,10 +174,8 @@ class Server:
     def _give(self, space: Space, address: int) -> None:
         if space.is_gone:
             return
-        if space.lacks(address):
-            self.recorder.asked(space.pid, address)
         try:
-            space.serve(address)
+            space.serve(address, self.recorder.asked)
         except Gone:
             space.is_gone = True
             space.waiting.clear()

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import threading
 from functools import partial
 from queue import SimpleQueue
@@ -26,12 +25,13 @@ from shim.contract import faults
 from shim.integrity.chunks import CHUNK_BYTES
 from shim.kernel import cgroup, priority, userfault
 from shim.kernel.libc import mapped_shared
-from shim.kernel.userfault import Changing
+from shim.memory import child
 from shim.memory.asked import NotFilled
 from shim.memory.payload import Damaged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from shim.memory.asked import Asked
@@ -98,18 +98,13 @@ def start(
     container: str, asked: Asked, shared: Sequence[SharedLayout], payloads: Mapping[str, Payload]
 ) -> Filler:
     """Start the filler, before CRIU. From a process without threads, which closes `asked`."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server = os.getpid()
-    pid = os.fork()
-    if not pid:
-        try:
-            ours.close()
-            os.setsid()
-            priority.killed_with_parent(server)
-            _serve(container, asked, shared, payloads, its)
-        finally:
-            os._exit(0)
-    its.close()
+
+    def serve(its: socket.socket) -> None:
+        priority.killed_with_parent(server)
+        _serve(container, asked, shared, payloads, its)
+
+    pid, ours = child.started(serve)
     asked.close()
     ours.setblocking(False)
     return Filler(pid, ours)
@@ -190,11 +185,9 @@ def _job(fd: int, address: int, payload: Payload, offset: int, size: int) -> Job
     def work() -> None:
         done = 0
         while done < size:
-            with (
-                payload.at(offset + done, size - done) as (source, there),
-                contextlib.suppress(Changing),
-            ):
-                done += userfault.copy(fd, address + done, source, there)
+            with payload.at(offset + done, size - done) as (source, there):
+                userfault.copy_all(fd, address + done, source, there)
+            done += there
 
     return work
 

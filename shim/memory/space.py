@@ -28,7 +28,7 @@ from shim.memory.events import settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shim.memory.extents import Extent, Extents
     from shim.memory.payload import Payload
@@ -102,14 +102,16 @@ class Space:
         with self.payload.at(offset, end - start) as (address, size):
             return userfault.copy(self.fd, start, address, size)
 
-    def serve(self, address: int) -> None:
+    def serve(self, address: int, asked: Callable[[int, int], None]) -> None:
         """Give a thread the page it waits for, and its neighbours. All copying must be stopped.
 
-        Raises as `fill` does.
+        asked: is told when there was content that was still missing. Raises as `fill` does.
         """
         page = address - address % PAGE
         start = address - address % AROUND_BYTES
         wanted = self.missing.take(start, start + AROUND_BYTES)
+        if wanted:
+            asked(self.pid, address)
         # The page that is waited for first.
         wanted.sort(key=lambda each: not each[0] <= page < each[1])
         for number, extent in enumerate(wanted):
@@ -119,11 +121,6 @@ class Space:
                 return
         if not any(each[0] <= page < each[1] for each in wanted):
             self._zero(page)
-
-    def lacks(self, address: int) -> bool:
-        """Whether there is content that is still missing at the address, or beside it."""
-        start = address - address % AROUND_BYTES
-        return bool(self.missing.within(start, start + AROUND_BYTES))
 
     def _zero(self, page: int) -> None:
         """A page without content, or one that is there already."""

@@ -6,12 +6,12 @@ in the order of the first faults. Nothing depends on it but the order in which m
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 
 from shim.contract import jsontext
 from shim.contract.paths import WORKING_SETS
+from shim.kernel import replace
 from shim.memory.space import AROUND_BYTES
 
 TYPE_CHECKING = False
@@ -72,12 +72,5 @@ def write(
 ) -> None:  # fmt: skip
     """Replace what is known. Raises OSError."""
     os.makedirs(directory, 0o700, exist_ok=True)
-    fresh = f"{directory}/.{snapshot}.{os.getpid()}"
-    try:
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(jsontext.compose({"schema": _SCHEMA, "windows": windows}))
-        os.rename(fresh, f"{directory}/{snapshot}.json")
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(fresh)
-        raise
+    text = jsontext.compose({"schema": _SCHEMA, "windows": windows})
+    replace.put(f"{directory}/{snapshot}.json", text)

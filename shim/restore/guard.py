@@ -16,7 +16,6 @@ import time
 
 from shim.contract import faults, outcome
 from shim.contract.errors import NoTurn, SwapKilled
-from shim.contract.ticket import pod_of
 from shim.kernel import alarm, process, survivors
 from shim.restore import turns
 
@@ -60,8 +59,7 @@ def _guard(ticket: Ticket, runtime: Sequence[str], until: float, parent: int, re
         os.setsid()  # a signal to the parent's group is not for us
         alarm.cancel()
         faults.disarm()
-        for fd in (0, 1, 2):  # the pod's log
-            os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+        process.let_go_of_streams()
         if why := _wait(until, parent, read_fd):
             _clean_up(ticket, runtime, why)
     finally:
@@ -92,12 +90,7 @@ def _clean_up(ticket: Ticket, runtime: Sequence[str], why: str) -> None:
         do="Was the node out of memory? See the kernel's log.",
     )  # fmt: skip
     with contextlib.suppress(OSError):
-        outcome.write(container, {
-            "snapshot": ticket.snapshot, "result": outcome.KILLED, "error": str(error),
-            "error_class": type(error).__name__, "exit_code": error.exit_code,
-            "refusals": [], "blame": error.blame, "pod": pod_of(ticket),
-            "seconds": 0.0, "steps": {}, "warnings": [], "at": time.time(),
-        })  # fmt: skip
+        outcome.write_killed(ticket, error)
     with contextlib.suppress(OSError, ValueError):  # the daemon tries again
         forget(container)
     with contextlib.suppress(OSError, NoTurn):  # the next restore does it, too

@@ -162,9 +162,7 @@ def _become(
 
 def _let_go(*kept: int) -> None:
     """The pod's log, and whatever else is the caller's: who waits for their end must not wait."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
+    process.let_go_of_streams()
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in kept:
             with contextlib.suppress(OSError):

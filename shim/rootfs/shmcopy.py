@@ -7,14 +7,12 @@ page cache. What cannot be done so is copied as other files are.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 
 from shim.integrity.work import Work
 from shim.kernel import userfault
 from shim.kernel.libc import mapped_shared, populate_read
-from shim.kernel.userfault import Changing
 from shim.rootfs.inode import Copier, data_ranges
 
 TYPE_CHECKING = False
@@ -72,10 +70,7 @@ def _job(work: Work, fd: int, source: int, target: int, size: int) -> Callable[[
     def copy() -> None:
         work.tick()
         populate_read(source, size)  # a copy that meets a missing page starts again
-        done = 0
-        while done < size:
-            with contextlib.suppress(Changing):
-                done += userfault.copy(fd, target + done, source + done, size - done)
+        userfault.copy_all(fd, target, source, size)
 
     return copy
 

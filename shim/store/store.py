@@ -77,13 +77,11 @@ class Store:
         # A snapshot that is damaged exists, too: what is known about it stays as long as it does.
         exist = self._by_id.keys() | self.damaged.keys()
         self.quarantine.open(exist)
-        self._used.mkdir(mode=0o700, exist_ok=True)
-        for name in set(os.listdir(self._used)) - exist:
-            (self._used / name).unlink()
-        self._working_sets.mkdir(mode=0o700, exist_ok=True)
-        for path in self._working_sets.iterdir():
-            if path.stem not in exist:
-                path.unlink()
+        for directory in (self._used, self._working_sets):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            for path in directory.iterdir():
+                if path.stem not in exist:
+                    path.unlink()
 
     def read_index(self) -> None:
         """Read every manifest, and what is in quarantine. Raises OSError."""
