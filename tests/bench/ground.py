@@ -129,11 +129,3 @@ def size_of(directory: Path) -> int:
             status = os.lstat(Path(parent, name))
             found[status.st_dev, status.st_ino] = status.st_blocks * 512
     return sum(found.values())
-
-
-def available_bytes() -> int:
-    """MemAvailable of the machine."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no MemAvailable")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench.ground import available_bytes
+from shim.kernel.meminfo import available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

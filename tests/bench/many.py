@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from shim.kernel.meminfo import available_bytes
 from tests.bench import resident
 from tests.bench.asking import Asking
-from tests.bench.ground import available_bytes
 from tests.bench.resident import Sampler, filled
 
 if TYPE_CHECKING:

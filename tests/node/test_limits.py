@@ -13,6 +13,7 @@ import pytest
 
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
+from tests.node.pageserver import armed
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
     RESTORE,
@@ -233,15 +234,10 @@ def in_cgroup(pid: int, container: str) -> bool:
 def test_a_step_that_hangs_ends_soon_after_the_deadline(
     swap_node: Node, hanging: SnapshotRef, point: str
 ) -> None:
-    armed = swap_node.path(f"{RUN}/faults.json")
-    armed.write_text(json.dumps({"faults": [{"point": point, "action": "hang"}]}))
-    armed.chmod(0o600)
-    try:
+    with armed(swap_node, point, "hang"):
         began = time.monotonic()
         pod = start(swap_node, "hanging", deadline=f"{DEADLINE_S:g}s")
         took = time.monotonic() - began
-    finally:
-        armed.unlink()
     assert_cold(pod.container())
     assert first_answer(pod)["nonce"] != hanging.nonce
     said(swap_node, pod.container().id[:12], "deadline passed", "starts cold")

@@ -1,8 +1,6 @@
 """Memory of a restored container: every byte comes back, and it never goes on with wrong ones."""
 
-import contextlib
 import ctypes
-import json
 import mmap
 import os
 import signal
@@ -13,8 +11,9 @@ from typing import Final
 
 import pytest
 
-from tests.node.kubelet import Container, Pod
+from tests.node.kubelet import Pod
 from tests.node.node import Node
+from tests.node.pageserver import armed, processes, wait_filled
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
     QUICKTHAW,
@@ -38,7 +37,6 @@ from tests.node.swapping import (
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 MIB: Final = 128
-FAULTS: Final = f"{RUN}/faults.json"
 SPEC: Final[ContainerSpec] = probe(
     command=["python3", "-m", "workers.memory"], env={"SIZE_MIB": str(MIB)}
 )
@@ -54,39 +52,6 @@ def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
     pod.remove(grace_s=0)
     yield taken
     wipe_snapshots(swap_node)
-
-
-@contextlib.contextmanager
-def armed(node: Node, point: str, action: str) -> Iterator[None]:
-    """A fault in whatever starts in the `with`."""
-    path = node.path(FAULTS)
-    path.write_text(json.dumps({"faults": [{"point": point, "action": action}]}))
-    path.chmod(0o600)
-    try:
-        yield
-    finally:
-        path.unlink()
-
-
-def processes(container: Container, name: str) -> list[int]:
-    """Our processes of that name, as the host numbers them, for one container."""
-    found = []
-    for path in container.pod.node.cgroups[0].rglob("cgroup.procs"):
-        for pid in path.read_text().split():
-            with contextlib.suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_text()
-                # One that is ending has no command any more.
-                if command and Path(f"/proc/{pid}/comm").read_text().strip() == name:
-                    assert container.id in command
-                    found.append(int(pid))
-    return found
-
-
-def wait_filled(container: Container) -> None:
-    wait_until(
-        lambda: not processes(container, "quickthaw-pages"), "the page server goes on",
-        container.pod.node, within_s=30,
-    )  # fmt: skip
 
 
 def nonce_of(pod: Pod) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.node.kubelet import Pod
 from tests.node.node import Node
+from tests.node.pageserver import armed, processes, wait_filled
 from tests.node.podspec import ContainerSpec, EmptyDir, VolumeMount
 from tests.node.swapping import (
     QUICKTHAW,
@@ -24,7 +25,6 @@ from tests.node.swapping import (
     wait_until,
     wipe_snapshots,
 )
-from tests.node.test_memory import armed, processes, wait_filled
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.node.kubelet import Pod
 from tests.node.node import Node
+from tests.node.pageserver import armed
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
     QUICKTHAW,
@@ -29,7 +30,6 @@ from tests.node.swapping import (
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-FAULTS = "/run/quickthaw/faults.json"
 STORE = "/var/lib/quickthaw"
 
 
@@ -74,18 +74,6 @@ def failing_criu(node: Node) -> Iterator[None]:
         real.rename(path)
 
 
-@contextlib.contextmanager
-def failing_restores(node: Node) -> Iterator[None]:
-    """Every restore fails when it has come to CRIU."""
-    armed = node.path(FAULTS)
-    armed.write_text(json.dumps({"faults": [{"point": "restore.criu.called", "action": "error"}]}))
-    armed.chmod(0o600)
-    try:
-        yield
-    finally:
-        armed.unlink()
-
-
 def fails(node: Node, case: str) -> None:
     pod = started(node, case)
     assert_cold(pod.container())
@@ -99,7 +87,7 @@ def in_quarantine(node: Node) -> dict[str, Any]:
 def test_two_failures_are_too_many_and_a_release_forgives(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "fails")
     counted = swap_node.path(f"{STORE}/health/{taken.id}.json")
-    with failing_restores(swap_node):
+    with armed(swap_node, "restore.criu.called", "error"):  # every restore that comes to CRIU
         fails(swap_node, "fails")
         wait_until(counted.exists, "the first failure is not counted", swap_node)
         assert in_quarantine(swap_node) == {}
@@ -130,7 +118,7 @@ def test_two_failures_are_too_many_and_a_release_forgives(swap_node: Node) -> No
 
 def test_a_failure_while_the_daemon_is_away_counts(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "away")
-    with failing_restores(swap_node):
+    with armed(swap_node, "restore.criu.called", "error"):  # every restore that comes to CRIU
         fails(swap_node, "away")
         pod = swap_node.kubelet.make_pod("replica", [own_spec("away")], annotations=RESTORE)
         pod.run_sandbox()

@@ -40,6 +40,13 @@ def _in_the_wrong_order() -> None:
     mock.patch.object(space, "settle", swapped).start()
 
 
+def move(extents: Extents, start: int, end: int, to: int) -> None:
+    """What was at `start` is at `to` now, and what was there is gone."""
+    moved = extents.take(start, end)
+    extents.take(to, to + end - start)
+    extents.put((each[0] - start + to, each[1] - start + to, each[2]) for each in moved)
+
+
 def _as_they_are_read() -> None:
     """Events are applied one by one, as if they had happened when they are told."""
 
@@ -49,7 +56,7 @@ def _as_they_are_read() -> None:
             if event.kind == FORK:
                 children.append((event.start, missing.copy(), areas.copy()))
             elif event.kind == REMAP:
-                missing.move(event.start, event.end, event.to)
+                move(missing, event.start, event.end, event.to)
             else:
                 missing.take(event.start, event.end)
         return children

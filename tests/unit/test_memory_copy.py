@@ -213,14 +213,16 @@ def staging(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def copying(child: Process, staging: Path, within_s: float = 60) -> MemoryCopy:
+    return MemoryCopy(child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() + within_s)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_is_written_between_copy_and_freeze_the_copy_is_what_is_there(
     seed: int, staging: Path
 ) -> None:
     criu = staging / SNAPSHOT_CRIU
-    with process(seed) as child, MemoryCopy(
-        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() + 60
-    ) as memory:  # fmt: skip
+    with process(seed) as child, copying(child, staging) as memory:
         memory.precopy([child.pid])
         assert memory.size > 1024 * PAGE
         child.change()
@@ -290,9 +292,7 @@ def test_a_process_that_ends_and_one_that_begins_before_the_freeze(staging: Path
 
 def test_a_process_that_criu_dumps_and_nobody_froze_is_a_failure(staging: Path) -> None:
     criu = staging / SNAPSHOT_CRIU
-    with process(1) as child, MemoryCopy(
-        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() + 60
-    ) as memory:  # fmt: skip
+    with process(1) as child, copying(child, staging) as memory:
         child.change()
         memory.compare([child.pid])
         dumped(child, child.pid, criu, child.there())
@@ -303,9 +303,7 @@ def test_a_process_that_criu_dumps_and_nobody_froze_is_a_failure(staging: Path) 
 
 def test_memory_in_too_many_pieces_is_a_failure_before_it_is_looked_at(staging: Path) -> None:
     criu = staging / SNAPSHOT_CRIU
-    with process(1) as child, MemoryCopy(
-        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() + 60
-    ) as memory:  # fmt: skip
+    with process(1) as child, copying(child, staging) as memory:
         child.change()
         memory.compare([child.pid])
         with (criu / f"pagemap-{child.pid}.img").open("wb") as file:
@@ -316,9 +314,7 @@ def test_memory_in_too_many_pieces_is_a_failure_before_it_is_looked_at(staging: 
 
 def test_a_page_that_cannot_be_read_is_a_failure(staging: Path) -> None:
     criu = staging / SNAPSHOT_CRIU
-    with process(1) as child, MemoryCopy(
-        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() + 60
-    ) as memory:  # fmt: skip
+    with process(1) as child, copying(child, staging) as memory:
         child.change()
         memory.compare([child.pid])
         dumped(child, child.pid, criu, {**child.there(), PAGE: b""})
@@ -340,9 +336,11 @@ def test_a_page_that_is_missing_in_the_copy_is_a_failure(staging: Path) -> None:
 
 
 def test_a_copy_that_is_too_late_says_so(staging: Path) -> None:
-    with process(1) as child, MemoryCopy(
-        child.pid, staging / SNAPSHOT_MEMORY, time.monotonic() - 1
-    ) as memory, pytest.raises(TimeoutError):  # fmt: skip
+    with (
+        process(1) as child,
+        copying(child, staging, within_s=-1) as memory,
+        pytest.raises(TimeoutError),
+    ):
         memory.precopy([child.pid])
 
 

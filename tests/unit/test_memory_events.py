@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shim.kernel.userfault import FORK, PAGE, REMAP, REMOVE, UNMAP, Message
 from shim.memory.events import settle
 from shim.memory.extents import Extents
+from tests.storm.planted import move
 
 PAGES = 64
 spans = st.tuples(st.integers(0, PAGES), st.integers(0, PAGES)).map(sorted)
@@ -42,7 +43,7 @@ def test_extents_are_a_map_from_pages_to_offsets(done: list[tuple[str, list[int]
             extents.put([(start, end, value)] if start < end else [])
             model |= {page: value + page - start for page in range(start, end)}
         else:
-            extents.move(start, end, value)
+            move(extents, start, end, value)
             for page in range(value, value + end - start):
                 model.pop(page, None)
             model |= {page - start + value: offset for page, offset in taken.items()}

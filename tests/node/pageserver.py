@@ -1,0 +1,44 @@
+"""What tests of a restored container's memory need: its page server, and faults in what starts."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.node.kubelet import Container
+from tests.node.node import Node
+from tests.node.swapping import RUN, wait_until
+
+
+@contextlib.contextmanager
+def armed(node: Node, point: str, action: str) -> Iterator[None]:
+    """A fault in whatever starts in the `with`."""
+    path = node.path(f"{RUN}/faults.json")
+    path.write_text(json.dumps({"faults": [{"point": point, "action": action}]}))
+    path.chmod(0o600)
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def processes(container: Container, name: str) -> list[int]:
+    """Our processes of that name, as the host numbers them, for one container."""
+    found = []
+    for path in container.pod.node.cgroups[0].rglob("cgroup.procs"):
+        for pid in path.read_text().split():
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_text()
+                # One that is ending has no command any more.
+                if command and Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                    assert container.id in command
+                    found.append(int(pid))
+    return found
+
+
+def wait_filled(container: Container) -> None:
+    """Wait until all memory is there. Raises AssertionError with the journal."""
+    wait_until(
+        lambda: not processes(container, "quickthaw-pages"), "the page server goes on",
+        container.pod.node, within_s=30,
+    )  # fmt: skip
