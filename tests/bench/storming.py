@@ -33,8 +33,7 @@ def run(seconds: int, results: Results, tell: Callable[[str], None]) -> None:
         raise subprocess.CalledProcessError(code, command)
     levels = json.loads(RESULT.read_text()).values()
     figures = {
-        name: sum(float(level[name]) for level in levels)
-        for name in ("seconds", "wrong_bytes", "hangs")
+        name: sum(float(level[name]) for level in levels) for name in ("seconds", "wrong", "hangs")
     }
     results.add(STORM, STORM, "quickthaw", **figures)
     tell(f"storm: {', '.join(f'{name} {value:g}' for name, value in figures.items())}")

@@ -168,7 +168,7 @@ def _storm(results: Results) -> list[Figure]:
 
     return [
         Figure("seconds", median(of("seconds")), of("seconds"), AT_LEAST, 600),
-        Figure("wrong_bytes", median(of("wrong_bytes")), of("wrong_bytes"), AT_MOST, 0),
+        Figure("wrong", median(of("wrong")), of("wrong"), AT_MOST, 0),
         Figure("hangs", median(of("hangs")), of("hangs"), AT_MOST, 0),
     ]
 

@@ -189,15 +189,18 @@ def test_what_was_verified_before_is_not_read_again(swap_node: Node, shared: Sna
     with_marks, without = [], []
     steps_of(swap_node)
     for _ in range(ROUNDS):
+        made = (marks / "rootfs").stat().st_mtime_ns
         with_marks.append(steps_of(swap_node))
+        assert (marks / "rootfs").stat().st_mtime_ns == made, "nothing was hashed again"
         shutil.rmtree(marks)
         without.append(steps_of(swap_node))
+        wait_until((marks / "rootfs").exists, "what was hashed gets no mark", swap_node)
     for name, found in (("with marks", with_marks), ("without", without)):
         checks, wholes = zip(*found, strict=True)
         print(f"{swap_node.suite}, {name}: check {statistics.median(checks) * 1000:.1f} ms "
               f"({min(checks) * 1000:.1f} to {max(checks) * 1000:.1f}) of a restore's "
               f"{statistics.median(wholes) * 1000:.0f} ms")  # fmt: skip
-    pairs = zip(with_marks, without, strict=True)
-    share = statistics.median(marked / unmarked for (marked, _), (unmarked, _) in pairs)
-    # The step has imports, too, beside the start of the runtime.
-    assert share < 0.8, "what was verified before is not read again"
+    # The least of each: the suites run side by side, and what disturbs only adds. The step has
+    # imports, too, beside the start of the runtime.
+    share = min(check for check, _ in with_marks) / min(check for check, _ in without)
+    assert share < 0.9, "what was verified before is not read again"

@@ -52,7 +52,7 @@ def main() -> int:
     for level, each in found.items():
         out.print(
             f"{level}: {each['rounds']} rounds in {each['seconds']} s, "
-            f"{sum(each['operations'].values())} operations, {each['wrong_bytes']} wrong, "
+            f"{sum(each['operations'].values())} operations, {each['wrong']} wrong, "
             f"{each['hangs']} hangs"
         )
     good = all(not each["failures"] and each["rounds"] for each in found.values())
@@ -75,7 +75,7 @@ def _some(rounds: Iterable[Round], seconds: float) -> Iterator[Round]:
 
 
 def _sum(rounds: Iterator[Round], out: Console) -> dict[str, Any]:
-    """wrong_bytes: how often one was found, each time with the others of its page."""
+    """wrong: how many reports there are, each of a page or of a process that failed."""
     began, count, filling_s = time.monotonic(), 0, 0.0
     operations: Counter[str] = Counter()
     failures = []
@@ -89,7 +89,7 @@ def _sum(rounds: Iterator[Round], out: Console) -> dict[str, Any]:
     return {
         "rounds": count,
         "operations": dict(sorted(operations.items())),
-        "wrong_bytes": sum(len(each["wrong"]) for each in failures),
+        "wrong": sum(len(each["wrong"]) for each in failures),
         "hangs": sum(len(each["hangs"]) for each in failures),
         "seconds": round(time.monotonic() - began, 1),
         "filling_seconds": round(filling_s, 1),

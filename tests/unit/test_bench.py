@@ -69,7 +69,7 @@ def test_one_figure_that_misses_its_limit_misses_the_goal() -> None:
 
 def test_a_storm_with_one_wrong_byte_is_not_met() -> None:
     results = Results()
-    results.add("storm", "storm", "quickthaw", seconds=600, wrong_bytes=1, hangs=0)
+    results.add("storm", "storm", "quickthaw", seconds=600, wrong=1, hangs=0)
     assert entry(results, "the event stress test")["met"] is False
 
 
