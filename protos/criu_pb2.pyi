@@ -286,18 +286,22 @@ class Vma(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     PGOFF_FIELD_NUMBER: _builtins.int
     SHMID_FIELD_NUMBER: _builtins.int
+    PROT_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    FD_FIELD_NUMBER: _builtins.int
     MADV_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     end: _builtins.int
     pgoff: _builtins.int
     """in bytes"""
     shmid: _builtins.int
+    prot: _builtins.int
+    """of mmap(2), as are the flags"""
     flags: _builtins.int
-    """of mmap(2)"""
     status: _builtins.int
     """CRIU, criu/include/image.h: VMA_*"""
+    fd: _builtins.int
     madv: _builtins.int
     """a bit for each kind of advice, numbered as for madvise(2)"""
     def __init__(
@@ -307,13 +311,15 @@ class Vma(_message.Message):
         end: _builtins.int | None = ...,
         pgoff: _builtins.int | None = ...,
         shmid: _builtins.int | None = ...,
+        prot: _builtins.int | None = ...,
         flags: _builtins.int | None = ...,
         status: _builtins.int | None = ...,
+        fd: _builtins.int | None = ...,
         madv: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "madv", b"madv", "pgoff", b"pgoff", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "fd", b"fd", "flags", b"flags", "madv", b"madv", "pgoff", b"pgoff", "prot", b"prot", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "madv", b"madv", "pgoff", b"pgoff", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "fd", b"fd", "flags", b"flags", "madv", b"madv", "pgoff", b"pgoff", "prot", b"prot", "shmid", b"shmid", "start", b"start", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,3 +402,27 @@ class IpcDesc(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IpcDesc: _TypeAlias = IpcDesc  # noqa: Y015
+
+@_typing.final
+class PstreeEntry(_message.Message):
+    """One entry of pstree.img: a process, and its parent (0 for the first)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    PPID_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    ppid: _builtins.int
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int | None = ...,
+        ppid: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "ppid", b"ppid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "ppid", b"ppid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PstreeEntry: _TypeAlias = PstreeEntry  # noqa: Y015

@@ -164,7 +164,7 @@ def _described(
     criu = _bytes_in(staging / SNAPSHOT_CRIU)
     shm = _bytes_in(staging / SNAPSHOT_SHM)
     memory = _bytes_in(staging / SNAPSHOT_MEMORY)
-    pages = sum(path.stat().st_size for path in (staging / SNAPSHOT_CRIU).glob("pages-*.img"))
+    pages = sum(path.stat().st_size for path in (staging / SNAPSHOT_CRIU).glob("*pages-*.img"))
     sizes = {
         "criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm, "memory": memory
     }  # fmt: skip

@@ -2,7 +2,8 @@
 
 The pages that CRIU reads itself (what is not lazy: stacks, files that are mapped privately and were
 changed) go from the copy of the memory to CRIU's pages-N.img, the others stay where they are, and
-pagemap-PID.img says which is which. See `shim.memory.layout`. Blocking, after the thaw.
+pagemap-PID.img says which is which. What forked processes share is CRIU's, too: see
+`shim.capture.forked`. See `shim.memory.layout`. Blocking, after the thaw.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from shim.capture import datafile
+from shim.capture.forked import copy_range, families, store
 from shim.capture.sharedsettle import settle_shared
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import pagemap
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from shim.criu.pagemap import Pages
     from shim.memory.extents import Extent
 
-_COPY_BYTES = 64 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
 
 
@@ -37,19 +38,26 @@ def settle(staging: Path, spaces: Iterable[Space]) -> None:
     DamagedImage, OSError.
     """
     criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
-    found = [_space(criu, memory, each) for each in spaces]
-    shared = settle_shared(criu, memory)
-    datafile.write_small(memory / layout.LAYOUT, layout.encode(found, shared))
+    by_pid = {each.pid: each for each in spaces}
+    shared: dict[int, Extents] = {}
+    for each in families(criu, by_pid):
+        store(criu, each, by_pid[each.root])
+        shared |= each.shared
+    found = [_space(criu, memory, each, shared.get(each.pid)) for each in by_pid.values()]
+    datafile.write_small(memory / layout.LAYOUT, layout.encode(found, settle_shared(criu, memory)))
 
 
-def _space(criu: Path, memory: Path, copied: Space) -> dict[str, object]:
+def _space(
+    criu: Path, memory: Path, copied: Space, shared: Extents | None
+) -> dict[str, object]:  # fmt: skip
     areas = pagemap.lazy_areas(criu / f"mm-{copied.pid}.img")
-    lazy, own, size = _split(copied, areas)
+    listed = _without_shared(copied.pages.pages, shared) if shared else copied.pages.pages
+    lazy, own, size = _split(copied, listed, areas)
     pages = criu / f"pages-{copied.pages.pages_id}.img"
     pages.unlink(missing_ok=True)
     with copied.data.open("r+b") as whole, pages.open("xb") as small:
         for _, offset, to, length in own:
-            _copy(whole.fileno(), offset, small.fileno(), to, length)
+            copy_range(whole.fileno(), offset, small.fileno(), to, length)
         small.truncate(size)
         datafile.keep_only(whole.fileno(), lazy)
         ratio = _sampled_ratio(whole.fileno())
@@ -57,8 +65,8 @@ def _space(criu: Path, memory: Path, copied: Space) -> dict[str, object]:
     ranges = f"space-{copied.pid}.ranges"
     datafile.write_ranges(memory / ranges, lazy)
     image = criu / f"pagemap-{copied.pid}.img"
-    listed = tuple(map(_without_lazy, copied.pages.pages))
-    pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, listed))
+    left = tuple(map(_without_lazy, listed))
+    pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, left))
     return {
         "pid": copied.pid, "data": copied.data.name, "ranges": ranges, "areas": areas,
         "huge": pagemap.huge_areas(criu / f"mm-{copied.pid}.img"),
@@ -66,8 +74,22 @@ def _space(criu: Path, memory: Path, copied: Space) -> dict[str, object]:
     }  # fmt: skip
 
 
+def _without_shared(pages: Sequence[Pages], shared: Extents) -> tuple[Pages, ...]:
+    """The same pages; what is shared is in the images of the family."""
+    found = []
+    for each in pages:
+        at = each.start
+        for start, end, _ in [*shared.within(each.start, each.end), (each.end, each.end, 0)]:
+            if at < start:
+                found.append(pagemap.Pages(at, start, each.flags))
+            if start < end:
+                found.append(pagemap.Pages(start, end, pagemap.PARENT))
+            at = end
+    return tuple(found)
+
+
 def _split(
-    copied: Space, areas: Sequence[tuple[int, int]]
+    copied: Space, listed: Sequence[Pages], areas: Sequence[tuple[int, int]]
 ) -> tuple[list[Extent], list[tuple[int, int, int, int]], int]:
     """What a page server fills; what CRIU reads (address, offset, where in pages-N.img, size).
 
@@ -78,15 +100,15 @@ def _split(
     lazy: list[Extent] = []
     own: list[tuple[int, int, int, int]] = []
     size = 0
-    for each in pagemap.clipped(copied.pages.pages, areas):
+    for each in pagemap.clipped(listed, areas):
         there = content.within(each.start, each.end)
         if _size(there) + _size(zeros.within(each.start, each.end)) != each.size:
             raise ValueError(f"process {copied.pid}: not all of {each.start:#x} was copied")
         if each.flags & pagemap.LAZY:
             lazy += there
-            continue
-        own += [(start, at, size + start - each.start, end - start) for start, end, at in there]
-        size += each.size
+        elif each.flags & pagemap.PRESENT:
+            own += [(start, at, size + start - each.start, end - start) for start, end, at in there]
+            size += each.size
     return lazy, own, size
 
 
@@ -108,11 +130,3 @@ def _sampled_ratio(fd: int) -> float:
         for at in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES))
     )
     return round(len(sample) / len(zlib.compress(sample, 1)), 2) if sample else 1.0
-
-
-def _copy(source: int, offset: int, target: int, to: int, size: int) -> None:
-    while size:
-        done = os.copy_file_range(source, target, min(size, _COPY_BYTES), offset, to)
-        if not done:
-            raise ValueError("the copy of the memory ends before its pages do")
-        offset, to, size = offset + done, to + done, size - done

@@ -40,9 +40,14 @@ _DUMP_OPTIONS = (
 )
 
 
-def write(path: str) -> None:
-    """Write the file for one container. Raises OSError."""
-    _write(path, _OPTIONS)
+# With an earlier dump CRIU compares page by page, and would write a line of its log for each. In
+# this form only: the value of this option is optional.
+_BRIEF_OPTIONS = ("verbosity=2",)
+
+
+def write(path: str, *, is_brief: bool = False) -> None:
+    """Write the file for one container. is_brief: no notes in its log. Raises OSError."""
+    _write(path, _OPTIONS + _BRIEF_OPTIONS if is_brief else _OPTIONS)
 
 
 def write_for_dump(path: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from protos import criu_pb2
 from shim.criu.images import DamagedImage, entries
@@ -75,13 +75,15 @@ def _pages(raw: bytes) -> Pages:
 
 def write(path: Path, pagemap: Pagemap) -> None:
     """Replace the image at `path`, whose magic stays. Raises OSError."""
+    head = criu_pb2.PagemapHead(pages_id=pagemap.pages_id)
+    replace(path, [head, *map(_entry, pagemap.pages)])
+
+
+def replace(path: Path, messages: Iterable[Message]) -> None:
+    """Write other entries into the image at `path`, whose magic stays. Raises OSError."""
     with path.open("rb") as file:
-        magic = file.read(_MAGIC_BYTES)
-    out = bytearray(magic)
-    for message in (
-        criu_pb2.PagemapHead(pages_id=pagemap.pages_id),
-        *map(_entry, pagemap.pages),
-    ):
+        out = bytearray(file.read(_MAGIC_BYTES))
+    for message in messages:
         raw = message.SerializeToString()
         out += _LENGTH.pack(len(raw)) + raw
     path.write_bytes(out)
@@ -99,22 +101,28 @@ def lazy_areas(path: Path) -> list[tuple[int, int]]:
 
     Source: CRIU, criu/include/vma.h, vma_entry_can_be_lazy.
     """
-    return [(vma.start, vma.end) for vma in _vmas(path) if _is_lazy(vma)]
+    return [(vma.start, vma.end) for vma in lazy(path)]
 
 
 def huge_areas(path: Path) -> list[tuple[int, int]]:
     """Those of them for which the process has asked for huge pages. Raises as `lazy_areas`."""
-    return [
-        (vma.start, vma.end)
-        for vma in _vmas(path)
-        if _is_lazy(vma) and vma.madv >> _MADV_HUGEPAGE & 1
-    ]
+    return [(vma.start, vma.end) for vma in lazy(path) if vma.madv >> _MADV_HUGEPAGE & 1]
+
+
+def lazy(path: Path) -> list[criu_pb2.Vma]:
+    """The same as they are in the image."""
+    return [vma for vma in _vmas(path) if _is_lazy(vma)]
 
 
 def _vmas(path: Path) -> Sequence[criu_pb2.Vma]:
+    return read_mm(path).vmas
+
+
+def read_mm(path: Path) -> criu_pb2.Mm:
+    """mm-PID.img. Raises DamagedImage, OSError."""
     (raw,) = entries(path)
     try:
-        return criu_pb2.Mm.FromString(raw).vmas
+        return criu_pb2.Mm.FromString(raw)
     except DecodeError as error:
         raise DamagedImage(f"{path.name}: {error}") from error
 

@@ -14,11 +14,13 @@ from shim.criu.addresses import WORD_BYTES, address_words, encode_word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
 PATCHED = "files.img"
 UTS_PREFIX = "utsns-"
+_EARLIER = "parent"
+"""CRIU's name for the directory with the images of an earlier dump."""
 _HEADER_BYTES, _ENTRY_AT = 8, 12
 _NODENAME_TAG = 0x0A
 _HOSTNAME_BYTES = 64
@@ -99,13 +101,27 @@ def view_of(
     would lead into the container. Raises OSError.
     """
     os.makedirs(view, 0o700, exist_ok=True)
-    target = os.path.relpath(os.path.realpath(images), os.path.realpath(view))
+    if has_earlier([*linked, *written]):
+        os.mkdir(f"{view}/{_EARLIER}", 0o700)
     for name in linked:
-        os.symlink(f"{target}/{name}", f"{view}/{name}")
+        path = _place(view, name)
+        target = os.path.relpath(os.path.realpath(images), os.path.realpath(os.path.dirname(path)))
+        os.symlink(f"{target}/{name}", path)
     for name in piped:
         os.mkfifo(f"{view}/{name}", 0o600)
     for name, data in written.items():
         if name in piped:
             continue
-        with open(f"{view}/{name}", "wb") as file:
+        with open(_place(view, name), "wb") as file:
             file.write(data)
+
+
+def has_earlier(names: Iterable[str]) -> bool:
+    """Whether there are images of an earlier dump among these: see `shim.criu.family`."""
+    return any(name.startswith(f"{_EARLIER}-") for name in names)
+
+
+def _place(view: str, name: str) -> str:
+    if name.startswith(f"{_EARLIER}-"):
+        return f"{view}/{_EARLIER}/{name.removeprefix(f'{_EARLIER}-')}"
+    return f"{view}/{name}"

@@ -274,6 +274,8 @@ class Swap:
             descriptors = written.pop(runtime_restore.DESCRIPTORS, b"")
             piped = [each.image for each in content.shared]
             images.view_of(own, self.images, check.big_images, written, piped)
+            if images.has_earlier(check.big_images):  # CRIU does not read it before descriptors
+                options.write(f"{self.private}/{CONTAINER_CRIU_CONF}", is_brief=True)
             faults.point("restore.images.viewed", self.ticket.container)
             return addresses, descriptors
         except OSError as error:

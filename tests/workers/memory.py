@@ -13,6 +13,8 @@ BACKING=private      anonymous memory of its own; nothing is file-backed
 BACKING=anonymous    shared anonymous memory
 BACKING=memfd        a memfd, mapped shared
 
+CHILDREN=8           forked when the memory is full; they only look at it
+
     /health               200 when the memory is full
     /state                nonce, pid, hostname, uptime_s, requests, size_mib, touched, restored
     /checksum             compares every page: {"ok", "checksum", "bad_pages", "pages", "seconds"}
@@ -20,6 +22,7 @@ BACKING=memfd        a memfd, mapped shared
     /first                reads one page only: the time of a first answer does not depend on size
     /sample?n=N&seed=S    reads N pages, spread by S, and says whether they are right
     /pauses               see `pauses`
+    /children             every child compares every page: {"ok", "children"}
 """
 
 from __future__ import annotations
@@ -172,12 +175,39 @@ def _differing_pages(there: bytes, expected: bytearray, block: int) -> list[int]
     ]
 
 
+class Child:
+    """A forked process that compares all pages when it is asked to."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._lock = threading.Lock()
+        theirs, self._ask = os.pipe()
+        self._told, answer = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(theirs)
+            os.close(answer)
+            return
+        try:
+            os.close(self._ask)
+            while os.read(theirs, 1):
+                os.write(answer, b"+" if memory.verify()["ok"] else b"-")
+        finally:
+            os._exit(0)
+
+    def is_right(self) -> bool:
+        """What it finds."""
+        with self._lock:
+            os.write(self._ask, b"?")
+            return os.read(self._told, 1) == b"+"
+
+
 class Worker:
     """The endpoints; the server runs from the start and answers 503 until the memory is full."""
 
     def __init__(self) -> None:
         self.me, self.log, self.pauses = Identity("memory"), LineLog(), Pauses()
         self.memory: Memory | None = None
+        self.forked: list[Child] = []
 
     def _full(self) -> Memory:
         if self.memory is None:
@@ -201,6 +231,11 @@ class Worker:
     def checksum(self, _: Ask) -> Json:
         """All of it."""
         return self._full().verify()
+
+    def children(self, _: Ask) -> Json:
+        """One after another."""
+        right = [child.is_right() for child in self.forked]
+        return {"ok": all(right), "children": len(right)}
 
     def touch(self, ask: Ask) -> Json:
         """Change pages."""
@@ -229,13 +264,16 @@ class Worker:
             "/first": self.first,
             "/sample": self.sample,
             "/pauses": self.pauses.answer,
+            "/children": self.children,
         }
         Server("0.0.0.0", port_from_environment(), routes, self.log, self.me).start()  # noqa: S104
         stop_on_sigterm(self.log)
         started = time.monotonic()
         size_mib = int(os.environ.get("SIZE_MIB", "64"))
         content, backing = os.environ.get("CONTENT", "random"), os.environ.get("BACKING", "private")
-        self.memory = Memory(size_mib, int(os.environ.get("SEED", "1")), content, backing)
+        memory = Memory(size_mib, int(os.environ.get("SEED", "1")), content, backing)
+        self.forked = [Child(memory) for _ in range(int(os.environ.get("CHILDREN", "0")))]
+        self.memory = memory
         self.log.say(f"ready {size_mib} MiB filled in {time.monotonic() - started:.2f} s")
         threading.Event().wait()
 

@@ -1,0 +1,190 @@
+"""What processes have in common since they were forked: it is stored once, and shared again.
+
+A page server fills each address space by itself, so that what parent and child shared would be
+there twice. Pages that are equal in both are therefore CRIU's to restore (see `shim.criu.family`):
+it reads them while nothing runs yet, which costs about a second for each GiB and process on two
+cores, and they cost memory once. Blocking, after the thaw.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from shim.criu import family, pagemap
+from shim.kernel import othermemory
+from shim.kernel.othermemory import PAGE, Mapped
+from shim.memory.extents import Extents
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from shim.capture.memorycopy import Space
+    from shim.kernel.othermemory import Range
+
+WORTH_BYTES: Final = 64 << 20
+"""What a family must save: below that each has its own memory, from the page server."""
+_COPY_BYTES = 64 << 20
+_BLOCK_BYTES = 256 << 10
+"""Compared at once; halved where it is not equal."""
+
+
+@dataclass(slots=True)
+class Family:
+    """A process, and all that were forked from it. shared: what each has in common with `root`, by
+    pid; of the root itself, what any has.
+    """
+
+    root: int
+    shared: dict[int, Extents] = field(default_factory=dict)
+
+    @property
+    def saved_bytes(self) -> int:
+        """What is stored, and needs memory, only once."""
+        return sum(_size(its) for pid, its in self.shared.items() if pid != self.root)
+
+
+def families(criu: Path, spaces: Mapping[int, Space]) -> Iterator[Family]:
+    """Those that are worth it. Raises DamagedImage, OSError."""
+    children: dict[int, list[int]] = {}
+    order = [pid for pid, parent in family.parents(criu) if pid in spaces or not parent]
+    for pid, parent in family.parents(criu):
+        children.setdefault(parent, []).append(pid)
+    done: set[int] = set()
+    for pid in order:
+        if pid in done or pid not in spaces:
+            continue
+        found = _family(criu, spaces, children, pid)
+        if found.saved_bytes >= WORTH_BYTES:
+            done |= found.shared.keys()
+            yield found
+
+
+def _family(
+    criu: Path, spaces: Mapping[int, Space], children: Mapping[int, Sequence[int]], root: int
+) -> Family:  # fmt: skip
+    found = Family(root)
+    whole = Extents((start, end, 0) for start, end, _ in spaces[root].content)
+    due = [(root, child, whole) for child in children.get(root, ())]
+    with _Compared(spaces[root]) as compared:
+        while due:
+            parent, child, has = due.pop()
+            if child not in spaces:
+                continue
+            areas = family.inherited(criu, parent, child)
+            its = Extents(compared.equal(spaces[child], _both(areas, has)))
+            if its:
+                found.shared[child] = its
+                due += [(child, each, its) for each in children.get(child, ())]
+    union = Extents()
+    for its in found.shared.values():
+        union.put(its)
+    if found.shared:
+        found.shared[root] = union
+    return found
+
+
+def _both(areas: Iterable[Range], has: Extents) -> Iterator[Range]:
+    for start, end in areas:
+        for first, behind, _ in has.within(start, end):
+            yield first, behind
+
+
+class _Compared:
+    """The copy of one address space, to compare others with."""
+
+    def __init__(self, space: Space) -> None:
+        self._content = Extents(space.content)
+        self._mapped = _mapped(space.data)
+
+    def __enter__(self) -> _Compared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._mapped.close()
+
+    def equal(self, other: Space, ranges: Iterable[Range]) -> list[tuple[int, int, int]]:
+        """What of `ranges` has the same content in both, and some: neighbours are joined."""
+        content, mapped = Extents(other.content), _mapped(other.data)
+        found: list[tuple[int, int, int]] = []
+        try:
+            for each in ranges:
+                for start, end, ours, theirs in _pairs(self._content, content, each):
+                    one, two = self._mapped.address + ours, mapped.address + theirs
+                    for first, behind in _equal(one, two, end - start):
+                        if found and found[-1][1] == start + first:
+                            found[-1] = found[-1][0], start + behind, 0
+                        else:
+                            found.append((start + first, start + behind, 0))
+        finally:
+            mapped.close()
+        return found
+
+
+def _mapped(path: Path) -> Mapped:
+    with path.open("r+b") as file:
+        return Mapped(file.fileno(), os.fstat(file.fileno()).st_size)
+
+
+def _pairs(
+    one: Extents, other: Extents, where: Range
+) -> Iterator[tuple[int, int, int, int]]:  # fmt: skip
+    """Addresses that both have content for, and where it is in each: in blocks."""
+    for start, end, ours in one.within(*where):
+        for first, behind, theirs in other.within(start, end):
+            for at in range(first, behind, _BLOCK_BYTES):
+                stop = min(behind, at + _BLOCK_BYTES)
+                yield at, stop, ours + at - start, theirs + at - first
+
+
+def _equal(one: int, other: int, size: int, at: int = 0) -> Iterator[Range]:
+    """The parts that are equal, of whole pages, from `at` on."""
+    if othermemory.is_equal(one + at, other + at, size):
+        yield at, at + size
+    elif size > PAGE:
+        half = size // (2 * PAGE) * PAGE
+        yield from _equal(one, other, half, at)
+        yield from _equal(one, other, size - half, at + half)
+
+
+def store(criu: Path, found: Family, space: Space) -> None:
+    """Write the content that a family shares, from the copy of its root, and its lists of pages.
+
+    Raises ValueError when a part of it is missing; OSError.
+    """
+    content = Extents(space.content)
+    shared = list(found.shared[space.pid])
+    listed = pagemap.Pagemap(
+        space.pages.pages_id,
+        tuple(pagemap.Pages(start, end, pagemap.PRESENT) for start, end, _ in shared),
+    )
+    target = family.pages_of(criu, space.pages.pages_id)
+    with space.data.open("rb") as whole, target.open("xb") as file:
+        to = 0
+        for start, end, _ in shared:
+            for first, behind, offset in content.within(start, end):
+                copy_range(
+                    whole.fileno(), offset, file.fileno(), to + first - start, behind - first
+                )
+            to += end - start
+    target.chmod(0o600)
+    for pid in found.shared:
+        family.write_parent(criu, pid, listed)
+    for pid, parent in family.parents(criu):
+        if pid in found.shared and parent in found.shared:
+            family.align(criu, parent, pid)
+
+
+def copy_range(source: int, offset: int, target: int, to: int, size: int) -> None:
+    """Copy a part of one file into another. Raises ValueError when the first ends; OSError."""
+    while size:
+        done = os.copy_file_range(source, target, min(size, _COPY_BYTES), offset, to)
+        if not done:
+            raise ValueError("the copy of the memory ends before its pages do")
+        offset, to, size = offset + done, to + done, size - done
+
+
+def _size(extents: Extents) -> int:
+    return sum(end - start for start, end, _ in extents)

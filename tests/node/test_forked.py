@@ -1,0 +1,89 @@
+"""Forked processes of a restored container share the memory that they shared before."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.node.kubelet import Container
+from tests.node.node import Node
+from tests.node.pageserver import wait_filled
+from tests.node.podspec import ContainerSpec
+from tests.node.swapping import (
+    QUICKTHAW,
+    RESTORE,
+    SnapshotRef,
+    answer,
+    ask,
+    assert_restored,
+    first_answer,
+    probe,
+    published,
+    wait_until,
+    wipe_snapshots,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+MIB: Final = 128
+CHILDREN: Final = 8
+SPEC: Final[ContainerSpec] = probe(
+    command=["python3", "-m", "workers.memory"],
+    env={"SIZE_MIB": str(MIB), "CHILDREN": str(CHILDREN)},
+)
+
+
+@pytest.fixture(scope="module")
+def snapshot(swap_node: Node) -> Iterator[tuple[SnapshotRef, float]]:
+    """And what its source needed, in MiB."""
+    pod = swap_node.kubelet.run_pod("source", [SPEC], annotations=RESTORE)
+    first_answer(pod, "/health")
+    wait_until(lambda: answer(pod, "/first").status == 200, "it is not full", swap_node)
+    assert ask(pod, "/children") == {"ok": True, "children": CHILDREN}
+    # Some pages that are not shared any more, in the middle of those that are.
+    assert ask(pod, "/touch?n=100&seed=3")["touched"] == 100
+    needed = needed_mib(pod.container())
+    swap_node.run([QUICKTHAW, "capture", "source"])
+    taken = SnapshotRef(swap_node, published(pod), pod, "", 0.0)
+    pod.remove(grace_s=0)
+    yield taken, needed
+    wipe_snapshots(swap_node)
+
+
+def needed_mib(container: Container) -> float:
+    """By all its processes; what several share counts once."""
+    size = 0
+    (cgroup,) = container.pod.node.cgroups[0].rglob(f"*{container.id}*")
+    for pid in (cgroup / "cgroup.procs").read_text().split():
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss_Anon:"):
+                size += int(line.split()[1])
+    return size / 1024
+
+
+def test_they_need_no_more_memory_than_in_the_source(
+    swap_node: Node, snapshot: tuple[SnapshotRef, float]
+) -> None:
+    taken, before = snapshot
+    pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
+    assert_restored(pod.container())
+    assert first_answer(pod, "/first")["ok"]
+    wait_filled(pod.container())
+    after = needed_mib(pod.container())
+    print(f"{swap_node.suite}: {before:.1f} MiB in the source, {after:.1f} MiB in the replica")
+    assert MIB < before < 2 * MIB
+    assert after < before + 4
+    stored = sum(path.stat().st_blocks * 512 for path in taken.directory.glob("*/*")) / 2**20
+    assert stored < 2 * MIB, "what is shared is stored once"
+
+
+def test_each_has_its_own_pages(swap_node: Node, snapshot: tuple[SnapshotRef, float]) -> None:
+    pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
+    assert_restored(pod.container())
+    assert ask(pod, "/checksum")["ok"]
+    assert ask(pod, "/state")["touched"] == 100, snapshot
+    assert ask(pod, "/children") == {"ok": True, "children": CHILDREN}
+    assert ask(pod, "/touch?n=200&seed=4")["touched"] == 200
+    assert ask(pod, "/checksum")["ok"]
+    assert ask(pod, "/children")["ok"], "what the parent writes is not seen by its children"
