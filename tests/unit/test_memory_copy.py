@@ -192,6 +192,7 @@ def dumped(child: Process, number: int, criu: Path, there: dict[int, bytes]) -> 
         for start, end, rights in areas
     ]
     image(criu / f"mm-{number}.img", criu_pb2.Mm(vmas=vmas))
+    image(criu / "pstree.img", criu_pb2.PstreeEntry(pid=number, ppid=0))
 
 
 def content_of(space: Space) -> dict[int, bytes]:
@@ -330,6 +331,7 @@ def test_a_page_that_is_missing_in_the_copy_is_a_failure(staging: Path) -> None:
     entry = criu_pb2.PagemapEntry(vaddr=PAGE, nr_pages=2, flags=pagemap.PRESENT | pagemap.LAZY)
     image(criu / "pagemap-1.img", criu_pb2.PagemapHead(pages_id=1), entry)
     image(criu / "mm-1.img", criu_pb2.Mm(vmas=[]))
+    image(criu / "pstree.img", criu_pb2.PstreeEntry(pid=1, ppid=0))
     listed = pagemap.read(criu / "pagemap-1.img")
     with pytest.raises(ValueError, match="not all of 0x1000 was copied"):
         settle(staging, [Space(1, data, listed, [(PAGE, 2 * PAGE, 0)], [])])
