@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
+import time
 
 from shim.kernel import mounts
 
@@ -14,18 +16,24 @@ _CGROUPS = ".criu.cg"
 """How the directories begin in which CRIU mounts cgroup hierarchies (v1): `yard`, `mounts`."""
 _RUNC_ROOT = "criu-root"
 _MAX_BYTES = 4 << 20
+_TREES, _TREE = "/tmp", ".criu.mntns."
+_UNUSED_S = 1.0
+"""What nobody has mounted for so long is not of a restore that has just made it."""
 
 
-def remove(log: str, state: str) -> None:
+def remove(log: str, state: str, *, is_brief: bool = False) -> None:
     """Unmount and remove what the restore with this log left behind, if anything. Raises OSError.
 
     Only for a restore that has ended. state: where runc keeps the state of this container.
+    is_brief: the log has no notes. Then every such directory is removed that nobody uses.
     """
     _remove(f"{state}/{_RUNC_ROOT}")
     with contextlib.suppress(OSError):
         os.rmdir(state)  # with something in it, it is the runtime's to remove
     if tree := _tree(log):
         _remove(tree)
+    elif is_brief:
+        _remove_unused()
     _remove_cgroups(os.path.dirname(log))
 
 
@@ -47,6 +55,33 @@ def _tree(log: str) -> str:
         return ""
     found = re.search(rb"(/tmp/\.criu\.mntns\.[A-Za-z0-9]{6})/mnt-", content)
     return os.fsdecode(found[1]) if found else ""
+
+
+def _remove_unused() -> None:
+    """The tree of a restore that goes on is mounted in its mount namespace."""
+    for name in os.listdir(_TREES):
+        path = f"{_TREES}/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+            if not name.startswith(_TREE) or status.st_uid or not stat.S_ISDIR(status.st_mode):
+                continue
+            time.sleep(min(_UNUSED_S, max(0.0, status.st_ctime + _UNUSED_S - time.time())))
+            if not _is_mounted_somewhere(path):
+                _remove(path)
+
+
+def _is_mounted_somewhere(path: str) -> bool:
+    known = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace in known:
+                continue
+            with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:
+                if f" {path}" in file.read():
+                    return True
+            known.add(namespace)
+    return False
 
 
 def _remove(directory: str) -> None:

@@ -5,6 +5,7 @@ One file for one container, read by CRIU at its capture and at its restore. Sour
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from shim.contract.paths import CONTAINER_CRIU_CONF, CONTAINERS
@@ -48,6 +49,13 @@ _BRIEF_OPTIONS = ("verbosity=2",)
 def write(path: str, *, is_brief: bool = False) -> None:
     """Write the file for one container. is_brief: no notes in its log. Raises OSError."""
     _write(path, _OPTIONS + _BRIEF_OPTIONS if is_brief else _OPTIONS)
+
+
+def is_brief(path: str) -> bool:
+    """Whether this file was written so."""
+    with contextlib.suppress(FileNotFoundError), open(path) as file:
+        return _BRIEF_OPTIONS[0] in file.read().splitlines()
+    return False
 
 
 def write_for_dump(path: str) -> dict[str, str]:

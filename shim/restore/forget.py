@@ -12,8 +12,14 @@ import time
 
 from shim.contract import journal, ticket
 from shim.contract.errors import NoTurn
-from shim.contract.paths import CONTAINER_WORK, CONTAINERS, CONTROL, SWAPPED
-from shim.criu import mntns
+from shim.contract.paths import (
+    CONTAINER_CRIU_CONF,
+    CONTAINER_WORK,
+    CONTAINERS,
+    CONTROL,
+    SWAPPED,
+)
+from shim.criu import mntns, options
 from shim.kernel import mounts
 from shim.kernel.beneath import open_dir, remove_tree
 from shim.restore import turns
@@ -54,7 +60,11 @@ def _undo_unfinished(container: str) -> None:
         if kind == journal.SHM and isinstance(subject, dict):
             shmfill.undo(subject["target"], subject["put"])
         if kind == journal.RUNTIME:
-            mntns.remove(f"{CONTAINERS}/{container}/{CONTAINER_WORK}/restore.log", str(subject))
+            private = f"{CONTAINERS}/{container}"
+            mntns.remove(
+                f"{private}/{CONTAINER_WORK}/restore.log", str(subject),
+                is_brief=options.is_brief(f"{private}/{CONTAINER_CRIU_CONF}"),
+            )  # fmt: skip
         # ROOTFS needs nothing: containerd unmounts the bundle's root file system by itself.
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.node.kubelet import Container
 from tests.node.node import Node
-from tests.node.pageserver import wait_filled
+from tests.node.pageserver import armed, wait_filled
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
     QUICKTHAW,
@@ -18,6 +18,7 @@ from tests.node.swapping import (
     ask,
     assert_restored,
     first_answer,
+    is_restored,
     probe,
     published,
     wait_until,
@@ -87,3 +88,16 @@ def test_each_has_its_own_pages(swap_node: Node, snapshot: tuple[SnapshotRef, fl
     assert ask(pod, "/touch?n=200&seed=4")["touched"] == 200
     assert ask(pod, "/checksum")["ok"]
     assert ask(pod, "/children")["ok"], "what the parent writes is not seen by its children"
+
+
+@pytest.mark.parametrize("action", ["kill", "hang"])
+def test_a_restore_that_fails_leaves_nothing(
+    swap_node: Node, snapshot: tuple[SnapshotRef, float], action: str
+) -> None:
+    """Though CRIU's log does not say where its tree is: see shim/criu/mntns.py."""
+    with armed(swap_node, "memory.told", action):
+        pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
+    assert not is_restored(pod.container()), snapshot
+    pod.remove(grace_s=0)
+    left = [path.name for path in swap_node.path("/tmp").iterdir()]
+    assert not [name for name in left if name.startswith(".criu.")], left

@@ -1,6 +1,7 @@
 """What a killed CRIU leaves in /tmp."""
 
 import secrets
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,23 @@ def test_other_directories_stay(tmp_path: Path, left: Path) -> None:
     mntns.remove(log_with(tmp_path, f"{left}\n{left}x/mnt-0\n/x{left}-mnt-0\n"), "/none")
     mntns.remove(str(tmp_path / "none"), "/none")
     assert left.exists()
+
+
+def test_a_log_without_notes_leaves_what_nobody_uses(tmp_path: Path, left: Path) -> None:
+    log = tmp_path / "restore.log"
+    log.touch()
+    holds = f"mount -t tmpfs used {left} && echo mounted && read line"
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"mounted\n"
+        mntns.remove(str(log), "/none", is_brief=True)
+        assert left.exists(), "another restore is in the middle of it"
+    mntns.remove(str(log), "/none")
+    assert left.exists(), "a log with notes would have named it"
+    mntns.remove(str(log), "/none", is_brief=True)
+    assert not left.exists()
 
 
 def test_the_root_of_the_runtime_is_removed_and_its_state_is_not(tmp_path: Path) -> None:
