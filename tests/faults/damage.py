@@ -1,0 +1,83 @@
+"""Faults from outside: something happens to a snapshot, before or while it is restored."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults import restoring
+from tests.faults.cases import Case
+from tests.faults.ground import Ground
+from tests.faults.processes import HAPPENS_WITHIN_S, Scene, comm, pids_of, when_there
+from tests.faults.restoring import Plan, Seen
+from tests.node.kubelet import Container
+
+
+def damaged(damage: Callable[[Path], None]) -> Scene:
+    """Something happens to the snapshot before the pod is created."""
+
+    def scene(ground: Ground, case: Case) -> Seen:
+        damage(ground.snapshot.directory)
+        return restoring.run(ground, case)
+
+    return scene
+
+
+def _truncate(directory: Path) -> None:
+    image = directory / "criu" / "pages-1.img"
+    os.truncate(image, image.stat().st_size // 2)
+
+
+def _flip(directory: Path) -> None:
+    """One bit, with size and times as they were."""
+    _flip_bit(directory / "criu" / "pages-1.img")
+
+
+def _flip_memory(directory: Path) -> None:
+    _flip_bit(directory / "memory" / "space-1.data")
+
+
+def _flip_bit(image: Path) -> None:
+    status = image.stat()
+    with image.open("r+b") as file:
+        file.seek(status.st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def memory_damaged(ground: Ground, case: Case) -> Seen:
+    """It may be found after the first answer: nobody asks before all was looked at."""
+
+    def when_started(container: Container) -> None:
+        ground.wait(
+            lambda: not [pid for pid in pids_of(ground, container.id) if "pages" in comm(pid)],
+            "the page server goes on", HAPPENS_WITHIN_S,
+        )  # fmt: skip
+
+    _flip_memory(ground.snapshot.directory)
+    return restoring.run(ground, case, Plan(when_started=when_started, had_run=True))
+
+
+def _remove_image(directory: Path) -> None:
+    next((directory / "criu").glob("core-*.img")).unlink()
+
+
+def _truncate_manifest(directory: Path) -> None:
+    os.truncate(directory / "manifest.json", 100)
+
+
+def _remove_diff(directory: Path) -> None:
+    shutil.rmtree(directory / "rootfs")
+
+
+def removed_while_read(ground: Ground, case: Case) -> Seen:
+    """The images go when CRIU has begun."""
+
+    def during(_: Container) -> None:
+        when_there(ground, "criu", "swrk")
+        for image in (ground.snapshot.directory / "criu").iterdir():
+            image.unlink()
+
+    return restoring.run(ground, case, Plan(during=during))

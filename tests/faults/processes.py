@@ -1,0 +1,188 @@
+"""Faults from outside: a process of a node is killed or stopped during a restore."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.faults import restoring
+from tests.faults.cases import Case
+from tests.faults.ground import RESTORE, Ground, Missed, WentWrong
+from tests.faults.restoring import Plan, Seen
+from tests.node.kubelet import Container
+from tests.node.swapping import RUN
+
+HAPPENS_WITHIN_S: Final = 10.0
+LOOK_EVERY_S: Final = 0.001
+KILL: Final = signal.SIGKILL
+HANG_A_WHILE: Final[list[dict[str, object]]] = [{"point": "restore.told", "action": "hang"}]
+"""For what is to happen in the middle of a swap: its deadline ends it."""
+Scene = Callable[[Ground, Case], Seen]
+
+
+def pids_of(ground: Ground, *words: str) -> list[int]:
+    """Processes of the node, as the host numbers them, whose command line has all `words`."""
+    found = []
+    # One hierarchy is enough, and quick enough to see a process that lives for 50 ms.
+    procs = ground.node.cgroups[0].rglob("cgroup.procs")
+    for pid in {pid for path in procs for pid in path.read_text().split()}:
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if all(word in command for word in words):
+                found.append(int(pid))
+    return found
+
+
+def when_there(ground: Ground, *words: str) -> list[int]:
+    """Wait for such a process. Raises Missed: on a busy machine it can come and go unseen."""
+    deadline = time.monotonic() + HAPPENS_WITHIN_S
+    while not (found := pids_of(ground, *words)):
+        if time.monotonic() > deadline:
+            raise Missed(f"there is no process {words}")
+        time.sleep(LOOK_EVERY_S)
+    return found
+
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    """A signal to each that is still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def criu_at_restore(number: signal.Signals) -> Scene:
+    """CRIU gets a signal while it restores."""
+
+    def scene(ground: Ground, case: Case) -> Seen:
+        def during(_: Container) -> None:
+            send(when_there(ground, "criu", "swrk"), number)
+
+        return restoring.run(ground, case, Plan(during=during))
+
+    return scene
+
+
+def shim_at_restore(number: signal.Signals) -> Scene:
+    """quickthaw-runc gets a signal while CRIU restores."""
+
+    def scene(ground: Ground, case: Case) -> Seen:
+        def during(container: Container) -> None:
+            when_there(ground, "criu", "swrk")
+            send(_front(ground, container), number)
+
+        return restoring.run(ground, case, Plan(during=during))
+
+    return scene
+
+
+def _front(ground: Ground, container: Container) -> list[int]:
+    """quickthaw-runc and not its guard, which has the same command line and is its child."""
+    found = pids_of(ground, "front.py", " create ", container.id)
+    return [pid for pid in found if _parent(pid) not in found]
+
+
+def _parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def _is_init(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in lines)
+    return False
+
+
+def restored_process(ground: Ground, case: Case) -> Seen:
+    """The restored init dies while the resume call is under way."""
+
+    def during(container: Container) -> None:
+        when_there(ground, "sleep 60")
+        for procs in ground.node.cgroups[0].rglob(f"{container.id}/cgroup.procs"):
+            send([pid for pid in map(int, procs.read_text().split()) if _is_init(pid)], KILL)
+
+    resume = {"quickthaw.io/resume": "exec:sleep 60"}
+    return restoring.run(ground, case, Plan(annotations={**RESTORE, **resume}, during=during))
+
+
+def page_server(number: signal.Signals, point: str) -> Scene:
+    """The page server gets a signal when it has come to a fault point, where it is held."""
+
+    def scene(ground: Ground, case: Case) -> Seen:
+        def strike(container: Container) -> None:
+            send(_named(ground, container, "quickthaw-pages"), number)
+
+        plan = Plan(faults=[{"point": point, "action": "hang"}])
+        if point == "memory.filling":
+            plan.when_started, plan.had_run = strike, True
+        else:
+            plan.during = strike
+        return restoring.run(ground, case, plan)
+
+    return scene
+
+
+def its_guard(number: signal.Signals) -> Scene:
+    """The guard of a page server gets a signal; the server goes on."""
+
+    def scene(ground: Ground, case: Case) -> Seen:
+        def during(container: Container) -> None:
+            send(_named(ground, container, "quickthaw-guard"), number)
+
+        return restoring.run(ground, case, Plan(during=during))
+
+    return scene
+
+
+def _named(ground: Ground, container: Container, name: str) -> list[int]:
+    """Waits for it: the process is a fork of quickthaw-runc with a name of its own."""
+    deadline = time.monotonic() + HAPPENS_WITHIN_S
+    while time.monotonic() < deadline:
+        named = [pid for pid in pids_of(ground, "front.py", container.id) if comm(pid) == name]
+        # A guard is called like its server until it has given itself a name.
+        if found := [pid for pid in named if _parent(pid) not in named]:
+            return found
+        time.sleep(LOOK_EVERY_S)
+    raise WentWrong(f"there is no {name}")
+
+
+def comm(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def daemon(ground: Ground, case: Case) -> Seen:
+    """quickthawd is killed or stopped, at the moment that the case names."""
+    stopped = "stopped" in case.fault
+    number = signal.SIGSTOP if stopped else signal.SIGKILL
+
+    def strike(*_: object) -> None:
+        send([ground.node.daemon_pid], number)
+
+    plan = Plan()
+    if "before create" in case.fault:
+        plan.before_create = strike
+    elif "between" in case.fault:
+        plan.before_start = strike
+    else:
+        plan.during = strike
+    try:
+        return restoring.run(ground, case, plan)
+    finally:
+        ground.restart_daemon()
+
+
+def containerd_restarts(ground: Ground, case: Case) -> Seen:
+    """containerd is restarted while a swap hangs; StartContainer is then kubelet's to repeat."""
+
+    def during(container: Container) -> None:
+        told = ground.node.path(f"{RUN}/control/{container.id}/restored.json")
+        ground.wait(told.exists, "the swap does not get there", HAPPENS_WITHIN_S)
+        ground.node.restart_containerd()
+
+    return restoring.run(ground, case, Plan(during=during, faults=HANG_A_WHILE))
