@@ -73,8 +73,8 @@ def _family(
             parent, child, has = due.pop()
             if child not in spaces:
                 continue
-            areas = family.inherited(criu, parent, child)
-            its = Extents(compared.equal(spaces[child], _both(areas, has)))
+            areas = list(_both(family.inherited(criu, parent, child), has))
+            its = Extents(compared.equal(spaces[child], areas) if areas else ())
             if its:
                 found.shared[child] = its
                 due += [(child, each, its) for each in children.get(child, ())]
@@ -96,23 +96,25 @@ class _Compared:
     """The copy of one address space, to compare others with."""
 
     def __init__(self, space: Space) -> None:
-        self._content = Extents(space.content)
-        self._mapped = _mapped(space.data)
+        self._content, self._data = Extents(space.content), space.data
+        self._mapped: Mapped | None = None
 
     def __enter__(self) -> _Compared:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._mapped.close()
+        if self._mapped:
+            self._mapped.close()
 
     def equal(self, other: Space, ranges: Iterable[Range]) -> list[tuple[int, int, int]]:
         """What of `ranges` has the same content in both, and some: neighbours are joined."""
+        ours_mapped = self._mapped = self._mapped or _mapped(self._data)
         content, mapped = Extents(other.content), _mapped(other.data)
         found: list[tuple[int, int, int]] = []
         try:
             for each in ranges:
                 for start, end, ours, theirs in _pairs(self._content, content, each):
-                    one, two = self._mapped.address + ours, mapped.address + theirs
+                    one, two = ours_mapped.address + ours, mapped.address + theirs
                     for first, behind in _equal(one, two, end - start):
                         if found and found[-1][1] == start + first:
                             found[-1] = found[-1][0], start + behind, 0
