@@ -1,7 +1,8 @@
 """Runs pytest several times side by side: python3 -m tests.side_by_side 'ARGUMENTS' 'ARGUMENTS' …
 
-The nodes of the two suites wait most of the time, each for its own containerd. What a run prints
-is shown when it ends; the exit status is the worst of all. The line at the end has the sums.
+The nodes of the two suites wait most of the time, each for its own containerd. A run that begins
+with `nice` gives way to the others. What a run prints is shown when it ends; the exit status is the
+worst of all. The line at the end has the sums.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def main(runs: list[str]) -> int:
 
 def _start(stack: contextlib.ExitStack, run: str) -> tuple[subprocess.Popen[str], IO[str]]:
     output = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))  # noqa: SIM115 - the stack closes it
-    argv = [sys.executable, "-m", "pytest", SLOWEST, *shlex.split(run)]
+    words = shlex.split(run)
+    first = ["nice"] if words[0] == "nice" else []
+    argv = [*first, sys.executable, "-m", "pytest", SLOWEST, *words[len(first) :]]
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, text=True
     )
