@@ -81,8 +81,7 @@ class Ground:
     def close(self) -> list[str]:
         """Remove what is left of it; what stays nevertheless."""
         self.disarm()
-        self.restart_daemon()
-        self.node.path(CONFIG).unlink()
+        self.restart_daemon(capture_s=None)
         self.source.remove(grace_s=0)
         self.node.run([QUICKTHAW, "rm", self.snapshot.id])
         return self.left_overs(self.before_source)
@@ -126,10 +125,15 @@ class Ground:
         """For every program that starts from now on."""
         self.node.path(FAULTS).unlink(missing_ok=True)
 
-    def restart_daemon(self, *, capture_s: int = CAPTURE_S) -> None:
-        """SIGKILL it, if it runs, as systemd's watchdog would, and wait until the next serves."""
+    def restart_daemon(self, *, capture_s: int | None = CAPTURE_S) -> None:
+        """SIGKILL it, if it runs, as systemd's watchdog would, and wait until the next serves.
+
+        capture_s: None for a daemon that is configured as it comes.
+        """
         self._end_daemon()
-        self.node.write(CONFIG, f"capture_timeout_s = {capture_s}\nquarantine_after = 0\n")
+        self.node.path(CONFIG).unlink(missing_ok=True)
+        if capture_s is not None:
+            self.node.write(CONFIG, f"capture_timeout_s = {capture_s}\nquarantine_after = 0\n")
         said = len(self.node.journal())
         self.node.start_daemon()
         self.wait(
