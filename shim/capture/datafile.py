@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from shim.memory.extents import Extent
 
+_COPY_BYTES = 64 << 20
+
 
 def keep_only(fd: int, kept: Iterable[Extent]) -> None:
     """Free everything in a file of data that is in none of the extents. Raises OSError."""
@@ -34,3 +36,12 @@ def write_small(path: Path, content: bytes) -> None:
 def write_ranges(path: Path, extents: Iterable[Extent]) -> None:
     """The file of ranges beside one of data. Raises OSError."""
     write_small(path, layout.encode_ranges(extents))
+
+
+def copy_range(source: int, offset: int, target: int, to: int, size: int) -> None:
+    """Copy a part of one file into another. Raises ValueError when the first ends; OSError."""
+    while size:
+        done = os.copy_file_range(source, target, min(size, _COPY_BYTES), offset, to)
+        if not done:
+            raise ValueError("the copy of the memory ends before its pages do")
+        offset, to, size = offset + done, to + done, size - done

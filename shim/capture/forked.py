@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from shim.capture import datafile
 from shim.criu import family, pagemap
 from shim.kernel import othermemory
 from shim.kernel.othermemory import PAGE, Mapped
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 WORTH_BYTES: Final = 64 << 20
 """What a family must save: below that each has its own memory, from the page server."""
-_COPY_BYTES = 64 << 20
 _BLOCK_BYTES = 256 << 10
 """Compared at once; halved where it is not equal."""
 
@@ -34,11 +34,12 @@ _BLOCK_BYTES = 256 << 10
 @dataclass(slots=True)
 class Family:
     """A process, and all that were forked from it. shared: what each has in common with `root`, by
-    pid; of the root itself, what any has.
+    pid; of the root itself, what any has. pairs: each parent and its child.
     """
 
     root: int
     shared: dict[int, Extents] = field(default_factory=dict)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def saved_bytes(self) -> int:
@@ -49,11 +50,11 @@ class Family:
 def families(criu: Path, spaces: Mapping[int, Space]) -> Iterator[Family]:
     """Those that are worth it. Raises DamagedImage, OSError."""
     children: dict[int, list[int]] = {}
-    order = [pid for pid, parent in family.parents(criu) if pid in spaces or not parent]
-    for pid, parent in family.parents(criu):
+    tree = family.parents(criu)
+    for pid, parent in tree:
         children.setdefault(parent, []).append(pid)
     done: set[int] = set()
-    for pid in order:
+    for pid, _ in tree:
         if pid in done or pid not in spaces:
             continue
         found = _family(criu, spaces, children, pid)
@@ -77,6 +78,7 @@ def _family(
             its = Extents(compared.equal(spaces[child], areas) if areas else ())
             if its:
                 found.shared[child] = its
+                found.pairs.append((parent, child))
                 due += [(child, each, its) for each in children.get(child, ())]
     union = Extents()
     for its in found.shared.values():
@@ -167,25 +169,15 @@ def store(criu: Path, found: Family, space: Space) -> None:
         to = 0
         for start, end, _ in shared:
             for first, behind, offset in content.within(start, end):
-                copy_range(
+                datafile.copy_range(
                     whole.fileno(), offset, file.fileno(), to + first - start, behind - first
                 )
             to += end - start
     target.chmod(0o600)
     for pid in found.shared:
         family.write_parent(criu, pid, listed)
-    for pid, parent in family.parents(criu):
-        if pid in found.shared and parent in found.shared:
-            family.align(criu, parent, pid)
-
-
-def copy_range(source: int, offset: int, target: int, to: int, size: int) -> None:
-    """Copy a part of one file into another. Raises ValueError when the first ends; OSError."""
-    while size:
-        done = os.copy_file_range(source, target, min(size, _COPY_BYTES), offset, to)
-        if not done:
-            raise ValueError("the copy of the memory ends before its pages do")
-        offset, to, size = offset + done, to + done, size - done
+    for parent, child in found.pairs:
+        family.align(criu, parent, child)
 
 
 def _size(extents: Extents) -> int:

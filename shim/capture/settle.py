@@ -13,7 +13,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from shim.capture import datafile
-from shim.capture.forked import copy_range, families, store
+from shim.capture.forked import families, store
 from shim.capture.sharedsettle import settle_shared
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import pagemap
@@ -57,7 +57,7 @@ def _space(
     pages.unlink(missing_ok=True)
     with copied.data.open("r+b") as whole, pages.open("xb") as small:
         for _, offset, to, length in own:
-            copy_range(whole.fileno(), offset, small.fileno(), to, length)
+            datafile.copy_range(whole.fileno(), offset, small.fileno(), to, length)
         small.truncate(size)
         datafile.keep_only(whole.fileno(), lazy)
         ratio = _sampled_ratio(whole.fileno())

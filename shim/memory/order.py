@@ -167,7 +167,7 @@ class Order:
             event, budget = self._events[number], late - self._lateness(number, rest)
             if budget < 0 or (event.kind == REMOVE and number != rest[0]):
                 continue
-            others = tuple(each for each in rest if each != number)
+            others = _without(rest, number)
             for after, left, cost in self._happens(memory, number, others):
                 its = forks | {event.start: memory} if event.kind == FORK else forks
                 if cost <= budget and (found := self._from(after, left, budget - cost, its)):
@@ -190,7 +190,7 @@ class Order:
             after = self._applied(memory, number)
             doubt = 0 if memory.is_used(event.start, event.end) else memory.growth(event.start)
             for move in self._over(number, others):
-                left = tuple(each for each in others if each != move)
+                left = _without(others, move)
                 for then, rest, cost in self._happens(after, move, left):
                     yield then, rest, cost + doubt
             yield after, others, doubt
@@ -201,7 +201,7 @@ class Order:
             elif not memory.is_used(event.to, event.to + event.end - event.start):
                 end, unlikely = self._its_end(number, others)
                 if end:
-                    left = tuple(each for each in others if each != end)
+                    left = _without(others, end)
                     yield self._applied(memory, number, leaves=False), left, doubt + unlikely
                 yield self._applied(memory, number), others, doubt + 2 * (end and not unlikely)
 
@@ -258,3 +258,7 @@ class Order:
                 forks[event.start] = memory
             memory = self._applied(memory, number)
         return memory, forks
+
+
+def _without(numbers: tuple[int, ...], number: int) -> tuple[int, ...]:
+    return tuple(each for each in numbers if each != number)
