@@ -14,6 +14,10 @@ import time
 
 from shim.kernel import lineage
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _POLL_S = 0.002
 _ID_CHARS = 32
 """A shorter name might be part of another cgroup's by chance. containerd's ids have 64."""
@@ -44,10 +48,17 @@ def members(container: str) -> list[int]:
 
     By the name, because every driver (cgroupfs, systemd) has another way to it and the same name.
     """
+    return list(newest_first(container))
+
+
+def newest_first(container: str) -> Iterator[int]:
+    """The same, one by one, what has the highest pid first: whoever looks for what was just made
+    does not wait until every process of the machine was looked at.
+    """
     name = container.encode()
     own = os.getpid()
-    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
-    return [pid for pid in pids if pid != own and _is_in(pid, name)]
+    pids = sorted((int(entry) for entry in os.listdir("/proc") if entry.isdecimal()), reverse=True)
+    return (pid for pid in pids if pid != own and _is_in(pid, name))
 
 
 def numbered(container: str, pid: int) -> int:

@@ -70,7 +70,7 @@ class Asked:
         while time.monotonic() < until:
             if self._last and _has_open(self._last, wanted):
                 return self._last
-            for pid in survivors.members(self._container):
+            for pid in survivors.newest_first(self._container):
                 if _has_open(pid, wanted):
                     self._last = pid
                     return pid

@@ -52,12 +52,14 @@ class Extents:
         return [_clipped(each, start, end) for each in found]
 
     def take_next(self, address: int, size: int) -> Extent | None:
-        """Remove and return up to `size` bytes of one extent: the first from `address` on."""
+        """Remove and return part of one extent: the first from `address` on, up to a multiple of
+        `size`.
+        """
         first, _ = self._reach(address, 1 << 64)
         if first == len(self._all):
             return None
         start = max(self._all[first][0], address)
-        (found,) = self.take(start, min(self._all[first][1], start + size))
+        (found,) = self.take(start, min(self._all[first][1], start - start % size + size))
         return found
 
     def put(self, extents: Iterable[Extent]) -> None:

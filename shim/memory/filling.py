@@ -1,5 +1,9 @@
 """The threads that fill memory which nobody has asked for yet.
 
+One begins while CRIU restores, which keeps one processor busy: it makes page tables for the content
+and fills what is asked for first, as soon as CRIU has an area ready for it. All fill the rest when
+the processes run.
+
 They copy side by side. Whoever reads what the kernel tells about an address space must `hold` them
 first: no copy is under way then, and what each thread had taken is filled or put back. They work
 at a low priority: the workload goes first, and a fault goes before everything.
@@ -11,6 +15,7 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 
 from shim.kernel.userfault import Gone
 
@@ -19,10 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from shim.memory.extents import Extent
+    from shim.memory.payload import Payload
     from shim.memory.space import Space
 
-PIECE_BYTES = 1 << 20
-"""Copied at once. A fault waits for a copy that is under way: a quarter of a millisecond."""
+PIECE_BYTES = 2 << 20
+"""Copied at once. A fault waits for a copy that is under way: half a millisecond."""
 ASKED_BYTES = 128 << 10
 """The same while faults come: many small copies take longer, and nobody waits for one of them."""
 _ASKED_S = 0.03
@@ -30,6 +36,9 @@ _ASIDE_S = 0.005
 """How long all threads but one stand aside then."""
 NICE = 10
 THREADS = min(4, os.cpu_count() or 1)
+_LOOK_S = 0.001
+_LOOKS = 16
+"""At so many places for an area that is ready, before something else is done."""
 _CHANGING_S = 0.0005
 _REFUSED_S = 0.05
 _NO_MEMORY_S = 10.0
@@ -41,14 +50,17 @@ class Stuck(Exception):
 
 
 class Filling:
-    """spaces: changed by the owner, in a `hold`. error: what ended a thread."""
+    """spaces: see `add`. error: what ended a thread."""
 
     def __init__(self, threads: int = THREADS) -> None:
-        self.spaces: list[Space] = []
         self.error: Exception | None = None
         self.told_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable when there is nothing to do any more, or an error."""
-        self._first: list[tuple[Space, int, int]] = []
+        self.spaces: list[Space] = []
+        self._by_pid: dict[int, Space] = {}
+        self._first: deque[tuple[int, int, int]] = deque()
+        self._ahead: Iterator[tuple[Payload, int, int]] = iter(())
+        self._is_early = True
         self._mutex = threading.Lock()
         self._held = self._stopped = False
         self._refused_since = self._asked_at = 0.0
@@ -58,13 +70,30 @@ class Filling:
             threading.Thread(target=self._serve, args=(lock,), daemon=True) for lock in self._locks
         ]
 
-    def start(self, first: Iterable[tuple[Space, int, int]] = ()) -> None:
-        """Begin. first: ranges of addresses that are filled before all others, in this order."""
-        self._first = list(first)[::-1]
+    def begin(
+        self, first: Iterable[tuple[int, int, int]], ahead: Iterable[tuple[Payload, int, int]]
+    ) -> None:
+        """Begin on one thread, while CRIU restores.
+
+        first: pid, first address and end of what is filled before all else, in about this order.
+        ahead: payload, offset and size of what is needed soon.
+        """
+        self._first, self._ahead = deque(first), iter(ahead)
         self._open.set()
         self._work.set()
-        for thread in self._threads:
+        self._threads[0].start()
+
+    def start(self) -> None:
+        """All areas are ready and the processes are about to run: fill everything."""
+        self._is_early = False
+        for thread in self._threads[1:]:
             thread.start()
+
+    def add(self, space: Space) -> None:
+        """Fill this one, too. In a `hold`."""
+        self.spaces.append(space)
+        if space.pid:
+            self._by_pid[space.pid] = space
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -116,14 +145,25 @@ class Filling:
                 time.sleep(pause_s)
 
     def _step(self) -> float:
-        """Fill one piece. Returns how long to wait before the next one."""
+        """Do one piece of work. Returns how long to wait before the next one."""
+        is_early = self._is_early
         with self._mutex:
-            found = self._next()
-            if found is None:
+            found = self._next_ready() if is_early else self._next()
+            if not found and not is_early:
                 self._work.clear()
                 os.eventfd_write(self.told_fd, 1)
                 return 0.0
-        space, extent = found
+        return self._fill(*found) if found else self._look_ahead()
+
+    def _look_ahead(self) -> float:
+        content = next(self._ahead, None)
+        if not content:
+            return _LOOK_S
+        payload, offset, size = content
+        payload.prepare(offset, size)
+        return 0.0
+
+    def _fill(self, space: Space, extent: Extent) -> float:
         rest, pause_s = [extent], _CHANGING_S
         try:
             rest = space.fill(extent)
@@ -150,15 +190,30 @@ class Filling:
 
     def _next(self) -> tuple[Space, Extent] | None:
         while self._first:
-            space, start, end = self._first.pop()
-            taken = [] if space.is_gone else space.missing.take(start, end)
-            if taken:
-                space.missing.put(taken[1:])
-                if taken[1:]:
-                    self._first.append((space, taken[1][0], end))
-                return space, taken[0]
+            if found := self._next_first():
+                return found
         size = ASKED_BYTES if self._is_asked() else PIECE_BYTES
         for space in self.spaces:
             if not space.is_over and (extent := space.next_piece(size)):
                 return space, extent
         return None
+
+    def _next_ready(self) -> tuple[Space, Extent] | None:
+        """CRIU moves one area after the other to its place and registers it there."""
+        for _ in range(min(_LOOKS, len(self._first)) if self.spaces else 0):
+            pid, start, end = self._first[0]
+            space = self._by_pid.get(pid)
+            if space and space.is_ready(start, end):
+                return self._next_first()
+            self._first.rotate(-1)
+        return None
+
+    def _next_first(self) -> tuple[Space, Extent] | None:
+        pid, start, end = self._first.popleft()
+        space = self._by_pid.get(pid)
+        if not space or space.is_gone or not (taken := space.missing.take(start, end)):
+            return None
+        space.missing.put(taken[1:])
+        if taken[1:]:
+            self._first.appendleft((pid, taken[1][0], end))
+        return space, taken[0]

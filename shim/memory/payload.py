@@ -68,10 +68,11 @@ class Payload:
         finally:
             self._release(chunk)
 
-    def prepare(self) -> None:
-        """Have all that needs no check in our page tables, and so in memory. Raises Damaged."""
-        for offset in range(0, self.size if self._digests is None else 0, CHUNK_BYTES):
-            self._populate(offset, min(CHUNK_BYTES, self.size - offset))
+    def prepare(self, offset: int, size: int) -> None:
+        """Have it, if it needs no check, in our page tables, and so in memory. Raises Damaged."""
+        size = min(size, self.size - offset)
+        if self._digests is None and size > 0:
+            self._populate(offset, size)
 
     def check_rest(self) -> None:
         """Check what nobody needed. Raises Damaged."""

@@ -1,9 +1,9 @@
 """The page server: one process for each restore, from before CRIU starts until all memory is there.
 
-CRIU sends it a userfaultfd for each process that it restores. Faults are served first; when CRIU
-has finished, the threads of `shim.memory.filling` fill the rest: what earlier restores from the
-snapshot asked for, then by address. When all is filled the descriptors are closed and the server
-ends: the areas are ordinary ones then. It needs nobody: the daemon may be away, and
+CRIU sends it a userfaultfd for each process that it restores. Faults are served first; the threads
+of `shim.memory.filling` fill the rest: what earlier restores from the snapshot asked for, already
+while CRIU restores, then everything by address. When all is filled the descriptors are closed and
+the server ends: the areas are ordinary ones then. It needs nobody: the daemon may be away, and
 `quickthaw-runc` has ended long before. What it must not do is to end before it is done; see
 `shim.memory.guard`. Lean.
 """
@@ -25,7 +25,7 @@ from shim.memory.workingset import Recorder, ranges
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from shim.memory.guard import Guard
     from shim.memory.layout import SpaceLayout
@@ -54,6 +54,7 @@ class Server:
         self._container, self._listener, self._swap = container, listener, swap
         self._guard, self._payloads = guard, payloads
         self._memory = {space.pid: space for space in memory}
+        self._content = {space.pid: Extents(space.extents) for space in memory}
         self._criu: LazySocket | None = None
         self._filling = Filling()
         self._kept = self._started = False
@@ -76,6 +77,8 @@ class Server:
         Afterwards the descriptors are still open: see `close`.
         """
         faults.point("memory.started", self._container)
+        first = ranges(self._first)
+        self._filling.begin(first, self._ahead(first))
         while not self._is_over():
             late = any(space.waiting for space in self._by_fd.values())
             ready = {fd for fd, _ in self._poll.poll(_RETRY_MS if late else _TICK_MS)}
@@ -128,36 +131,44 @@ class Server:
 
     def _hear(self, criu: LazySocket) -> None:
         for pid, fd in criu.received():
-            self._add(self._space(pid, fd))
+            with self._filling.hold():
+                self._add(self._space(pid, fd))
         if criu.finished and not self._started:
             faults.point("memory.told", self._container)
             if self._filler:
                 self._filler.must_be_done()
-            self._start()
+            self._started = True
+            self._filling.start()
             self._swap.send(READY)
             faults.point("memory.filling", self._container)
         if criu.closed:
             self._poll.unregister(criu.fileno())
             criu.close()
 
-    def _start(self) -> None:
-        """The processes are about to run."""
-        self._started = True
-        by_pid = {space.pid: space for space in self._by_fd.values()}
-        first = ranges(self._first, PIECE_BYTES)
-        self._filling.start((by_pid[pid], start, end) for pid, start, end in first if pid in by_pid)
+    def _ahead(self, first: Sequence[tuple[int, int, int]]) -> Iterator[tuple[Payload, int, int]]:
+        """Where the content is: of what is asked for first, then of everything."""
+        for pid, start, end in first:
+            if found := self._memory.get(pid):
+                for begin, behind, offset in self._content[pid].within(start, end):
+                    yield self._payloads[found.data], offset, behind - begin
+        for found in self._memory.values():
+            for begin, behind, offset in found.extents:
+                for at in range(0, behind - begin, PIECE_BYTES):
+                    size = min(PIECE_BYTES, behind - begin - at)
+                    yield self._payloads[found.data], offset + at, size
 
     def _space(self, pid: int, fd: int) -> Space:
         found = self._memory.get(pid)
         if not found:
             return Space(fd, pid, Extents(), None, Extents())
         areas = Extents((start, end, 0) for start, end in found.areas)
-        return Space(fd, pid, Extents(found.extents), self._payloads[found.data], areas)
+        missing = self._content[pid].copy()
+        return Space(fd, pid, missing, self._payloads[found.data], areas)
 
     def _add(self, space: Space) -> None:
         self._guard.keep(space.fd)
         self._by_fd[space.fd] = space
-        self._filling.spaces.append(space)
+        self._filling.add(space)
         self._poll.register(space.fd, select.POLLIN)
 
     def _serve(self, ready: Sequence[Space]) -> None:

@@ -144,7 +144,8 @@ def _serve(
 def _prepare(content: Sequence[Payload]) -> None:
     with contextlib.suppress(Damaged):  # it is met again where it is needed
         for payload in content:
-            payload.prepare()
+            for offset in range(0, payload.size, CHUNK_BYTES):
+                payload.prepare(offset, CHUNK_BYTES)
 
 
 def _answer(asked: Asked, image: str, told: socket.socket | None) -> None:

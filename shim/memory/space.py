@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from shim.memory.payload import Payload
 
 AROUND_BYTES = 64 << 10
-"""What is filled with one fault, aligned: about what a fault itself costs."""
+"""What is filled with one fault, aligned: about what a fault itself costs. Of pages without content
+the ones behind that which is waited for: fresh memory is mostly used from its start on."""
 _SETTLES_S = 0.001
 _UNSETTLED_S = 30.0
 
@@ -120,19 +121,20 @@ class Space:
                 self.waiting.append(address)
                 return
         if not any(each[0] <= page < each[1] for each in wanted):
-            self._zero(page)
+            self._zero(page, start + AROUND_BYTES)
 
-    def _zero(self, page: int) -> None:
-        """A page without content, or one that is there already."""
+    def _zero(self, page: int, end: int) -> None:
+        """A page without content, and those behind it; or one that is there already."""
         try:
-            userfault.zero(self.fd, page, PAGE)
+            userfault.zero(self.fd, page, end - page)
         except Present:
             with contextlib.suppress(OSError):  # nobody waits any more
                 userfault.wake(self.fd, page, PAGE)
         except Changing:
             self.waiting.append(page)
         except NotOurs:
-            return
+            if end - page > PAGE:  # the area ends before
+                self._zero(page, page + PAGE)
 
     def listen(self) -> tuple[list[int], list[Space]]:
         """Read what the kernel tells and take events into account. All copying must be stopped.
@@ -171,6 +173,13 @@ class Space:
         try:
             return userfault.is_registered(self.fd, start, end - start)
         except Gone:
+            return False
+
+    def is_ready(self, start: int, end: int) -> bool:
+        """Whether all that is missing between two addresses lies in areas of ours."""
+        try:
+            return all(self._is_registered(*each[:2]) for each in self.missing.within(start, end))
+        except Changing:
             return False
 
     def next_piece(self, size: int) -> Extent | None:

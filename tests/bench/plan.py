@@ -17,7 +17,8 @@ PARTS: Final = (
 QUICK: Final = {
     "PARTS": "limit,memory,embedding,storm",
     "SIZES": "0.25,1",
-    "CONTENTS": "half-zero",
+    "WAYS": "cold,stock,quickthaw",
+    "RUNS": "3",
     "STEADY": "2",
     "STORM": "20",
 }

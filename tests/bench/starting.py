@@ -9,6 +9,7 @@ from tests.bench import limits
 from tests.bench.asking import Asking
 from tests.bench.ground import cache, evict
 from tests.bench.resident import Sampler, filled
+from tests.bench.sources import BOTH_AT_MOST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,8 +58,7 @@ class Starting:
         for number in range(runs):
             # Who comes first changes: what one way leaves behind, another one finds.
             for name in _rotated(names, number):
-                if (stored := self.ways[name].stored()) is not None:
-                    (evict if uncached else cache)(stored)
+                self._files(worker, name, uncached=uncached)
                 found = self.one(worker, name, said, 0.0)
                 self.results.add(part, worker.name, name, **found)
                 if steady_s:
@@ -72,6 +72,19 @@ class Starting:
                     f"{part} {worker.name} {name}: first answer {found['first_answer_s']:.3f} s, "
                     f"resident {found['resident_s']:.3f} s"
                 )
+
+    def _files(self, worker: Worker, name: str, *, uncached: bool) -> None:
+        """Have the files that a way reads from in the page cache, or not."""
+        is_large = worker.bytes > BOTH_AT_MOST_BYTES
+        for other, way in sorted(self.ways.items(), key=lambda each: each[0] == name):
+            if (stored := way.stored()) is None:
+                continue
+            if other == name:
+                (evict if uncached else cache)(stored)
+            elif is_large:
+                # All files and a replica are more than the machine's memory: what is touched
+                # before the start would push out what was read for it.
+                evict(stored)
 
     def one(
         self, worker: Worker, name: str, said: Mapping[str, str], steady_s: float

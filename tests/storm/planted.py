@@ -89,13 +89,13 @@ def _with_zeros() -> None:
 
 
 def _never() -> None:
-    """Every 20th page without content is not given to who waits for it."""
+    """Every 20th time a page without content is not given to who waits for it."""
     zero, count = Space._zero, [0]
 
-    def lazy(self: Space, page: int) -> None:
+    def lazy(self: Space, page: int, end: int) -> None:
         count[0] += 1
         if count[0] % 20:
-            zero(self, page)
+            zero(self, page, end)
 
     Space._zero = lazy  # type: ignore[method-assign]
 

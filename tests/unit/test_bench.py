@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.bench.asking import Asked, percentile
 from tests.bench.chart import Bar, Group, chart
 from tests.bench.page import of as page_of
-from tests.bench.plan import FULL, PARTS, Plan, WrongPlan
+from tests.bench.plan import PARTS, Plan, WrongPlan
 from tests.bench.resident import Level, filled
 from tests.bench.result import Results
 from tests.bench.targets import LARGE, targets
@@ -138,8 +138,10 @@ def test_no_sample_is_an_error() -> None:
 def test_variables_choose_parts_and_an_unknown_one_is_told() -> None:
     assert Plan.of({}).parts == list(PARTS)
     quick = Plan.of({"QUICK": "1"})
-    assert (quick.storm_s, list(quick.sizes), quick.runs) == (20, [0.25, 1.0], 5)
-    assert Plan.of({"QUICK": "1", "SIZES": "0.25", "RUNS": ""}).runs == int(FULL["RUNS"])
+    assert (quick.storm_s, list(quick.sizes), quick.runs) == (20, [0.25, 1.0], 3)
+    chosen = Plan.of({"QUICK": "1", "SIZES": "0.25", "RUNS": ""})
+    assert (list(chosen.sizes), chosen.runs) == ([0.25], quick.runs), "an empty one is none"
+    assert Plan.of({}).runs >= 5, "a median of fewer says little"
     with pytest.raises(WrongPlan, match="PARTS=nothing"):
         Plan.of({"PARTS": "nothing"})
     with pytest.raises(WrongPlan, match="number"):

@@ -61,6 +61,7 @@ def test_the_next_piece_is_the_first_from_an_address_on(address: int, size: int)
     start, end, offset = found
     assert start == min(page for page in before if page >= address)
     assert end - start <= size
+    assert end in (20, 40) or not end % size, "pieces of two threads share no page table"
     assert before[start] == offset
     assert pages_of(extents) == {p: o for p, o in before.items() if not start <= p < end}
 

@@ -210,13 +210,30 @@ def test_what_was_asked_for_is_known_the_next_time(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [f"{'a' * 64}.json"]
 
 
-def test_what_was_asked_for_side_by_side_is_filled_at_once() -> None:
-    windows = [(1, 0x10000), (1, 0x20000), (1, 0x30000), (2, 0x40000), (1, 0x0), (1, 0x40000)]
-    assert workingset.ranges(windows, 0x20000) == [
-        (1, 0x10000, 0x30000), (1, 0x30000, 0x40000), (2, 0x40000, 0x50000), (1, 0x0, 0x10000),
-        (1, 0x40000, 0x50000),
+def test_what_was_asked_for_nearly_side_by_side_is_filled_at_once() -> None:
+    windows = [(1, 0x30000), (1, 0x10000), (2, 0x40000), (1, 0x0), (1, 0x60000), (1, 0x400000)]
+    assert workingset.ranges(windows) == [
+        (1, 0x0, 0x40000), (1, 0x60000, 0x70000), (1, 0x400000, 0x410000), (2, 0x40000, 0x50000),
     ]  # fmt: skip
-    assert workingset.ranges([], 0x20000) == []
+    assert workingset.ranges([]) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 40)), max_size=60, unique=True))
+def test_all_that_was_asked_for_is_in_one_range_of_bounded_size(
+    places: list[tuple[int, int]],
+) -> None:
+    windows = [(pid, place * 0x10000) for pid, place in places]
+    found = workingset.ranges(windows)
+    for pid, start in windows:
+        assert [pid for each, begin, end in found if each == pid and begin <= start < end] == [pid]
+    assert all(end - start <= 1 << 20 for _, start, end in found)
+
+
+def test_what_was_asked_for_first_comes_before_what_came_much_later() -> None:
+    windows = [(1, number * 0x10000) for number in range(5000, 0, -1)]
+    found = workingset.ranges(windows)
+    assert found[0][1] == 3977 * 0x10000, "the lowest address of the first 64 MiB"
+    assert found[-1][1] < 0x10000 * 905
 
 
 @given(st.binary(max_size=60))

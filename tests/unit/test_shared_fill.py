@@ -77,7 +77,7 @@ def started(
     view: Path, monkeypatch: pytest.MonkeyPatch, process: Restoring, found: SharedLayout,
     content: Payload,
 ) -> shared.Filler:  # fmt: skip
-    monkeypatch.setattr(survivors, "members", lambda _: [process.pid])
+    monkeypatch.setattr(survivors, "newest_first", lambda _: [process.pid])
     asked = Asked("c", str(view), {IMAGE: HEAD})
     return shared.start("c", asked, [found], {"data": content})
 
