@@ -37,7 +37,7 @@ def main() -> int:
     def after() -> None:
         document.write(before, bench.results, plan, bench.facts, bench.failed)
 
-    bench = Bench(plan, Results(), tell, after)
+    bench = Bench(plan, Results(run=document.now()), tell, after)
     bench.run()
     written = document.write(before, bench.results, plan, bench.facts, bench.failed)
     out.print(_table(written["targets"]))

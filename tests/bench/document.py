@@ -22,6 +22,11 @@ RESULT: Final = BUILD.parent / "bench.json"
 PAGE: Final = BUILD.parent / "bench.html"
 
 
+def now() -> str:
+    """The time, as the document has it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def earlier() -> dict[str, Any]:
     """The document of an earlier run, empty when there is none that can be read."""
     try:
@@ -37,7 +42,7 @@ def write(
     """Write both files: this run's figures over those of an earlier one. The document."""
     known = results.over(Results.from_json(before.get("series", [])))
     document = {
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "made": now(),
         "machine": facts or before.get("machine", {}),
         "plan": asdict(plan),
         "failed": failed,

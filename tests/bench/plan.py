@@ -19,8 +19,8 @@ QUICK: Final = {
     "SIZES": "0.25,1",
     "WAYS": "cold,stock,quickthaw",
     "RUNS": "3",
-    "STEADY": "2",
-    "STORM": "20",
+    "STEADY": "1",
+    "STORM": "10",
 }
 FULL: Final = {
     "PARTS": ",".join(PARTS),

@@ -22,9 +22,15 @@ class Key(NamedTuple):
 
 @dataclass
 class Results:
-    """All values of a run, in the order in which they were taken."""
+    """All values of a run, in the order in which they were taken.
+
+    run: what the run is called. runs: of which run a worker of a part is, when it is of an earlier
+    one.
+    """
 
     values: dict[Key, list[float]] = field(default_factory=dict)
+    run: str = ""
+    runs: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, part: str, worker: str, way: str, **metrics: float) -> None:
         """One value for each metric. Seconds end in `_s`, bytes in `_bytes`."""
@@ -39,6 +45,10 @@ class Results:
         """Their median."""
         values = self.of(part, worker, way, metric)
         return Spread.of(values).median if values else None
+
+    def run_of(self, part: str, worker: str) -> str:
+        """The run in which a worker was measured: only figures of one run can be compared."""
+        return self.runs.get((part, worker), self.run)
 
     def parts(self) -> list[str]:
         """In the order in which they were run."""
@@ -56,14 +66,24 @@ class Results:
     def as_json(self) -> list[dict[str, Any]]:
         """One object for each key: raw values, median, spread."""
         return [
-            {**key._asdict(), "raw": values, **_summary(values)}
+            {
+                **key._asdict(),
+                "run": self.run_of(key.part, key.worker),
+                "raw": values,
+                **_summary(values),
+            }
             for key, values in self.values.items()
         ]
 
     @classmethod
     def from_json(cls, series: Iterable[dict[str, Any]]) -> Self:
         """What `as_json` gave."""
-        return cls({Key(*(row[name] for name in Key._fields)): row["raw"] for row in series})
+        found = cls()
+        for row in series:
+            key = Key(*(row[name] for name in Key._fields))
+            found.values[key] = row["raw"]
+            found.runs[key.part, key.worker] = row.get("run", "")
+        return found
 
     def over(self, older: Results) -> Results:
         """These, and of `older` what these have nothing of: parts may be run one by one.
@@ -76,7 +96,8 @@ class Results:
             for key, values in older.values.items()
             if (key.part, key.worker) not in mine
         }
-        return Results({**kept, **self.values})
+        runs = {key[:2]: older.run_of(*key[:2]) for key in kept}
+        return Results({**kept, **self.values}, self.run, runs)
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:

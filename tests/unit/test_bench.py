@@ -55,6 +55,20 @@ def test_a_first_answer_needs_all_three_of_its_figures() -> None:
     assert found["met"] is True
 
 
+def test_figures_of_two_runs_are_not_compared() -> None:
+    older, newer = Results(run="monday"), Results(run="tuesday")
+    older.add("memory", "memory-0.25-random", "quickthaw", first_answer_s=0.1)
+    older.add("memory", LARGE, "quickthaw", first_answer_s=0.9)
+    newer.add("memory", "memory-8-random", "quickthaw", first_answer_s=0.2)
+    newer.add("memory", LARGE, "quickthaw", first_answer_s=0.15)
+    known = newer.over(Results.from_json(older.as_json()))
+    found = entry(Results.from_json(known.as_json()), "first answer")["value"]
+    assert (found["first_answer_s"], found["ms_per_gib"]) == (0.15, None)
+    older.add("memory", "memory-8-random", "quickthaw", first_answer_s=0.2)
+    found = entry(Results.from_json(older.as_json()), "first answer")["value"]
+    assert found["ms_per_gib"] is not None
+
+
 def test_one_figure_that_misses_its_limit_misses_the_goal() -> None:
     results = of_large(
         quickthaw_resident_bytes=[8e9], quickthaw_resident_s=[1.0],
@@ -138,7 +152,7 @@ def test_no_sample_is_an_error() -> None:
 def test_variables_choose_parts_and_an_unknown_one_is_told() -> None:
     assert Plan.of({}).parts == list(PARTS)
     quick = Plan.of({"QUICK": "1"})
-    assert (quick.storm_s, list(quick.sizes), quick.runs) == (20, [0.25, 1.0], 3)
+    assert (quick.storm_s, list(quick.sizes), quick.runs) == (10, [0.25, 1.0], 3)
     chosen = Plan.of({"QUICK": "1", "SIZES": "0.25", "RUNS": ""})
     assert (list(chosen.sizes), chosen.runs) == ([0.25], quick.runs), "an empty one is none"
     assert Plan.of({}).runs >= 5, "a median of fewer says little"
