@@ -114,7 +114,7 @@ def test_results_survive_their_json_and_a_later_part_replaces_only_its_own() -> 
     assert known.of("memory", "a", "stock", "first_answer_s") == [3.0]
     assert known.of("memory", "a", "cold", "first_answer_s") == (), "not interleaved with the new"
     row = known.as_json()[0]
-    assert {"part", "worker", "way", "metric", "raw", "median", "spread"} == row.keys()
+    assert {"part", "worker", "way", "metric", "run", "raw", "median", "spread"} == row.keys()
 
 
 @given(st.lists(FIGURES, min_size=1), st.integers(1, 100))
