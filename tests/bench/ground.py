@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from shim.kernel.libc import call
 from tests.bench import asking
 from tests.node.base import BUILD
 from tests.node.node import Node
@@ -62,6 +63,17 @@ class Ground:
     def store(self, name: str) -> Path:
         """A path in STORE, as the host sees it."""
         return self.node.path(f"{STORE}/{name}")
+
+    def settle(self) -> None:
+        """Wait until what earlier starts have written is on the disk. Raises OSError.
+
+        An import writes gigabytes, and the next unmount of an overlay waits for all of them.
+        """
+        fd = os.open(self.store(""), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            call("syncfs", fd)
+        finally:
+            os.close(fd)
 
     def cgroup(self, path: str) -> Path:
         """A cgroup of the node as a path of the host, in one hierarchy that has every process."""

@@ -12,6 +12,7 @@ from shim.kernel.meminfo import available_bytes
 from tests.bench import resident
 from tests.bench.asking import Asking
 from tests.bench.resident import Sampler, filled
+from tests.bench.turns import turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,8 @@ class AtOnce:
         names = list(self.ways)
         for number in range(runs):
             for count in counts:
-                for name in [*names[number % len(names) :], *names[: number % len(names)]]:
+                for name in turns(names, number):
+                    self.ground.settle()
                     found = self._start(worker, name, count)
                     self.results.add(MANY, f"{worker.name}-x{count}", name, **found)
                     self.tell(

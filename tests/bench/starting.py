@@ -10,9 +10,10 @@ from tests.bench.asking import Asking
 from tests.bench.ground import cache, evict
 from tests.bench.resident import Sampler, filled
 from tests.bench.sources import BOTH_AT_MOST_BYTES
+from tests.bench.turns import turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from tests.bench.ground import Ground
     from tests.bench.result import Results
@@ -56,8 +57,7 @@ class Starting:
         """
         names = list(self.ways)
         for number in range(runs):
-            # Who comes first changes: what one way leaves behind, another one finds.
-            for name in _rotated(names, number):
+            for name in turns(names, number):
                 self._files(worker, name, uncached=uncached)
                 found = self.one(worker, name, said, 0.0)
                 self.results.add(part, worker.name, name, **found)
@@ -74,7 +74,8 @@ class Starting:
                 )
 
     def _files(self, worker: Worker, name: str, *, uncached: bool) -> None:
-        """Have the files that a way reads from in the page cache, or not."""
+        """Have the files that a way reads from in the page cache, or not, and the disk idle."""
+        self.ground.settle()
         is_large = worker.bytes > BOTH_AT_MOST_BYTES
         for other, way in sorted(self.ways.items(), key=lambda each: each[0] == name):
             if (stored := way.stored()) is None:
@@ -122,8 +123,3 @@ class Starting:
                 f"{name} of {worker.name}: restored as meant: {restored}; its first answer "
                 f"{'is' if same else 'is not'} the source's"
             )
-
-
-def _rotated(names: Sequence[str], by: int) -> list[str]:
-    by %= len(names)
-    return [*names[by:], *names[:by]]

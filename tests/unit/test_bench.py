@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from tests.bench.plan import PARTS, Plan, WrongPlan
 from tests.bench.resident import Level, filled
 from tests.bench.result import Results
 from tests.bench.targets import LARGE, targets
+from tests.bench.turns import turns
 
 FIGURES = st.floats(0.001, 1000)
 
@@ -179,3 +182,14 @@ def test_the_page_stands_alone_and_escapes_what_it_is_given() -> None:
 def test_a_chart_of_nothing_is_nothing() -> None:
     assert chart("title", "s", [Group("none", {})]) == ""
     assert "<rect" in chart("title", "s", [Group("one", {"cold": Bar(0.0, 0.0, 0.0)})])
+
+
+@pytest.mark.parametrize("names", ["qs", "csq", "cspq"])
+def test_everyone_follows_everyone_else_equally_often(names: str) -> None:
+    followed = Counter(
+        pair
+        for number in range(2 * len(names))
+        for pair in itertools.pairwise(turns(names, number))
+    )
+    assert followed == dict.fromkeys(itertools.permutations(names, 2), 2)
+    assert all(sorted(turns(names, number)) == sorted(names) for number in range(9))
