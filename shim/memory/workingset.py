@@ -48,7 +48,7 @@ class Recorder:
 def ranges(windows: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
     """Pid, first address and end of what is to be filled first, in this order.
 
-    Some hundred windows at a time are put in the order of their addresses, and those that nearly
+    A thousand windows at a time are put in the order of their addresses, and those that nearly
     touch become one: a hundred small copies take ten times as long as one large one, and what was
     asked for first in one replica is not what the next one asks for first.
     """

@@ -76,16 +76,14 @@ class Starting:
     def _files(self, worker: Worker, name: str, *, uncached: bool) -> None:
         """Have the files that a way reads from in the page cache, or not, and the disk idle."""
         self.ground.settle()
-        is_large = worker.bytes > BOTH_AT_MOST_BYTES
-        for other, way in sorted(self.ways.items(), key=lambda each: each[0] == name):
-            if (stored := way.stored()) is None:
-                continue
-            if other == name:
-                (evict if uncached else cache)(stored)
-            elif is_large:
-                # All files and a replica are more than the machine's memory: what is touched
-                # before the start would push out what was read for it.
+        way, is_large = self.ways[name], worker.bytes > BOTH_AT_MOST_BYTES
+        for other in self.ways.values():
+            # All files and a replica are more than the machine's memory: what is touched before the
+            # start would push out what was read for it.
+            if is_large and other is not way and (stored := other.stored()) is not None:
                 evict(stored)
+        if (stored := way.stored()) is not None:
+            (evict if uncached else cache)(stored)
 
     def one(
         self, worker: Worker, name: str, said: Mapping[str, str], steady_s: float
