@@ -11,6 +11,7 @@ from shim.kernel.fds import OwnedFd
 from shim.kernel.libc import call
 
 CLONE_NEWTIME = 0x00000080
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -29,7 +30,10 @@ def setns(fd: int, kind: int = 0) -> None:
 
 
 def unshare(kinds: int) -> None:
-    """Leave the namespaces named in `kinds` for new ones. Raises OSError. Source: unshare(2)."""
+    """Leave the namespaces named in `kinds` for new ones. Raises OSError. Source: unshare(2).
+
+    CLONE_FS: no longer share the working directory and the root with the other threads.
+    """
     call("unshare", kinds)
 
 

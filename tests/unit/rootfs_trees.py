@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from shim.kernel import mounts
-from shim.kernel.namespaces import CLONE_NEWNS, open_namespace, setns, unshare
+from shim.kernel.namespaces import CLONE_FS, CLONE_NEWNS, open_namespace, setns, unshare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,6 +54,7 @@ def own_mounts(scratch: Path) -> Iterator[Path]:
                 mounts.mount("tmpfs", str(scratch), "tmpfs")
             yield scratch
         finally:
+            unshare(CLONE_FS)  # setns refuses it while a thread that was joined is not quite gone
             setns(before.fileno(), CLONE_NEWNS)
             os.chdir(directory)
 
