@@ -18,6 +18,7 @@ import time
 from collections import deque
 
 from shim.kernel.userfault import Gone
+from shim.memory.bursts import ASIDE_S, Bursts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,11 +30,8 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 2 << 20
 """Copied at once. A fault waits for a copy that is under way: half a millisecond."""
-ASKED_BYTES = 128 << 10
+ASKED_BYTES = 256 << 10
 """The same while faults come: many small copies take longer, and nobody waits for one of them."""
-_ASKED_S = 0.03
-_ASIDE_S = 0.005
-"""How long all threads but one stand aside then."""
 NICE = 10
 THREADS = min(4, os.cpu_count() or 1)
 _LOOK_S = 0.001
@@ -63,7 +61,8 @@ class Filling:
         self._is_early = True
         self._mutex = threading.Lock()
         self._held = self._stopped = False
-        self._refused_since = self._asked_at = 0.0
+        self._refused_since = 0.0
+        self._bursts = Bursts()
         self._open, self._work = threading.Event(), threading.Event()
         self._locks = [threading.Lock() for _ in range(threads)]
         self._threads = [
@@ -113,7 +112,7 @@ class Filling:
 
     def asked(self) -> None:
         """A fault was served, and others may follow: be short."""
-        self._asked_at = time.monotonic()
+        self._bursts.asked(time.monotonic())
 
     def stop(self) -> None:
         """End the threads. Not in a `hold`."""
@@ -133,8 +132,8 @@ class Filling:
             self._open.wait()
             try:
                 with lock:
-                    if self._is_asked() and not self._first and lock is not self._locks[0]:
-                        pause_s = _ASIDE_S
+                    if self._stands_aside(lock):
+                        pause_s = ASIDE_S
                     else:
                         pause_s = 0.0 if self._held or self._stopped else self._step()
             except Exception as error:  # noqa: BLE001 - the owner raises it
@@ -143,6 +142,14 @@ class Filling:
                 return
             if pause_s:
                 time.sleep(pause_s)
+            elif self._is_asked():
+                # Whoever has just woken would wait for the next tick, however nice we are.
+                os.sched_yield()
+
+    def _stands_aside(self, lock: threading.Lock) -> bool:
+        """What is asked for first spares faults: nobody waits before that is there."""
+        goes_on = lock is self._locks[0]
+        return not self._first and self._bursts.stands_aside(time.monotonic(), goes_on=goes_on)
 
     def _step(self) -> float:
         """Do one piece of work. Returns how long to wait before the next one."""
@@ -186,7 +193,7 @@ class Filling:
             raise Stuck(f"the kernel does not take a page: {error.strerror}") from error
 
     def _is_asked(self) -> bool:
-        return time.monotonic() - self._asked_at < _ASKED_S
+        return not self._first and self._bursts.is_lately(time.monotonic())
 
     def _next(self) -> tuple[Space, Extent] | None:
         while self._first:

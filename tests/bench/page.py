@@ -126,7 +126,8 @@ def _starts(results: Results) -> list[str]:
                        ("inference", "inference server of the demo")):  # fmt: skip
         groups = _groups(results, part, "first_answer_s")
         found.append(chart(f"First answer, {told}", "s", groups, note))
-    for part, told in (("shared", "shared memory"), ("uncached", "page cache dropped")):
+    for part, told in (("growth", "smallest and largest by turns"), ("shared", "shared memory"),
+                       ("uncached", "page cache dropped")):  # fmt: skip
         for metric, what in (
             ("first_answer_s", "First answer"),
             ("resident_s", "All memory there"),
@@ -182,7 +183,10 @@ def _limits(results: Results) -> str:
         for told, metric in named
         if (values := results.of("limit", "machine", "limit", metric))
     ]
-    filled = results.of("memory", "memory-4-random", "quickthaw", "fill_bytes_per_s")
-    if filled:
-        groups.append(Group("4 GiB worker, being filled", {"quickthaw": _bar(filled, 1e-9)}))
+    beside = {
+        way: _bar(values, 1e-9)
+        for way, metric in (("limit", "fill_2_bytes_per_s"), ("quickthaw", "fill_bytes_per_s"))
+        if (values := results.of("memory", "memory-4-random", way, metric))
+    }
+    groups.append(Group("4 GiB worker being filled, and fresh memory by turns with it", beside))
     return chart("What this machine can do", "GB/s", groups)

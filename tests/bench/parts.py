@@ -17,6 +17,7 @@ from tests.demo.story import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from tests.bench.ground import Ground
     from tests.bench.plan import Plan
@@ -51,6 +52,7 @@ class Bench:
         parts: Mapping[str, Callable[[Ground], None]] = {
             "limit": self._limit,
             "memory": self._memory,
+            "growth": self._growth,
             "shared": self._shared,
             "embedding": lambda ground: self._server(ground, workers.embedding()),
             "inference": lambda ground: self._server(ground, workers.inference()),
@@ -95,8 +97,31 @@ class Bench:
     def _memory(self, ground: Ground) -> None:
         for size in self.plan.sizes:
             worker = workers.memory(size, "random")
-            self._rounds(ground, "memory", worker, long=size == LONG_GIB)
+            with contextlib.ExitStack() as stack:
+                is_long, limit = size == LONG_GIB, None
+                if is_long:
+                    limit = stack.enter_context(limits.source(ground.store("")))
+                self._rounds(ground, "memory", worker, long=is_long, limit=limit)
             self.after()
+
+    def _growth(self, ground: Ground) -> None:
+        """The smallest and the largest worker by turns, both from snapshots that are there."""
+        sizes = sorted({min(self.plan.sizes), max(self.plan.sizes)})
+        pair = {size: workers.memory(size, "random") for size in sizes}
+        way = Quickthaw(ground)
+        sources = Sources(ground, {way.name: way}, self.results, 1, warm_s=0.0, keep=True)
+        said = {}
+        try:
+            for size, worker in pair.items():
+                limits.touch(worker.bytes * NEEDS)
+                said[size] = sources.make(worker)
+            starting = Starting(ground, {way.name: way}, self.results, self.tell)
+            for number in range(self.plan.runs):
+                for size in sizes if number % 2 else sizes[::-1]:
+                    starting.rounds("growth", pair[size], said[size], runs=1, steady_s=0.0)
+        finally:
+            ground.node.kubelet.remove_pods()
+            sources.forget()
 
     def _contents(self, ground: Ground) -> None:
         # What is in memory makes a difference where memory is restored.
@@ -128,8 +153,11 @@ class Bench:
         long: bool = False,
         uncached: bool = False,
         captures: int | None = None,
+        limit: Path | None = None,
     ) -> None:
-        """Sources, then replicas. long: others are asked as long as the plan says."""
+        """Sources, then replicas. long: others are asked as long as the plan says. limit: see
+        `Starting.rounds`.
+        """
         chosen = {
             name: way for name, way in self._ways(ground).items() if ways is None or name in ways
         }
@@ -140,8 +168,9 @@ class Bench:
             said = sources.make(worker)
             self.tell(f"{part}: {worker.name} was captured")
             Starting(ground, chosen, self.results, self.tell).rounds(
-                part, worker, said, runs=self.plan.runs, steady_s=steady_s, uncached=uncached
-            )
+                part, worker, said, runs=self.plan.runs, steady_s=steady_s, uncached=uncached,
+                limit=limit,
+            )  # fmt: skip
         finally:
             ground.node.kubelet.remove_pods()
             sources.forget()

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PARTS: Final = (
-    "limit", "memory", "shared", "embedding", "inference", "many", "uncached", "contents", "storm",
+    "limit", "memory", "growth", "shared", "embedding", "inference", "many", "uncached", "contents",
+    "storm",
 )  # fmt: skip
 QUICK: Final = {
     "PARTS": "limit,memory,embedding,storm",

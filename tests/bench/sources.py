@@ -29,13 +29,17 @@ CAPTURE: Final = "capture"
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Makes the stored state of every way for one worker."""
+    """Makes the stored state of every way for one worker.
+
+    keep: what quickthaw has stored of other workers stays.
+    """
 
     ground: Ground
     ways: Mapping[str, Way]
     results: Results
     captures: int
     warm_s: float = WARM_S
+    keep: bool = False
 
     def make(self, worker: Worker) -> dict[str, str]:
         """Run sources, measure them and their capture; what each said first, by way."""
@@ -89,6 +93,8 @@ class Sources:
         found: dict[str, float] = {}
         way = self.ways[name]
         if isinstance(way, Quickthaw):
+            if not self.keep:
+                way.forget()
             found["total_s"], timings = way.capture(pod)
             found |= {f"{step}_step_s": seconds for step, seconds in timings.items()}
         elif isinstance(way, Stock):

@@ -1,4 +1,4 @@
-"""Replicas of one worker by turns in every way: first answer, all memory there, latencies."""
+"""Replicas by turns in every way: first answer, all memory there, latencies."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from tests.bench.ground import cache, evict
 from tests.bench.resident import Sampler, filled
 from tests.bench.sources import BOTH_AT_MOST_BYTES
 from tests.bench.turns import turns
+from tests.bench.ways import QUICK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from tests.bench.ground import Ground
     from tests.bench.result import Results
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     from tests.bench.workers import Worker
 
 
-_MORE_BYTES: Final = 256 << 20
-"""What a replica needs beside the memory that it is named for."""
+_MORE_BYTES: Final = 1 << 30
+"""What a replica needs beside the memory that it is named for; a server's memory is its own affair.
+"""
 
 
 class WrongReplica(Exception):
@@ -50,14 +53,19 @@ class Starting:
         runs: int,
         steady_s: float,
         uncached: bool = False,
+        limit: Path | None = None,
     ) -> None:
         """`runs` replicas in every way, by turns. Raises WrongReplica, TimeoutError.
 
-        uncached: the files that a way reads from are not in the page cache.
+        uncached: the files that a way reads from are not in the page cache. limit: a file, to
+        measure before each of quickthaw's turns how fast memory can be filled (see `limits`).
         """
         names = list(self.ways)
         for number in range(runs):
             for name in turns(names, number):
+                if limit and name == QUICK:
+                    can = limits.fill(limit, worker.bytes, max(limits.THREADS))
+                    self.results.add(part, worker.name, limits.LIMIT, **can)
                 self._files(worker, name, uncached=uncached)
                 found = self.one(worker, name, said, 0.0)
                 self.results.add(part, worker.name, name, **found)

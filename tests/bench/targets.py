@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 AT_LEAST, AT_MOST = ">=", "<="
 LARGE: Final = "memory-4-random"
 SMALLEST_GIB, LARGEST_GIB = 0.25, 8.0
-LIMIT_KEY: Final = ("limit", "machine", "limit", "fill_2_bytes_per_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +100,13 @@ def _first_answer(results: Results) -> list[Figure]:
 
     ours = first(LARGE, "quickthaw")
     small, large = (f"memory-{gib:g}-random" for gib in (SMALLEST_GIB, LARGEST_GIB))
-    low = _with(results, ("memory", large), first(small, "quickthaw"), ("memory", small))
+    low, high = (
+        results.of("growth", worker, "quickthaw", "first_answer_s") for worker in (small, large)
+    )
     return [
         Figure("first_answer_s", median(ours), ours, AT_MOST, 0.3),
         ratio("times_as_fast_as_stock", first(LARGE, "stock"), ours, AT_LEAST, 8),
-        slope("ms_per_gib", low, first(large, "quickthaw"), 5),
+        slope("ms_per_gib", _with(results, ("growth", large), low, ("growth", small)), high, 5),
     ]
 
 
@@ -126,7 +127,7 @@ def _rates(results: Results, part: str, worker: str, way: str) -> list[float]:
 def _resident(results: Results) -> list[Figure]:
     ours, stock = (_rates(results, "memory", LARGE, way) for way in ("quickthaw", "stock"))
     fill = results.of("memory", LARGE, "quickthaw", "fill_bytes_per_s")
-    limit = _with(results, ("memory", LARGE), results.of(*LIMIT_KEY), LIMIT_KEY[:2])
+    limit = results.of("memory", LARGE, "limit", "fill_2_bytes_per_s")
     return [
         ratio("times_the_rate_of_stock", ours, stock, AT_LEAST, 2),
         ratio("of_the_limit", fill, limit, AT_LEAST, 0.8),
@@ -166,6 +167,7 @@ def _latency(results: Results) -> list[Figure]:
     ):  # fmt: skip
         ours = results.of(part, worker, "quickthaw", "first_second_p99_s")
         warm = results.of("capture", worker, "warm", "first_second_p99_s")
+        warm = _with(results, (part, worker), warm, ("capture", worker))
         found.append(ratio(f"{worker}_times_warm", ours, warm, AT_MOST, 3))
     return found
 

@@ -48,8 +48,8 @@ def test_a_first_answer_needs_all_three_of_its_figures() -> None:
         quickthaw_first_answer_s=[0.2, 0.25, 0.21], stock_first_answer_s=[2.0, 2.4, 2.1]
     )
     assert entry(results, "first answer")["met"] is None, "growth was not measured"
-    results.add("memory", "memory-0.25-random", "quickthaw", first_answer_s=0.2)
-    results.add("memory", "memory-8-random", "quickthaw", first_answer_s=0.2 + 7.75 * 0.004)
+    results.add("growth", "memory-0.25-random", "quickthaw", first_answer_s=0.2)
+    results.add("growth", "memory-8-random", "quickthaw", first_answer_s=0.2 + 7.75 * 0.004)
     found = entry(results, "first answer")
     assert found["value"] == {
         "first_answer_s": 0.21, "times_as_fast_as_stock": 10.0, "ms_per_gib": 4.0,
@@ -60,14 +60,14 @@ def test_a_first_answer_needs_all_three_of_its_figures() -> None:
 
 def test_figures_of_two_runs_are_not_compared() -> None:
     older, newer = Results(run="monday"), Results(run="tuesday")
-    older.add("memory", "memory-0.25-random", "quickthaw", first_answer_s=0.1)
+    older.add("growth", "memory-0.25-random", "quickthaw", first_answer_s=0.1)
     older.add("memory", LARGE, "quickthaw", first_answer_s=0.9)
-    newer.add("memory", "memory-8-random", "quickthaw", first_answer_s=0.2)
+    newer.add("growth", "memory-8-random", "quickthaw", first_answer_s=0.2)
     newer.add("memory", LARGE, "quickthaw", first_answer_s=0.15)
     known = newer.over(Results.from_json(older.as_json()))
     found = entry(Results.from_json(known.as_json()), "first answer")["value"]
     assert (found["first_answer_s"], found["ms_per_gib"]) == (0.15, None)
-    older.add("memory", "memory-8-random", "quickthaw", first_answer_s=0.2)
+    older.add("growth", "memory-8-random", "quickthaw", first_answer_s=0.2)
     found = entry(Results.from_json(older.as_json()), "first answer")["value"]
     assert found["ms_per_gib"] is not None
 
@@ -77,7 +77,7 @@ def test_one_figure_that_misses_its_limit_misses_the_goal() -> None:
         quickthaw_resident_bytes=[8e9], quickthaw_resident_s=[1.0],
         quickthaw_fill_bytes_per_s=[9e9], stock_resident_bytes=[8e9], stock_resident_s=[3.0],
     )  # fmt: skip
-    results.add("limit", "machine", "limit", fill_2_bytes_per_s=12e9)
+    results.add("memory", LARGE, "limit", fill_2_bytes_per_s=12e9)
     found = entry(results, "all memory resident")
     assert found["value"]["times_the_rate_of_stock"] == 3.0
     assert found["value"]["of_the_limit"] == 0.75
