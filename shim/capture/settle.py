@@ -18,7 +18,7 @@ from shim.capture.sharedsettle import settle_shared
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import pagemap
 from shim.memory import layout
-from shim.memory.extents import Extents
+from shim.memory.extents import Extents, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -63,10 +63,10 @@ def _space(
         ratio = _sampled_ratio(whole.fileno())
     pages.chmod(0o600)
     ranges = f"space-{copied.pid}.ranges"
-    datafile.write_ranges(memory / ranges, lazy)
+    datafile.write_ranges(memory / ranges, joined(lazy))  # CRIU lists a MiB at most at a time
     image = criu / f"pagemap-{copied.pid}.img"
-    left = tuple(map(_without_lazy, listed))
-    pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, left))
+    left = _joined(map(_without_lazy, listed))
+    pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, tuple(left)))
     return {
         "pid": copied.pid, "data": copied.data.name, "ranges": ranges, "areas": areas,
         "huge": pagemap.huge_areas(criu / f"mm-{copied.pid}.img"),
@@ -120,6 +120,17 @@ def _without_lazy(pages: Pages) -> Pages:
     if not pages.flags & pagemap.LAZY:
         return pages
     return pagemap.Pages(pages.start, pages.end, pages.flags & ~pagemap.PRESENT)
+
+
+def _joined(pages: Iterable[Pages]) -> list[Pages]:
+    """With neighbours of one kind made one: CRIU goes through them at each restore."""
+    found: list[Pages] = []
+    for each in pages:
+        if found and (found[-1].end, found[-1].flags) == (each.start, each.flags):
+            found[-1] = pagemap.Pages(found[-1].start, each.end, each.flags)
+        else:
+            found.append(each)
+    return found
 
 
 def _sampled_ratio(fd: int) -> float:

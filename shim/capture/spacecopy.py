@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from shim.kernel import othermemory
 from shim.kernel.othermemory import PAGE, Buffer, Mapped, Watch
+from shim.memory.extents import joined
 
 if TYPE_CHECKING:
     from array import array
@@ -97,7 +98,7 @@ class SpaceCopy:
             for start, end in batch.ranges() if offset != _ZEROS else ():
                 found.append((start, end, offset))
                 offset += end - start
-        return _joined(sorted(found))
+        return joined(sorted(found))
 
     def zeros(self) -> list[Range]:
         """What is zeros."""
@@ -237,14 +238,3 @@ def _batches(ranges: Iterable[Range], offset: int) -> Iterator[Batch]:
         yield Batch(othermemory.vectors(some), size, offset)
 
 
-def _joined(found: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """With neighbours that follow each other in the file, too, made one."""
-    joined: list[tuple[int, int, int]] = []
-    for start, end, offset in found:
-        if joined:
-            begin, behind, at = joined[-1]
-            if behind == start and at + behind - begin == offset:
-                joined[-1] = (begin, end, at)
-                continue
-        joined.append((start, end, offset))
-    return joined

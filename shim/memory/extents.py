@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 _BEHIND_ALL = (1 << 64,)
 
 
+def joined(extents: Iterable[Extent]) -> list[Extent]:
+    """The same, in order, with neighbours whose content follows each other, too, made one."""
+    found: list[Extent] = []
+    for start, end, offset in extents:
+        if found:
+            begin, behind, at = found[-1]
+            if behind == start and at + behind - begin == offset:
+                found[-1] = (begin, end, at)
+                continue
+        found.append((start, end, offset))
+    return found
+
+
 class Extents:
     """Disjoint extents in the order of their addresses."""
 

@@ -105,7 +105,9 @@ class Bench:
             self.after()
 
     def _growth(self, ground: Ground) -> None:
-        """The smallest and the largest worker by turns, both from snapshots that are there."""
+        """The smallest and the largest worker by turns, both from snapshots that are there, and on
+        a machine that has just done the same.
+        """
         sizes = sorted({min(self.plan.sizes), max(self.plan.sizes)})
         pair = {size: workers.memory(size, "random") for size in sizes}
         way = Quickthaw(ground)
@@ -115,7 +117,8 @@ class Bench:
             for size, worker in pair.items():
                 limits.touch(worker.bytes * NEEDS)
                 said[size] = sources.make(worker)
-            starting = Starting(ground, {way.name: way}, self.results, self.tell)
+            most = max(worker.bytes for worker in pair.values())
+            starting = Starting(ground, {way.name: way}, self.results, self.tell, as_bytes=most)
             for number in range(self.plan.runs):
                 for size in sizes if number % 2 else sizes[::-1]:
                     starting.rounds("growth", pair[size], said[size], runs=1, steady_s=0.0)

@@ -36,13 +36,15 @@ class WrongReplica(Exception):
 class Starting:
     """Starts one replica at a time and writes down what was seen.
 
-    said: what each way's source answered, by way (see Sources.make).
+    said: what each way's source answered, by way (see Sources.make). as_bytes: as much is touched
+    before a start as for a worker of this size; 0: of its own.
     """
 
     ground: Ground
     ways: Mapping[str, Way]
     results: Results
     tell: Callable[[str], None]
+    as_bytes: int = 0
 
     def rounds(
         self,
@@ -103,7 +105,8 @@ class Starting:
             Sampler(place.cgroups, shared=worker.shared) as sampler,
         ):
             # Memory that nobody uses goes back to the host of a virtual machine within seconds.
-            limits.touch(worker.bytes + worker.bytes // 8 + _MORE_BYTES)
+            most = self.as_bytes or worker.bytes
+            limits.touch(most + most // 8 + _MORE_BYTES)
             called_s = place.start()
             asked = asking.found()
             sampler.settled()
