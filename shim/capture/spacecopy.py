@@ -236,5 +236,3 @@ def _batches(ranges: Iterable[Range], offset: int) -> Iterator[Batch]:
                 some, size = [], 0
     if some:
         yield Batch(othermemory.vectors(some), size, offset)
-
-
