@@ -28,6 +28,7 @@ from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import nowhere, pagemap
 from shim.kernel import othermemory
 from shim.memory import layout
+from shim.memory.extents import joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -245,6 +246,7 @@ def _check_settled(staging: Path, number: int, there: dict[int, bytes]) -> None:
     small = {p.name: p.read_bytes() for p in memory.iterdir() if not p.name.endswith(".data")}
     sizes = {path.name: path.stat().st_size for path in memory.glob("*.data")}
     (found,) = layout.decode(small, sizes).spaces
+    assert joined(found.extents) == found.extents, "a restore reads as few ranges as can be"
     data = (memory / found.data).read_bytes()
     filled = {
         at: data[offset + at - start :][:PAGE]
@@ -252,7 +254,10 @@ def _check_settled(staging: Path, number: int, there: dict[int, bytes]) -> None:
         for at in range(start, end, PAGE)
     }
     pages, own, lazy, offset = (criu / "pages-1.img").read_bytes(), {}, set(), 0
-    for each in pagemap.read(criu / f"pagemap-{number}.img").pages:
+    listed = pagemap.read(criu / f"pagemap-{number}.img").pages
+    for one, other in itertools.pairwise(listed):
+        assert (one.end, one.flags) != (other.start, other.flags), "and CRIU few entries"
+    for each in listed:
         for at in range(each.start, each.end, PAGE):
             if each.flags & pagemap.PRESENT:
                 assert not each.flags & pagemap.LAZY

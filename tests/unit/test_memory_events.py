@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shim.kernel.userfault import FORK, PAGE, REMAP, REMOVE, UNMAP, Message
 from shim.memory.events import settle
-from shim.memory.extents import Extents
+from shim.memory.extents import Extents, joined
 from tests.storm.planted import move
 
 PAGES = 64
@@ -48,6 +48,21 @@ def test_extents_are_a_map_from_pages_to_offsets(done: list[tuple[str, list[int]
                 model.pop(page, None)
             model |= {page - start + value: offset for page, offset in taken.items()}
         assert pages_of(extents) == model
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.booleans()), max_size=20))
+def test_joined_extents_are_the_same_pages_in_fewer(cut: list[tuple[int, bool, bool]]) -> None:
+    """cut: sizes, and whether the address and the content follow what was before."""
+    found: list[tuple[int, int, int]] = []
+    at = offset = apart = 0
+    for size, follows, goes_on in cut:
+        at, offset = at + (not follows), offset + (not goes_on)
+        apart += not (found and follows and goes_on)
+        found.append((at, at + size, offset))
+        at, offset = at + size, offset + size
+    fewer = joined(found)
+    assert pages_of(Extents(fewer)) == pages_of(Extents(found))
+    assert len(fewer) == apart
 
 
 @given(st.integers(0, PAGES), st.integers(1, 10))
