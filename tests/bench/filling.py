@@ -4,8 +4,8 @@
     python3 -IS filling.py read FILE THREADS           FILE read past the page cache
     python3 -IS filling.py touch BYTES                 memory allocated, written to, given back
 
-Prints bytes per second. FILE is mapped when it is the source of a fill, and should be in the page
-cache. The copying is the kernel's: Python's lock is not held meanwhile.
+Prints bytes per second. FILE is mapped when it is the source of a fill, and read before that
+is timed. The copying is the kernel's: Python's lock is not held meanwhile.
 Source: userfaultfd(2), ioctl_userfaultfd(2).
 """
 
@@ -22,6 +22,7 @@ SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 UFFD_API = 0xAA
 UFFDIO_API, UFFDIO_REGISTER, UFFDIO_COPY = 0xC018AA3F, 0xC020AA00, 0xC028AA03
 REGISTER_MODE_MISSING = 1
+MADV_POPULATE_READ = 22
 CHUNK = 4 << 20
 libc = ctypes.CDLL(None, use_errno=True)
 Words5 = ctypes.c_uint64 * 5
@@ -67,6 +68,7 @@ def fill(path: str, length: int, count: int) -> float:
     with open(path, "rb") as file:
         source = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)  # writable, so that it has a buffer
     size = len(source)
+    source.madvise(MADV_POPULATE_READ)
     memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     to, of = address_of(memory), address_of(source)
     fault_fd = libc.syscall(SYS_USERFAULTFD[platform.machine()], os.O_CLOEXEC)

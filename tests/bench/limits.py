@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shim.kernel.meminfo import available_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.bench.result import Results
 
 LIMIT: Final = "limit"
 MACHINE: Final = "machine"
 PROGRAM: Final = Path(__file__).parent / "filling.py"
-FILE_BYTES: Final = 512 << 20
+FILE_BYTES: Final = 1 << 30
 RESERVE_BYTES: Final = 3 << 30
 """What a touch leaves to everything else."""
 THREADS: Final = (1, 2)
@@ -42,9 +41,16 @@ def touch(wanted_bytes: int) -> int:
     return max(length, 0)
 
 
-@contextmanager
-def source(place: Path) -> Iterator[Path]:
-    """A file to fill memory from, which is in the page cache; it is gone after the `with`.
+def fill(file: Path, length: int, threads: int) -> dict[str, float]:
+    """How fast fresh memory of `length` bytes is filled from `file`: a metric."""
+    touch(length + length // 8)
+    return {f"fill_{threads}_bytes_per_s": run("fill", file, length, threads)}
+
+
+def measure(
+    place: Path, length: int, runs: int, results: Results, tell: Callable[[str], None]
+) -> None:
+    """Fill `length` bytes with one and two threads by turns, and read the disk, `runs` times.
 
     place: a directory of the disk on which snapshots are.
     """
@@ -56,22 +62,6 @@ def source(place: Path) -> Iterator[Path]:
                 out.write(number.to_bytes(8, "little") + block[8:])
             out.flush()
             os.fsync(out.fileno())
-        yield file
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def fill(file: Path, length: int, threads: int) -> dict[str, float]:
-    """How fast fresh memory of `length` bytes is filled: a metric."""
-    touch(length + length // 8)
-    return {f"fill_{threads}_bytes_per_s": run("fill", file, length, threads)}
-
-
-def measure(
-    place: Path, length: int, runs: int, results: Results, tell: Callable[[str], None]
-) -> None:
-    """Fill `length` bytes with one and two threads by turns, and read the disk, `runs` times."""
-    with source(place) as file:
         for _ in range(runs):
             found: dict[str, float] = {}
             for n in THREADS:
@@ -80,3 +70,5 @@ def measure(
             results.add(LIMIT, MACHINE, LIMIT, **found)
             rates = ", ".join(f"{name[:6]} {rate / 1e9:.2f} GB/s" for name, rate in found.items())
             tell(f"limit: {rates}")
+    finally:
+        file.unlink(missing_ok=True)

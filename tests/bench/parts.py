@@ -17,7 +17,6 @@ from tests.demo.story import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from tests.bench.ground import Ground
     from tests.bench.plan import Plan
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 SHARED_GIB: Final = 2.0
 MANY_GIB: Final = 0.25
 UNCACHED_GIB: Final = 4.0
-LONG_GIB: Final = 4.0
-"""The memory worker whose latencies are a target."""
+LARGE_GIB: Final = 4.0
+"""The memory worker whose latencies are a target, and whose fill is compared with the limit."""
 NEEDS: Final = 3
 """Source, replica and page cache: how often a worker's memory is there at a time."""
 
@@ -97,11 +96,8 @@ class Bench:
     def _memory(self, ground: Ground) -> None:
         for size in self.plan.sizes:
             worker = workers.memory(size, "random")
-            with contextlib.ExitStack() as stack:
-                is_long, limit = size == LONG_GIB, None
-                if is_long:
-                    limit = stack.enter_context(limits.source(ground.store("")))
-                self._rounds(ground, "memory", worker, long=is_long, limit=limit)
+            is_large = size == LARGE_GIB
+            self._rounds(ground, "memory", worker, long=is_large, limit=is_large)
             self.after()
 
     def _growth(self, ground: Ground) -> None:
@@ -156,7 +152,7 @@ class Bench:
         long: bool = False,
         uncached: bool = False,
         captures: int | None = None,
-        limit: Path | None = None,
+        limit: bool = False,
     ) -> None:
         """Sources, then replicas. long: others are asked as long as the plan says. limit: see
         `Starting.rounds`.

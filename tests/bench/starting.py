@@ -15,7 +15,6 @@ from tests.bench.ways import QUICK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from tests.bench.ground import Ground
     from tests.bench.result import Results
@@ -55,19 +54,18 @@ class Starting:
         runs: int,
         steady_s: float,
         uncached: bool = False,
-        limit: Path | None = None,
+        limit: bool = False,
     ) -> None:
         """`runs` replicas in every way, by turns. Raises WrongReplica, TimeoutError.
 
-        uncached: the files that a way reads from are not in the page cache. limit: a file, to
-        measure before each of quickthaw's turns how fast memory can be filled (see `limits`).
+        uncached: the files that a way reads from are not in the page cache. limit: measure before
+        each of quickthaw's turns how fast fresh memory can be filled from the same file.
         """
         names = list(self.ways)
         for number in range(runs):
             for name in turns(names, number):
                 if limit and name == QUICK:
-                    can = limits.fill(limit, worker.bytes, max(limits.THREADS))
-                    self.results.add(part, worker.name, limits.LIMIT, **can)
+                    self._limit(part, worker)
                 self._files(worker, name, uncached=uncached)
                 found = self.one(worker, name, said, 0.0)
                 self.results.add(part, worker.name, name, **found)
@@ -82,6 +80,13 @@ class Starting:
                     f"{part} {worker.name} {name}: first answer {found['first_answer_s']:.3f} s, "
                     f"resident {found['resident_s']:.3f} s"
                 )
+
+    def _limit(self, part: str, worker: Worker) -> None:
+        stored = self.ways[QUICK].stored()
+        assert stored is not None
+        content = max(stored.rglob("*.data"), key=lambda file: file.stat().st_size)
+        can = limits.fill(content, worker.bytes, max(limits.THREADS))
+        self.results.add(part, worker.name, limits.LIMIT, **can)
 
     def _files(self, worker: Worker, name: str, *, uncached: bool) -> None:
         """Have the files that a way reads from in the page cache, or not, and the disk idle."""
