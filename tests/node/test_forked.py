@@ -74,7 +74,7 @@ def test_they_need_no_more_memory_than_in_the_source(
     after = needed_mib(pod.container())
     print(f"{swap_node.suite}: {before:.1f} MiB in the source, {after:.1f} MiB in the replica")
     assert MIB < before < 2 * MIB
-    assert after < before + 4
+    assert after < before * 1.05, "what requests need meanwhile, and no copy of what is shared"
     stored = sum(path.stat().st_blocks * 512 for path in taken.directory.glob("*/*")) / 2**20
     assert stored < 2 * MIB, "what is shared is stored once"
 
