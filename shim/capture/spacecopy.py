@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from shim.kernel import othermemory
 from shim.kernel.othermemory import PAGE, Buffer, Mapped, Watch
 from shim.memory.extents import joined
+from shim.memory.huge import HUGE_BYTES
 
 if TYPE_CHECKING:
     from array import array
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from shim.kernel.othermemory import Range
 
-JOB_BYTES: Final = 4 << 20
+JOB_BYTES: Final = 2 * HUGE_BYTES
 """What is copied at once."""
 _BATCH_BYTES = 512 << 10
 """What is compared at once: both sides stay in the processor's cache."""
@@ -42,13 +43,40 @@ class Batch:
             yield start, start + size
 
 
+class Room:
+    """Where in a file the next content goes. end: the size that it needs.
+
+    Whole huge pages lie where huge pages can be: what is written there at once is one in the page
+    cache, and a restore maps it as one. What is left before them is for something smaller.
+    """
+
+    def __init__(self) -> None:
+        self.end = 0
+        self._left = (0, 0)
+
+    def take(self, size: int) -> int:
+        """The offset of the next `size` bytes."""
+        start, end = self._left
+        if size and size % HUGE_BYTES == 0:
+            begins = -(-self.end // HUGE_BYTES) * HUGE_BYTES
+            if begins - self.end > end - start:
+                self._left = (self.end, begins)
+            self.end = begins + size
+            return begins
+        if size <= end - start:
+            self._left = (start + size, end)
+            return start
+        self.end += size
+        return self.end - size
+
+
 class SpaceCopy:
     """pid: as we see it. number: as CRIU does. Methods raise OSError, unless they say more."""
 
     def __init__(self, pid: int, number: int, path: Path) -> None:
         self.pid, self.number, self.path = pid, number, path
         self._fd = os.open(path, _O_NEW, 0o600)
-        self._end = 0
+        self._room = Room()
         self._lock = threading.Lock()
         self._batches: list[Batch] = []
         self._mapped: Mapped | None = None
@@ -79,7 +107,7 @@ class SpaceCopy:
 
     def map(self) -> None:
         """Prepare for `renew` what is copied now."""
-        self._mapped = Mapped(self._fd, self._end)
+        self._mapped = Mapped(self._fd, self._room.end)
 
     def take(self, usable: Callable[[Batch], bool]) -> list[Batch]:
         """Forget what was copied; those that are usable, for `renew`."""
@@ -162,7 +190,7 @@ class SpaceCopy:
         data = _between(zeros, size)
         wanted = sum(end - start for start, end in data)
         with self._lock:
-            offset, self._end = self._end, self._end + wanted
+            offset = self._room.take(wanted)
         at = offset
         for start, end in data:
             _write(self._fd, buffer.view[start:end], at)

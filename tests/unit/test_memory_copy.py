@@ -24,11 +24,13 @@ from hypothesis import strategies as st
 from protos import criu_pb2
 from shim.capture.memorycopy import MemoryCopy, Space, merge, without
 from shim.capture.settle import settle
+from shim.capture.spacecopy import Room
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import nowhere, pagemap
 from shim.kernel import othermemory
 from shim.memory import layout
 from shim.memory.extents import joined
+from shim.memory.huge import HUGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -349,6 +351,21 @@ def test_a_copy_that_is_too_late_says_so(staging: Path) -> None:
         pytest.raises(TimeoutError),
     ):
         memory.precopy([child.pid])
+
+
+@given(st.lists(st.integers(0, 2 * HUGE_BYTES // PAGE), max_size=30))
+def test_what_is_huge_lies_where_huge_pages_do_and_nothing_overlaps(pages: list[int]) -> None:
+    room, taken = Room(), []
+    for count in pages:
+        offset, size = room.take(count * PAGE), count * PAGE
+        taken.append((offset, offset + size))
+        if size and size % HUGE_BYTES == 0:
+            assert offset % HUGE_BYTES == 0
+        assert offset + size <= room.end
+    used = sorted(each for each in taken if each[0] < each[1])
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(used))
+    huge = sum(count * PAGE % HUGE_BYTES == 0 for count in pages)
+    assert room.end <= sum(pages) * PAGE + huge * HUGE_BYTES
 
 
 def test_zeros_in_any_page_are_found_and_nothing_else() -> None:
