@@ -10,6 +10,7 @@ from tests.bench import ground as grounds
 from tests.bench import limits, storming, workers
 from tests.bench.many import AtOnce
 from tests.bench.podman import Podman
+from tests.bench.result import Results
 from tests.bench.sources import Sources
 from tests.bench.starting import Starting
 from tests.bench.ways import Cold, Quickthaw, Stock, Way
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from tests.bench.ground import Ground
     from tests.bench.plan import Plan
-    from tests.bench.result import Results
     from tests.bench.workers import Worker
 
 SHARED_GIB: Final = 2.0
@@ -107,7 +107,8 @@ class Bench:
         sizes = sorted({min(self.plan.sizes), max(self.plan.sizes)})
         pair = {size: workers.memory(size, "random") for size in sizes}
         way = Quickthaw(ground)
-        sources = Sources(ground, {way.name: way}, self.results, 1, warm_s=0.0, keep=True)
+        unused = Results()  # the part `memory` tells what captures take
+        sources = Sources(ground, {way.name: way}, unused, 1, warm_s=0.0, keep=True)
         said = {}
         try:
             for size, worker in pair.items():
