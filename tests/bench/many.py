@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from shim.kernel.meminfo import available_bytes
 from tests.bench import resident
 from tests.bench.asking import Asking
 from tests.bench.resident import Sampler, filled
@@ -46,11 +45,10 @@ class AtOnce:
                     self.results.add(MANY, f"{worker.name}-x{count}", name, **found)
                     self.tell(
                         f"{MANY} {count} x {worker.name} {name}: last answer "
-                        f"{found['last_answer_s']:.3f} s, {found['host_bytes'] / 2**20:.0f} MiB"
+                        f"{found['last_answer_s']:.3f} s, {found['pss_bytes'] / 2**20:.0f} MiB"
                     )
 
     def _start(self, worker: Worker, name: str, count: int) -> dict[str, float]:
-        before = available_bytes()
         with ExitStack() as stack:
             places = [
                 stack.enter_context(self.ways[name].place(worker, f"{name}-{n}", alone=count == 1))
@@ -71,7 +69,6 @@ class AtOnce:
                 "last_answer_s": max(answered) - called_s,
                 "resident_s": memory.resident_s,
                 "resident_bytes": memory.bytes,
-                "host_bytes": max(before - available_bytes(), 0),
                 "pss_bytes": resident.proportional_bytes(cgroups),
             }
 

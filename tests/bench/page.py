@@ -166,8 +166,8 @@ def _many(results: Results) -> list[str]:
     return [
         chart("Several at once: the last one's answer", "s",
               _groups(results, "many", "last_answer_s")),
-        chart("Several at once: memory of the host", "GiB",
-              _groups(results, "many", "host_bytes", by=1 / GIB)),
+        chart("Several at once: memory of all processes in their cgroups", "GiB",
+              _groups(results, "many", "pss_bytes", by=1 / GIB)),
     ]  # fmt: skip
 
 
