@@ -16,12 +16,11 @@ PARTS: Final = (
     "storm",
 )  # fmt: skip
 QUICK: Final = {
-    "PARTS": "limit,memory,embedding,storm",
+    "PARTS": "limit,memory,embedding",
     "SIZES": "0.25,1",
     "WAYS": "cold,stock,quickthaw",
     "RUNS": "3",
     "STEADY": "1",
-    "STORM": "10",
 }
 FULL: Final = {
     "PARTS": ",".join(PARTS),
