@@ -155,7 +155,8 @@ def test_no_sample_is_an_error() -> None:
 def test_variables_choose_parts_and_an_unknown_one_is_told() -> None:
     assert Plan.of({}).parts == list(PARTS)
     quick = Plan.of({"QUICK": "1"})
-    assert (quick.storm_s, list(quick.sizes), quick.runs) == (10, [0.25, 1.0], 3)
+    assert (list(quick.sizes), quick.runs) == ([0.25, 1.0], 3)
+    assert "storm" not in quick.parts, "it has less than five minutes"
     chosen = Plan.of({"QUICK": "1", "SIZES": "0.25", "RUNS": ""})
     assert (list(chosen.sizes), chosen.runs) == ([0.25], quick.runs), "an empty one is none"
     assert Plan.of({}).runs >= 5, "a median of fewer says little"
