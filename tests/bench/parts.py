@@ -13,6 +13,7 @@ from tests.bench.podman import Podman
 from tests.bench.result import Results
 from tests.bench.sources import Sources
 from tests.bench.starting import Starting
+from tests.bench.turns import turns
 from tests.bench.ways import Cold, Quickthaw, Stock, Way
 from tests.demo.story import machine
 
@@ -104,21 +105,22 @@ class Bench:
         """The smallest and the largest worker by turns, both from snapshots that are there, and on
         a machine that has just done the same.
         """
-        sizes = sorted({min(self.plan.sizes), max(self.plan.sizes)})
-        pair = {size: workers.memory(size, "random") for size in sizes}
+        sizes = self.plan.sizes
+        extremes = [workers.memory(size, "random") for size in (min(sizes), max(sizes))]
+        pair = {worker.name: worker for worker in extremes}
         way = Quickthaw(ground)
         unused = Results()  # the part `memory` tells what captures take
         sources = Sources(ground, {way.name: way}, unused, 1, warm_s=0.0, keep=True)
         said = {}
         try:
-            for size, worker in pair.items():
+            for name, worker in pair.items():
                 limits.touch(worker.bytes * NEEDS)
-                said[size] = sources.make(worker)
-            most = max(worker.bytes for worker in pair.values())
+                said[name] = sources.make(worker)
+            most = extremes[-1].bytes
             starting = Starting(ground, {way.name: way}, self.results, self.tell, as_bytes=most)
             for number in range(self.plan.runs):
-                for size in sizes if number % 2 else sizes[::-1]:
-                    starting.rounds("growth", pair[size], said[size], runs=1, steady_s=0.0)
+                for name in turns(list(pair), number):
+                    starting.rounds("growth", pair[name], said[name], runs=1, steady_s=0.0)
         finally:
             ground.node.kubelet.remove_pods()
             sources.forget()
