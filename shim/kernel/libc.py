@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 
 TYPE_CHECKING = False
@@ -17,8 +18,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_PROT_READ, _PROT_WRITE, _MAP_SHARED = 1, 2, 1
-_MADV_POPULATE_READ = 22
+_libc.process_vm_readv.restype = ctypes.c_ssize_t
+_PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
+_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
+MADV_COLLAPSE = 25
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 # The same numbers on x86_64 and arm64: everything since Linux 5.0 is numbered alike.
@@ -55,31 +59,72 @@ def map_readable(fd: int, size: int) -> int:
 
     For addresses that are given to the kernel: `mmap.mmap` does not tell that of a read-only one.
     """
-    return _mapped(fd, size, _PROT_READ)
+    return _mapped(0, fd, size, _PROT_READ, _MAP_SHARED)
 
 
 @contextlib.contextmanager
-def mapped_shared(fd: int, size: int, *, writable: bool = True) -> Iterator[int]:
-    """Map a file shared in the `with`; the address. Raises OSError."""
-    address = _mapped(fd, size, _PROT_READ | (_PROT_WRITE if writable else 0))
+def mapped_shared(
+    fd: int, size: int, *, writable: bool = True, aligned: int = 0
+) -> Iterator[int]:  # fmt: skip
+    """Map a file shared in the `with`; the address, a multiple of `aligned`. Raises OSError."""
+    reserved, length = 0, size + aligned
+    if aligned:
+        reserved = _mapped(0, -1, length, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS)
     try:
+        address = -(-reserved // aligned) * aligned if aligned else 0
+        protection = _PROT_READ | (_PROT_WRITE if writable else 0)
+        flags = _MAP_SHARED | (_MAP_FIXED if address else 0)
+        address = _mapped(address, fd, size, protection, flags)
+        reserved = reserved or address
         yield address
     finally:
-        call("munmap", address, size)
+        if reserved:
+            call("munmap", reserved, length)
 
 
 def populate_read(address: int, size: int) -> None:
     """Have a mapping in our page tables, read from the disk where it must be. Raises OSError."""
-    call("madvise", ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_POPULATE_READ)
+    _advise(address, size, _MADV_POPULATE_READ)
 
 
-def _mapped(fd: int, size: int, protection: int) -> int:
-    address: int | None = _libc.mmap(
-        None, ctypes.c_size_t(size), protection, _MAP_SHARED, fd, ctypes.c_long(0)
+def populate_write(address: int, size: int) -> None:
+    """The same as if it had been written to: there is a page for each address. Raises OSError."""
+    _advise(address, size, _MADV_POPULATE_WRITE)
+
+
+def collapse(address: int, size: int) -> None:
+    """Make huge pages of what is at an address, with zeros where nothing is. Raises OSError.
+
+    Not where a userfaultfd is registered. Source: madvise(2), MADV_COLLAPSE, Linux 6.1.
+    """
+    _advise(address, size, MADV_COLLAPSE)
+
+
+def copy_memory(target: int, source: int, size: int) -> None:
+    """Copy within our own memory. Raises OSError where a page cannot be had: no signal comes."""
+    ranges = (ctypes.c_uint64 * 4)(target, size, source, size)
+    at = ctypes.addressof(ranges)
+    one = ctypes.c_ulong(1)
+    done = _libc.process_vm_readv(
+        os.getpid(), ctypes.c_void_p(at), one, ctypes.c_void_p(at + 16), one, ctypes.c_ulong(0)
     )
-    if address is None or address == _MAP_FAILED:
+    if done == -1:
         raise _os_error(None)
-    return address
+    if done < size:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+
+def _advise(address: int, size: int, advice: int) -> None:
+    call("madvise", ctypes.c_void_p(address), ctypes.c_size_t(size), advice)
+
+
+def _mapped(address: int, fd: int, size: int, protection: int, flags: int) -> int:
+    found: int | None = _libc.mmap(
+        ctypes.c_void_p(address), ctypes.c_size_t(size), protection, flags, fd, ctypes.c_long(0)
+    )
+    if found is None or found == _MAP_FAILED:
+        raise _os_error(None)
+    return found
 
 
 def _os_error(about: str | None) -> OSError:

@@ -13,7 +13,7 @@ import ctypes
 import os
 
 from shim.kernel import survivors
-from shim.kernel.libc import NR_PROCESS_MADVISE, syscall
+from shim.kernel.libc import MADV_COLLAPSE, NR_PROCESS_MADVISE, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from shim.memory.layout import SpaceLayout
 
 HUGE_BYTES = 2 << 20
-_MADV_COLLAPSE = 25
 _AT_ONCE_BYTES = 32 << 20
 """In one call, which holds the lock of the address space now and then."""
 
@@ -44,7 +43,7 @@ def _collapse(pid: int, areas: Sequence[tuple[int, int]]) -> None:
                 size = min(_AT_ONCE_BYTES, (end - at) // HUGE_BYTES * HUGE_BYTES)
                 piece = (ctypes.c_uint64 * 2)(at, size)
                 with contextlib.suppress(OSError):  # unmapped meanwhile, or no huge page is free
-                    syscall(NR_PROCESS_MADVISE, pidfd, piece, 1, _MADV_COLLAPSE, 0)
+                    syscall(NR_PROCESS_MADVISE, pidfd, piece, 1, MADV_COLLAPSE, 0)
                 at += size
     finally:
         os.close(pidfd)

@@ -19,31 +19,28 @@ import os
 import signal
 import threading
 from functools import partial
-from queue import SimpleQueue
 
 from shim.contract import faults
 from shim.integrity.chunks import CHUNK_BYTES
-from shim.kernel import cgroup, priority, userfault
+from shim.kernel import cgroup, priority
 from shim.kernel.libc import mapped_shared
 from shim.memory import child
 from shim.memory.asked import NotFilled
+from shim.memory.huge import HUGE_BYTES
 from shim.memory.payload import Damaged
+from shim.memory.sharedfill import Threads, fill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from shim.memory.asked import Asked
-    from shim.memory.extents import Extent
     from shim.memory.layout import SharedLayout
     from shim.memory.payload import Payload
 
     Job = Callable[[], None]
 
-THREADS = min(8, os.cpu_count() or 1)
-_LITTLE_BYTES = 4 << 20
-"""What is no more than this is filled by one thread."""
 _DONE, _DAMAGED, _FAILED = b"+", b"d", b"f"
 _MESSAGE_BYTES = 4096
 _NAMES = ("/memfd:", "/dev/zero", "/SYSV")
@@ -117,7 +114,7 @@ def _serve(
     """The filler's part."""
     try:
         priority.be_called("quickthaw-shm")
-        threads = _Threads()
+        threads = Threads()
         left = {each.image: each for each in shared}
         # While CRIU starts. What is read for it is not charged to the container.
         content = [payloads[each.data] for each in shared]
@@ -156,7 +153,7 @@ def _answer(asked: Asked, image: str, told: socket.socket | None) -> None:
 
 
 def _fill(
-    pid: int, found: SharedLayout, payload: Payload, threads: _Threads, answer: Job
+    pid: int, found: SharedLayout, payload: Payload, threads: Threads, answer: Job
 ) -> None:  # fmt: skip
     """Fill one object, which CRIU has just made in process `pid`, and answer.
 
@@ -164,44 +161,11 @@ def _fill(
     """
     fd = _object(pid, found.size)
     try:
-        with (
-            mapped_shared(fd, found.size) as address,
-            userfault.registered(address, found.size) as fault_fd,
-        ):
-            jobs = [
-                _job(fault_fd, address + start, payload, offset, end - start)
-                for start, end, offset in _pieces(found.extents)
-            ]
-            if sum(end - start for start, end, _ in found.extents) <= _LITTLE_BYTES:
-                for job in jobs:
-                    job()
-            else:
-                threads.run(jobs)
+        with mapped_shared(fd, found.size, aligned=HUGE_BYTES) as address:
+            fill(address, found, payload, threads)
             answer()
     finally:
         os.close(fd)
-
-
-def _job(fd: int, address: int, payload: Payload, offset: int, size: int) -> Job:
-    def work() -> None:
-        done = 0
-        while done < size:
-            with payload.at(offset + done, size - done) as (source, there):
-                userfault.copy_all(fd, address + done, source, there)
-            done += there
-
-    return work
-
-
-def _pieces(extents: Sequence[Extent]) -> Iterator[Extent]:
-    """Each in one chunk of the payload, which so is checked once."""
-    for start, end, offset in extents:
-        at = start
-        while at < end:
-            place = offset + at - start
-            until = min(end, at + CHUNK_BYTES - place % CHUNK_BYTES)
-            yield at, until, place
-            at = until
 
 
 def _object(pid: int, size: int) -> int:
@@ -227,32 +191,3 @@ def _object(pid: int, size: int) -> int:
         raise NotFilled(f"{len(found)} objects fit")
     (path,) = found.values()
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-
-
-class _Threads:
-    """They are there before the process is where the number of threads is limited."""
-
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[Job] = SimpleQueue()
-        self._ends: SimpleQueue[Exception | None] = SimpleQueue()
-        for _ in range(THREADS):
-            threading.Thread(target=self._work, daemon=True).start()
-
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Do all. Raises what the first one that failed has raised, when all have ended."""
-        for job in jobs:
-            self._jobs.put(job)
-        errors = [self._ends.get() for _ in jobs]
-        for error in errors:
-            if error:
-                raise error
-
-    def _work(self) -> None:
-        while True:
-            job = self._jobs.get()
-            error = None
-            try:
-                job()
-            except Exception as failed:  # noqa: BLE001 - `run` raises it
-                error = failed
-            self._ends.put(error)

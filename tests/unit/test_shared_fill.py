@@ -1,17 +1,20 @@
 """What fills shared memory, with a process that does as CRIU does: make, map, ask, go on."""
 
+import errno
 import hashlib
+import itertools
 import mmap
 import os
 import select
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from shim.integrity.chunks import CHUNK_BYTES
-from shim.kernel import cgroup, survivors
-from shim.memory import shared
+from shim.kernel import cgroup, libc, survivors
+from shim.memory import shared, sharedfill
 from shim.memory.asked import Asked, NotFilled
 from shim.memory.layout import SharedLayout
 from shim.memory.payload import Damaged, Payload
@@ -88,10 +91,30 @@ def heard(filler: shared.Filler) -> None:
     filler.hear()
 
 
+def refused(_address: int, _size: int) -> None:
+    """No huge page is free."""
+    raise OSError(errno.ENOMEM, "no memory")
+
+
+def refused_now_and_then() -> Callable[[int, int], None]:
+    """For some there is one."""
+    calls = itertools.count()
+
+    def collapse(address: int, size: int) -> None:
+        if next(calls) % 2:
+            refused(address, size)
+        libc.collapse(address, size)
+
+    return collapse
+
+
 @pytest.mark.parametrize("hashed", [False, True])
+@pytest.mark.parametrize("collapse", [libc.collapse, refused, refused_now_and_then()])
 def test_all_of_it_is_there_before_the_process_goes_on(
-    view: Path, monkeypatch: pytest.MonkeyPatch, *, hashed: bool
-) -> None:
+    view: Path, monkeypatch: pytest.MonkeyPatch, collapse: Callable[[int, int], None], *,
+    hashed: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sharedfill, "collapse", collapse)
     content = os.urandom(9 * MIB + 2 * PAGE)
     extents = [(PAGE, 3 * PAGE, 0), (MIB, 10 * MIB, 2 * PAGE)]
     size = 11 * MIB - 100
@@ -109,6 +132,91 @@ def test_all_of_it_is_there_before_the_process_goes_on(
     heard(filler)
     assert filler.fileno() == -1, "it is gone, and nothing is left to be waited for"
     filler.end()
+
+
+@pytest.fixture
+def mapped() -> Iterator[tuple[mmap.mmap, int]]:
+    """An empty object of 64 MiB and a bit, mapped, and the address."""
+    size = 64 * MIB + 3 * PAGE
+    fd = os.memfd_create("object")
+    os.ftruncate(fd, size)
+    with mmap.mmap(fd, size) as own, libc.mapped_shared(fd, size, aligned=2 * MIB) as address:
+        assert not address % (2 * MIB)
+        yield own, address
+    os.close(fd)
+
+
+class Here(sharedfill.Threads):
+    """The caller's thread."""
+
+    def __init__(self) -> None:
+        pass
+
+    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """All of them."""
+        for job in jobs:
+            job()
+
+
+def pmd_mapped_kib() -> int:
+    """How much of our shared memory is mapped by huge pages."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("ShmemPmdMapped:"))
+
+
+def test_whole_huge_pages_are_huge(
+    tmp_path: Path, mapped: tuple[mmap.mmap, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharedfill, "thread_time", lambda: 0.0)  # none comes slowly
+    own, address = mapped
+    content = os.urandom(64 * MIB + 3 * PAGE)
+    found = SharedLayout(IMAGE, "data", [(0, len(content), 0)], len(content))
+    sharedfill.fill(
+        address, found, payload(tmp_path, content, hashed=False), Here()
+    )  # fmt: skip
+    assert own[:] == content
+    assert pmd_mapped_kib() >= 48 << 10, "nearly all of it, where huge pages are free"
+
+
+def test_they_take_no_memory_that_the_object_did_not_have(
+    tmp_path: Path, mapped: tuple[mmap.mmap, int]
+) -> None:
+    own, address = mapped
+    content = os.urandom(24 * MIB)
+    # A page is missing in each but the last of twelve.
+    extents = [(at * MIB, (at + 2) * MIB - PAGE, at * MIB) for at in range(0, 22, 2)]
+    extents.append((22 * MIB, 24 * MIB, 22 * MIB))
+    found = SharedLayout(IMAGE, "data", extents, len(own))
+    sharedfill.fill(
+        address, found, payload(tmp_path, content, hashed=False), Here()
+    )  # fmt: skip
+    assert all(own[start:end] == content[at : at + end - start] for start, end, at in extents)
+    with open(f"/proc/self/map_files/{address:x}-{address + len(own):x}") as file:
+        assert os.fstat(file.fileno()).st_blocks * 512 == 24 * MIB - 11 * PAGE
+
+
+@pytest.mark.parametrize(("took_s", "made"), [(0.0001, 32), (0.02, 1)], ids=["quickly", "slowly"])
+def test_huge_pages_that_come_slowly_are_left_alone(
+    tmp_path: Path, mapped: tuple[mmap.mmap, int], monkeypatch: pytest.MonkeyPatch, took_s: float,
+    made: int,
+) -> None:  # fmt: skip
+    own, address = mapped
+    content = os.urandom(64 * MIB)
+    calls: list[int] = []
+    ticks = itertools.count()
+
+    def collapse(at: int, size: int) -> None:
+        calls.append(at)
+        libc.collapse(at, size)
+
+    monkeypatch.setattr(sharedfill, "collapse", collapse)
+    monkeypatch.setattr(sharedfill, "thread_time", lambda: next(ticks) * took_s)
+    found = SharedLayout(IMAGE, "data", [(0, len(content), 0)], len(own))
+    sharedfill.fill(
+        address, found, payload(tmp_path, content, hashed=False), Here()
+    )  # fmt: skip
+    assert own[: len(content)] == content
+    assert len(calls) == made
 
 
 def test_what_is_not_what_was_captured_ends_it(view: Path, monkeypatch: pytest.MonkeyPatch) -> None:
