@@ -12,10 +12,11 @@ from shim.capture import tool
 from shim.contract import journal
 from shim.contract.errors import CriuDumpFailed
 from shim.contract.paths import CONTAINER_WORK
-from shim.criu import nowhere, options
+from shim.criu import nowhere, options, sharedmem
 from shim.criu.log import first_error
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from shim.capture.source import Source
@@ -25,26 +26,36 @@ _AT_LEAST_S = 1.0
 
 
 def checkpoint(
-    source: Source, image_dir: Path, processes: int, *, unanswered: str, until: float
-) -> None:
-    """Fill `image_dir` with CRIU's images, but for the content of private memory.
+    source: Source, image_dir: Path, processes: int, shared: Collection[int], *, unanswered: str,
+    until: float,
+) -> None:  # fmt: skip
+    """Fill `image_dir` with CRIU's images, but for the content of memory.
 
-    processes: how many there are. unanswered: a likely cause of a failure, or empty. until: the
-    deadline on `time.monotonic`. Raises CriuDumpFailed; DamagedImage, OSError.
+    processes: how many there are. shared: the objects of shared memory that somebody else copies.
+    unanswered: a likely cause of a failure, or empty. until: the deadline on `time.monotonic`.
+    Raises CriuDumpFailed; DamagedImage, OSError.
     """
     real: set[int] = set()
     while True:
-        nowhere.make(image_dir, processes + len(real), real)
+        nowhere.make(image_dir, processes + len(shared) + len(real), real)
         _run(source, image_dir, unanswered, until)
-        lost = nowhere.lost(image_dir)
+        needed = _only_criu_has(image_dir, shared)
         nowhere.remove(image_dir)
-        if not lost:
+        if not needed:
             return
         # A memfd comes before the process that has it open, other shared memory after all
         # processes. Nothing changes while all is frozen: the next dump has the same numbers.
-        real |= lost
+        real |= needed
         for path in image_dir.iterdir():
             path.unlink()
+
+
+def _only_criu_has(image_dir: Path, shared: Collection[int]) -> set[int]:
+    """Images that went nowhere of objects that nobody else copies, or that CRIU knows otherwise."""
+    lost = nowhere.lost(image_dir)
+    known = sharedmem.objects(image_dir) if lost else {}
+    copied = {number for number in shared if number in known and not known[number].is_huge}
+    return {image for number, image in lost.items() if number not in copied}
 
 
 def _run(source: Source, image_dir: Path, unanswered: str, until: float) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from shim.capture.memorycopy import Space
+    from shim.capture.copied import CopiedMemory
     from shim.capture.source import Source
 
 _MUCH_BYTES = 32 << 20
@@ -56,10 +56,10 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
         steps[name] = round(time.monotonic() - began, 4)
 
 
-def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -> list[Space]:
+def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -> CopiedMemory:
     """Fill `staging` with criu/, rootfs/ and shm/, and the files of data of memory/.
 
-    The container runs again when this returns: the copies of its processes' memory.
+    The container runs again when this returns: the copies of its memory.
 
     steps: seconds by step, filled while it runs. until: the deadline on
     `time.monotonic`. Raises CaptureFailed of the step's kind.
@@ -91,16 +91,17 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
             pids = freezer.pids()
             _check_alone(source, pids)
             with _of_memory(source):
-                memory.compare(pids)
+                shared = memory.compare(pids)
             within.check(source, pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 checkpoint(
-                    source, staging / SNAPSHOT_CRIU, len(pids), unanswered=unanswered, until=until
-                )
+                    source, staging / SNAPSHOT_CRIU, len(pids), shared, unanswered=unanswered,
+                    until=until,
+                )  # fmt: skip
             faults.point("capture.dumped", source.container)
             with _step(steps, "memory_rest"), _of_memory(source):
-                spaces = memory.complete(staging / SNAPSHOT_CRIU)
+                copied = memory.complete(staging / SNAPSHOT_CRIU)
             faults.point("capture.memory.copied", source.container)
             with _step(steps, "rootfs"):
                 diff.finish(always_paths=writable_shared_files(pids))
@@ -108,13 +109,13 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
             with _step(steps, "shm"):
                 _copy_shm(source, staging / SNAPSHOT_SHM)
             faults.point("capture.shm.copied", source.container)
-            copied = [
+            files = [
                 Copied("dev/shm/", source.shm, str(staging / SNAPSHOT_SHM)),
                 Copied("", mounted.upperdir, str(staging / SNAPSHOT_ROOTFS)),
             ]
             remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
-            give_links(remaps, lost, copied, source.container)
-    return spaces
+            give_links(remaps, lost, files, source.container)
+    return copied
 
 
 @contextlib.contextmanager

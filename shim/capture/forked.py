@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from shim.capture.memorycopy import Space
+    from shim.capture.copied import Space
     from shim.kernel.othermemory import Range
 
 WORTH_BYTES: Final = 64 << 20
@@ -159,7 +159,7 @@ def store(criu: Path, found: Family, space: Space) -> None:
     Raises ValueError when a part of it is missing; OSError.
     """
     content = Extents(space.content)
-    shared = list(found.shared[space.pid])
+    shared = list(found.shared[space.number])
     listed = pagemap.Pagemap(
         space.pages.pages_id,
         tuple(pagemap.Pages(start, end, pagemap.PRESENT) for start, end, _ in shared),

@@ -1,11 +1,12 @@
-"""The private memory of a container, copied while it runs and completed while it is frozen.
+"""The memory of a container, copied while it runs and completed while it is frozen.
 
-CRIU lists the pages of every process, and their content we take ourselves, on several threads:
-most of it before the freeze. While CRIU does its work in the frozen window, what was written since
-is written again: the kernel knows it, or everything is compared with what is there now. What CRIU
-then lists and we do not have is copied last: new pages, and what CRIU may change while it dumps
-(code, where it puts system calls that the process shall make). So the copy is exact, however much
-the process has written meanwhile, and whatever was mapped, unmapped or moved.
+CRIU lists the pages of every process and of every object of shared memory, and their content we
+take ourselves, on several threads: most of it before the freeze. While CRIU does its work in the
+frozen window, what was written since is written again: the kernel knows it, or everything is
+compared with what is there now. What CRIU then lists and we do not have is copied last: new pages,
+and what CRIU may change while it dumps (code, where it puts system calls that the process shall
+make). So the copy is exact, however much the process has written meanwhile, and whatever was
+mapped, unmapped or moved.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import os
 import time
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
+from shim.capture.copied import CopiedMemory, Space
+from shim.capture.readable import OfObject, OfProcess
 from shim.capture.spacecopy import JOB_BYTES, SpaceCopy
-from shim.criu import pagemap
-from shim.kernel import lineage, othermemory
+from shim.criu import nowhere, pagemap, sharedmem
+from shim.kernel import lineage, othermemory, sharedobjects
+from shim.memory.layout import DATA_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,20 +40,6 @@ Job = TypeVar("Job")
 _ROUNDS = 3
 _LITTLE_BYTES = 64 << 20
 """When a round has copied no more than this, what is left is for the frozen window."""
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """One address space. pid: as CRIU has it. data: its file. pages: what CRIU lists.
-
-    content: where it is in the file, by address; zeros: what is not there, being zeros.
-    """
-
-    pid: int
-    data: Path
-    pages: Pagemap
-    content: list[tuple[int, int, int]]
-    zeros: list[Range]
 
 
 _MAX_LISTED_BYTES = 16 << 20
@@ -71,6 +60,7 @@ class MemoryCopy:
         self._level = len(lineage.numbers(init_pid)) - 1
         self._directory, self._until = directory, until
         self._spaces: dict[int, SpaceCopy] = {}
+        self._objects: dict[int, SpaceCopy] = {}
         self._undo = contextlib.ExitStack()
         self._going: list[Future[None]] = []
         self._stopped = False
@@ -82,78 +72,103 @@ class MemoryCopy:
     def __exit__(self, *_: object) -> None:
         self._stopped = True
         self._undo.close()  # waits for the threads, and then closes the files
-        for space in self._spaces.values():
-            space.close()
+        for copy in self._all():
+            copy.close()
 
-    def precopy(self, pids: Iterable[int]) -> None:
+    def _all(self) -> list[SpaceCopy]:
+        return [*self._spaces.values(), *self._objects.values()]
+
+    def precopy(self, pids: Sequence[int]) -> None:
         """Copy what there is while the processes run."""
         for pid in pids:
             with contextlib.suppress(OSError):  # it has ended
-                self._space(pid).watch()
+                self._space(pid).memory.watch()
+        for number, path in sharedobjects.found(pids).items():
+            with contextlib.suppress(OSError):
+                self._object(number, path)
         for _ in range(_ROUNDS):
             before = self.size
             self._each(self._new_pages(), lambda job: job[0].copy(job[1]))
             if self.size - before <= _LITTLE_BYTES:
                 break
-        for space in self._spaces.values():
-            space.map()
+        for copy in self._all():
+            copy.map()
 
     @property
     def size(self) -> int:
         """Bytes that are copied now."""
-        return sum(space.size for space in self._spaces.values())
+        return sum(copy.size for copy in self._all())
 
-    def compare(self, pids: Iterable[int]) -> None:
-        """Begin to bring up to date what was copied. The processes are frozen from now on."""
+    def compare(self, pids: Sequence[int]) -> frozenset[int]:
+        """Begin to bring up to date what was copied. The processes are frozen from now on.
+
+        The numbers of the objects of shared memory of which there is a copy.
+        """
         here = {pid: lineage.numbers(pid)[self._level] for pid in pids}
         for pid, space in list(self._spaces.items()):
             if here.get(pid) != space.number:
                 self._spaces.pop(pid).discard()
         for pid in here:
             self._space(pid)
-        due = [
-            (space, batch)
-            for space in self._spaces.values()
-            for batch in _still_there(space, othermemory.own_areas(space.pid))
-        ]
+        objects = sharedobjects.found(pids)
+        for number in self._objects.keys() - objects.keys():
+            self._objects.pop(number).discard()
+        for number, path in objects.items():
+            # Opened again: it is not asked whether it is the same one, its content is compared.
+            self._object(number, path).reopen(OfObject(path, number))
+        due = [(copy, batch) for copy in self._all() for batch in _still_there(copy)]
         self._start(due, lambda job: job[0].renew(job[1]))
+        return frozenset(objects)
 
-    def complete(self, criu: Path) -> list[Space]:
+    def complete(self, criu: Path) -> CopiedMemory:
         """Copy what CRIU lists in `criu` and is not there yet. The processes are still frozen."""
         self._wait()
-        listed = self._listed(criu)
+        images = self._images(criu)
+        if sum((criu / name).stat().st_size for name in images) > _MAX_LISTED_BYTES:
+            raise ValueError("its memory is in too many pieces")
+        listed = {copy: pagemap.read(criu / name) for name, copy in images.items()}
+        for number, copy in list(self._objects.items()):
+            if copy not in listed:  # CRIU has its content, or does not want it
+                self._objects.pop(number).discard()
         self._each(_missing(listed), lambda job: job[0].copy(job[1], forced=True))
-        return [
-            Space(space.number, space.path, pages, space.content(), space.zeros())
-            for space, pages in listed.items()
+        found = [
+            Space(copy.number, copy.path, pages, copy.content(), copy.zeros())
+            for copy, pages in listed.items()
         ]
+        return CopiedMemory(found[: len(self._spaces)], found[len(self._spaces) :])
 
-    def _listed(self, criu: Path) -> dict[SpaceCopy, Pagemap]:
+    def _images(self, criu: Path) -> dict[str, SpaceCopy]:
+        """By name those that list pages of which CRIU has no content: first of processes."""
         images = {path.name for path in criu.glob("pagemap-[0-9]*.img")}
         of = {f"pagemap-{space.number}.img": space for space in self._spaces.values()}
         if images != of.keys():
             odd = ", ".join(sorted(images ^ of.keys()))
             raise ValueError(f"CRIU has dumped other processes than were frozen: {odd}")
-        if sum((criu / name).stat().st_size for name in images) > _MAX_LISTED_BYTES:
-            raise ValueError("its memory is in too many pieces")
-        return {space: pagemap.read(criu / name) for name, space in of.items()}
+        for path in nowhere.without_content(criu):
+            number = sharedmem.number_of(path)
+            if number not in self._objects:
+                raise ValueError(f"nobody has the content of shared memory {number}")
+            of[path.name] = self._objects[number]
+        return of
 
     def _space(self, pid: int) -> SpaceCopy:
         if pid not in self._spaces:
             number = lineage.numbers(pid)[self._level]
-            path = self._directory / f"space-{number}.data"
-            # Of a number whose process has ended and that another one has now.
-            path.unlink(missing_ok=True)
-            self._spaces[pid] = SpaceCopy(pid, number, path)
+            path = self._directory / f"space-{number}{DATA_SUFFIX}"
+            self._spaces[pid] = SpaceCopy(OfProcess(pid, number), number, path)
         return self._spaces[pid]
 
+    def _object(self, number: int, path: str) -> SpaceCopy:
+        if number not in self._objects:
+            data = self._directory / f"shared-{number}{DATA_SUFFIX}"
+            self._objects[number] = SpaceCopy(OfObject(path, number), number, data)
+        return self._objects[number]
+
     def _new_pages(self) -> Iterator[tuple[SpaceCopy, list[Range]]]:
-        for space in list(self._spaces.values()):
+        for copy in self._all():
             with contextlib.suppress(OSError):
-                there = islice(
-                    othermemory.pages(space.pid, othermemory.own_areas(space.pid)), _MAX_PIECES
-                )
-                yield from ((space, job) for job in _jobs(without(there, space.known())))
+                there = islice(copy.memory.pages(), _MAX_PIECES)
+                yield from ((copy, job) for job in _jobs(without(there, copy.known())))
 
     def _each(self, jobs: Iterable[Job], work: Callable[[Job], None]) -> None:
         self._start(jobs, work)
@@ -181,8 +196,11 @@ class MemoryCopy:
         self._going = []
 
 
-def _still_there(space: SpaceCopy, areas: Sequence[Range]) -> list[Batch]:
+def _still_there(copy: SpaceCopy) -> list[Batch]:
     """What of the copy may be read again: it lies in areas that are still of the same kind."""
+    areas = copy.memory.areas()
+    if areas is None:
+        return copy.take(lambda _: True)
     merged = merge(areas)
     starts = [start for start, _ in merged]
 
@@ -190,15 +208,15 @@ def _still_there(space: SpaceCopy, areas: Sequence[Range]) -> list[Batch]:
         at = bisect_right(starts, start) - 1
         return at >= 0 and end <= merged[at][1]
 
-    return space.take(lambda batch: all(inside(*each) for each in batch.ranges()))
+    return copy.take(lambda batch: all(inside(*each) for each in batch.ranges()))
 
 
 def _missing(
     listed: dict[SpaceCopy, Pagemap],
 ) -> Iterator[tuple[SpaceCopy, list[Range]]]:
-    for space, found in listed.items():
+    for copy, found in listed.items():
         wanted = [(each.start, each.end) for each in found.pages]
-        yield from ((space, job) for job in _jobs(without(wanted, space.known())))
+        yield from ((copy, job) for job in _jobs(without(wanted, copy.known())))
 
 
 def merge(ranges: Iterable[Range]) -> list[Range]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
-    from shim.capture.memorycopy import Space
+    from shim.capture.copied import CopiedMemory
     from shim.capture.source import Source
     from shim.nri.annotations import Call
 
@@ -77,7 +77,7 @@ async def capture(
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            spaces = await finished(asyncio.to_thread(dump, source, staging, steps, until))
+            memory = await finished(asyncio.to_thread(dump, source, staging, steps, until))
             faults.point("capture.thawed", source.container)
         except (OSError, ValueError) as error:
             raise CaptureFailed(
@@ -86,7 +86,7 @@ async def capture(
             ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    return await asyncio.to_thread(_described, source, staging, network, steps, spaces)
+    return await asyncio.to_thread(_described, source, staging, network, steps, memory)
 
 
 async def finished(work: Coroutine[Any, Any, Result]) -> Result:
@@ -146,14 +146,14 @@ async def _call(source: Source, wanted: Call | None) -> None:
 
 def _described(
     source: Source, staging: Path, network: dict[str, Any], steps: dict[str, float],
-    spaces: list[Space],
+    copied: CopiedMemory,
 ) -> Taken:  # fmt: skip
     addresses = [
         str(entry["address"])
         for entry in network.get("addresses") or ()
         if entry.get("link") != "lo" and entry.get("scope") == 0
     ]
-    settle(staging, spaces)
+    settle(staging, copied)
     faults.point("capture.settled", source.container)
     patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
     described = {

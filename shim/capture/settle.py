@@ -13,6 +13,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from shim.capture import datafile
+from shim.capture.copied import Content
 from shim.capture.forked import families, store
 from shim.capture.sharedsettle import settle_shared
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
@@ -24,33 +25,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from shim.capture.memorycopy import Space
+    from shim.capture.copied import CopiedMemory, Space
     from shim.criu.pagemap import Pages
     from shim.memory.extents import Extent
 
 _SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
 
 
-def settle(staging: Path, spaces: Iterable[Space]) -> None:
+def settle(staging: Path, copied: CopiedMemory) -> None:
     """Make `memory/` whole, and CRIU's images fit to it.
 
-    spaces: of all processes that were dumped. Raises ValueError when a page of one is missing;
+    copied: of all processes that were dumped. Raises ValueError when a page of one is missing;
     DamagedImage, OSError.
     """
     criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
-    by_pid = {each.pid: each for each in spaces}
+    by_pid = {each.number: each for each in copied.spaces}
     shared: dict[int, Extents] = {}
     for each in families(criu, by_pid):
         store(criu, each, by_pid[each.root])
         shared |= each.shared
-    found = [_space(criu, memory, each, shared.get(each.pid)) for each in by_pid.values()]
-    datafile.write_small(memory / layout.LAYOUT, layout.encode(found, settle_shared(criu, memory)))
+    found = [_space(criu, memory, each, shared.get(each.number)) for each in by_pid.values()]
+    objects = settle_shared(criu, copied.shared)
+    datafile.write_small(memory / layout.LAYOUT, layout.encode(found, objects))
 
 
 def _space(
     criu: Path, memory: Path, copied: Space, shared: Extents | None
 ) -> dict[str, object]:  # fmt: skip
-    areas = pagemap.lazy_areas(criu / f"mm-{copied.pid}.img")
+    areas = pagemap.lazy_areas(criu / f"mm-{copied.number}.img")
     listed = _without_shared(copied.pages.pages, shared) if shared else copied.pages.pages
     lazy, own, size = _split(copied, listed, areas)
     pages = criu / f"pages-{copied.pages.pages_id}.img"
@@ -62,14 +64,14 @@ def _space(
         datafile.keep_only(whole.fileno(), lazy)
         ratio = _sampled_ratio(whole.fileno())
     pages.chmod(0o600)
-    ranges = f"space-{copied.pid}.ranges"
+    ranges = f"space-{copied.number}.ranges"
     datafile.write_ranges(memory / ranges, joined(lazy))  # CRIU lists a MiB at most at a time
-    image = criu / f"pagemap-{copied.pid}.img"
+    image = criu / f"pagemap-{copied.number}.img"
     left = _joined(map(_without_lazy, listed))
     pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, tuple(left)))
     return {
-        "pid": copied.pid, "data": copied.data.name, "ranges": ranges, "areas": areas,
-        "huge": pagemap.huge_areas(criu / f"mm-{copied.pid}.img"),
+        "pid": copied.number, "data": copied.data.name, "ranges": ranges, "areas": areas,
+        "huge": pagemap.huge_areas(criu / f"mm-{copied.number}.img"),
         "compression": "none", "sampled_ratio": ratio,
     }  # fmt: skip
 
@@ -95,25 +97,18 @@ def _split(
 
     And the size of pages-N.img. Raises ValueError when a page that CRIU lists is missing.
     """
-    content = Extents(copied.content)
-    zeros = Extents((start, end, 0) for start, end in copied.zeros)
+    content = Content(copied)
     lazy: list[Extent] = []
     own: list[tuple[int, int, int, int]] = []
     size = 0
     for each in pagemap.clipped(listed, areas):
-        there = content.within(each.start, each.end)
-        if _size(there) + _size(zeros.within(each.start, each.end)) != each.size:
-            raise ValueError(f"process {copied.pid}: not all of {each.start:#x} was copied")
+        there = content.of(each.start, each.end)
         if each.flags & pagemap.LAZY:
             lazy += there
         elif each.flags & pagemap.PRESENT:
             own += [(start, at, size + start - each.start, end - start) for start, end, at in there]
             size += each.size
     return lazy, own, size
-
-
-def _size(extents: Iterable[Extent]) -> int:
-    return sum(end - start for start, end, _ in extents)
 
 
 def _without_lazy(pages: Pages) -> Pages:

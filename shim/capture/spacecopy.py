@@ -1,4 +1,6 @@
-"""The copy of one address space: a file of pages, and which of them are where. For `memorycopy`."""
+"""The copy of one address space or object of shared memory: a file of pages, and which of them are
+where. For `memorycopy`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from shim.kernel import othermemory
-from shim.kernel.othermemory import PAGE, Buffer, Mapped, Watch
+from shim.kernel.othermemory import PAGE, Buffer, Mapped
 from shim.memory.extents import joined
 from shim.memory.huge import HUGE_BYTES
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from shim.capture.readable import Readable
     from shim.kernel.othermemory import Range
 
 JOB_BYTES: Final = 2 * HUGE_BYTES
@@ -71,16 +74,19 @@ class Room:
 
 
 class SpaceCopy:
-    """pid: as we see it. number: as CRIU does. Methods raise OSError, unless they say more."""
+    """memory: what is copied; closed with the copy. number: as CRIU has it. Methods raise OSError,
+    unless they say more.
+    """
 
-    def __init__(self, pid: int, number: int, path: Path) -> None:
-        self.pid, self.number, self.path = pid, number, path
+    def __init__(self, memory: Readable, number: int, path: Path) -> None:
+        self.memory, self.number, self.path = memory, number, path
+        # One that is there is of a number whose process or object has ended.
+        path.unlink(missing_ok=True)
         self._fd = os.open(path, _O_NEW, 0o600)
         self._room = Room()
         self._lock = threading.Lock()
         self._batches: list[Batch] = []
         self._mapped: Mapped | None = None
-        self._watch: Watch | None = None
 
     @property
     def size(self) -> int:
@@ -91,19 +97,18 @@ class SpaceCopy:
         """Keep the file."""
         if self._mapped:
             self._mapped.close()
-        if self._watch:
-            self._watch.close()
+        self.memory.close()
         os.close(self._fd)
 
     def discard(self) -> None:
-        """The process is gone: take the file away."""
+        """The process or object is gone: take the file away."""
         self.close()
         self.path.unlink()
 
-    def watch(self) -> None:
-        """Before anything is copied: have the kernel note what is written from now on."""
-        if othermemory.can_watch():
-            self._watch = Watch(self.pid)
+    def reopen(self, memory: Readable) -> None:
+        """What is copied is to be read from `memory` from now on, which may be another one."""
+        self.memory.close()
+        self.memory = memory
 
     def map(self) -> None:
         """Prepare for `renew` what is copied now."""
@@ -140,7 +145,7 @@ class SpaceCopy:
         forced: also what the process itself cannot read. ValueError when something is missing.
         """
         buffer, size = _buffer(), sum(end - start for start, end in ranges)
-        got = self._read(ranges, size, buffer)
+        got = self.memory.read(othermemory.vectors(ranges), size, buffer)
         if got < size and forced:
             self._read_forced(ranges, got, buffer)
             got = size
@@ -148,11 +153,11 @@ class SpaceCopy:
 
     def renew(self, batch: Batch) -> None:
         """Bring up to date what was copied, or forget it when it is not as it was."""
-        if self._watch and self._watch.is_as_it_was(batch.ranges()):
+        if self.memory.is_as_it_was(batch.ranges()):
             self._batches.append(batch)  # is atomic
             return
         buffer = _buffer()
-        if othermemory.read(self.pid, batch.wanted, batch.size, buffer.address) < batch.size:
+        if self.memory.read(batch.wanted, batch.size, buffer) < batch.size:
             return
         if batch.offset == _ZEROS:
             if not othermemory.is_zero(buffer.address, batch.size):
@@ -165,21 +170,15 @@ class SpaceCopy:
         assert self._mapped is not None  # noqa: S101 - what was copied was mapped
         return othermemory.is_equal(buffer.address, self._mapped.address + batch.offset, batch.size)
 
-    def _read(self, ranges: list[Range], size: int, buffer: Buffer) -> int:
-        try:
-            return othermemory.read(self.pid, othermemory.vectors(ranges), size, buffer.address)
-        except ProcessLookupError:
-            return 0
-
     def _read_forced(self, ranges: list[Range], got: int, buffer: Buffer) -> None:
         at = 0
         for start, end in ranges:
             size = end - start
             if at + size > got:
-                done = othermemory.read_forced(self.pid, start, buffer.view[at : at + size])
+                done = self.memory.read_forced(start, buffer.view[at : at + size])
                 if done < size:
                     raise ValueError(
-                        f"process {self.number}: memory at {start + done:#x} cannot be read"
+                        f"{self.memory.name}: memory at {start + done:#x} cannot be read"
                     )
             at += size
 

@@ -2,7 +2,8 @@
 
 CRIU opens `pages-N.img` with O_CREAT and O_TRUNC (4.1 and 4.2, criu/image.c), so it follows a
 symlink that has the name, and splices pages from a pipe into it: into /dev/null that costs next to
-nothing. N counts from 1 in the order in which CRIU comes to processes and shared memory.
+nothing. N counts from 1 in the order in which CRIU comes to processes and to objects of shared
+memory.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shim.criu import pagemap
+from shim.criu import pagemap, sharedmem
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -24,10 +25,19 @@ def make(directory: Path, count: int, real: Container[int]) -> None:
             (directory / f"pages-{number}.img").symlink_to(os.devnull)
 
 
-def lost(directory: Path) -> set[int]:
-    """Images of shared memory whose content went nowhere. Raises DamagedImage, OSError."""
-    found = {pagemap.read(path).pages_id for path in directory.glob("pagemap-shmem-*.img")}
-    return {number for number in found if (directory / f"pages-{number}.img").is_symlink()}
+def lost(directory: Path) -> dict[int, int]:
+    """Objects of shared memory whose content went nowhere, and the number of the image.
+
+    Raises DamagedImage, OSError.
+    """
+    found = {
+        sharedmem.number_of(path): pagemap.read(path).pages_id
+        for path in directory.glob(sharedmem.LISTS)
+    }
+    return {
+        number: image for number, image in found.items()
+        if (directory / f"pages-{image}.img").is_symlink()
+    }  # fmt: skip
 
 
 def remove(directory: Path) -> None:
@@ -35,3 +45,12 @@ def remove(directory: Path) -> None:
     for path in directory.glob("pages-*.img"):
         if path.is_symlink():
             path.unlink()
+
+
+def without_content(directory: Path) -> list[Path]:
+    """The images that list the pages of those objects, after `remove`. Raises as `lost`."""
+    return [
+        path
+        for path in sorted(directory.glob(sharedmem.LISTS))
+        if not (directory / f"pages-{pagemap.read(path).pages_id}.img").exists()
+    ]

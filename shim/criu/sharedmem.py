@@ -7,7 +7,7 @@ lists an object's pages. T2: imports protobuf.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+LISTS: Final = "pagemap-shmem-*.img"
+"""The images that list their pages."""
 Entry = TypeVar("Entry", criu_pb2.MemfdInode, criu_pb2.IpcShm, criu_pb2.Mm)
 _ANON_SHARED, _SEGMENT = 1 << 8, 1 << 10
 
@@ -30,6 +32,14 @@ class SharedObject:
     shmid: int
     size: int
     is_huge: bool
+
+
+def number_of(image: Path) -> int:
+    """Of the object whose pages an image lists. Raises DamagedImage."""
+    number = image.name.removeprefix("pagemap-shmem-").removesuffix(".img")
+    if not number.isdecimal():
+        raise DamagedImage(f"{image.name}: of no object")
+    return int(number)
 
 
 def objects(directory: Path) -> dict[int, SharedObject]:

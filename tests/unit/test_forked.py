@@ -9,7 +9,8 @@ import pytest
 
 from protos import criu_pb2
 from shim.capture import forked
-from shim.capture.memorycopy import Space, merge
+from shim.capture.copied import CopiedMemory, Space
+from shim.capture.memorycopy import merge
 from shim.capture.settle import settle
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import family, pagemap
@@ -124,10 +125,10 @@ def settled(
 ) -> None:  # fmt: skip
     tree = [criu_pb2.PstreeEntry(pid=pid, ppid=parent) for pid, parent in parents.items()]
     image(staging / SNAPSHOT_CRIU / "pstree.img", *tree)
-    settle(
-        staging,
-        [dumped(staging, pid, its, (areas or {}).get(pid, AREAS)) for pid, its in memories.items()],
-    )
+    spaces = [
+        dumped(staging, pid, its, (areas or {}).get(pid, AREAS)) for pid, its in memories.items()
+    ]
+    settle(staging, CopiedMemory(spaces, []))
 
 
 def page(value: int) -> bytes:

@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos import criu_pb2
-from shim.capture.memorycopy import MemoryCopy, Space, merge, without
+from shim.capture.copied import CopiedMemory, Space
+from shim.capture.memorycopy import MemoryCopy, merge, without
 from shim.capture.settle import settle
 from shim.capture.spacecopy import Room
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
@@ -233,12 +234,13 @@ def test_whatever_is_written_between_copy_and_freeze_the_copy_is_what_is_there(
         there = child.there()
         memory.compare([child.pid])
         dumped(child, child.pid, criu, there)
-        (space,) = memory.complete(criu)
+        copied = memory.complete(criu)
+    (space,) = copied.spaces
     found = content_of(space)
     assert found.keys() >= there.keys()
     assert {at for at in there if found[at] != there[at]} == set()
     assert sum(map(len, there.values())) > 1000 * PAGE
-    settle(staging, [space])
+    settle(staging, copied)
     _check_settled(staging, child.pid, there)
 
 
@@ -288,11 +290,11 @@ def test_a_process_that_ends_and_one_that_begins_before_the_freeze(staging: Path
             there = {each.pid: each.there() for each in (stays, late)}
             for each in (stays, late):
                 dumped(each, each.pid, criu, there[each.pid])
-            spaces = memory.complete(criu)
-        assert {space.pid for space in spaces} == there.keys()
+            spaces = memory.complete(criu).spaces
+        assert {space.number for space in spaces} == there.keys()
         for space in spaces:
             found = content_of(space)
-            assert all(found[at] == page for at, page in there[space.pid].items())
+            assert all(found[at] == page for at, page in there[space.number].items())
     assert {path.name for path in memory_directory.iterdir()} == {
         f"space-{pid}.data" for pid in there
     }
@@ -341,7 +343,7 @@ def test_a_page_that_is_missing_in_the_copy_is_a_failure(staging: Path) -> None:
     image(criu / "pstree.img", criu_pb2.PstreeEntry(pid=1, ppid=0))
     listed = pagemap.read(criu / "pagemap-1.img")
     with pytest.raises(ValueError, match="not all of 0x1000 was copied"):
-        settle(staging, [Space(1, data, listed, [(PAGE, 2 * PAGE, 0)], [])])
+        settle(staging, CopiedMemory([Space(1, data, listed, [(PAGE, 2 * PAGE, 0)], [])], []))
 
 
 def test_a_copy_that_is_too_late_says_so(staging: Path) -> None:
@@ -438,6 +440,7 @@ def test_images_that_lead_nowhere_are_made_found_and_taken_away(tmp_path: Path) 
         file.write(bytes(PAGE))
     for number in (1, 2):
         image(tmp_path / f"pagemap-shmem-{number}9.img", criu_pb2.PagemapHead(pages_id=number))
-    assert nowhere.lost(tmp_path) == {1}
+    assert nowhere.lost(tmp_path) == {19: 1}
     nowhere.remove(tmp_path)
+    assert nowhere.without_content(tmp_path) == [tmp_path / "pagemap-shmem-19.img"]
     assert [path.name for path in tmp_path.glob("pages-*")] == ["pages-2.img"]

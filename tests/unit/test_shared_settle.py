@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos import criu_pb2
+from shim.capture.checkpoint import _only_criu_has
+from shim.capture.copied import Space
 from shim.capture.sharedsettle import settle_shared
-from shim.criu import pagemap, sharedmem
+from shim.criu import nowhere, pagemap
 from shim.criu.images import DamagedImage
 from shim.memory import layout
 from shim.memory.layout import BadLayout, SharedLayout
@@ -38,21 +40,31 @@ class Dump:
         self.criu, self.memory = base / "criu", base / "memory"
         self.criu.mkdir(parents=True)
         self.memory.mkdir()
+        self.copied: list[Space] = []
 
     def listed(self, shmid: int, pages_id: int, content: dict[int, bytes]) -> None:
-        """The pages of one object, by offset."""
+        """The pages of one object, by offset, and the copy of it."""
         entries = [
             criu_pb2.PagemapEntry(vaddr=at, nr_pages=1, flags=pagemap.PRESENT)
             for at in sorted(content)
         ]
         head = criu_pb2.PagemapHead(pages_id=pages_id)
-        image(self.criu / f"pagemap-shmem-{shmid}.img", head, *entries)
-        pages = b"".join(content[at] for at in sorted(content))
-        (self.criu / f"pages-{pages_id}.img").write_bytes(pages)
+        list_of_pages = self.criu / f"pagemap-shmem-{shmid}.img"
+        image(list_of_pages, head, *entries)
+        there = [at for at in content if any(content[at])]  # in any order
+        data = self.memory / f"shared-{shmid}.data"
+        data.write_bytes(b"".join(content[at] for at in there))
+        self.copied.append(
+            Space(
+                shmid, data, pagemap.read(list_of_pages),
+                sorted((at, at + PAGE, number * PAGE) for number, at in enumerate(there)),
+                sorted((at, at + PAGE) for at in content if not any(content[at])),
+            )
+        )  # fmt: skip
 
     def settled(self) -> list[SharedLayout]:
         """What a restore reads."""
-        found = settle_shared(self.criu, self.memory)
+        found = settle_shared(self.criu, self.copied)
         (self.memory / "layout.json").write_bytes(layout.encode([], found))
         return self.read().shared
 
@@ -96,38 +108,41 @@ def some(size: int = MIB) -> dict[int, bytes]:
     return {at: os.urandom(PAGE) for at in range(0, size, PAGE)}
 
 
-def test_small_objects_and_huge_pages_stay_with_criu(tmp_path: Path) -> None:
+def test_what_is_small_criu_reads(tmp_path: Path) -> None:
     dump = Dump(tmp_path)
-    dump.listed(1, 1, some(MIB - PAGE))
-    dump.listed(2, 2, some())
-    dump.listed(3, 3, some())
-    dump.listed(4, 4, some())
-    memfds = [criu_pb2.MemfdInode(size=MIB, shmid=1), criu_pb2.MemfdInode(size=MIB, shmid=2)]
+    content = {**some(MIB - 4 * PAGE), 2 * MIB: bytes(PAGE), 3 * MIB: b"x" * PAGE}
+    dump.listed(1, 1, content)
+    image(dump.criu / "memfd.img", criu_pb2.MemfdInode(size=4 * MIB, shmid=1))
+    before = (dump.criu / "pagemap-shmem-1.img").read_bytes()
+    assert dump.settled() == []
+    assert (dump.criu / "pagemap-shmem-1.img").read_bytes() == before
+    pages = b"".join(content[at] for at in sorted(content))
+    assert (dump.criu / "pages-1.img").read_bytes() == pages
+    assert {path.name for path in dump.memory.iterdir()} == {"layout.json"}
+
+
+def test_criu_writes_what_nobody_else_copies_and_what_it_knows_otherwise(tmp_path: Path) -> None:
+    dump = Dump(tmp_path)
+    memfds = [criu_pb2.MemfdInode(size=MIB, shmid=number) for number in (1, 2, 5)]
     memfds[1].hugetlb_flag = 21 << 26
     image(dump.criu / "memfd.img", *memfds)
     areas = [
         criu_pb2.Vma(start=MIB, end=2 * MIB, pgoff=0, shmid=3, status=ANON, flags=HUGETLB),
         criu_pb2.Vma(start=MIB, end=2 * MIB, pgoff=MIB, shmid=4, status=ANON),
-        criu_pb2.Vma(start=MIB, end=9 * MIB, pgoff=0, shmid=5, status=ANON | SEGMENT),
+        criu_pb2.Vma(start=MIB, end=9 * MIB, pgoff=0, shmid=6, status=ANON | SEGMENT),
     ]
     image(dump.criu / "mm-1.img", criu_pb2.Mm(vmas=areas))
-    before = {path.name: path.read_bytes() for path in dump.criu.iterdir()}
-    (found,) = dump.settled()
-    assert (found.image, found.size) == ("pagemap-shmem-4.img", 2 * MIB)
-    changed = {
-        name for name, data in before.items() if (dump.criu / name).read_bytes() != data
-    }  # fmt: skip
-    assert changed == {"pagemap-shmem-4.img", "pages-4.img"}
-
-
-def test_a_number_that_two_objects_have_stays_with_criu(tmp_path: Path) -> None:
-    dump = Dump(tmp_path)
-    dump.listed(5, 1, some())
-    image(dump.criu / "memfd.img", criu_pb2.MemfdInode(size=MIB, shmid=5))
     segment = criu_pb2.IpcShm(desc=criu_pb2.IpcDesc(id=5), size=MIB, in_pagemaps=True)
     image(dump.criu / "ipcns-shm-11.img", segment)
-    assert sharedmem.objects(dump.criu) == {}
-    assert dump.settled() == []
+    for number in range(1, 7):
+        head = criu_pb2.PagemapHead(pages_id=10 + number)
+        image(dump.criu / f"pagemap-shmem-{number}.img", head)
+        (dump.criu / f"pages-{10 + number}.img").symlink_to("/dev/null")
+    # 2 and 3 are huge, two objects have the number 5, and CRIU knows no object 6.
+    assert _only_criu_has(dump.criu, {1, 2, 3, 4, 5, 6}) == {12, 13, 15, 16}
+    assert _only_criu_has(dump.criu, {4}) == {11, 12, 13, 15, 16}
+    nowhere.remove(dump.criu)
+    assert _only_criu_has(dump.criu, set()) == set()
 
 
 def test_pages_beyond_the_end_are_damage(tmp_path: Path) -> None:
@@ -147,7 +162,7 @@ def test_a_layout_that_no_capture_writes_is_refused(
     dump = Dump(tmp_path)
     dump.listed(5, 1, some())
     image(dump.criu / "memfd.img", criu_pb2.MemfdInode(size=MIB, shmid=5))
-    (found,) = settle_shared(dump.criu, dump.memory)
+    (found,) = settle_shared(dump.criu, dump.copied)
     changed = {**found, **wrong} if wrong else {"image": found["image"]}
     (dump.memory / "layout.json").write_bytes(layout.encode([], [changed]))
     with pytest.raises(BadLayout):

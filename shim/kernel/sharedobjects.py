@@ -1,0 +1,131 @@
+"""Shared memory of other processes: memfds, shared anonymous memory and System V segments.
+
+All of it lies in a tmpfs of the kernel's own, that is mounted nowhere. So that a path of a
+container which only looks like the name of such an object is never opened, an object is known by
+this mount, of which everybody who makes a memfd learns the numbers. Not hugetlb.
+Sources: proc_pid_maps(5), proc_pid_map_files(5), proc_pid_fdinfo(5), memfd_create(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+from typing import TYPE_CHECKING
+
+from shim.kernel.libc import copy_memory, mapped_shared
+from shim.kernel.othermemory import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from shim.kernel.othermemory import Range
+
+_MEMFD, _SEGMENT = "/memfd:", "/SYSV"
+_FIELDS_BEFORE_PATH = 5
+_O_LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME
+
+
+def found(pids: Iterable[int]) -> dict[int, str]:
+    """A path for each object that one of the processes has mapped or open, by its number.
+
+    That is the inode's, and the id of a System V segment; a number that a segment and something
+    else have is left out. A process that has ended has none.
+    """
+    paths: dict[int, str] = {}
+    segments: set[int] = set()
+    others: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for number, path, is_segment in [*_mapped(pid), *_open(pid)]:
+                paths.setdefault(number, path)
+                (segments if is_segment else others).add(number)
+    return {number: path for number, path in paths.items() if number not in segments & others}
+
+
+def _mapped(pid: int) -> Iterator[tuple[int, str, bool]]:
+    device, _ = _mount()
+    with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(None, _FIELDS_BEFORE_PATH)
+            if len(fields) > _FIELDS_BEFORE_PATH and fields[3] == device:
+                start, _, end = fields[0].partition("-")
+                # Without the zeros in front that maps has.
+                path = f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}"
+                yield int(fields[4]), path, fields[5].startswith(_SEGMENT)
+
+
+def _open(pid: int) -> Iterator[tuple[int, str, bool]]:
+    _, mount = _mount()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            path = f"/proc/{pid}/fd/{name}"
+            if os.readlink(path).startswith(_MEMFD):
+                its = _fdinfo(f"/proc/{pid}/fdinfo/{name}")
+                if its.get("mnt_id") == mount:
+                    yield int(its["ino"]), path, False
+
+
+@functools.cache
+def _mount() -> tuple[str, str]:
+    """Of the kernel's tmpfs: the device, as maps has it, and the id of the mount."""
+    fd = os.memfd_create("quickthaw")
+    try:
+        device = os.fstat(fd).st_dev
+        number = _fdinfo(f"/proc/self/fdinfo/{fd}")["mnt_id"]
+        return f"{os.major(device):02x}:{os.minor(device):02x}", number
+    finally:
+        os.close(fd)
+
+
+def _fdinfo(path: str) -> dict[str, str]:
+    with open(path) as file:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+
+class OpenObject:
+    """One object, opened for reading by a path of `found`. Methods raise OSError."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, _O_LOOK)
+
+    def close(self) -> None:
+        """Look no more."""
+        os.close(self._fd)
+
+    def pages(self) -> Iterator[Range]:
+        """Where in the object there are pages, in memory or swapped out."""
+        end = 0
+        while True:
+            try:
+                start = os.lseek(self._fd, end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            end = -(-os.lseek(self._fd, start, os.SEEK_HOLE) // PAGE) * PAGE
+            yield start // PAGE * PAGE, end
+
+    def read(self, start: int, view: memoryview) -> int:
+        """Read whole pages from an offset on; how many bytes were there, which are whole pages.
+
+        What is not in memory reads as zeros, and stays so.
+        """
+        done = 0
+        while done < len(view):
+            got = os.preadv(self._fd, [view[done:]], start + done)
+            if not got:
+                break
+            done += got
+        behind = -done % PAGE
+        if behind:
+            self._read_last(start + done + behind - PAGE, view[done + behind - PAGE :])
+        return done + behind
+
+    def _read_last(self, start: int, view: memoryview) -> None:
+        """The page in which the object ends: all of it is in its processes' memory."""
+        with mapped_shared(self._fd, start + PAGE, writable=False) as address:
+            # No signal comes when it is made shorter now.
+            copy_memory(ctypes.addressof(ctypes.c_char.from_buffer(view)), address + start, PAGE)
