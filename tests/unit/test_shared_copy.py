@@ -258,3 +258,16 @@ def test_what_has_no_page_stays_without_one() -> None:
     finally:
         opened.close()
         os.close(fd)
+
+
+def test_all_of_the_last_page_is_memory() -> None:
+    with objects(nothing) as child:
+        (segment,) = {
+            path for path in sharedobjects.found([child.pid]).values()
+            if os.readlink(path).startswith("/SYSV")
+        }  # fmt: skip
+        opened = OpenObject(segment)
+        content = memoryview(bytearray(5 * PAGE))
+        assert opened.read(0, content) == 4 * PAGE, "of 3 and 10 bytes"
+        assert bytes(content) == b"\5" * 4 * PAGE + bytes(PAGE)
+        opened.close()
