@@ -36,13 +36,11 @@ if TYPE_CHECKING:
 THREADS = min(8, os.cpu_count() or 1)
 _LITTLE_BYTES = 4 << 20
 """What is no more than this is filled by one thread."""
-_REFUSALS = 8
-"""So many times in a row no huge page was free: there are none, or this kernel makes none."""
 _SLOW_S = 0.0005
-"""Of a processor. When one takes longer to be made, on the average, it is no gain: memory is being
-compacted, or the host of a virtual machine has to give it back."""
-_SOME = 16
-"""So many more are made before that is said."""
+"""Of a processor. A huge page that takes longer to be made is no gain: memory is being compacted,
+or the host of a virtual machine has to give it back."""
+_AGAINST = 8
+"""When so many more came slowly or not at all than quickly, no more are made."""
 
 
 def fill(address: int, found: SharedLayout, payload: Payload, threads: Threads) -> None:
@@ -84,35 +82,28 @@ class _HugePages:
 
     def __init__(self) -> None:
         self.left: list[Extent] = []
-        self._made = self._refused = 0
-        self._took_s = 0.0
+        self._against = 0
 
     def fill(self, address: int, payload: Payload, piece: Extent) -> None:
         """Fill one huge page, or what there is of it. Called by several threads. Raises Damaged,
         OSError.
         """
         start, end, offset = piece
-        if self._is_useless():
+        if self._against >= _AGAINST:
             self.left.append(piece)  # is atomic
             return
         began = thread_time()
         populate_write(address + start, userfault.PAGE)
         try:
             collapse(address + start, end - start)
+            is_quick = thread_time() - began < _SLOW_S
         except OSError:
-            self._refused += 1
+            is_quick = False
             self.left.append((start + userfault.PAGE, end, offset + userfault.PAGE))
             end = start + userfault.PAGE
-        else:
-            self._refused = 0
-            self._made += 1
-            self._took_s += thread_time() - began
+        self._against = max(self._against - 1, 0) if is_quick else self._against + 1
         for to, source, size in _parts(payload, address + start, offset, end - start):
             copy_memory(to, source, size)
-
-    def _is_useless(self) -> bool:
-        slow = self._took_s > _SLOW_S * (self._made + _SOME)
-        return slow or self._refused >= _REFUSALS
 
 
 def _fill(fd: int, address: int, payload: Payload, piece: Extent) -> None:
