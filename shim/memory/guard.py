@@ -17,7 +17,7 @@ import time
 from shim.contract import faults, outcome
 from shim.contract.errors import MemoryLost
 from shim.contract.paths import CONTAINER_FILLING, CONTAINERS
-from shim.kernel import priority, process, survivors
+from shim.kernel import perfevent, priority, process, survivors
 from shim.memory import child
 
 TYPE_CHECKING = False
@@ -94,6 +94,8 @@ def _started(
             os.close(fd)
         faults.disarm()
         priority.protect("quickthaw-guard")
+        with contextlib.suppress(OSError):
+            perfevent.hold()  # open until we end: CRIU does not wait for its first one
         _watch(ticket, its, pulse, server)
 
     return child.started(watch)
