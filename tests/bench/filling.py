@@ -2,7 +2,7 @@
 
     python3 -IS filling.py fill FILE BYTES THREADS     fresh memory filled with UFFDIO_COPY
     python3 -IS filling.py read FILE THREADS           FILE read past the page cache
-    python3 -IS filling.py touch BYTES                 memory allocated, written to, given back
+    python3 -IS filling.py touch BYTES HUGE_BYTES      memory allocated, written to, given back
 
 Prints bytes per second. FILE is mapped when it is the source of a fill, and read before that
 is timed. The copying is the kernel's: Python's lock is not held meanwhile.
@@ -98,20 +98,24 @@ def read(path: str, count: int) -> float:
     return size / in_threads(count, size, chunk)
 
 
-def touch(length: int) -> float:
-    """Bytes per second of a first touch.
+def touch(small: int, huge: int) -> float:
+    """Bytes per second of a first touch, by pages and by huge pages.
 
-    By huge pages: the small ones that come first are parts of larger blocks, and it is whole huge
-    pages that a virtual machine gives back to its host when nobody uses them for seconds.
+    The kernel takes these from different blocks: whoever needs the one kind gets nothing of what
+    was touched as the other.
     """
-    memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(MADV_HUGEPAGE)
-    area = address_of(memory)
+    pages = mmap.mmap(-1, small, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    areas = [(0, address_of(pages))]
+    if huge:
+        huge_pages = mmap.mmap(-1, huge, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        huge_pages.madvise(MADV_HUGEPAGE)
+        areas.append((small, address_of(huge_pages)))
 
     def write(offset: int, chunk: int) -> None:
-        ctypes.memset(area + offset, 1, chunk)
+        begins, area = areas[huge > 0 and offset >= small]
+        ctypes.memset(area + offset - begins, 1, chunk)
 
-    return length / in_threads(os.cpu_count() or 1, length, write)
+    return (small + huge) / in_threads(os.cpu_count() or 1, small + huge, write)
 
 
 def main() -> None:
@@ -122,7 +126,7 @@ def main() -> None:
     elif what == "read":
         print(read(given[0], int(given[1])))
     else:
-        print(touch(int(given[0])))
+        print(touch(int(given[0]), int(given[1])))
 
 
 if __name__ == "__main__":

@@ -30,14 +30,17 @@ def run(*arguments: object) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def touch(wanted_bytes: int) -> int:
+def touch(wanted_bytes: int, *, huge: bool = False) -> int:
     """Touch as much memory as will be used: in a virtual machine the first touch is slow.
 
-    How much it was: what the machine has to spare at most.
+    huge: as much again by huge pages. How much it was without: what the machine has to spare at
+    most.
     """
-    length = min(wanted_bytes, available_bytes() - RESERVE_BYTES) >> 20 << 20
+    kinds = 1 + huge
+    # Whole chunks, so that none of them is of both kinds.
+    length = min(wanted_bytes, (available_bytes() - RESERVE_BYTES) // kinds) >> 22 << 22
     if length > 0:
-        run("touch", length)
+        run("touch", length, length * huge)
     return max(length, 0)
 
 

@@ -111,7 +111,8 @@ class Starting:
         ):
             # Memory that nobody uses goes back to the host of a virtual machine within seconds.
             most = self.as_bytes or worker.bytes
-            limits.touch(most + most // 8 + _MORE_BYTES)
+            # Shared memory may be made of huge pages.
+            limits.touch(most + most // 8 + _MORE_BYTES, huge=worker.shared)
             called_s = place.start()
             asked = asking.found()
             sampler.settled()
