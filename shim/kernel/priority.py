@@ -23,6 +23,12 @@ def become_idle() -> None:
         syscall(number, _WHO_PROCESS, 0, _CLASS_IDLE)
 
 
+def be_nice(value: int) -> None:
+    """Have a niceness, of this thread alone and of the threads that it starts, if that may be."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, value)
+
+
 def be_called(name: str) -> None:
     """Have a name; 15 characters of it are shown. Raises OSError."""
     call("prctl", _PR_SET_NAME, name.encode(), 0, 0, 0)

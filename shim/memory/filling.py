@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 
+from shim.kernel import priority
 from shim.kernel.userfault import Gone
 from shim.memory.bursts import ASIDE_S, Bursts
 
@@ -125,8 +126,7 @@ class Filling:
         os.close(self.told_fd)
 
     def _serve(self, lock: threading.Lock) -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        priority.be_nice(NICE)
         while not self._stopped:
             self._work.wait()
             self._open.wait()

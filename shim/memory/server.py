@@ -14,9 +14,10 @@ import os
 import select
 
 from shim.contract import faults
+from shim.kernel import priority
 from shim.kernel.userfault import Gone
 from shim.memory.extents import Extents
-from shim.memory.filling import PIECE_BYTES, Filling
+from shim.memory.filling import NICE, PIECE_BYTES, Filling
 from shim.memory.lazysocket import LazySocket
 from shim.memory.space import Space
 from shim.memory.told import READY
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _TICK_MS = 1000
 _RETRY_MS = 5
+_FIRST = -20
+"""Else the thread that serves faults waits for one that fills, until the next tick."""
 
 
 class Abandoned(Exception):
@@ -77,6 +80,7 @@ class Server:
         Afterwards the descriptors are still open: see `close`.
         """
         faults.point("memory.started", self._container)
+        priority.be_nice(_FIRST)
         first = ranges(self._first)
         self._filling.begin(first, self._ahead(first))
         while not self._is_over():
@@ -92,6 +96,7 @@ class Server:
 
     def close(self) -> None:
         """Let the memory be ordinary. Idempotent."""
+        priority.be_nice(NICE)
         self._filling.stop()
         for space in self._by_fd.values():
             space.close()
