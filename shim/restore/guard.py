@@ -17,6 +17,7 @@ import time
 from shim.contract import faults, outcome
 from shim.contract.errors import NoTurn, SwapKilled
 from shim.kernel import alarm, process, survivors
+from shim.kernel.cgroup import QuickMoves
 from shim.restore import turns
 
 TYPE_CHECKING = False
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _DELETE_S = 10.0
 _DIES_WITHIN_S = 5.0
 _DONE = b"."
+_MOVES_WITHIN_S, _EVERY_S = 0.3, 0.003
 
 
 @contextlib.contextmanager
@@ -60,10 +62,26 @@ def _guard(ticket: Ticket, runtime: Sequence[str], until: float, parent: int, re
         alarm.cancel()
         faults.disarm()
         process.let_go_of_streams()
+        with contextlib.suppress(OSError, ValueError):
+            _keep_moves_quick(read_fd)
         if why := _wait(until, parent, read_fd):
             _clean_up(ticket, runtime, why)
     finally:
         os._exit(0)
+
+
+def _keep_moves_quick(read_fd: int) -> None:
+    """Until the swap is over, or has had time enough: the runtime moves CRIU to the container's
+    cgroups, and what fills shared memory goes there, too.
+    """
+    until = time.monotonic() + _MOVES_WITHIN_S
+    moves = QuickMoves()
+    try:
+        moves.again()
+        while time.monotonic() < until and not select.select([read_fd], [], [], _EVERY_S)[0]:
+            moves.again()
+    finally:
+        moves.close()
 
 
 def _wait(until: float, parent: int, read_fd: int) -> str:
