@@ -1,12 +1,12 @@
 """Fills one object of shared memory, which is empty and which nobody else uses yet. Lean.
 
 Whole huge pages of content are made as such: one small page, which the kernel collapses to a huge
-one whose rest is zeros, and a copy over all of it. That is twice as fast as giving it 512 small
-ones, and the object takes no more memory than it took. What is left, and what the kernel makes no
-huge page of, is filled with UFFDIO_COPY.
+one whose rest is zeros, and a copy over all of it. That takes half as long as 512 small ones, and
+the object takes no more memory than it took. What is left, and what the kernel makes no huge page
+of, is filled with UFFDIO_COPY.
 
-Neither is `write`, which locks a file, so that threads cannot fill it together; and a page that is
-made by touching it is zeroed first, one at a time.
+`write` would lock the object, so that threads cannot fill it together, and a small page that is
+made by touching it is zeroed first, one fault for each.
 """
 
 from __future__ import annotations

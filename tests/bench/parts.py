@@ -136,7 +136,7 @@ class Bench:
     def _shared(self, ground: Ground) -> None:
         for backing in workers.BACKINGS:
             worker = workers.shared(SHARED_GIB, backing)
-            self._rounds(ground, "shared", worker, ways=("stock", "quickthaw"), captures=1)
+            self._rounds(ground, "shared", worker, ways=("stock", "quickthaw"))
 
     def _server(self, ground: Ground, worker: Worker) -> None:
         self._rounds(ground, worker.name, worker, long=True)

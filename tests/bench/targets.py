@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 AT_LEAST, AT_MOST = ">=", "<="
 LARGE: Final = "memory-4-random"
 SMALLEST_GIB, LARGEST_GIB = 0.25, 8.0
+BACKINGS: Final = ("memfd", "anonymous")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def _resident(results: Results) -> list[Figure]:
 
 def _shared(results: Results) -> list[Figure]:
     found = []
-    for kind in ("memfd", "anonymous"):
+    for kind in BACKINGS:
         worker = f"shared-2-{kind}"
         ours, stock = (_rates(results, "shared", worker, way) for way in ("quickthaw", "stock"))
         found.append(ratio(f"{kind}_times_the_rate_of_stock", ours, stock, AT_LEAST, 2))
@@ -145,8 +146,19 @@ def _shared(results: Results) -> list[Figure]:
 
 
 def _frozen(results: Results) -> list[Figure]:
-    ours, stock = (results.of("capture", LARGE, way, "frozen_s") for way in ("quickthaw", "stock"))
-    return [ratio("of_stock", ours, stock, AT_MOST, 0.5), Figure("frozen_s", median(ours), ours)]
+    def of(worker: str) -> tuple[Sequence[float], Sequence[float]]:
+        ours, stock = (
+            results.of("capture", worker, way, "frozen_s") for way in ("quickthaw", "stock")
+        )
+        return ours, stock
+
+    ours, stock = of(LARGE)
+    found = [ratio("of_stock", ours, stock, AT_MOST, 0.5), Figure("frozen_s", median(ours), ours)]
+    for kind in BACKINGS:
+        its, stocks = of(f"shared-2-{kind}")
+        if its and stocks:
+            found.append(ratio(f"{kind}_of_stock", its, stocks, AT_MOST, 0.5))
+    return found
 
 
 def _embedding(results: Results) -> list[Figure]:

@@ -232,7 +232,8 @@ def test_a_swap_that_is_killed_is_a_start_that_failed(swap_node: Node, shared: S
         starting = thread.submit(container.start)
         wait_until(log.exists, "CRIU does not run", swap_node, every_s=0.001)
         for pid in swapping_pids(container.id):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # ended, because another one was killed
+                os.kill(pid, signal.SIGKILL)
         with pytest.raises(grpc.RpcError):
             starting.result()
     container.restart()
