@@ -135,6 +135,49 @@ class UnixSocket(_message.Message):
 Global___UnixSocket: _TypeAlias = UnixSocket  # noqa: Y015
 
 @_typing.final
+class Mount(_message.Message):
+    """One entry of a mountpoints-N.img."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FSTYPE_FIELD_NUMBER: _builtins.int
+    MNT_ID_FIELD_NUMBER: _builtins.int
+    ROOT_DEV_FIELD_NUMBER: _builtins.int
+    WITH_PLUGIN_FIELD_NUMBER: _builtins.int
+    EXT_MOUNT_FIELD_NUMBER: _builtins.int
+    FSNAME_FIELD_NUMBER: _builtins.int
+    SB_FLAGS_FIELD_NUMBER: _builtins.int
+    EXT_KEY_FIELD_NUMBER: _builtins.int
+    fstype: _builtins.int
+    mnt_id: _builtins.int
+    root_dev: _builtins.int
+    with_plugin: _builtins.bool
+    ext_mount: _builtins.bool
+    fsname: _builtins.str
+    """of one whose fstype is AUTO"""
+    sb_flags: _builtins.int
+    ext_key: _builtins.str
+    def __init__(
+        self,
+        *,
+        fstype: _builtins.int | None = ...,
+        mnt_id: _builtins.int | None = ...,
+        root_dev: _builtins.int | None = ...,
+        with_plugin: _builtins.bool | None = ...,
+        ext_mount: _builtins.bool | None = ...,
+        fsname: _builtins.str | None = ...,
+        sb_flags: _builtins.int | None = ...,
+        ext_key: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ext_key", b"ext_key", "ext_mount", b"ext_mount", "fsname", b"fsname", "fstype", b"fstype", "mnt_id", b"mnt_id", "root_dev", b"root_dev", "sb_flags", b"sb_flags", "with_plugin", b"with_plugin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ext_key", b"ext_key", "ext_mount", b"ext_mount", "fsname", b"fsname", "fstype", b"fstype", "mnt_id", b"mnt_id", "root_dev", b"root_dev", "sb_flags", b"sb_flags", "with_plugin", b"with_plugin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mount: _TypeAlias = Mount  # noqa: Y015
+
+@_typing.final
 class RemapEntry(_message.Message):
     """One entry of remap-fpath.img: a file that is open or mapped, but whose name is gone."""
 

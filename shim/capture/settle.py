@@ -12,7 +12,7 @@ import os
 import zlib
 from typing import TYPE_CHECKING
 
-from shim.capture import datafile
+from shim.capture import datafile, masks
 from shim.capture.copied import Content
 from shim.capture.forked import families, store
 from shim.capture.sharedsettle import settle_shared
@@ -46,6 +46,7 @@ def settle(staging: Path, copied: CopiedMemory) -> None:
         shared |= each.shared
     found = [_space(criu, memory, each, shared.get(each.number)) for each in by_pid.values()]
     objects = settle_shared(criu, copied.shared)
+    masks.mount_bare(criu)
     datafile.write_small(memory / layout.LAYOUT, layout.encode(found, objects))
 
 

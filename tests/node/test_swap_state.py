@@ -231,6 +231,15 @@ POWERS: dict[str, dict[str, Any]] = {
 }
 
 
+def tmpfs_of(pod: Pod) -> list[tuple[str, ...]]:
+    """Every tmpfs that the container sees, and how it is mounted."""
+    return sorted(
+        (each["destination"], each["options"], each["super_options"])
+        for each in ask(pod, "/mounts")
+        if each["type"] == "tmpfs"
+    )
+
+
 @pytest.mark.parametrize("power", POWERS)
 def test_a_restored_process_may_do_what_a_cold_one_may(swap_node: Node, power: str) -> None:
     spec = probe(env={"CASE": power}, **POWERS[power])
@@ -242,6 +251,7 @@ def test_a_restored_process_may_do_what_a_cold_one_may(swap_node: Node, power: s
         assert warm["status"][name] == cold["status"][name], name
     for fact in ("uid", "gid", "groups", "cwd", "umask", "limits", "oom_score_adj", "apparmor"):
         assert warm[fact] == cold[fact], fact
+    assert tmpfs_of(pod) == tmpfs_of(source), "what is hidden and what is not"
     assert warm["status"]["Seccomp"] == ("0" if power == "unconfined" else "2")
     if power == "unprivileged":
         assert warm["status"]["Uid"] == "1000 1000 1000 1000"

@@ -70,14 +70,17 @@ def environment() -> Json:
 
 
 def mounts() -> list[Json]:
-    """Destination, type, source and options of every mount, in mount order."""
+    """Destination, type, source and options of every mount and of what is mounted, in order."""
     rows: list[Json] = []
     for line in (text_of("/proc/self/mountinfo") or "").splitlines():
         before, _, after = line.partition(" - ")
-        fields, (kind, source, *_) = before.split(), after.split()
+        fields, (kind, source, whole) = before.split(), after.split()
         rows.append(
-            {"destination": fields[4], "type": kind, "source": source, "options": fields[5]}
-        )
+            {
+                "destination": fields[4], "type": kind, "source": source, "options": fields[5],
+                "super_options": whole,
+            }
+        )  # fmt: skip
     return rows
 
 

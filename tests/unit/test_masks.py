@@ -1,0 +1,89 @@
+"""What runc puts over paths is mounted at a restore without `tar`; what has content is not."""
+
+import gzip
+import io
+import struct
+import tarfile
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from protos import criu_pb2
+from shim.capture.masks import mount_bare
+from shim.criu.images import entries
+
+MAGIC: Final = struct.pack("<II", 0x54564319, 0x1234)
+TMPFS, AUTO = 5, 16
+CORRUPT: Final = gzip.compress(b"x" * 100)[:10] + b"\xff" * 20
+
+
+def archive(criu: Path, device: int, *names: str, mode: int = 0o1777, uid: int = 0) -> None:
+    """As CRIU makes one of a tmpfs."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name in (".", *names):
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE
+            member.mode, member.uid = mode, uid
+            tar.addfile(member)
+    (criu / f"tmpfs-dev-{device}.tar.gz.img").write_bytes(gzip.compress(out.getvalue()))
+
+
+def mounted(criu: Path, *mounts: criu_pb2.Mount) -> list[criu_pb2.Mount]:
+    """What is in the image afterwards."""
+    image = criu / "mountpoints-12.img"
+    raw = [mount.SerializeToString() for mount in mounts]
+    image.write_bytes(MAGIC + b"".join(struct.pack("<I", len(each)) + each for each in raw))
+    mount_bare(criu)
+    assert image.read_bytes().startswith(MAGIC)
+    return [criu_pb2.Mount.FromString(entry) for entry in entries(image)]
+
+
+def mask(device: int, number: int = 1, **other: object) -> criu_pb2.Mount:
+    """A mount of a read-only tmpfs, with a field that we do not know."""
+    made = criu_pb2.Mount(
+        fstype=TMPFS, mnt_id=number, root_dev=device, sb_flags=1, **other
+    )  # fmt: skip
+    return criu_pb2.Mount.FromString(made.SerializeToString() + b"\x3a\x04/sys")
+
+
+def test_all_mounts_of_an_empty_one_are_mounted_by_their_name(tmp_path: Path) -> None:
+    archive(tmp_path, 72)
+    one, other = mounted(tmp_path, mask(72), mask(72, number=2))
+    for mount, before in ((one, mask(72)), (other, mask(72, number=2))):
+        assert (mount.fstype, mount.fsname) == (AUTO, "tmpfs")
+        mount.fstype = TMPFS
+        mount.ClearField("fsname")
+        assert mount == before, "and nothing else has changed"
+
+
+@pytest.mark.parametrize(
+    ("names", "mode", "uid"), [(["./x"], 0o1777, 0), ([], 0o755, 0), ([], 0o1777, 7)]
+)
+def test_one_that_is_not_as_a_new_one_stays(
+    tmp_path: Path, names: list[str], mode: int, uid: int
+) -> None:
+    archive(tmp_path, 72, *names, mode=mode, uid=uid)
+    assert mounted(tmp_path, mask(72)) == [mask(72)]
+
+
+@pytest.mark.parametrize(
+    "other", [{"sb_flags": 0}, {"fstype": 6}, {"ext_key": "/dev/null"}, {"ext_mount": True}]
+)
+def test_what_is_no_mask_stays(tmp_path: Path, other: dict[str, object]) -> None:
+    archive(tmp_path, 72)
+    mount = mask(72)
+    for name, value in other.items():
+        setattr(mount, name, value)
+    assert mounted(tmp_path, mount) == [mount]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no gzip", gzip.compress(b"no archive"), CORRUPT, bytes(5000)]
+)
+def test_an_archive_that_cannot_be_read_is_left_to_criu(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tmpfs-dev-72.tar.gz.img").write_bytes(content)
+    assert mounted(tmp_path, mask(72)) == [mask(72)]
+    (tmp_path / "tmpfs-dev-72.tar.gz.img").unlink()
+    assert mounted(tmp_path, mask(72)) == [mask(72)]
