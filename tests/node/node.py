@@ -1,5 +1,6 @@
 """A test node as the tests use it: containerd, the product as it is installed, and a kubelet."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.node.units import Service, apply_tmpfiles, read_unit
 
 DAEMON_UNIT: Final = "/usr/lib/systemd/system/quickthawd.service"
 DAEMON_TMPFILES: Final = "/usr/lib/tmpfiles.d/quickthaw.conf"
+CONNECTS_WITHIN_S: Final = 20.0
 
 
 class Node(Enclosure):
@@ -59,8 +61,21 @@ class Node(Enclosure):
         self.kubelet.started()
 
     def restart_containerd(self) -> None:
-        """Stop containerd and start it again; containers run on."""
+        """Stop containerd and start it again; containers run on.
+
+        When quickthawd runs it has connected again: a pod that came before that would start cold.
+        Raises TimeoutError with the journal.
+        """
+        before, waits = self._connections(), self.daemon_pid > 0
         self.containerd.restart()
+        until = time.monotonic() + CONNECTS_WITHIN_S
+        while waits and self._connections() <= before:
+            if time.monotonic() > until:
+                raise TimeoutError(f"quickthawd has not connected again:\n{self.journal()}")
+            time.sleep(0.02)
+
+    def _connections(self) -> int:
+        return self.journal().count("synchronized with")
 
     def start_product(self, deb: Path) -> None:
         """Install our package, start containerd with it and the daemon. Raises ServiceFailed."""

@@ -140,20 +140,9 @@ def all_annotations_passed(node: Node) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(containerd.Containerd, "configure", configure)
-        _restart_containerd(node)
+        node.restart_containerd()
         yield
-    _restart_containerd(node)
-
-
-def _restart_containerd(node: Node) -> None:
-    """And wait for the plugin: a pod that comes before it starts cold and is not captured."""
-
-    def joined() -> int:
-        return node.journal().count("synchronized with")
-
-    before = joined()
     node.restart_containerd()
-    wait_until(lambda: joined() > before, "the plugin has not come back", node)
 
 
 def test_what_a_container_plants_in_its_control_directory_is_nothing(swap_node: Node) -> None:
