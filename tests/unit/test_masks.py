@@ -40,11 +40,9 @@ def mounted(criu: Path, *mounts: criu_pb2.Mount) -> list[criu_pb2.Mount]:
     return [criu_pb2.Mount.FromString(entry) for entry in entries(image)]
 
 
-def mask(device: int, number: int = 1, **other: object) -> criu_pb2.Mount:
+def mask(device: int, number: int = 1) -> criu_pb2.Mount:
     """A mount of a read-only tmpfs, with a field that we do not know."""
-    made = criu_pb2.Mount(
-        fstype=TMPFS, mnt_id=number, root_dev=device, sb_flags=1, **other
-    )  # fmt: skip
+    made = criu_pb2.Mount(fstype=TMPFS, mnt_id=number, root_dev=device, sb_flags=1)
     return criu_pb2.Mount.FromString(made.SerializeToString() + b"\x3a\x04/sys")
 
 
