@@ -57,9 +57,9 @@ def needed_mib(container: Container) -> list[float]:
     found = []
     (cgroup,) = container.pod.node.cgroups[0].rglob(f"*{container.id}*")
     for pid in (cgroup / "cgroup.procs").read_text().split():
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss_Anon:"):
-                found.append(int(line.split()[1]) / 1024)
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith("Pss_Anon:"))
+        found.append(int(line.split()[1]) / 1024)
     return sorted(found)
 
 
