@@ -35,27 +35,26 @@ def checkpoint(
     unanswered: a likely cause of a failure, or empty. until: the deadline on `time.monotonic`.
     Raises CriuDumpFailed; DamagedImage, OSError.
     """
-    real: set[int] = set()
-    while True:
-        nowhere.make(image_dir, processes + len(shared) + len(real), real)
-        _run(source, image_dir, unanswered, until)
-        needed = _only_criu_has(image_dir, shared)
-        nowhere.remove(image_dir)
-        if not needed:
-            return
+    nowhere.make(image_dir, range(1, 1 + processes + len(shared)))
+    _run(source, image_dir, unanswered, until)
+    only_crius = _only_criu_has(image_dir, shared)
+    if any(nowhere.is_lost(image_dir, number) for number in only_crius):
         # A memfd comes before the process that has it open, other shared memory after all
         # processes. Nothing changes while all is frozen: the next dump has the same numbers.
-        real |= needed
+        had = nowhere.of_processes(image_dir).union(nowhere.of_objects(image_dir).values())
         for path in image_dir.iterdir():
             path.unlink()
+        nowhere.make(image_dir, had - only_crius)
+        _run(source, image_dir, unanswered, until)
+    nowhere.remove(image_dir)
 
 
 def _only_criu_has(image_dir: Path, shared: Collection[int]) -> set[int]:
-    """Images that went nowhere of objects that nobody else copies, or that CRIU knows otherwise."""
-    lost = nowhere.lost(image_dir)
-    known = sharedmem.objects(image_dir) if lost else {}
+    """The images of objects that nobody else copies, or that CRIU knows otherwise."""
+    images = nowhere.of_objects(image_dir)
+    known = sharedmem.objects(image_dir) if images else {}
     copied = {number for number in shared if number in known and not known[number].is_huge}
-    return {image for number, image in lost.items() if number not in copied}
+    return {image for number, image in images.items() if number not in copied}
 
 
 def _run(source: Source, image_dir: Path, unanswered: str, until: float) -> None:

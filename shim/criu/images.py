@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _LENGTH = struct.Struct("<I")
 _HEADER_BYTES = 8
 _COMMON_MAGIC = 0x54564319
+_SMALL_BYTES = 4096
 _FILE_ISK, _ISK_SRC_ADDR = 4, 11
 
 
@@ -44,6 +45,19 @@ class LinkRemap:
 def entries(path: Path) -> Iterator[bytes]:
     """The protobuf bytes of each entry. Raises DamagedImage, OSError."""
     yield from _split(path.read_bytes())
+
+
+def first(path: Path) -> bytes:
+    """The first of them, which is a small one. Raises DamagedImage, OSError."""
+    with path.open("rb") as file:
+        start = file.read(_HEADER_BYTES + _LENGTH.size)
+        is_whole = len(start) == _HEADER_BYTES + _LENGTH.size
+        size = _LENGTH.unpack_from(start, _HEADER_BYTES)[0] if is_whole else 0
+        if size > _SMALL_BYTES:
+            raise DamagedImage(f"{path.name}: its first entry is too large")
+        for found in _split(start + file.read(size)):
+            return found
+    raise DamagedImage(f"{path.name}: empty")
 
 
 def _split(data: bytes) -> Iterator[bytes]:

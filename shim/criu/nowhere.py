@@ -14,30 +14,32 @@ from typing import TYPE_CHECKING
 from shim.criu import pagemap, sharedmem
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Iterable
     from pathlib import Path
 
 
-def make(directory: Path, count: int, real: Container[int]) -> None:
-    """The first `count` images of pages, but for those in `real`. Raises OSError."""
-    for number in range(1, count + 1):
-        if number not in real:
-            (directory / f"pages-{number}.img").symlink_to(os.devnull)
+def make(directory: Path, numbers: Iterable[int]) -> None:
+    """The images of pages with these numbers. Raises OSError."""
+    for number in numbers:
+        (directory / f"pages-{number}.img").symlink_to(os.devnull)
 
 
-def lost(directory: Path) -> dict[int, int]:
-    """Objects of shared memory whose content went nowhere, and the number of the image.
+def of_processes(directory: Path) -> set[int]:
+    """The numbers that processes had in a dump. Raises DamagedImage, OSError."""
+    return {pagemap.pages_id(path) for path in directory.glob("pagemap-[0-9]*.img")}
 
-    Raises DamagedImage, OSError.
-    """
-    found = {
-        sharedmem.number_of(path): pagemap.read(path).pages_id
+
+def of_objects(directory: Path) -> dict[int, int]:
+    """Those of objects of shared memory, by object. Raises DamagedImage, OSError."""
+    return {
+        sharedmem.number_of(path): pagemap.pages_id(path)
         for path in directory.glob(sharedmem.LISTS)
     }
-    return {
-        number: image for number, image in found.items()
-        if (directory / f"pages-{image}.img").is_symlink()
-    }  # fmt: skip
+
+
+def is_lost(directory: Path, number: int) -> bool:
+    """Whether what CRIU wrote into the image went nowhere. Before `remove`."""
+    return (directory / f"pages-{number}.img").is_symlink()
 
 
 def remove(directory: Path) -> None:
@@ -48,9 +50,12 @@ def remove(directory: Path) -> None:
 
 
 def without_content(directory: Path) -> list[Path]:
-    """The images that list the pages of those objects, after `remove`. Raises as `lost`."""
+    """The images that list pages of objects whose content is lost, after `remove`.
+
+    Raises DamagedImage, OSError.
+    """
     return [
         path
         for path in sorted(directory.glob(sharedmem.LISTS))
-        if not (directory / f"pages-{pagemap.read(path).pages_id}.img").exists()
+        if not (directory / f"pages-{pagemap.pages_id(path)}.img").exists()
     ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import DecodeError, Message
 
 from protos import criu_pb2
-from shim.criu.images import DamagedImage, entries
+from shim.criu.images import DamagedImage, entries, first
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,6 +59,14 @@ def read(path: Path) -> Pagemap:
     try:
         found = criu_pb2.PagemapHead.FromString(head)
         return Pagemap(found.pages_id, tuple(map(_pages, rest)))
+    except DecodeError as error:
+        raise DamagedImage(f"{path.name}: {error}") from error
+
+
+def pages_id(path: Path) -> int:
+    """Of the image at `path`, the rest of which is not read. Raises DamagedImage, OSError."""
+    try:
+        return criu_pb2.PagemapHead.FromString(first(path)).pages_id
     except DecodeError as error:
         raise DamagedImage(f"{path.name}: {error}") from error
 

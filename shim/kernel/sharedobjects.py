@@ -13,6 +13,7 @@ import ctypes
 import errno
 import functools
 import os
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from shim.kernel.libc import copy_memory, mapped_shared
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _MEMFD, _SEGMENT = "/memfd:", "/SYSV"
 _FIELDS_BEFORE_PATH = 5
+_MOST_OBJECTS, _MOST_DESCRIPTORS = 512, 1 << 16
 _O_LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME
 
 
@@ -32,16 +34,24 @@ def found(pids: Iterable[int]) -> dict[int, str]:
     """A path for each object that one of the processes has mapped or open, by its number.
 
     That is the inode's, and the id of a System V segment; a number that a segment and something
-    else have is left out. A process that has ended has none.
+    else have is left out. A process that has ended has none. None at all when there are more than
+    a server has: whoever asks opens each, and the processes are not to be trusted.
     """
     paths: dict[int, str] = {}
     segments: set[int] = set()
     others: set[int] = set()
+    descriptors = 0
     for pid in pids:
         with contextlib.suppress(OSError):
-            for number, path, is_segment in [*_mapped(pid), *_open(pid)]:
+            names = _descriptors(pid, _MOST_DESCRIPTORS + 1 - descriptors)
+            descriptors += len(names)
+            if descriptors > _MOST_DESCRIPTORS:
+                return {}
+            for number, path, is_segment in chain(_mapped(pid), _open(pid, names)):
                 paths.setdefault(number, path)
                 (segments if is_segment else others).add(number)
+                if len(paths) > _MOST_OBJECTS:
+                    return {}
     return {number: path for number, path in paths.items() if number not in segments & others}
 
 
@@ -57,9 +67,14 @@ def _mapped(pid: int) -> Iterator[tuple[int, str, bool]]:
                 yield int(fields[4]), path, fields[5].startswith(_SEGMENT)
 
 
-def _open(pid: int) -> Iterator[tuple[int, str, bool]]:
+def _descriptors(pid: int, most: int) -> list[str]:
+    with os.scandir(f"/proc/{pid}/fd") as entries:
+        return [entry.name for entry in islice(entries, most)]
+
+
+def _open(pid: int, descriptors: Iterable[str]) -> Iterator[tuple[int, str, bool]]:
     _, mount = _mount()
-    for name in os.listdir(f"/proc/{pid}/fd"):
+    for name in descriptors:
         with contextlib.suppress(OSError):  # closed meanwhile
             path = f"/proc/{pid}/fd/{name}"
             if os.readlink(path).startswith(_MEMFD):

@@ -164,6 +164,27 @@ def test_garbage_is_a_damaged_image(garbage: bytes) -> None:
         return
 
 
+@given(st.lists(st.binary(max_size=40), max_size=3), st.data())
+def test_the_first_entry_is_the_first_of_all(entries: list[bytes], data: st.DataObject) -> None:
+    whole = MAGIC + b"".join(struct.pack("<I", len(each)) + each for each in entries)
+    cut = whole[: data.draw(st.integers(0, len(whole)), label="cut")]
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "pagemap-1.img"
+        path.write_bytes(cut)
+        if entries and len(cut) >= len(MAGIC) + 4 + len(entries[0]):
+            assert images.first(path) == entries[0]
+        else:
+            with pytest.raises(images.DamagedImage):
+                images.first(path)
+
+
+def test_a_first_entry_that_says_that_it_is_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "pagemap-1.img"
+    path.write_bytes(MAGIC + struct.pack("<I", 1 << 30))
+    with pytest.raises(images.DamagedImage, match="too large"):
+        images.first(path)
+
+
 def test_a_file_that_is_no_image_is_refused() -> None:
     with pytest.raises(images.DamagedImage):
         patched(b"not an image of CRIU's")

@@ -434,13 +434,16 @@ def test_writes_are_seen_or_nobody_says_that_they_are() -> None:
 
 
 def test_images_that_lead_nowhere_are_made_found_and_taken_away(tmp_path: Path) -> None:
-    nowhere.make(tmp_path, 4, {2})
+    nowhere.make(tmp_path, [1, 3, 4])
     (tmp_path / "pages-2.img").write_bytes(b"real")
     with open(tmp_path / "pages-1.img", "wb") as file:  # as CRIU opens it
         file.write(bytes(PAGE))
     for number in (1, 2):
         image(tmp_path / f"pagemap-shmem-{number}9.img", criu_pb2.PagemapHead(pages_id=number))
-    assert nowhere.lost(tmp_path) == {19: 1}
+    image(tmp_path / "pagemap-7.img", criu_pb2.PagemapHead(pages_id=3))
+    assert nowhere.of_objects(tmp_path) == {19: 1, 29: 2}
+    assert nowhere.of_processes(tmp_path) == {3}
+    assert [number for number in range(6) if nowhere.is_lost(tmp_path, number)] == [1, 3, 4]
     nowhere.remove(tmp_path)
     assert nowhere.without_content(tmp_path) == [tmp_path / "pagemap-shmem-19.img"]
     assert [path.name for path in tmp_path.glob("pages-*")] == ["pages-2.img"]

@@ -242,6 +242,40 @@ def test_a_file_that_only_looks_like_a_memfd_is_not_opened(tmp_path: Path) -> No
         assert path.stat().st_ino not in sharedobjects.found([os.getpid()])
 
 
+@contextlib.contextmanager
+def many(count: int) -> Iterator[list[int]]:
+    """Memfds."""
+    fds = []
+    try:
+        fds += [os.memfd_create(f"of many {number}") for number in range(count)]
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_more_objects_than_a_server_has_are_left_to_criu() -> None:
+    with many(400) as fds:
+        assert {os.fstat(fd).st_ino for fd in fds} <= sharedobjects.found([os.getpid()]).keys()
+        with many(113):
+            assert sharedobjects.found([os.getpid()]) == {}
+
+
+def test_more_descriptors_than_a_server_has_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sharedobjects, "_MOST_DESCRIPTORS", 100)
+    with many(1), open(os.devnull, "rb") as file:
+        assert sharedobjects.found([os.getpid()])
+        here = len(os.listdir("/proc/self/fd"))
+        copies = [os.dup(file.fileno()) for _ in range(101 - here)]
+        try:
+            assert sharedobjects.found([os.getpid()]) == {}
+        finally:
+            for fd in copies:
+                os.close(fd)
+
+
 def test_what_has_no_page_stays_without_one() -> None:
     fd = os.memfd_create("holes")
     os.ftruncate(fd, 8 * PAGE)

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos import criu_pb2
+from shim.capture import checkpoint
 from shim.capture.checkpoint import _only_criu_has
 from shim.capture.copied import Space
 from shim.capture.sharedsettle import settle_shared
-from shim.criu import nowhere, pagemap
+from shim.criu import pagemap
 from shim.criu.images import DamagedImage
 from shim.memory import layout
 from shim.memory.layout import BadLayout, SharedLayout
@@ -137,12 +138,47 @@ def test_criu_writes_what_nobody_else_copies_and_what_it_knows_otherwise(tmp_pat
     for number in range(1, 7):
         head = criu_pb2.PagemapHead(pages_id=10 + number)
         image(dump.criu / f"pagemap-shmem-{number}.img", head)
-        (dump.criu / f"pages-{10 + number}.img").symlink_to("/dev/null")
     # 2 and 3 are huge, two objects have the number 5, and CRIU knows no object 6.
     assert _only_criu_has(dump.criu, {1, 2, 3, 4, 5, 6}) == {12, 13, 15, 16}
     assert _only_criu_has(dump.criu, {4}) == {11, 12, 13, 15, 16}
-    nowhere.remove(dump.criu)
-    assert _only_criu_has(dump.criu, set()) == set()
+
+
+@pytest.mark.parametrize(("copied", "dumps"), [({7}, 2), ({7, 8}, 1), (set(), 2)])
+def test_a_second_dump_has_all_that_only_criu_has_and_there_is_no_third(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: set[int], dumps: int
+) -> None:
+    criu = tmp_path / "criu"
+    criu.mkdir()
+    done = []
+
+    def dump(*_: object) -> None:
+        """Two memfds, then a process, then 600 segments."""
+        done.append(sorted(path.name for path in criu.glob("pages-*")))
+        image(criu / "memfd.img", *[criu_pb2.MemfdInode(size=MIB, shmid=each) for each in (7, 8)])
+        segments = range(100, 700)
+        image(
+            criu / "ipcns-shm-11.img",
+            *[
+                criu_pb2.IpcShm(desc=criu_pb2.IpcDesc(id=each), size=1, in_pagemaps=True)
+                for each in segments
+            ],
+        )
+        lists = ["shmem-7", "shmem-8", "1", *[f"shmem-{each}" for each in segments]]
+        for number, name in enumerate(lists, 1):
+            image(criu / f"pagemap-{name}.img", criu_pb2.PagemapHead(pages_id=number))
+            with (criu / f"pages-{number}.img").open("wb") as file:  # as CRIU opens it
+                file.write(b"content")
+
+    monkeypatch.setattr(checkpoint, "_run", dump)
+    checkpoint.checkpoint(None, criu, 1, copied, unanswered="", until=0)  # type: ignore[arg-type]
+    assert len(done) == dumps
+    there = {path.name for path in criu.glob("pages-*")}
+    objects = {7: 1, 8: 2} | {each: each - 96 for each in range(100, 700)}
+    assert there >= {f"pages-{image}.img" for each, image in objects.items() if each not in copied}
+    # What else a process has CRIU may write; what is copied it has only if it came last.
+    assert not there & {f"pages-{objects[each]}.img" for each in copied}
+    assert all((criu / name).read_bytes() == b"content" for name in there)
+    assert "pages-3.img" not in there or dumps == 1
 
 
 def test_pages_beyond_the_end_are_damage(tmp_path: Path) -> None:
