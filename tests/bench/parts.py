@@ -139,7 +139,8 @@ class Bench:
             self._rounds(ground, "shared", worker, ways=("stock", "quickthaw"))
 
     def _server(self, ground: Ground, worker: Worker) -> None:
-        self._rounds(ground, worker.name, worker, long=True)
+        # The first of a snapshot takes longer, and of few it would count as one of few.
+        self._rounds(ground, worker.name, worker, long=True, runs=2 * self.plan.runs - 1)
 
     def _uncached(self, ground: Ground) -> None:
         worker = workers.memory(min(UNCACHED_GIB, max(self.plan.sizes)), "random")
@@ -154,11 +155,12 @@ class Bench:
         ways: tuple[str, ...] | None = None,
         long: bool = False,
         uncached: bool = False,
+        runs: int | None = None,
         captures: int | None = None,
         limit: bool = False,
     ) -> None:
-        """Sources, then replicas. long: others are asked as long as the plan says. limit: see
-        `Starting.rounds`.
+        """Sources, then replicas. runs, captures: else the plan's. long: others are asked as long
+        as the plan says. limit: see `Starting.rounds`.
         """
         chosen = {
             name: way for name, way in self._ways(ground).items() if ways is None or name in ways
@@ -170,8 +172,8 @@ class Bench:
             said = sources.make(worker)
             self.tell(f"{part}: {worker.name} was captured")
             Starting(ground, chosen, self.results, self.tell).rounds(
-                part, worker, said, runs=self.plan.runs, steady_s=steady_s, uncached=uncached,
-                limit=limit,
+                part, worker, said, runs=runs or self.plan.runs, steady_s=steady_s,
+                uncached=uncached, limit=limit,
             )  # fmt: skip
         finally:
             ground.node.kubelet.remove_pods()
