@@ -7,7 +7,6 @@ Blocking: runs in a thread of the daemon's. The order is what keeps the snapshot
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,8 @@ from shim.criu import images, options, passcred
 from shim.kernel.cgroup import Freezer
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
-from shim.rootfs import devshm, overlay
+from shim.rootfs import overlay
+from shim.rootfs.devshm import ShmCopy
 from shim.rootfs.diff import DiffCopy
 
 if TYPE_CHECKING:
@@ -76,9 +76,12 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
     with DiffCopy(
         layers, str(staging / SNAPSHOT_ROOTFS), container=source.container, base=base,
         userxattr=mounted.has_userxattr(),
-    ) as diff, MemoryCopy(source.pid, staging / SNAPSHOT_MEMORY, until) as memory:  # fmt: skip
+    ) as diff, ShmCopy(
+        source.shm, str(staging / SNAPSHOT_SHM), container=source.container, until=until
+    ) as shm, MemoryCopy(source.pid, staging / SNAPSHOT_MEMORY, until) as memory:  # fmt: skip
         with _step(steps, "precopy"):
             _precopy(diff)
+            shm.precopy()
         faults.point("capture.precopied", source.container)
         with _step(steps, "memory"), _of_memory(source):
             memory.precopy(Freezer.of(source.pid).pids())
@@ -107,7 +110,7 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
                 diff.finish(always_paths=writable_shared_files(pids))
             faults.point("capture.rootfs.copied", source.container)
             with _step(steps, "shm"):
-                _copy_shm(source, staging / SNAPSHOT_SHM)
+                shm.finish()
             faults.point("capture.shm.copied", source.container)
             files = [
                 Copied("dev/shm/", source.shm, str(staging / SNAPSHOT_SHM)),
@@ -166,13 +169,3 @@ def _overlay(source: Source) -> overlay.Overlay:
             "cannot find the container's upperdir", container=source.container, why=str(error),
             do="Is the node's snapshotter overlayfs?",
         ) from error  # fmt: skip
-
-
-def _copy_shm(source: Source, target: Path) -> None:
-    if not source.shm:
-        return
-    dirfd = os.open(source.shm, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        devshm.capture(dirfd, str(target), container=source.container)
-    finally:
-        os.close(dirfd)

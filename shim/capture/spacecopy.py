@@ -9,9 +9,9 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from shim.kernel import othermemory
+from shim.kernel.hugepages import HUGE_BYTES
 from shim.kernel.othermemory import PAGE, Buffer, Mapped
 from shim.memory.extents import joined
-from shim.memory.huge import HUGE_BYTES
 
 if TYPE_CHECKING:
     from array import array

@@ -13,6 +13,7 @@ import ctypes
 import os
 
 from shim.kernel import survivors
+from shim.kernel.hugepages import HUGE_BYTES
 from shim.kernel.libc import MADV_COLLAPSE, NR_PROCESS_MADVISE, syscall
 
 TYPE_CHECKING = False
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from shim.memory.layout import SpaceLayout
 
-HUGE_BYTES = 2 << 20
 _AT_ONCE_BYTES = 32 << 20
 """In one call, which holds the lock of the address space now and then."""
 

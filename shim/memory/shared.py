@@ -23,10 +23,10 @@ from functools import partial
 from shim.contract import faults
 from shim.integrity.chunks import CHUNK_BYTES
 from shim.kernel import cgroup, priority
+from shim.kernel.hugepages import HUGE_BYTES
 from shim.kernel.libc import mapped_shared
 from shim.memory import child
 from shim.memory.asked import NotFilled
-from shim.memory.huge import HUGE_BYTES
 from shim.memory.payload import Damaged
 from shim.memory.sharedfill import Threads, fill
 

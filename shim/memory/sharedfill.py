@@ -1,9 +1,7 @@
 """Fills one object of shared memory, which is empty and which nobody else uses yet. Lean.
 
-Whole huge pages of content are made as such: one small page, which the kernel collapses to a huge
-one whose rest is zeros, and a copy over all of it. That takes half as long as 512 small ones, and
-the object takes no more memory than it took. What is left, and what the kernel makes no huge page
-of, is filled with UFFDIO_COPY.
+Whole huge pages of content are made as such, and copied over: the object takes no more memory than
+it took. What is left, and what the kernel makes no huge page of, is filled with UFFDIO_COPY.
 
 `write` would lock the object, so that threads cannot fill it together, and a small page that is
 made by touching it is zeroed first, one fault for each.
@@ -15,13 +13,12 @@ import os
 import threading
 from functools import partial
 from queue import SimpleQueue
-from time import thread_time
 
 from shim.integrity.chunks import CHUNK_BYTES
 from shim.kernel import userfault
-from shim.kernel.libc import collapse, copy_memory, populate_write
+from shim.kernel.hugepages import HUGE_BYTES, HugePages, blocks
+from shim.kernel.libc import copy_memory
 from shim.memory.extents import Extents
-from shim.memory.huge import HUGE_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,11 +33,6 @@ if TYPE_CHECKING:
 THREADS = min(8, os.cpu_count() or 1)
 _LITTLE_BYTES = 4 << 20
 """What is no more than this is filled by one thread."""
-_SLOW_S = 0.0005
-"""Of a processor. A huge page that takes longer to be made is no gain: memory is being compacted,
-or the host of a virtual machine has to give it back."""
-_AGAINST = 8
-"""When so many more came slowly or not at all than quickly, no more are made."""
 
 
 def fill(address: int, found: SharedLayout, payload: Payload, threads: Threads) -> None:
@@ -49,11 +41,12 @@ def fill(address: int, found: SharedLayout, payload: Payload, threads: Threads) 
     Raises Damaged, OSError.
     """
     left = Extents(found.extents)
-    huge = _HugePages()
-    pieces = [piece for start, end in _blocks(found.extents) for piece in left.take(start, end)]
-    jobs = [partial(huge.fill, address, payload, piece) for piece in pieces]
+    huge = HugePages()
+    pieces = [piece for start in _blocks(found) for piece in left.take(start, start + HUGE_BYTES)]
+    rest: list[Extent] = []
+    jobs = [partial(_fill_huge, huge, address, payload, piece, rest) for piece in pieces]
     _run(threads, jobs, len(jobs) * HUGE_BYTES)
-    left.put(huge.left)
+    left.put(rest)
     if not left:
         return
     with userfault.registered(address, found.size) as fd:
@@ -69,41 +62,22 @@ def _run(threads: Threads, jobs: Sequence[Job], size: int) -> None:
             job()
 
 
-def _blocks(extents: Sequence[Extent]) -> Iterator[tuple[int, int]]:
+def _blocks(found: SharedLayout) -> Iterator[int]:
     """Where there is content for a whole huge page, in one extent."""
-    for start, end, _ in extents:
-        first = -(-start // HUGE_BYTES) * HUGE_BYTES
-        for at in range(first, end - HUGE_BYTES + 1, HUGE_BYTES):
-            yield at, at + HUGE_BYTES
+    for start, end, _ in found.extents:
+        yield from blocks(start, end)
 
 
-class _HugePages:
-    """left: what has still to be filled, when all calls of `fill` have returned."""
-
-    def __init__(self) -> None:
-        self.left: list[Extent] = []
-        self._against = 0
-
-    def fill(self, address: int, payload: Payload, piece: Extent) -> None:
-        """Fill one huge page, or what there is of it. Called by several threads. Raises Damaged,
-        OSError.
-        """
-        start, end, offset = piece
-        if self._against >= _AGAINST:
-            self.left.append(piece)  # is atomic
-            return
-        began = thread_time()
-        populate_write(address + start, userfault.PAGE)
-        try:
-            collapse(address + start, end - start)
-            is_quick = thread_time() - began < _SLOW_S
-        except OSError:
-            is_quick = False
-            self.left.append((start + userfault.PAGE, end, offset + userfault.PAGE))
-            end = start + userfault.PAGE
-        self._against = max(self._against - 1, 0) if is_quick else self._against + 1
-        for to, source, size in _parts(payload, address + start, offset, end - start):
-            copy_memory(to, source, size)
+def _fill_huge(
+    huge: HugePages, address: int, payload: Payload, piece: Extent, rest: list[Extent]
+) -> None:
+    """Fill one huge page, or what there is of it. rest: gets what has still to be filled."""
+    start, end, offset = piece
+    made = huge.make(address + start)
+    for to, source, size in _parts(payload, address + start, offset, made):
+        copy_memory(to, source, size)
+    if start + made < end:
+        rest.append((start + made, end, offset + made))  # is atomic
 
 
 def _fill(fd: int, address: int, payload: Payload, piece: Extent) -> None:

@@ -1,4 +1,5 @@
-"""/dev/shm of a container, copied into a snapshot while the container is frozen.
+"""/dev/shm of a container, copied into a snapshot: big files while the container runs, and all
+while it is frozen.
 
 An external mount that CRIU does not look into. Files that are unlinked but mapped are CRIU's
 (ghost files). `shmfill` is the way back.
@@ -6,35 +7,81 @@ An external mount that CRIU does not look into. Files that are unlinked but mapp
 
 from __future__ import annotations
 
+import contextlib
 import os
-import time
+from itertools import islice
+from typing import TYPE_CHECKING, Self
 
 from shim.contract.errors import ShmNotCopied
 from shim.kernel.beneath import O_WALK, open_dir
 from shim.kernel.fds import OwnedFd
-from shim.rootfs.diff import CopyStats
-from shim.rootfs.inode import O_SOURCE_DIR, Changed, Copier
+from shim.rootfs.inode import O_SOURCE_DIR, Changed
+from shim.rootfs.shmprecopy import PrecopyingCopier
 
+if TYPE_CHECKING:
+    from shim.rootfs.inode import Copier
+
+_O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_DEPTH = 100
+_MOST_LOOKED_AT = 10_000
+"""Names in a directory. Where there are more, big files are found when all is copied."""
 
 
-def capture(shm_dirfd: int, target: str, *, container: str) -> CopyStats:
-    """Copy what is in the directory `shm_dirfd` into the empty directory `target`.
+class ShmCopy:
+    """Copies what is in the directory `shm` into the empty directory `target`.
 
-    shm_dirfd: for example /proc/PID/root/dev/shm, opened. Sizes, holes, owners, modes, xattrs
-    and times are kept, and hard links between the files. Nothing is synced. Raises ShmNotCopied.
+    shm: on the host; empty when the container has none. until: the deadline for big files on
+    `time.monotonic`. A context manager, which raises OSError when `shm` cannot be opened.
     """
-    began = time.monotonic()
-    copier = Copier()
-    try:
-        with open_dir(target) as target_fd:
-            _Capture(copier, target_fd.fileno()).directory(shm_dirfd, target_fd.fileno(), "")
-    except (OSError, Changed, ValueError) as error:
-        raise ShmNotCopied(
-            f"cannot copy /dev/shm to {target}", container=container,
-            why=f"{type(error).__name__}: {error}", do="See that the store has room.",
-        ) from error  # fmt: skip
-    return CopyStats(copier.files, copier.bytes, time.monotonic() - began, 0)
+
+    def __init__(self, shm: str, target: str, *, container: str, until: float) -> None:
+        self._shm, self._target, self._container = shm, target, container
+        self._copier = PrecopyingCopier(until)
+        self._dir: OwnedFd | None = None
+
+    def __enter__(self) -> Self:
+        if self._shm:
+            self._dir = OwnedFd(os.open(self._shm, _O_DIRECTORY))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._copier.close()
+        if self._dir:
+            self._dir.close()
+
+    def precopy(self) -> None:
+        """Copy big files, which may change meanwhile. What fails is left to `finish`."""
+        if self._dir:
+            with contextlib.suppress(OSError), open_dir(self._target) as target:
+                _precopy(self._copier, self._dir.fileno(), target.fileno(), 0)
+
+    def finish(self) -> None:
+        """Copy everything; nothing changes any more. Sizes, holes, owners, modes, xattrs and times
+        are kept, and hard links between the files. Nothing is synced. Raises ShmNotCopied.
+        """
+        if not self._dir:
+            return
+        try:
+            with open_dir(self._target) as target:
+                capture = _Capture(self._copier, target.fileno())
+                capture.directory(self._dir.fileno(), target.fileno(), "")
+        except (OSError, Changed, ValueError) as error:
+            raise ShmNotCopied(
+                f"cannot copy /dev/shm to {self._target}", container=self._container,
+                why=f"{type(error).__name__}: {error}", do="See that the store has room.",
+            ) from error  # fmt: skip
+
+
+def _precopy(copier: PrecopyingCopier, source_dirfd: int, target_dirfd: int, depth: int) -> None:
+    with os.scandir(source_dirfd) as listing:
+        entries = list(islice(listing, _MOST_LOOKED_AT))
+    for entry in entries:
+        with contextlib.suppress(OSError):  # gone, or no room
+            if not entry.is_dir(follow_symlinks=False):
+                copier.precopy(source_dirfd, entry.name, target_dirfd)
+            elif depth < _MAX_DEPTH:
+                with OwnedFd(os.open(entry.name, O_SOURCE_DIR, dir_fd=source_dirfd)) as inner:
+                    _precopy(copier, inner.fileno(), target_dirfd, depth + 1)
 
 
 class _Capture:

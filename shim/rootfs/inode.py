@@ -15,15 +15,15 @@ from shim.kernel.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _FICLONE = 0x40049409
 _CHUNK = 1 << 20
 _SMALL = 128 << 10
-_O_SOURCE = os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC
 _O_TARGET = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CANNOT_IN_KERNEL = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
 
+O_SOURCE = os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC
 O_SOURCE_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
 """To read a directory of a container without changing its access time."""
 
@@ -82,12 +82,16 @@ class Copier:
     ) -> None:
         """path_fd: opened with O_PATH, so that a device put in its place is never opened."""
         with (
-            OwnedFd(os.open(f"/proc/self/fd/{path_fd}", _O_SOURCE)) as source,
-            OwnedFd(os.open(name, _O_TARGET, 0o600, dir_fd=target_dirfd)) as target,
+            OwnedFd(os.open(f"/proc/self/fd/{path_fd}", O_SOURCE)) as source,
+            OwnedFd(self.new_file(status, name, target_dirfd)) as target,
         ):
             self.copy_data(source.fileno(), target.fileno(), status)
             self.copy_attributes(source.fileno(), target.fileno())
             os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def new_file(self, status: os.stat_result, name: str, target_dirfd: int) -> int:
+        """A new file, for `copy_data`. status: of what is copied."""
+        return os.open(name, _O_TARGET, 0o600, dir_fd=target_dirfd)
 
     def _copy_special(
         self, source_fd: int, status: os.stat_result, name: str, target_dirfd: int
@@ -158,21 +162,22 @@ class Copier:
             start += os.pwrite(target_fd, chunk, start)
 
 
-def data_ranges(fd: int, size: int) -> list[tuple[int, int]]:
-    """Where the file has data, as (start, end), up to `size`. Source: lseek(2), SEEK_DATA."""
-    ranges = []
-    end = 0
+def data_ranges(fd: int, size: int, at: int = 0) -> Iterator[tuple[int, int]]:
+    """Where the file has data, as (start, end), from `at` to `size`. There may be very many.
+
+    Source: lseek(2), SEEK_DATA.
+    """
+    end = at
     while end < size:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:  # ENXIO: only a hole follows
                 raise
-            break
+            return
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         if start < end:
-            ranges.append((start, end))
-    return ranges
+            yield start, end
 
 
 def _write(fd: int, data: bytes) -> None:

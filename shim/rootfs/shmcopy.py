@@ -1,26 +1,35 @@
 """Files of a tmpfs, filled by several threads. Lean.
 
 `write` locks a file, so that a second thread gains nothing, and a page fault zeroes a page before
-it is written to. UFFDIO_COPY into a mapping of our own does neither. The kernel copies from the
-page cache. What cannot be done so is copied as other files are.
+it is written to. What is filled here is a mapping of our own: by whole huge pages where there is
+content for them, and the rest with UFFDIO_COPY. The kernel copies from the page cache. What cannot
+be done so is copied as other files are.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from functools import partial
+from itertools import islice
 
 from shim.integrity.work import Work
 from shim.kernel import userfault
-from shim.kernel.libc import mapped_shared, populate_read
+from shim.kernel.hugepages import HUGE_BYTES, HugePages, blocks
+from shim.kernel.libc import copy_memory, mapped_shared, populate_read
 from shim.rootfs.inode import Copier, data_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    Job = Callable[[], None]
+    Range = tuple[int, int]
 
 _MUCH_BYTES = 8 << 20
 """From here on threads are worth their start."""
+_MOST_RANGES = 1 << 16
+"""Of a file: one that is in so many pieces is copied like a small one."""
 _PIECE_BYTES = 4 << 20
 _PAGE = mmap.PAGESIZE
 
@@ -36,10 +45,13 @@ class ParallelCopier(Copier):
 
     def copy_data(self, source_fd: int, target_fd: int, status: os.stat_result) -> None:
         """As Copier's."""
-        if self._can and status.st_size >= _MUCH_BYTES:
+        is_much = self._can and status.st_size >= _MUCH_BYTES
+        ranges = _whole_pages(data_ranges(source_fd, status.st_size)) if is_much else ()
+        some = list(islice(ranges, _MOST_RANGES))
+        if some and len(some) < _MOST_RANGES:
             try:
                 os.truncate(target_fd, status.st_size)
-                _fill(source_fd, target_fd, status.st_size)
+                _fill(source_fd, target_fd, status.st_size, some)
             except (OSError, *userfault.REFUSALS):  # no tmpfs, no userfaultfd, or no room
                 self._can = False
                 os.truncate(target_fd, 0)
@@ -49,16 +61,28 @@ class ParallelCopier(Copier):
         super().copy_data(source_fd, target_fd, status)
 
 
-def _fill(source_fd: int, target_fd: int, size: int) -> None:
+def _fill(source_fd: int, target_fd: int, size: int, ranges: list[Range]) -> None:
     whole = -(-size // _PAGE) * _PAGE
-    work = Work(float("inf"))
     with (
         mapped_shared(source_fd, whole, writable=False) as source,
-        mapped_shared(target_fd, whole) as target,
-        userfault.registered(target, whole) as fault_fd,
+        mapped_shared(target_fd, whole, aligned=HUGE_BYTES) as target,
     ):
-        for start, end in _pieces(data_ranges(source_fd, size)):
-            work.add(_job(work, fault_fd, source + start, target + start, end - start))
+        huge = _Huge(source, target)
+        left = list(_edges(ranges))
+        _run(partial(huge.fill, at, left) for start, end in ranges for at in blocks(start, end))
+        with userfault.registered(target, whole) as fd:
+            _run(
+                partial(_fill_small, fd, source, target, start, end)
+                for start, end in _pieces(left)
+            )  # fmt: skip
+
+
+def _run(jobs: Iterable[Job]) -> None:
+    """All of them, in some order. Raises the first error of one."""
+    work = Work(float("inf"))
+    for job in jobs:
+        work.add(partial(_unless_stopped, work, job))
+    if work.is_due:
         try:
             work.start()
             work.finish()
@@ -66,20 +90,51 @@ def _fill(source_fd: int, target_fd: int, size: int) -> None:
             work.stop()  # before what it uses goes
 
 
-def _job(work: Work, fd: int, source: int, target: int, size: int) -> Callable[[], None]:
-    def copy() -> None:
-        work.tick()
-        populate_read(source, size)  # a copy that meets a missing page starts again
-        userfault.copy_all(fd, target, source, size)
-
-    return copy
+def _unless_stopped(work: Work, job: Job) -> None:
+    work.tick()
+    job()
 
 
-def _pieces(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Whole pages, each once: blocks of a file system may be smaller."""
+class _Huge:
+    """source, target: addresses."""
+
+    def __init__(self, source: int, target: int) -> None:
+        self._source, self._target = source, target
+        self._pages = HugePages()
+
+    def fill(self, at: int, left: list[Range]) -> None:
+        """Fill a huge page at an offset, or what there is of it. left: gets what is not filled."""
+        populate_read(self._source + at, HUGE_BYTES)
+        made = self._pages.make(self._target + at)
+        if made:
+            copy_memory(self._target + at, self._source + at, made)
+        if made < HUGE_BYTES:
+            left.append((at + made, at + HUGE_BYTES))  # is atomic
+
+
+def _fill_small(fd: int, source: int, target: int, start: int, end: int) -> None:
+    populate_read(source + start, end - start)  # a copy that meets a missing page starts again
+    userfault.copy_all(fd, target + start, source + start, end - start)
+
+
+def _whole_pages(ranges: Iterable[Range]) -> Iterator[Range]:
+    """Each page once: blocks of a file system may be smaller."""
     behind = 0
     for first, last in ranges:
         start = max(behind, first // _PAGE * _PAGE)
         behind = max(start, -(-last // _PAGE) * _PAGE)
-        for at in range(start, behind, _PIECE_BYTES):
-            yield at, min(at + _PIECE_BYTES, behind)
+        if start < behind:
+            yield start, behind
+
+
+def _edges(ranges: Iterable[Range]) -> Iterator[Range]:
+    """What is in no whole huge page."""
+    for start, end in ranges:
+        inner = blocks(start, end)
+        yield from ((start, inner[0]), (inner[-1] + HUGE_BYTES, end)) if inner else ((start, end),)
+
+
+def _pieces(ranges: Iterable[Range]) -> Iterator[Range]:
+    for start, end in ranges:
+        for at in range(start, end, _PIECE_BYTES):
+            yield at, min(at + _PIECE_BYTES, end)

@@ -29,9 +29,9 @@ from shim.capture.spacecopy import Room
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import nowhere, pagemap
 from shim.kernel import othermemory
+from shim.kernel.hugepages import HUGE_BYTES
 from shim.memory import layout
 from shim.memory.extents import joined
-from shim.memory.huge import HUGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

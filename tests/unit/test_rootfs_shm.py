@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from shim.contract.errors import ShmNotFilled
+from shim.contract.errors import ShmNotCopied, ShmNotFilled
 from shim.kernel import mounts
 from shim.kernel.beneath import empty_dir, open_dir
-from shim.rootfs import devshm, shmfill
+from shim.kernel.filesystem import punch_hole
+from shim.rootfs import shmcopy, shmfill, shmprecopy
+from shim.rootfs.devshm import ShmCopy
 from tests.unit import rootfs_trees as trees
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 Steps = list[tuple[str, str, str, int]]
@@ -30,10 +34,14 @@ def pods(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def _capture(pods: Path) -> str:
+def _capture(pods: Path, changed: Callable[[], object] = bool) -> str:
+    """changed: called between what is copied before, and while all is frozen."""
     snapshot = f"{pods}/snapshot"
-    with open_dir(f"{pods}/old") as old:
-        devshm.capture(old.fileno(), snapshot, container="c")
+    until = time.monotonic() + 60
+    with ShmCopy(f"{pods}/old", snapshot, container="c", until=until) as copy:
+        copy.precopy()
+        changed()
+        copy.finish()
     return snapshot
 
 
@@ -124,6 +132,149 @@ def test_a_big_file_comes_back_to_the_last_byte_and_keeps_its_holes(pods: Path, 
         assert new.read() == old.read()
     status = os.stat(f"{pods}/new/big")
     assert status.st_blocks * 512 <= -(-size // 4096) * 4096 + 8192
+
+
+def _rewrite(path: str) -> None:
+    with open(path, "r+b") as file:
+        file.seek((9 << 20) - 3)
+        file.write(os.urandom(5))
+
+
+def _rewrite_mapped(path: str) -> None:
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[5000] ^= 1
+        mapped[-1] ^= 1
+
+
+def _punch(path: str) -> None:
+    with open(path, "r+b") as file:
+        punch_hole(file.fileno(), 1 << 20, 3 << 20)
+
+
+def _shorten(path: str) -> None:
+    os.truncate(path, (2 << 20) + 3)
+    os.truncate(path, 30 << 20)
+
+
+def _lengthen(path: str) -> None:
+    with open(path, "ab") as file:
+        file.write(os.urandom((9 << 20) + 1))
+
+
+def _replace(path: str) -> None:
+    os.unlink(path)
+    with open(path, "wb") as file:
+        file.write(os.urandom(10 << 20))
+
+
+def _rename(path: str) -> None:
+    os.mkdir(f"{path}.d", 0o755)
+    os.rename(path, f"{path}.d/moved")
+
+
+def _link(path: str) -> None:
+    os.link(path, f"{path}.too")
+
+
+def _be_small(path: str) -> None:
+    os.truncate(path, 3)
+
+
+def _own(path: str) -> None:
+    os.chown(path, 5, 6)
+    os.chmod(path, 0o4711)  # noqa: S103
+    os.setxattr(path, "trusted.of", b"it")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [bool, _rewrite, _rewrite_mapped, _punch, _shorten, _lengthen, _replace, _rename, _link,
+     _be_small, _own, os.unlink],
+)  # fmt: skip
+def test_whatever_happens_to_a_big_file_its_copy_is_what_is_there(
+    pods: Path, change: Callable[[str], object]
+) -> None:
+    path = f"{pods}/old/big"
+    with open(path, "wb") as file:
+        file.write(os.urandom(20 << 20))
+        file.truncate(30 << 20)
+        file.seek(26 << 20)
+        file.write(os.urandom((3 << 20) + 7))
+    snapshot = _capture(pods, lambda: change(path))
+    assert trees.view(snapshot) == trees.view(f"{pods}/old")
+    for name, _, files in os.walk(f"{pods}/old"):
+        for each in files:
+            old = f"{name}/{each}"
+            kept = old.replace("/old/", "/snapshot/", 1)
+            assert os.stat(kept).st_blocks <= os.stat(old).st_blocks + 8, "holes are kept"
+            assert os.stat(kept).st_nlink == os.stat(old).st_nlink
+
+
+def test_what_was_copied_before_is_compared_and_not_written_again(
+    pods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{pods}/old/big"
+    with open(path, "wb") as file:
+        file.write(os.urandom(20 << 20))
+    written: list[int] = []
+    write = shmprecopy._write
+
+    def counted(fd: int, view: memoryview, offset: int) -> None:
+        written.append(offset)
+        write(fd, view, offset)
+
+    def change() -> None:
+        assert len(written) == 40
+        written.clear()
+        _rewrite(path)
+
+    monkeypatch.setattr(shmprecopy, "_write", counted)
+    _capture(pods, change)
+    assert sorted(written) == [(9 << 20) - (512 << 10), 9 << 20]
+
+
+def test_more_big_files_than_are_copied_before(pods: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shmprecopy, "_MOST_FILES", 2)
+    for number in range(4):
+        with open(f"{pods}/old/{number}", "wb") as file:
+            file.write(os.urandom(8 << 20))
+    open_before = len(os.listdir("/proc/self/fd"))
+    held: list[int] = []
+    snapshot = _capture(pods, lambda: held.append(len(os.listdir("/proc/self/fd")) - open_before))
+    assert trees.view(snapshot) == trees.view(f"{pods}/old")
+    assert held == [2 + 1], "two copies and the directory"
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_very_many_islands_come_through(pods: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shmcopy, "_MOST_RANGES", 1000)
+    path = f"{pods}/old/islands"
+    with open(path, "wb") as file:
+        for at in range(0, 40 << 20, 8192):
+            os.pwrite(file.fileno(), os.urandom(4096), at)
+
+    def change() -> None:
+        with open(path, "r+b") as file:
+            for at in range(4 << 20, 7 << 20, 8192):
+                punch_hole(file.fileno(), at, 4096)
+            os.pwrite(file.fileno(), b"x" * 4096, (20 << 20) + 4096)
+
+    snapshot = _capture(pods, change)
+    put = _fill(snapshot, f"{pods}/new")
+    assert put == ["islands"]
+    assert trees.view(snapshot) == trees.view(f"{pods}/old")
+    for place in ("snapshot", "new"):
+        there = os.stat(f"{pods}/{place}/islands").st_blocks
+        assert there <= os.stat(path).st_blocks + 64, "holes are kept"
+
+
+def test_a_copy_that_takes_too_long_is_a_failure(pods: Path) -> None:
+    with open(f"{pods}/old/big", "wb") as file:
+        file.write(os.urandom(8 << 20))
+    with ShmCopy(f"{pods}/old", f"{pods}/snapshot", container="c", until=0) as copy:
+        copy.precopy()
+        with pytest.raises(ShmNotCopied, match="too long"):
+            copy.finish()
 
 
 def test_a_tmpfs_that_is_too_small_is_told_and_left_as_it_was(pods: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from shim.integrity.chunks import CHUNK_BYTES
-from shim.kernel import cgroup, libc, survivors
+from shim.kernel import cgroup, hugepages, libc, survivors
 from shim.memory import shared, sharedfill
 from shim.memory.asked import Asked, NotFilled
 from shim.memory.layout import SharedLayout
@@ -114,7 +114,7 @@ def test_all_of_it_is_there_before_the_process_goes_on(
     view: Path, monkeypatch: pytest.MonkeyPatch, collapse: Callable[[int, int], None], *,
     hashed: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(sharedfill, "collapse", collapse)
+    monkeypatch.setattr(hugepages, "collapse", collapse)
     content = os.urandom(9 * MIB + 2 * PAGE)
     extents = [(PAGE, 3 * PAGE, 0), (MIB, 10 * MIB, 2 * PAGE)]
     size = 11 * MIB - 100
@@ -167,7 +167,7 @@ def pmd_mapped_kib() -> int:
 def test_whole_huge_pages_are_huge(
     tmp_path: Path, mapped: tuple[mmap.mmap, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharedfill, "thread_time", lambda: 0.0)  # none comes slowly
+    monkeypatch.setattr(hugepages, "thread_time", lambda: 0.0)  # none comes slowly
     own, address = mapped
     content = os.urandom(64 * MIB + 3 * PAGE)
     found = SharedLayout(IMAGE, "data", [(0, len(content), 0)], len(content))
@@ -209,8 +209,8 @@ def test_huge_pages_that_come_slowly_are_left_alone(
         calls.append(at)
         libc.collapse(at, size)
 
-    monkeypatch.setattr(sharedfill, "collapse", collapse)
-    monkeypatch.setattr(sharedfill, "thread_time", lambda: next(ticks) * took_s)
+    monkeypatch.setattr(hugepages, "collapse", collapse)
+    monkeypatch.setattr(hugepages, "thread_time", lambda: next(ticks) * took_s)
     found = SharedLayout(IMAGE, "data", [(0, len(content), 0)], len(own))
     sharedfill.fill(
         address, found, payload(tmp_path, content, hashed=False), Here()

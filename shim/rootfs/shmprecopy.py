@@ -1,0 +1,154 @@
+"""Big files of a tmpfs: copied while their container runs, brought up to date while it is frozen.
+
+Nobody can tell what was written since: through a mapping, that changes no time. So all of a file is
+compared, by several threads, which takes half as long as to copy it on one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from shim.integrity.work import Work
+from shim.kernel.fds import OwnedFd
+from shim.kernel.filesystem import punch_hole
+from shim.kernel.othermemory import Buffer, is_equal
+from shim.rootfs.inode import O_SOURCE, Copier, data_ranges
+
+if TYPE_CHECKING:
+    Key = tuple[int, int]
+
+MUCH_BYTES: Final = 8 << 20
+"""From here on a file is big."""
+_MOST_FILES = 64
+_O_NAMELESS = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+_WINDOW_BYTES = 4 << 20
+_BATCH_BYTES = 512 << 10
+"""What is compared at once: both sides stay in the processor's cache."""
+
+_of_thread = threading.local()
+
+
+class PrecopyingCopier(Copier):
+    """until: for big files, on `time.monotonic`. It owns their copies until it is closed."""
+
+    def __init__(self, until: float) -> None:
+        super().__init__()
+        self._until = until
+        self._copies: dict[Key, OwnedFd] = {}
+        """Files without a name, until they get one."""
+
+    def close(self) -> None:
+        """Keep the copies that have a name."""
+        for each in self._copies.values():
+            each.close()
+        self._copies = {}
+
+    def precopy(self, source_dirfd: int, name: str, target_dirfd: int) -> None:
+        """Copy a file that may change, into one without a name in the target's file system.
+
+        What is not big is left alone. Raises OSError.
+        """
+        with OwnedFd(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=source_dirfd)) as path:
+            status = os.fstat(path.fileno())
+            key = (status.st_dev, status.st_ino)
+            is_big = stat.S_ISREG(status.st_mode) and status.st_size >= MUCH_BYTES
+            if not is_big or key in self._copies or len(self._copies) >= _MOST_FILES:
+                return
+            with OwnedFd(os.open(f"/proc/self/fd/{path.fileno()}", O_SOURCE)) as source:
+                copy = OwnedFd(os.open(".", _O_NAMELESS, 0o600, dir_fd=target_dirfd))
+                self._copies[key] = copy
+                self._renew(source.fileno(), copy.fileno(), status)
+
+    def new_file(self, status: os.stat_result, name: str, target_dirfd: int) -> int:
+        """As Copier's: the copy that there is gets the name."""
+        copy = self._copies.get((status.st_dev, status.st_ino))
+        if copy is None:
+            return super().new_file(status, name, target_dirfd)
+        link = f"/proc/self/fd/{copy.fileno()}"
+        os.link(link, name, dst_dir_fd=target_dirfd, follow_symlinks=True)
+        return os.dup(copy.fileno())
+
+    def copy_data(self, source_fd: int, target_fd: int, status: os.stat_result) -> None:
+        """As Copier's."""
+        is_copied = (status.st_dev, status.st_ino) in self._copies
+        if not is_copied and status.st_size < MUCH_BYTES:
+            super().copy_data(source_fd, target_fd, status)
+            return
+        self.bytes += status.st_size
+        self._renew(source_fd, target_fd, status)
+
+    def _renew(self, source_fd: int, target_fd: int, status: os.stat_result) -> None:
+        _Renewal(source_fd, target_fd, status.st_size, self._until).run()
+
+
+class _Renewal:
+    """Gives a file the content and the holes of another one. What it has already is compared."""
+
+    def __init__(self, source_fd: int, target_fd: int, size: int, until: float) -> None:
+        self._source_fd, self._target_fd, self._size = source_fd, target_fd, size
+        self._until = until
+        self._work = Work(float("inf"))
+
+    def run(self) -> None:
+        """Raises OSError."""
+        os.truncate(self._target_fd, self._size)
+        self._work.add(partial(self._window, 0))
+        try:
+            self._work.start()
+            self._work.finish()
+        finally:
+            self._work.stop()  # before what it uses goes
+
+    def _window(self, at: int) -> None:
+        """Up to the end of the next window with data. Each adds the one behind it."""
+        self._work.tick()
+        if time.monotonic() > self._until:
+            raise TimeoutError("copying /dev/shm took too long")
+        start, _ = next(data_ranges(self._source_fd, self._size, at), (self._size, self._size))
+        end = min(self._size, (start // _WINDOW_BYTES + 1) * _WINDOW_BYTES)
+        if end < self._size:
+            self._work.add(partial(self._window, end))
+        for first, behind in data_ranges(self._source_fd, end, start):
+            self._empty(at, first)
+            self._renew(first, behind)
+            at = behind
+        self._empty(at, end)
+
+    def _empty(self, start: int, end: int) -> None:
+        if start < end and next(data_ranges(self._target_fd, end, start), None):
+            punch_hole(self._target_fd, start, end - start)
+
+    def _renew(self, start: int, end: int) -> None:
+        wanted, there = _buffers()
+        for at in range(start, end, _BATCH_BYTES):
+            size = min(_BATCH_BYTES, end - at)
+            got = os.preadv(self._source_fd, [wanted.view[:size]], at)
+            if not self._has(there, at, got) or not is_equal(wanted.address, there.address, got):
+                _write(self._target_fd, wanted.view[:got], at)
+            if got < size:
+                return  # it became shorter
+
+    def _has(self, buffer: Buffer, at: int, size: int) -> bool:
+        """Read what there is; not holes, which would become pages in the page cache."""
+        if (at, at + size) not in data_ranges(self._target_fd, at + size, at):
+            return False
+        return os.preadv(self._target_fd, [buffer.view[:size]], at) == size
+
+
+def _buffers() -> tuple[Buffer, Buffer]:
+    """This thread's."""
+    if not hasattr(_of_thread, "buffers"):
+        _of_thread.buffers = Buffer(_BATCH_BYTES), Buffer(_BATCH_BYTES)
+    found: tuple[Buffer, Buffer] = _of_thread.buffers
+    return found
+
+
+def _write(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
