@@ -16,6 +16,7 @@ import os
 import time
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from shim.kernel.othermemory import Range
 
 _THREADS: Final = min(8, os.cpu_count() or 1)
+_BESIDE_CRIU: Final = max(1, _THREADS - 1)
+"""It is CRIU that a frozen container waits for: one processor is its own."""
 Job = TypeVar("Job")
 _ROUNDS = 3
 _LITTLE_BYTES = 64 << 20
@@ -63,6 +66,7 @@ class MemoryCopy:
         self._objects: dict[int, SpaceCopy] = {}
         self._undo = contextlib.ExitStack()
         self._going: list[Future[None]] = []
+        self._serving: Callable[[], None] | None = None
         self._stopped = False
 
     def __enter__(self) -> Self:
@@ -117,11 +121,12 @@ class MemoryCopy:
             # Opened again: it is not asked whether it is the same one, its content is compared.
             self._object(number, path).reopen(OfObject(path, number))
         due = [(copy, batch) for copy in self._all() for batch in _still_there(copy)]
-        self._start(due, lambda job: job[0].renew(job[1]))
+        self._start(due, lambda job: job[0].renew(job[1]), _BESIDE_CRIU)
         return frozenset(objects)
 
     def complete(self, criu: Path) -> CopiedMemory:
         """Copy what CRIU lists in `criu` and is not there yet. The processes are still frozen."""
+        self._more(_THREADS - _BESIDE_CRIU)
         self._wait()
         images = self._images(criu)
         if sum((criu / name).stat().st_size for name in images) > _MAX_LISTED_BYTES:
@@ -174,9 +179,17 @@ class MemoryCopy:
         self._start(jobs, work)
         self._wait()
 
-    def _start(self, jobs: Iterable[Job], work: Callable[[Job], None]) -> None:
+    def _start(
+        self, jobs: Iterable[Job], work: Callable[[Job], None], threads: int = _THREADS
+    ) -> None:  # fmt: skip
         left = iter(list(jobs))  # next() of a list's iterator is atomic, a generator's is not
-        self._going = [self._threads.submit(self._serve, left, work) for _ in range(_THREADS)]
+        self._serving = partial(self._serve, left, work)
+        self._more(threads)
+
+    def _more(self, threads: int) -> None:
+        """So many more threads serve what was started last."""
+        if self._serving:
+            self._going += [self._threads.submit(self._serving) for _ in range(threads)]
 
     def _serve(self, left: Iterator[Job], work: Callable[[Job], None]) -> None:
         for job in left:

@@ -69,13 +69,13 @@ class Message:
     """One message. For FAULT `start` is the address, for FORK it is the new descriptor.
 
     For REMOVE and UNMAP the range is from `start` to `end`; for REMAP what was at `start` is at
-    `to` now, `end` - `start` bytes of it.
+    `to` now, `end` - `start` bytes of it. turn: with which others it was read.
     """
 
-    __slots__ = ("end", "kind", "start", "to")
+    __slots__ = ("end", "kind", "start", "to", "turn")
 
-    def __init__(self, kind: int, start: int, end: int = 0, to: int = 0) -> None:
-        self.kind, self.start, self.end, self.to = kind, start, end, to
+    def __init__(self, kind: int, start: int, end: int = 0, to: int = 0, turn: int = 0) -> None:
+        self.kind, self.start, self.end, self.to, self.turn = kind, start, end, to, turn
 
     def __repr__(self) -> str:
         return f"Message({self.kind:#x}, {self.start:#x}, {self.end:#x}, {self.to:#x})"

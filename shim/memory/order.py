@@ -14,6 +14,10 @@ Two things are certain besides. A thread goes on when its event was read, and me
 one thread at a time: what happens to the same memory is told in the order in which it happens. And
 MADV_DONTNEED takes effect only after it was told.
 
+Messages are read in turns; between two, whoever is late has time to tell (`shim.memory.space`).
+Two of one turn are of two threads, nearly always: so one is not the end of a move that the other
+tells of. And the more turns pass, the less it is likely that something happened before them.
+
 An area that grows in its place does not tell. So what lies directly behind an area may be
 registered although nobody knows.
 """
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 ZEROS = 1 << 62
 """The origin of what has no content is from here on."""
 IMPOSSIBLE = 1 << 20
+_AT_ONCE = 4
+"""How unlikely it is that two events of one thread are read together: it waits for the first."""
 _MOST_EVENTS = 200
 _MOST_STEPS = 5000
 """Taken in the search, half a second of it; then events are taken as they were told."""
@@ -144,17 +150,22 @@ class Order:
         """What there is after all of them, and what each fork's child has, by its descriptor."""
         numbers = tuple(range(1, len(self._events) + 1))
         try:
-            for late in range(len(numbers) if len(numbers) <= _MOST_EVENTS else 0):
+            for late in range(self._most() if len(numbers) <= _MOST_EVENTS else 0):
                 if found := self._from(memory, numbers, late, {}):
                     return found
         except _TooMany:
             pass
         return self._as_told(memory)
 
+    def _most(self) -> int:
+        """As late as all events can be."""
+        turns = [event.turn for event in self._events.values()]
+        return len(turns) + max(turns, default=0) - min(turns, default=0)
+
     def _from(
         self, memory: Memory, rest: tuple[int, ...], late: int, forks: dict[int, Memory]
     ) -> tuple[Memory, dict[int, Memory]] | None:  # fmt: skip
-        """late: so many of the rest may happen before one that was told before them."""
+        """late: by so much some of the rest may happen before what was told before them."""
         if not rest:
             return (memory, forks) if self._surprises(memory) <= late else None
         self._steps += 1
@@ -206,13 +217,17 @@ class Order:
                 yield self._applied(memory, number), others, doubt + 2 * (end and not unlikely)
 
     def _lateness(self, number: int, rest: tuple[int, ...]) -> int:
-        """How unlikely it is that this was the next event of the rest: 0 for the one that is."""
+        """How unlikely it is that this was the next event of the rest: 0 for the one that is.
+
+        While it was late, a turn gave it time to be told.
+        """
         event = self._events[number]
         if number == rest[0]:
             return 0
         told = [self._events[each] for each in rest if each < number]
         ends = (REMAP, event.start, event.end)  # it is rather the end of that move
-        return 1 + (event.kind == UNMAP and any((e.kind, e.start, e.end) == ends for e in told))
+        is_end = event.kind == UNMAP and any((e.kind, e.start, e.end) == ends for e in told)
+        return max(1, event.turn - told[0].turn) + is_end
 
     def _over(self, number: int, others: tuple[int, ...]) -> Iterator[int]:
         """Moves that may be what made a place free: MREMAP_FIXED does both at once."""
@@ -223,15 +238,17 @@ class Order:
 
     def _its_end(self, number: int, others: tuple[int, ...]) -> tuple[int, int]:
         """The message that tells of the end of the old place of a move, and how unlikely it is
-        that it does: it is rather of the last one before it. 0 when there is none.
+        that it does: it is rather of the last one in a turn before it. 0 when there is none.
         """
-        event, unlikely = self._events[number], 0
+        event, moved = self._events[number], list[int]()
         for other in others:
             each = self._events[other]
             if other > number and (each.start, each.end) == (event.start, event.end):
                 if each.kind == UNMAP:
-                    return other, unlikely
-                unlikely = 2
+                    is_at_once = 0 < event.turn == each.turn
+                    later = [turn for turn in moved if turn < each.turn or not turn]
+                    return other, 2 * bool(later) + _AT_ONCE * is_at_once
+                moved.append(each.turn)
         return 0, 0
 
     def _applied(self, memory: Memory, number: int, leaves: bool = True) -> Memory:

@@ -37,6 +37,9 @@ AROUND_BYTES = 64 << 10
 """What is filled with one fault, aligned: about what a fault itself costs. Of pages without content
 the ones behind that which is waited for: fresh memory is mostly used from its start on."""
 _SETTLES_S = 0.001
+_SOON_S = 0.00005
+_TURN_S = 0.0005
+"""Whoever was read goes on at once; whoever lost its processor before it could tell needs this."""
 _UNSETTLED_S = 30.0
 
 
@@ -145,11 +148,15 @@ class Space:
         events: list[Message] = []
         children = _Children()
         until = time.monotonic() + _UNSETTLED_S
+        turn = 0
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         while True:
             told = userfault.messages(self.fd)
             faults += [message.start for message in told if message.kind == FAULT]
+            turn += 1
+            for message in told:
+                message.turn = turn
             events += [message for message in told if message.kind != FAULT]
             children.look_at(events)
             if not told and not userfault.is_changing(self.fd):
@@ -157,10 +164,18 @@ class Space:
                     return faults, self._settled(events, children)
                 except Changing:
                     continue
+            if time.monotonic() > until:
+                raise Unsettled(f"process {self.pid} has changed its memory for too long")
             if not told:
-                if time.monotonic() > until:
-                    raise Unsettled(f"process {self.pid} has changed its memory for too long")
                 poll.poll(_SETTLES_S * 1000)
+            elif any(event.kind in (REMAP, FORK) for event in events):
+                self._let_others_tell()
+
+    def _let_others_tell(self) -> None:
+        """When more is under way: the others stand still until they are read."""
+        time.sleep(_SOON_S)
+        if userfault.is_changing(self.fd):
+            time.sleep(_TURN_S)
 
     def _settled(self, events: Sequence[Message], children: _Children) -> list[Space]:
         if not events:

@@ -166,6 +166,34 @@ def test_a_thread_moves_away_and_is_told_of_after_others_came_and_went() -> None
     assert left([*there_again, B_TO_C, UNMAP_B], {B, C}, before) == {B: OF_A, C: OF_B}
 
 
+def in_turns(*turns: list[Message]) -> list[Message]:
+    """They were read together, and then others."""
+    return [
+        Message(each.kind, each.start, each.end, each.to, number)
+        for number, turn in enumerate(turns, 1)
+        for each in turn
+    ]
+
+
+def test_who_was_read_together_is_not_one_thread() -> None:
+    """As it was seen in a storm: one thread moves B away, over C. Another one comes from A, goes on
+    to D with MREMAP_DONTUNMAP, ends what it left, and comes back.
+    """
+    d = 0x80000
+    goes_on, comes_back = Message(REMAP, B, B + SIZE, d), Message(REMAP, d, d + SIZE, B)
+    unmap_d = Message(UNMAP, d, d + SIZE)
+    before = {A: OF_A, B: OF_B, C: OF_C}
+    for first in ([UNMAP_C, A_TO_B], [A_TO_B, UNMAP_C]):
+        for second in ([UNMAP_A, B_TO_C], [B_TO_C, UNMAP_A]):
+            for third in ([goes_on, UNMAP_B], [UNMAP_B, goes_on]):
+                turns = [first, second, third, [UNMAP_B], [comes_back]]
+                assert left(in_turns(*turns), {B, C, d}, before) == {B: OF_A, C: OF_B}
+                ended = in_turns(*turns, [unmap_d])
+                assert left(ended, {B, C}, before) == {B: OF_A, C: OF_B}
+                assert left(in_turns(*turns[:4]), {C, d}, before) == {d: OF_A, C: OF_B}
+                assert left(in_turns(*turns[:3]), {B, C, d}, before) == {d: OF_A, C: OF_B}
+
+
 def test_a_child_has_what_was_there_when_it_was_forked() -> None:
     for events in ([FORKED, A_TO_B, UNMAP_A], [A_TO_B, FORKED, UNMAP_A], [A_TO_B, UNMAP_A, FORKED]):
         assert left(events, {B}, {A: OF_A}) == {B: OF_A}
