@@ -40,6 +40,8 @@ _SETTLES_S = 0.001
 _SOON_S = 0.00005
 _TURN_S = 0.0005
 """Whoever was read goes on at once; whoever lost its processor before it could tell needs this."""
+_TURNS = 20
+"""After so many there is no waiting: a thread that moves without end is quiet for moments only."""
 _UNSETTLED_S = 30.0
 
 
@@ -154,7 +156,7 @@ class Space:
         while True:
             told = userfault.messages(self.fd)
             faults += [message.start for message in told if message.kind == FAULT]
-            turn += 1
+            turn += bool(told)
             for message in told:
                 message.turn = turn
             events += [message for message in told if message.kind != FAULT]
@@ -168,7 +170,7 @@ class Space:
                 raise Unsettled(f"process {self.pid} has changed its memory for too long")
             if not told:
                 poll.poll(_SETTLES_S * 1000)
-            elif any(event.kind in (REMAP, FORK) for event in events):
+            elif turn < _TURNS and any(event.kind in (REMAP, FORK) for event in events):
                 self._let_others_tell()
 
     def _let_others_tell(self) -> None:
