@@ -265,7 +265,8 @@ def test_very_many_islands_come_through(pods: Path, monkeypatch: pytest.MonkeyPa
     assert trees.view(snapshot) == trees.view(f"{pods}/old")
     for place in ("snapshot", "new"):
         there = os.stat(f"{pods}/{place}/islands").st_blocks
-        assert there <= os.stat(path).st_blocks + 64, "holes are kept"
+        # A file system on disk takes blocks for the list of so many pieces, too.
+        assert there <= os.stat(path).st_blocks + 1024, "20 MiB of holes are kept"
 
 
 def test_a_copy_that_takes_too_long_is_a_failure(pods: Path) -> None:
