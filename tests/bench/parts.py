@@ -166,7 +166,9 @@ class Bench:
             name: way for name, way in self._ways(ground).items() if ways is None or name in ways
         }
         limits.touch(worker.bytes * NEEDS)
-        sources = Sources(ground, chosen, self.results, captures or self.plan.runs)
+        # What captures take, and what a warm source is like, the part `memory` tells.
+        found = Results() if uncached else self.results
+        sources = Sources(ground, chosen, found, captures or self.plan.runs)
         steady_s = self.plan.steady_s if long else 0.0
         try:
             said = sources.make(worker)
