@@ -162,12 +162,12 @@ class Copier:
             start += os.pwrite(target_fd, chunk, start)
 
 
-def data_ranges(fd: int, size: int, at: int = 0) -> Iterator[tuple[int, int]]:
-    """Where the file has data, as (start, end), from `at` to `size`. There may be very many.
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where the file has data, as (start, end), up to `size`. There may be very many.
 
     Source: lseek(2), SEEK_DATA.
     """
-    end = at
+    end = 0
     while end < size:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)

@@ -6,11 +6,13 @@ compared, by several threads, which takes half as long as to copy it on one.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
 import time
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from shim.integrity.work import Work
@@ -20,13 +22,18 @@ from shim.kernel.othermemory import Buffer, is_equal
 from shim.rootfs.inode import O_SOURCE, Copier, data_ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Range = tuple[int, int]
     Key = tuple[int, int]
 
 MUCH_BYTES: Final = 8 << 20
 """From here on a file is big."""
 _MOST_FILES = 64
 _O_NAMELESS = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-_WINDOW_BYTES = 4 << 20
+_PIECE_BYTES = 4 << 20
+_MOST_PIECES = 1 << 16
+"""Of a file. What is in more of them is copied by one thread: the list would grow."""
 _BATCH_BYTES = 512 << 10
 """What is compared at once: both sides stay in the processor's cache."""
 
@@ -92,52 +99,70 @@ class _Renewal:
     def __init__(self, source_fd: int, target_fd: int, size: int, until: float) -> None:
         self._source_fd, self._target_fd, self._size = source_fd, target_fd, size
         self._until = until
-        self._work = Work(float("inf"))
+        self._is_new = not os.fstat(target_fd).st_blocks
 
     def run(self) -> None:
         """Raises OSError."""
         os.truncate(self._target_fd, self._size)
-        self._work.add(partial(self._window, 0))
-        try:
-            self._work.start()
-            self._work.finish()
-        finally:
-            self._work.stop()  # before what it uses goes
+        # One pass: where a hole begins takes as long to find as the data before it is long.
+        pieces = _pieces(self._holes_left(data_ranges(self._source_fd, self._size)))
+        some = list(islice(pieces, _MOST_PIECES))
+        work = Work(float("inf"))
+        for piece in some:
+            work.add(partial(self._job, work, piece))
+        if some:
+            try:
+                work.start()
+                work.finish()
+            finally:
+                work.stop()  # before what it uses goes
+        for piece in pieces:
+            self._renew(*piece)
 
-    def _window(self, at: int) -> None:
-        """Up to the end of the next window with data. Each adds the one behind it."""
-        self._work.tick()
-        if time.monotonic() > self._until:
-            raise TimeoutError("copying /dev/shm took too long")
-        start, _ = next(data_ranges(self._source_fd, self._size, at), (self._size, self._size))
-        end = min(self._size, (start // _WINDOW_BYTES + 1) * _WINDOW_BYTES)
-        if end < self._size:
-            self._work.add(partial(self._window, end))
-        for first, behind in data_ranges(self._source_fd, end, start):
-            self._empty(at, first)
-            self._renew(first, behind)
-            at = behind
-        self._empty(at, end)
+    def _holes_left(self, ranges: Iterable[Range]) -> Iterator[Range]:
+        """These, and in what is between them there is nothing."""
+        at = 0
+        for start, end in ranges:
+            self._empty(at, start)
+            yield start, end
+            at = end
+        self._empty(at, self._size)
 
     def _empty(self, start: int, end: int) -> None:
-        if start < end and next(data_ranges(self._target_fd, end, start), None):
+        if start < end and not self._is_new and _has_data(self._target_fd, start, end):
             punch_hole(self._target_fd, start, end - start)
 
+    def _job(self, work: Work, piece: Range) -> None:
+        work.tick()
+        self._renew(*piece)
+
     def _renew(self, start: int, end: int) -> None:
+        if time.monotonic() > self._until:
+            raise TimeoutError("copying /dev/shm took too long")
         wanted, there = _buffers()
         for at in range(start, end, _BATCH_BYTES):
             size = min(_BATCH_BYTES, end - at)
             got = os.preadv(self._source_fd, [wanted.view[:size]], at)
-            if not self._has(there, at, got) or not is_equal(wanted.address, there.address, got):
+            had = 0 if self._is_new else os.preadv(self._target_fd, [there.view[:got]], at)
+            if had < got or not is_equal(wanted.address, there.address, got):
                 _write(self._target_fd, wanted.view[:got], at)
             if got < size:
                 return  # it became shorter
 
-    def _has(self, buffer: Buffer, at: int, size: int) -> bool:
-        """Read what there is; not holes, which would become pages in the page cache."""
-        if (at, at + size) not in data_ranges(self._target_fd, at + size, at):
-            return False
-        return os.preadv(self._target_fd, [buffer.view[:size]], at) == size
+
+def _pieces(ranges: Iterable[Range]) -> Iterator[Range]:
+    for start, end in ranges:
+        for at in range(start, end, _PIECE_BYTES):
+            yield at, min(at + _PIECE_BYTES, end)
+
+
+def _has_data(fd: int, start: int, end: int) -> bool:
+    try:
+        return os.lseek(fd, start, os.SEEK_DATA) < end
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # ENXIO: only a hole follows
+            raise
+        return False
 
 
 def _buffers() -> tuple[Buffer, Buffer]:

@@ -248,6 +248,7 @@ def test_more_big_files_than_are_copied_before(pods: Path, monkeypatch: pytest.M
 
 def test_very_many_islands_come_through(pods: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shmcopy, "_MOST_RANGES", 1000)
+    monkeypatch.setattr(shmprecopy, "_MOST_PIECES", 3000)
     path = f"{pods}/old/islands"
     with open(path, "wb") as file:
         for at in range(0, 40 << 20, 8192):
