@@ -13,11 +13,9 @@ import tarfile
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from google.protobuf.message import DecodeError
-
 from protos import criu_pb2
 from shim.criu import pagemap
-from shim.criu.images import DamagedImage, entries
+from shim.criu.images import entries, parsed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +32,7 @@ def mount_bare(criu: Path) -> None:
     Only what is read-only, empty, and as a new one is.
     """
     for path in criu.glob("mountpoints-*.img"):
-        mounts = [_parsed(raw, path) for raw in entries(path)]
+        mounts = [parsed(criu_pb2.Mount, raw, path) for raw in entries(path)]
         masks = {
             mount.root_dev for mount in mounts
             if _is_mask(mount) and _is_as_new(criu / f"tmpfs-dev-{mount.root_dev}.tar.gz.img")
@@ -67,10 +65,3 @@ def _is_as_new(archive: Path) -> bool:
     return [(each.name, each.mode, each.uid, each.gid, each.isdir()) for each in members] == [
         (".", 0o1777, 0, 0, True)
     ]
-
-
-def _parsed(raw: bytes, path: Path) -> criu_pb2.Mount:
-    try:
-        return criu_pb2.Mount.FromString(raw)
-    except DecodeError as error:
-        raise DamagedImage(f"{path.name}: {error}") from error

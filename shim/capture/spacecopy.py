@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from shim.kernel import othermemory
+from shim.kernel.filesystem import write_at
 from shim.kernel.hugepages import HUGE_BYTES
 from shim.kernel.othermemory import PAGE, Buffer, Mapped
 from shim.memory.extents import joined
@@ -163,7 +164,7 @@ class SpaceCopy:
             if not othermemory.is_zero(buffer.address, batch.size):
                 return
         elif not self._is_equal(buffer, batch):
-            _write(self._fd, buffer.view[: batch.size], batch.offset)
+            write_at(self._fd, buffer.view[: batch.size], batch.offset)
         self._batches.append(batch)
 
     def _is_equal(self, buffer: Buffer, batch: Batch) -> bool:
@@ -192,7 +193,7 @@ class SpaceCopy:
             offset = self._room.take(wanted)
         at = offset
         for start, end in data:
-            _write(self._fd, buffer.view[start:end], at)
+            write_at(self._fd, buffer.view[start:end], at)
             at += end - start
         kept = list(_batches(_places(ranges, data), offset))
         kept += _batches(_places(ranges, zeros), _ZEROS)
@@ -205,12 +206,6 @@ def _buffer() -> Buffer:
         _of_thread.buffer = Buffer(JOB_BYTES)
     found: Buffer = _of_thread.buffer
     return found
-
-
-def _write(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
 
 
 def _cut(ranges: list[Range], size: int) -> list[Range]:

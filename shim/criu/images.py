@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from protos import criu_pb2
 from shim.criu.addresses import address_words, encode_word
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+Entry = TypeVar("Entry", bound=Message)
 _LENGTH = struct.Struct("<I")
 _HEADER_BYTES = 8
 _COMMON_MAGIC = 0x54564319
@@ -72,6 +73,14 @@ def _split(data: bytes) -> Iterator[bytes]:
             raise DamagedImage(f"cut at byte {at}")
         yield data[at + _LENGTH.size : end]
         at = end
+
+
+def parsed(kind: type[Entry], raw: bytes, path: Path) -> Entry:
+    """An entry of the image at `path`. Raises DamagedImage."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise DamagedImage(f"{path.name}: {error}") from error
 
 
 def link_remaps(directory: Path) -> list[LinkRemap]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import DecodeError, Message
 
 from protos import criu_pb2
-from shim.criu.images import DamagedImage, entries, first
+from shim.criu.images import DamagedImage, entries, first, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,10 +65,7 @@ def read(path: Path) -> Pagemap:
 
 def pages_id(path: Path) -> int:
     """Of the image at `path`, the rest of which is not read. Raises DamagedImage, OSError."""
-    try:
-        return criu_pb2.PagemapHead.FromString(first(path)).pages_id
-    except DecodeError as error:
-        raise DamagedImage(f"{path.name}: {error}") from error
+    return parsed(criu_pb2.PagemapHead, first(path), path).pages_id
 
 
 def _pages(raw: bytes) -> Pages:
@@ -129,10 +126,7 @@ def _vmas(path: Path) -> Sequence[criu_pb2.Vma]:
 def read_mm(path: Path) -> criu_pb2.Mm:
     """mm-PID.img. Raises DamagedImage, OSError."""
     (raw,) = entries(path)
-    try:
-        return criu_pb2.Mm.FromString(raw)
-    except DecodeError as error:
-        raise DamagedImage(f"{path.name}: {error}") from error
+    return parsed(criu_pb2.Mm, raw, path)
 
 
 def _is_lazy(vma: criu_pb2.Vma) -> bool:

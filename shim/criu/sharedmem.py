@@ -7,12 +7,10 @@ lists an object's pages. T2: imports protobuf.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
-
-from google.protobuf.message import DecodeError
+from typing import TYPE_CHECKING, Final
 
 from protos import criu_pb2
-from shim.criu.images import DamagedImage, entries
+from shim.criu.images import DamagedImage, entries, parsed
 from shim.criu.pagemap import MAP_HUGETLB, PAGE
 
 if TYPE_CHECKING:
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 LISTS: Final = "pagemap-shmem-*.img"
 """The images that list their pages."""
-Entry = TypeVar("Entry", criu_pb2.MemfdInode, criu_pb2.IpcShm, criu_pb2.Mm)
 _ANON_SHARED, _SEGMENT = 1 << 8, 1 << 10
 
 
@@ -59,14 +56,14 @@ def objects(directory: Path) -> dict[int, SharedObject]:
 def _memfds(directory: Path) -> Iterator[SharedObject]:
     path = directory / "memfd.img"
     for raw in entries(path) if path.exists() else ():
-        inode = _parsed(criu_pb2.MemfdInode, raw, path)
+        inode = parsed(criu_pb2.MemfdInode, raw, path)
         yield SharedObject(inode.shmid, _whole(inode.size), bool(inode.hugetlb_flag))
 
 
 def _segments(directory: Path) -> Iterator[SharedObject]:
     for path in sorted(directory.glob("ipcns-shm-*.img")):
         for raw in entries(path):
-            segment = _parsed(criu_pb2.IpcShm, raw, path)
+            segment = parsed(criu_pb2.IpcShm, raw, path)
             if not segment.in_pagemaps:
                 raise DamagedImage(f"{path.name}: of a CRIU that is too old")
             yield SharedObject(
@@ -80,7 +77,7 @@ def _anonymous(directory: Path) -> Iterator[SharedObject]:
     huge = set()
     for path in sorted(directory.glob("mm-*.img")):
         for raw in entries(path):
-            for vma in _parsed(criu_pb2.Mm, raw, path).vmas:
+            for vma in parsed(criu_pb2.Mm, raw, path).vmas:
                 if vma.status & (_ANON_SHARED | _SEGMENT) == _ANON_SHARED:
                     reach = vma.pgoff + vma.end - vma.start
                     sizes[vma.shmid] = max(sizes.get(vma.shmid, 0), reach)
@@ -92,10 +89,3 @@ def _anonymous(directory: Path) -> Iterator[SharedObject]:
 
 def _whole(size: int) -> int:
     return -(-size // PAGE) * PAGE
-
-
-def _parsed(kind: type[Entry], raw: bytes, path: Path) -> Entry:
-    try:
-        return kind.FromString(raw)
-    except DecodeError as error:
-        raise DamagedImage(f"{path.name}: {error}") from error

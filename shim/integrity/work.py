@@ -8,19 +8,38 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 from shim.kernel.process import TooLate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 THREADS = min(4, os.cpu_count() or 1)
 
 
 class _Stopped(Exception):
     """Nobody waits for the result any more."""
+
+
+def run(jobs: Iterable[Callable[[], None]]) -> None:
+    """Do all of them on threads. Raises the first error of one, when none is at work any more."""
+    work = Work(float("inf"))
+    for job in jobs:
+        work.add(partial(_unless_stopped, work, job))
+    if work.is_due:
+        try:
+            work.start()
+            work.finish()
+        finally:
+            work.stop()  # before what they use goes
+
+
+def _unless_stopped(work: Work, job: Callable[[], None]) -> None:
+    work.tick()
+    job()
 
 
 class Work:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import struct
 
 from shim.kernel.libc import call
@@ -41,6 +42,13 @@ def punch_hole(fd: int, start: int, size: int) -> None:
     from ctypes import c_long
 
     call("fallocate", fd, _PUNCH_HOLE | _KEEP_SIZE, c_long(start), c_long(size))
+
+
+def write_at(fd: int, view: memoryview, offset: int) -> None:
+    """All of `view`, from an offset in the file on. Raises OSError."""
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
 
 
 def enable_verity(fd: int) -> bool:

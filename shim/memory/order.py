@@ -246,8 +246,8 @@ class Order:
             if other > number and (each.start, each.end) == (event.start, event.end):
                 if each.kind == UNMAP:
                     is_at_once = 0 < event.turn == each.turn
-                    later = [turn for turn in moved if turn < each.turn or not turn]
-                    return other, 2 * bool(later) + _AT_ONCE * is_at_once
+                    is_later = any(turn < each.turn or not turn for turn in moved)
+                    return other, 2 * is_later + _AT_ONCE * is_at_once
                 moved.append(each.turn)
         return 0, 0
 

@@ -15,10 +15,11 @@ from shim.kernel.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _FICLONE = 0x40049409
 _CHUNK = 1 << 20
+_PIECE_BYTES = 4 << 20
 _SMALL = 128 << 10
 _O_TARGET = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CANNOT_IN_KERNEL = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
@@ -178,6 +179,13 @@ def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         if start < end:
             yield start, end
+
+
+def pieces(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same, in pieces that a thread copies at once."""
+    for start, end in ranges:
+        for at in range(start, end, _PIECE_BYTES):
+            yield at, min(at + _PIECE_BYTES, end)
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -13,24 +13,22 @@ import os
 from functools import partial
 from itertools import islice
 
-from shim.integrity.work import Work
+from shim.integrity import work
 from shim.kernel import userfault
 from shim.kernel.hugepages import HUGE_BYTES, HugePages, blocks
 from shim.kernel.libc import copy_memory, mapped_shared, populate_read
-from shim.rootfs.inode import Copier, data_ranges
+from shim.rootfs.inode import Copier, data_ranges, pieces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    Job = Callable[[], None]
     Range = tuple[int, int]
 
 _MUCH_BYTES = 8 << 20
 """From here on threads are worth their start."""
 _MOST_RANGES = 1 << 16
 """Of a file: one that is in so many pieces is copied like a small one."""
-_PIECE_BYTES = 4 << 20
 _PAGE = mmap.PAGESIZE
 
 
@@ -69,30 +67,12 @@ def _fill(source_fd: int, target_fd: int, size: int, ranges: list[Range]) -> Non
     ):
         huge = _Huge(source, target)
         left = list(_edges(ranges))
-        _run(partial(huge.fill, at, left) for start, end in ranges for at in blocks(start, end))
+        work.run(partial(huge.fill, at, left) for start, end in ranges for at in blocks(start, end))
         with userfault.registered(target, whole) as fd:
-            _run(
+            work.run(
                 partial(_fill_small, fd, source, target, start, end)
-                for start, end in _pieces(left)
+                for start, end in pieces(left)
             )  # fmt: skip
-
-
-def _run(jobs: Iterable[Job]) -> None:
-    """All of them, in some order. Raises the first error of one."""
-    work = Work(float("inf"))
-    for job in jobs:
-        work.add(partial(_unless_stopped, work, job))
-    if work.is_due:
-        try:
-            work.start()
-            work.finish()
-        finally:
-            work.stop()  # before what it uses goes
-
-
-def _unless_stopped(work: Work, job: Job) -> None:
-    work.tick()
-    job()
 
 
 class _Huge:
@@ -132,9 +112,3 @@ def _edges(ranges: Iterable[Range]) -> Iterator[Range]:
     for start, end in ranges:
         inner = blocks(start, end)
         yield from ((start, inner[0]), (inner[-1] + HUGE_BYTES, end)) if inner else ((start, end),)
-
-
-def _pieces(ranges: Iterable[Range]) -> Iterator[Range]:
-    for start, end in ranges:
-        for at in range(start, end, _PIECE_BYTES):
-            yield at, min(at + _PIECE_BYTES, end)

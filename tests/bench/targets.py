@@ -11,6 +11,8 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from tests.bench.workers import BACKINGS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 AT_LEAST, AT_MOST = ">=", "<="
 LARGE: Final = "memory-4-random"
 SMALLEST_GIB, LARGEST_GIB = 0.25, 8.0
-BACKINGS: Final = ("memfd", "anonymous")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from shim.contract.errors import ShmNotCopied, ShmNotFilled
-from shim.kernel import mounts
+from shim.kernel import filesystem, mounts
 from shim.kernel.beneath import empty_dir, open_dir
 from shim.kernel.filesystem import punch_hole
 from shim.rootfs import shmcopy, shmfill, shmprecopy
@@ -217,7 +217,7 @@ def test_what_was_copied_before_is_compared_and_not_written_again(
     with open(path, "wb") as file:
         file.write(os.urandom(20 << 20))
     written: list[int] = []
-    write = shmprecopy._write
+    write = filesystem.write_at
 
     def counted(fd: int, view: memoryview, offset: int) -> None:
         written.append(offset)
@@ -228,7 +228,7 @@ def test_what_was_copied_before_is_compared_and_not_written_again(
         written.clear()
         _rewrite(path)
 
-    monkeypatch.setattr(shmprecopy, "_write", counted)
+    monkeypatch.setattr(shmprecopy, "write_at", counted)
     _capture(pods, change)
     assert sorted(written) == [(9 << 20) - (512 << 10), 9 << 20]
 
