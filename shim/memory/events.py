@@ -35,14 +35,20 @@ def settle(
     fork the descriptor, and both as the child has them.
     """
     if not any(event.kind in (REMAP, FORK) for event in events):
+        unmapped = [event for event in events if event.kind == UNMAP]
+        grown = [each for event in unmapped for each in _grown(event.end, areas, is_registered)]
         for event in events:
             missing.take(event.start, event.end)
-            if event.kind == UNMAP:
-                areas.take(event.start, event.end)
+        for event in unmapped:
+            areas.take(event.start, event.end)
+        areas.put(grown)
         return []
-    groups = [_Group(each, missing, areas, is_registered, child_has) for each in _groups(events)]
+    grown = _grown_below(events, areas, is_registered)
+    known = areas.copy()
+    known.put(grown)
+    groups = [_Group(each, missing, known, is_registered, child_has) for each in _groups(events)]
     bounds = {bound for event in events for each in _ranges(event) for bound in each}
-    grown = [each for end in bounds for each in _grown(end, areas, is_registered)]
+    grown += [each for end in bounds for each in _grown(end, known, is_registered)]
     for group in groups:
         for start, end in group.ranges:
             missing.take(start, end)
@@ -50,6 +56,8 @@ def settle(
     children = []
     for fd in (event.start for event in events if event.kind == FORK):
         its = missing.copy(), areas.copy()
+        # How far it has grown in the child is found when it matters: it lies behind this page.
+        its[1].put((start, start + PAGE, 0) for start, _, _ in grown if child_has(fd, start))
         for group in groups:
             group.put(group.forks[fd], *its)
         children.append((fd, *its))
@@ -171,6 +179,22 @@ def _grown(
         else:
             is_longer, step = False, step // 2
     return [(end, end + size, 0)] if size else []
+
+
+def _grown_below(
+    events: Sequence[Message], areas: Extents, is_registered: Callable[[int, int], bool]
+) -> list[Extent]:  # fmt: skip
+    """The pages directly before events that are registered, though nobody has told of them. So what
+    an event is about can be the middle of what has grown.
+    """
+    ranges = Extents((*each, 0) for each in _united(r for event in events for r in _ranges(event)))
+    found = []
+    for before in {event.start - PAGE for event in events if event.kind != FORK}:
+        end = before + PAGE
+        told = areas.within(before, end) or ranges.within(before, end)
+        if not told and is_registered(before, end):
+            found.append((before, end, 0))
+    return found
 
 
 def _ranges(event: Message) -> Iterable[tuple[int, int]]:

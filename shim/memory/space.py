@@ -226,6 +226,7 @@ class _Children:
             for event in events:
                 if event.kind != FORK:
                     self.has(fd, event.start)
+                    self.has(fd, event.end)
                 if event.kind == REMAP:
                     self.has(fd, event.to)
 

@@ -150,6 +150,49 @@ def test_an_area_that_has_grown_is_known_from_then_on() -> None:
     assert found == [(behind, behind + 5 * PAGE, 0)]
 
 
+def test_what_has_grown_is_known_too_when_only_the_area_before_it_is_given_up() -> None:
+    areas, behind = Extents([(A, A + SIZE, 0)]), A + SIZE
+    grown = {(behind, behind + size * PAGE) for size in range(1, 4)}
+    settle([UNMAP_A], Extents(), areas, lambda *area: area in grown, lambda *_: None)
+    assert list(areas) == [(behind, behind + 3 * PAGE, 0)]
+
+
+def test_a_child_knows_of_what_has_grown_in_the_process_that_forked_it() -> None:
+    behind = A + SIZE
+    assert its_areas([UNMAP_A, FORKED], behind, child={behind}) == [(behind, behind + PAGE)]
+    assert its_areas([UNMAP_A, FORKED], behind, child=set()) == []
+
+
+def its_areas(events: list[Message], grown: int, child: set[int]) -> list[tuple[int, int]]:
+    """What a child knows of, where A was there and two pages are that nobody has told of."""
+    ((_, _, found),) = settle(
+        events, Extents(), Extents([(A, A + SIZE, 0)]),
+        lambda start, end: start == grown and end <= grown + 2 * PAGE, lambda _, at: at in child,
+    )  # fmt: skip
+    return [(start, end) for start, end, _ in found]
+
+
+def test_the_middle_of_what_has_grown_can_have_moved() -> None:
+    """As it was seen in a storm: of what has grown behind C a part moves away. Another thread comes
+    to its place. What has grown does not count as memory of which nobody can know.
+    """
+    middle, d = C + 2 * SIZE, 0x80000
+    events = [
+        Message(REMAP, middle, middle + SIZE, d),
+        Message(REMAP, B, B + SIZE, middle),
+        Message(UNMAP, middle, middle + SIZE),
+        UNMAP_B,
+    ]
+    missing, areas = Extents([(B, B + SIZE, OF_B)]), Extents([(B, B + SIZE, 0), (C, C + SIZE, 0)])
+    there = [(C, middle), (middle, middle + SIZE), (d, d + SIZE)]
+    settle(
+        events, missing, areas,
+        lambda start, end: any(first <= start and end <= last for first, last in there),
+        lambda *_: None,
+    )  # fmt: skip
+    assert list(missing) == [(middle, middle + SIZE, OF_B)]
+
+
 def test_somebody_who_moved_before_another_one_arrived_was_there() -> None:
     """Though nobody knew of it: the end of its place is not the end of the other's."""
     assert left([A_TO_C, B_TO_A, UNMAP_A, UNMAP_B], {A, C}, {B: OF_B}, there=(A,)) == {A: OF_B}
