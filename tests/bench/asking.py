@@ -102,9 +102,11 @@ class Asking:
         with tempfile.TemporaryFile() as body:
             body.write(self.request.body)
             body.seek(0)
+            # Without a buffer: what it tells later is for communicate(), which looks at the pipe.
             self._process = self.node.popen(
-                ["python3", "-IS", PROGRAM, json.dumps(wanted)], stdin=body, stdout=subprocess.PIPE
-            )
+                ["python3", "-IS", PROGRAM, json.dumps(wanted)],
+                stdin=body, stdout=subprocess.PIPE, bufsize=0,
+            )  # fmt: skip
         assert self._process.stdout is not None
         if self._process.stdout.readline() != b"up\n":
             raise RuntimeError("the client did not start, see above")

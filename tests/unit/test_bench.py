@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench.asking import Asked, percentile
+from tests.bench.asking import Asked, Asking, Request, percentile
 from tests.bench.chart import Bar, Group, chart
 from tests.bench.page import of as page_of
 from tests.bench.plan import PARTS, Plan, WrongPlan
@@ -18,6 +20,11 @@ from tests.bench.resident import Level, filled
 from tests.bench.result import Results
 from tests.bench.targets import LARGE, targets
 from tests.bench.turns import turns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.node.enclosure import Enclosure
 
 FIGURES = st.floats(0.001, 1000)
 
@@ -141,6 +148,21 @@ def test_latencies_of_the_first_second_are_apart() -> None:
     assert found["p99_s"] == 0.001
     assert [second["first_second_p99_s"] for second in asked.by_second()] == [0.001] * 3
     assert percentile([took for _, took in latencies[:90]], 99) == 0.5
+
+
+class ToldAtOnce:
+    """A node whose client has its answer by the time at which anybody reads that it is up."""
+
+    said = 'up\\n{"first_at_s": 1.5, "first_body": "", "latencies": [], "errors": 0}\\n'
+
+    def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        del argv
+        return subprocess.Popen([sys.executable, "-c", f"print('{self.said}')"], **options)
+
+
+def test_an_answer_is_not_lost_that_comes_with_the_word_that_the_client_is_up() -> None:
+    with Asking(cast("Enclosure", ToldAtOnce()), "127.0.0.1", Request("/", 1.0), 0) as asking:
+        assert asking.found().first_at_s == 1.5
 
 
 def test_memory_is_there_when_nearly_all_of_its_last_level_is() -> None:
