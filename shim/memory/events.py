@@ -47,7 +47,7 @@ def settle(
     known = areas.copy()
     known.put(grown)
     groups = [_Group(each, missing, known, is_registered, child_has) for each in _groups(events)]
-    bounds = {bound for event in events for each in _ranges(event) for bound in each}
+    bounds = {bound for group in groups for bound in group.bounds}
     grown += [each for end in bounds for each in _grown(end, known, is_registered)]
     for group in groups:
         for start, end in group.ranges:
@@ -70,14 +70,14 @@ def settle(
 class _Group:
     """Events about the same memory. now, forks: what there is after them, and in each child.
 
-    ranges: what they are about.
+    ranges: what they are about. bounds: where what one of them is about begins or ends.
     """
 
     def __init__(
         self, events: Sequence[Message], missing: Extents, areas: Extents,
         is_registered: Callable[[int, int], bool], child_has: Callable[[int, int], bool | None],
     ) -> None:  # fmt: skip
-        self.ranges = _united(each for event in events for each in _ranges(event))
+        self.ranges = _united(events)
         self._is_registered = is_registered
         self._content, self._seen = Extents(), dict[int, bool]()
         origin, around = Extents(), areas.copy()
@@ -85,9 +85,7 @@ class _Group:
             self._content.put(missing.within(start, end))
             known = [*missing.within(start, end), *around.take(start, end)]
             origin.put((begin, until, begin) for begin, until, _ in known)
-        self._bounds = sorted(
-            {bound for event in events for each in _ranges(event) for bound in each}
-        )
+        self.bounds = {bound for event in events for each in _ranges(event) for bound in each}
         order = Order(events, self._starts(list(origin)), child_has, self._surprises)
         ranges = Extents((start, end, 0) for start, end in self.ranges)
         self.now, self.forks = order.found(Memory(origin, ranges, around))
@@ -104,7 +102,7 @@ class _Group:
 
     def _starts(self, origin: Sequence[Extent]) -> list[int]:
         """Addresses at which something begins that events are about."""
-        found = {*self._bounds, *(each for start, end, _ in origin for each in (start, end))}
+        found = {*self.bounds, *(each for start, end, _ in origin for each in (start, end))}
         return sorted(each for each in found if any(s <= each < e for s, e in self.ranges))
 
     def _surprises(self, memory: Memory) -> int:
@@ -138,7 +136,7 @@ class _Group:
 
 def _groups(events: Sequence[Message]) -> list[list[Message]]:
     """Events that have no memory in common are independent. A fork is about all memory."""
-    starts = [start for start, _ in _united(each for event in events for each in _ranges(event))]
+    starts = [start for start, _ in _united(events)]
     same_as = list(range(len(starts)))
 
     def group(address: int) -> int:
@@ -157,10 +155,10 @@ def _groups(events: Sequence[Message]) -> list[list[Message]]:
     return list(members.values()) or [list(events)]
 
 
-def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same addresses, in ranges that have nothing in common and do not touch."""
+def _united(events: Iterable[Message]) -> list[tuple[int, int]]:
+    """What events are about, in ranges that have nothing in common and do not touch."""
     found: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
+    for start, end in sorted(each for event in events for each in _ranges(event)):
         if found and start <= found[-1][1]:
             found[-1] = found[-1][0], max(end, found[-1][1])
         else:
@@ -187,7 +185,7 @@ def _grown_below(
     """The pages directly before events that are registered, though nobody has told of them. So what
     an event is about can be the middle of what has grown.
     """
-    ranges = Extents((*each, 0) for each in _united(r for event in events for r in _ranges(event)))
+    ranges = Extents((start, end, 0) for start, end in _united(events))
     found = []
     for before in {event.start - PAGE for event in events if event.kind != FORK}:
         end = before + PAGE
