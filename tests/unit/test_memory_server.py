@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -260,19 +261,28 @@ def guard_of(found: Guard) -> int:
     return found._pid
 
 
+def held_by(pid: int) -> set[str]:
+    """What a process has open. It runs: what it closes meanwhile is not in it."""
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
+
+
 def test_a_guard_that_ends_is_seen_and_replaced() -> None:
     guard = Guard(ticket(), mmap.mmap(-1, PAGE))
     first = guard_of(guard)
-    with open(os.devnull) as null:
+    with contextlib.ExitStack() as stack:
+        stack.callback(guard.dismiss)  # if it was left it would kill us, a server that stands still
+        null = stack.enter_context(open(os.devnull))
         guard.keep(null.fileno())
         os.kill(first, signal.SIGKILL)
         assert process.ends(first, time.monotonic() + 5)
         guard.renew()
         second = guard_of(guard)
         assert second != first
-        kept = {os.readlink(f"/proc/{second}/fd/{fd}") for fd in os.listdir(f"/proc/{second}/fd")}
-        assert os.devnull in kept, "the new one has what the old one had"
-    guard.dismiss()
+        assert os.devnull in held_by(second), "the new one has what the old one had"
     with pytest.raises(ProcessLookupError):
         os.kill(second, 0)
 
