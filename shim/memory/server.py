@@ -179,10 +179,12 @@ class Server:
     def _serve(self, ready: Sequence[Space]) -> None:
         """Take up what the kernel tells about these, until it tells nothing more."""
         with self._filling.hold():
-            for space in ready:
+            spaces = list(ready)
+            for space in spaces:
                 asked, children = space.listen()
                 for child in children:
                     self._add(child)
+                    spaces += [child] if child.told else []
                 for address in dict.fromkeys(asked):
                     self._filling.asked()
                     self._give(space, address)

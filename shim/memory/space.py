@@ -20,16 +20,17 @@ from shim.kernel.userfault import (
     REMAP,
     Changing,
     Gone,
-    Message,
     NotOurs,
     Present,
 )
 from shim.memory.events import settle
+from shim.memory.forked import Children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from shim.kernel.userfault import Message
     from shim.memory.extents import Extent, Extents
     from shim.memory.payload import Payload
 
@@ -52,14 +53,16 @@ class Unsettled(Exception):
 class Space:
     """fd: the userfaultfd, which it owns. pid: in the container, 0 for a child of unknown pid.
 
-    missing: what is still to be filled, from `payload`. areas: see `shim.memory.events`.
+    missing: what is still to be filled, from `payload`. areas: see `shim.memory.events`. told: what
+    was read already, to be taken into account by `listen` before anything else is done.
     """
 
     def __init__(
-        self, fd: int, pid: int, missing: Extents, payload: Payload | None, areas: Extents
+        self, fd: int, pid: int, missing: Extents, payload: Payload | None, areas: Extents,
+        told: Sequence[list[Message]] = (),
     ) -> None:  # fmt: skip
         self.fd, self.pid, self.missing, self.payload = fd, pid, missing, payload
-        self._areas = areas
+        self._areas, self.told = areas, list(told)
         self.is_gone = False
         self.cursor = 0
         self.waiting: list[int] = []
@@ -148,19 +151,21 @@ class Space:
         """
         faults, self.waiting = self.waiting, []
         events: list[Message] = []
-        children = _Children()
+        children = Children()
         until = time.monotonic() + _UNSETTLED_S
         turn = 0
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         while True:
-            told = userfault.messages(self.fd)
+            told = self.told.pop(0) if self.told else userfault.messages(self.fd)
             faults += [message.start for message in told if message.kind == FAULT]
             turn += bool(told)
             for message in told:
                 message.turn = turn
             events += [message for message in told if message.kind != FAULT]
-            children.look_at(events)
+            children.look_at(events, self._areas)
+            if self.told:
+                continue
             if not told and not userfault.is_changing(self.fd):
                 try:
                     return faults, self._settled(events, children)
@@ -179,12 +184,15 @@ class Space:
         if userfault.is_changing(self.fd):
             time.sleep(_TURN_S)
 
-    def _settled(self, events: Sequence[Message], children: _Children) -> list[Space]:
+    def _settled(self, events: Sequence[Message], children: Children) -> list[Space]:
         if not events:
             return []
-        found = settle(events, self.missing, self._areas, self._is_registered, children.has)
+        found = settle(events, self.missing, self._areas, self._is_registered, children.had)
         self.cursor = 0
-        return [Space(fd, 0, missing, self.payload, areas) for fd, missing, areas in found]
+        return [
+            Space(fd, 0, missing, self.payload, areas, children.told(fd))
+            for fd, missing, areas in found
+        ]
 
     def _is_registered(self, start: int, end: int) -> bool:
         try:
@@ -210,31 +218,3 @@ class Space:
     def is_over(self) -> bool:
         """Nothing is to be done for it any more."""
         return self.is_gone or not self.missing
-
-
-class _Children:
-    """What new children have registered. They run, so it is looked at as early as can be: as soon
-    as one changes something, it cannot be told any more.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, int], bool | None] = {}
-
-    def look_at(self, events: Sequence[Message]) -> None:
-        """Those that are told of by events, at the places that events are about."""
-        for fd in [event.start for event in events if event.kind == FORK]:
-            for event in events:
-                if event.kind != FORK:
-                    self.has(fd, event.start)
-                    self.has(fd, event.end)
-                if event.kind == REMAP:
-                    self.has(fd, event.to)
-
-    def has(self, fd: int, address: int) -> bool | None:
-        """Whether the child has an address registered; None when it cannot be told."""
-        if (fd, address) not in self._known:
-            try:
-                self._known[fd, address] = userfault.is_registered(fd, address)
-            except (Changing, Gone):
-                self._known[fd, address] = None
-        return self._known[fd, address]
