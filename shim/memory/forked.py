@@ -24,9 +24,24 @@ if TYPE_CHECKING:
 
 _MOST_AREAS = 1000
 """Asked about: a millisecond or two."""
-_PATIENCE_S = 0.1
-"""It may have lost its processor in the middle of a change, for several time slices of others."""
+_PATIENCE_S = 0.2
+"""A child may have lost its processor in the middle of a change, for several time slices of others.
+It is waited for so long, and for all that were forked together: faults wait, too."""
 _PAUSE_S = 0.0001
+
+
+class Patience:
+    """With children that do not stand still: over some time after it was asked for first."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what is not known by now is not to be waited for."""
+        now = time.monotonic()
+        self._until = self._until or now + _PATIENCE_S
+        return now > self._until
 
 
 class Forked:
@@ -35,12 +50,11 @@ class Forked:
     told: what was read from it, turn by turn, to be taken into account before anything else is.
     """
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self, fd: int, patience: Patience) -> None:
+        self.fd, self._patience = fd, patience
         self.told: list[list[Message]] = []
         self._known: dict[int, bool | None] = {}
         self._whole = Extents()
-        self._until = 0.0
 
     def look_at(self, addresses: Iterable[int]) -> None:
         """Ask about these now, as long as it stands still. Raises OSError."""
@@ -89,9 +103,7 @@ class Forked:
 
     def _go_on(self, address: int) -> None:
         """Let it make the change that it waits with."""
-        now = time.monotonic()
-        self._until = self._until or now + _PATIENCE_S
-        if now > self._until:
+        if self._patience.is_over:
             self._known[address] = None
         elif found := userfault.messages(self.fd):
             self.told.append(found)
@@ -104,6 +116,7 @@ class Children:
 
     def __init__(self) -> None:
         self._all: dict[int, Forked] = {}
+        self._patience = Patience()
 
     def look_at(self, events: Sequence[Message], areas: Extents) -> None:
         """Ask those that events tell of about all places that events are about; new ones about
@@ -114,7 +127,7 @@ class Children:
             child.look_at(places)
         for fd in [event.start for event in events if event.kind == FORK]:
             if fd not in self._all:
-                self._all[fd] = Forked(fd)
+                self._all[fd] = Forked(fd, self._patience)
                 self._all[fd].look_at(places)
                 self._all[fd].look_at_areas(list(areas)[:_MOST_AREAS])
 
