@@ -291,7 +291,7 @@ class Swap:
         if loopback_is_up(netns) and not left:
             return
         plan = f"{self.private}/{CONTAINER_NETWORK_PLAN}"
-        undo.callback(os.unlink, plan)  # a cold start runs the hook, too, and needs none of it
+        undo.callback(_remove, plan)  # a cold start runs the hook, too, and needs none of it
         if left:
             undo.callback(self._take_addresses_back, netns)
         with open(plan, "w") as file:
@@ -329,8 +329,10 @@ class Swap:
     def _start_runtime(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> Child:
         os.makedirs(self.work, 0o700, exist_ok=True)
         options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
-        with open(f"{SWAPPED}/{self.ticket.container}", "w") as marker:
-            undo.callback(os.unlink, marker.name)
+        marker = f"{SWAPPED}/{self.ticket.container}"
+        undo.callback(_remove, marker)  # first: the alarm may ring as soon as it is there
+        with open(marker, "w"):
+            pass
         state = runtime_restore.state_directory(self.call)
         journal.note(f"{self.private}/journal", journal.RUNTIME, state)
         return runtime_restore.start(
@@ -370,3 +372,9 @@ class Swap:
         except FileNotFoundError:
             return "missing: CRIU did not start"
         return kept
+
+
+def _remove(path: str) -> None:
+    """A file that may not have been made yet: what undoes a thing is there before the thing is."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.contract import errors, journal, outcome, ticket
+from shim.criu import options
 from shim.criu.addresses import address_words, encode_word
 from shim.kernel import alarm, process
-from shim.restore import images
+from shim.restore import images, sequence
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"asyncio", "google", "grpc", "logging", "pyroute2", "subprocess", "pathlib", "typing",
@@ -214,6 +216,26 @@ def test_an_alarm_that_rings_while_a_program_runs_kills_the_program() -> None:
         os.waitpid(-1, os.WNOHANG)
     blocked = "import signal; exit(bool(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
     assert process.run([sys.executable, "-c", blocked], until=until) == 0
+
+
+def test_a_swap_that_is_late_when_it_marks_the_container_leaves_no_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With it `start` would take the container for a restored one, and it would never run."""
+    monkeypatch.setattr(sequence, "SWAPPED", str(tmp_path))
+    monkeypatch.setattr(options, "write", lambda _: None)
+    swap = object.__new__(sequence.Swap)
+    swap.ticket, swap.work, swap.private = a_ticket(), str(tmp_path / "work"), str(tmp_path)
+
+    def rings(path: str, mode: str) -> None:
+        Path(path).open(mode).close()
+        assert (tmp_path / "abc").exists()
+        raise alarm.TooLate
+
+    monkeypatch.setattr(sequence, "open", rings, raising=False)
+    with pytest.raises(alarm.TooLate), ExitStack() as undo, ExitStack() as held:
+        swap._start_runtime(undo, held)
+    assert not (tmp_path / "abc").exists()
 
 
 def test_a_held_alarm_rings_later() -> None:
