@@ -85,7 +85,7 @@ class _Group:
             self._content.put(missing.within(start, end))
             known = [*missing.within(start, end), *around.take(start, end)]
             origin.put((begin, until, begin) for begin, until, _ in known)
-        self.bounds = {bound for event in events for each in _ranges(event) for bound in each}
+        self.bounds = {bound for event in events for each in spans(event) for bound in each}
         order = Order(events, self._starts(list(origin)), child_has, self._surprises)
         ranges = Extents((start, end, 0) for start, end in self.ranges)
         self.now, self.forks = order.found(Memory(origin, ranges, around))
@@ -158,7 +158,7 @@ def _groups(events: Sequence[Message]) -> list[list[Message]]:
 def _united(events: Iterable[Message]) -> list[tuple[int, int]]:
     """What events are about, in ranges that have nothing in common and do not touch."""
     found: list[tuple[int, int]] = []
-    for start, end in sorted(each for event in events for each in _ranges(event)):
+    for start, end in sorted(each for event in events for each in spans(event)):
         if found and start <= found[-1][1]:
             found[-1] = found[-1][0], max(end, found[-1][1])
         else:
@@ -195,7 +195,8 @@ def _grown_below(
     return found
 
 
-def _ranges(event: Message) -> Iterable[tuple[int, int]]:
+def spans(event: Message) -> Iterable[tuple[int, int]]:
+    """What an event is about, each from its first address to the one behind its last."""
     if event.kind != FORK:
         yield event.start, event.end
     if event.kind == REMAP:

@@ -12,7 +12,8 @@ import contextlib
 import time
 
 from shim.kernel import userfault
-from shim.kernel.userfault import FAULT, FORK, REMAP, REMOVE, Changing, Gone
+from shim.kernel.userfault import FORK, REMAP, REMOVE, Changing, Gone
+from shim.memory.events import spans
 from shim.memory.extents import Extents
 
 TYPE_CHECKING = False
@@ -149,7 +150,4 @@ def _places(event: Message) -> Iterable[int]:
 
 
 def _is_about(event: Message, address: int) -> bool:
-    if event.kind in (FAULT, FORK):
-        return False
-    moved_to = event.to <= address < event.to + event.end - event.start
-    return event.start <= address < event.end or (event.kind == REMAP and moved_to)
+    return any(start <= address < end for start, end in spans(event))
