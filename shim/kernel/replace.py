@@ -24,3 +24,9 @@ def put(path: str, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(fresh)
         raise
+
+
+def take_away(path: str) -> None:
+    """Remove the file; it is no error when there is none, or not yet. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -44,6 +44,7 @@ from shim.kernel import alarm, mounts, process
 from shim.kernel.alarm import TooLate
 from shim.kernel.beneath import open_dir, remove_tree
 from shim.kernel.fds import OwnedFd
+from shim.kernel.replace import take_away
 from shim.restore import turns
 from shim.restore.bundle import Bundle
 from shim.rootfs import overlay
@@ -291,7 +292,7 @@ class Swap:
         if loopback_is_up(netns) and not left:
             return
         plan = f"{self.private}/{CONTAINER_NETWORK_PLAN}"
-        undo.callback(_remove, plan)  # a cold start runs the hook, too, and needs none of it
+        undo.callback(take_away, plan)  # a cold start runs the hook, too, and needs none of it
         if left:
             undo.callback(self._take_addresses_back, netns)
         with open(plan, "w") as file:
@@ -330,7 +331,7 @@ class Swap:
         os.makedirs(self.work, 0o700, exist_ok=True)
         options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
         marker = f"{SWAPPED}/{self.ticket.container}"
-        undo.callback(_remove, marker)  # first: the alarm may ring as soon as it is there
+        undo.callback(take_away, marker)  # first: the alarm may ring as soon as it is there
         with open(marker, "w"):
             pass
         state = runtime_restore.state_directory(self.call)
@@ -372,9 +373,3 @@ class Swap:
         except FileNotFoundError:
             return "missing: CRIU did not start"
         return kept
-
-
-def _remove(path: str) -> None:
-    """A file that may not have been made yet: what undoes a thing is there before the thing is."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

@@ -17,6 +17,7 @@ import time
 
 from shim.contract.errors import NoTurn
 from shim.contract.paths import TURNS
+from shim.kernel.replace import take_away
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _arrive(directory: str, until: float, place: contextlib.ExitStack, container
         # Locked before it has its name: nobody ever sees it without.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(scratch, f"{directory}/{number}")
-        place.callback(_unlink, f"{directory}/{number}")
+        place.callback(take_away, f"{directory}/{number}")
     return number
 
 
@@ -124,8 +125,3 @@ def _is_locked(path: str) -> bool:
         return True
     finally:
         os.close(fd)
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
