@@ -7,7 +7,7 @@ CODE := hook shim tests packaging
 export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: bench faults help setup lint format protos test test-unit test-node demo gpu-bundle soak storm crash fuzz packages clean
+.PHONY: attacks bench faults help setup lint format protos test test-unit test-node demo gpu-bundle soak storm crash fuzz packages clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 16
@@ -39,7 +39,7 @@ test-unit: setup ## seconds, no node
 	$(PY) -m pytest tests/unit
 
 # What is tested and shown is what is shipped: both install the deb.
-bench demo faults test test-node soak storm: KINDS = deb
+attacks bench demo faults test test-node soak storm: KINDS = deb
 
 demo: packages ## the main job on real input: cold start, capture, restores; writes build/demo.json
 	$(PY) -m tests.demo
@@ -74,6 +74,9 @@ packages: setup ## the deb and the rpm, in build/packages (KINDS=deb: only that)
 
 faults: packages ## everything fails once, on a node: FAULTS=restore.shm,*CRIU takes some, SUITE=forky,trixie; writes build/faults.json
 	$(PY) -m tests.faults --only "$(FAULTS)" --suite "$(or $(SUITE),forky)"
+
+attacks: packages ## pods attack a node and each other: SUITE=forky,trixie, K=EXPRESSION; writes build/attacks.json
+	$(PY) -m tests.attacks --suite "$(or $(SUITE),forky)" $(if $(K),-k "$(K)")
 
 clean: ## remove everything that was built
 	rm -rf build

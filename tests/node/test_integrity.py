@@ -110,6 +110,7 @@ DAMAGES: tuple[tuple[str, Callable[[Path], object], str], ...] = (
 @pytest.mark.parametrize(
     ("path", "damage", "why"), DAMAGES, ids=[f"{change.__name__}-{p}" for p, change, _ in DAMAGES]
 )
+@pytest.mark.attack("Someone changes, adds or removes a file of a snapshot in the store")
 def test_a_changed_snapshot(
     swap_node: Node, shared: SnapshotRef, path: str, damage: Callable[[Path], object], why: str
 ) -> None:

@@ -105,6 +105,7 @@ def explained(node: Node, pod: Pod, snapshot: str) -> tuple[int, dict[str, Any]]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+@pytest.mark.attack("A pod with less power asks for the snapshot of a pod with more")
 def test_an_attack_is_refused_by_its_checks_and_by_nothing_else(
     swap_node: Node, attack: Attack
 ) -> None:

@@ -41,6 +41,9 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
     wipe_snapshots(swap_node)
 
 
+@pytest.mark.attack(
+    "A pod replaces its open file in a volume by a link to a file that it may not open"
+)
 def test_a_link_in_a_volume_does_not_open_a_file_for_a_restored_process(swap_node: Node) -> None:
     """Its own file is replaced, after the capture, by a link to one that it may not open."""
     swap_node.run(["sh", "-c", f"""
@@ -103,6 +106,7 @@ SPOOFED: Final = {
 """What a pod's author could hope that somebody reads."""
 
 
+@pytest.mark.attack("A pod names files and CRIU options of the node in its annotations")
 def test_a_pods_own_annotations_name_no_file_of_the_nodes(swap_node: Node) -> None:
     """Also where the administrator's containerd passes all annotations on to the OCI spec."""
     evil = swap_node.path(f"{SHARED}/criu.conf")
@@ -145,6 +149,7 @@ def all_annotations_passed(node: Node) -> Iterator[None]:
     node.restart_containerd()
 
 
+@pytest.mark.attack("A container plants links, fifos and many files in its control directory")
 def test_what_a_container_plants_in_its_control_directory_is_nothing(swap_node: Node) -> None:
     """Links, a fifo and a ticket where the node's own root writes and reads."""
     annotations = wishes(capture_when="signal") | {"quickthaw.io/on-restart": "restore"}

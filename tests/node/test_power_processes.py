@@ -67,6 +67,7 @@ def session_keyring(pod: Pod) -> str:
     return str(ask(pod, "/read?path=/tmp/keyring").get("text") or "")
 
 
+@pytest.mark.attack("A restored process looks for keys of the node in its session keyring")
 def test_a_restored_process_has_no_keyring_of_the_nodes(swap_node: Node) -> None:
     annotations = wishes(capture_when="signal")
     spec = own_spec("keyring", seccomp="Unconfined")
@@ -107,6 +108,9 @@ def test_the_score_of_the_oom_killer_is_the_new_pods(swap_node: Node) -> None:
         assert score() == 900
 
 
+@pytest.mark.attack(
+    "A process with more power than the spec gives joins the container before the capture"
+)
 def test_a_process_from_outside_is_not_captured(swap_node: Node) -> None:
     """As a debugging container that shares the PID namespace leaves one behind.
 
@@ -171,6 +175,7 @@ def statuses_in(container: Container) -> list[dict[str, str]]:
     return found
 
 
+@pytest.mark.attack("A process brings along a file of another root")
 def test_a_file_of_another_root_is_not_captured(swap_node: Node) -> None:
     """A descriptor that another container handed over: its path means another file here."""
     shared = VolumeMount("/data", HostPath(SHARED))

@@ -123,6 +123,7 @@ def test_a_snapshot_of_this_node_is_signed_and_restored(swap_node: Node) -> None
 
 
 @on_a_node
+@pytest.mark.attack("Someone rewrites the manifest of a snapshot in the store")
 def test_a_rewritten_manifest_is_not_believed(swap_node: Node) -> None:
     """With a new id that fits the new content: only the signature tells that it was rewritten."""
     taken = own_snapshot(swap_node, "rewritten")
@@ -142,6 +143,7 @@ def test_a_rewritten_manifest_is_not_believed(swap_node: Node) -> None:
 
 @on_a_node
 @pytest.mark.parametrize("what", ["changed", "another's"])
+@pytest.mark.attack("Someone replaces a snapshot between the decision and the restore")
 def test_what_is_put_in_its_place_after_the_decision_is_not_restored(
     swap_node: Node, what: str
 ) -> None:
