@@ -24,13 +24,14 @@ format: setup ## let the formatter have its way
 	$(VENV)/bin/ruff format $(CODE)
 	$(VENV)/bin/ruff check --fix $(CODE)
 
-lint: setup ## formatter, linter, types, import layers, shell, generated code
+lint: setup ## formatter, linter, types, import layers, shell, generated code, language
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	shellcheck $$(git grep -lE '^\#!/bin/(sh|bash)|^\#!/usr/bin/env bash' -- ':!*.md' ':!*.py' ':!Makefile')
 	$(PY) protos/generate.py --check
+	$(PY) -m tests.english
 
 protos: setup ## generate the Python code of protos/*.proto
 	$(PY) protos/generate.py
