@@ -1,7 +1,9 @@
 """The error tree. Every class says what is true for the pod afterwards.
 
     QuickthawError
-    |-- SwapFailed (18-29)          the container starts cold
+    |-- SwapFailed (16-29)          the container starts cold
+    |   |-- MemoryNotServed 16
+    |   |-- MemoryLost 17           the container was killed
     |   |-- SwapKilled 18           the container was killed
     |   |-- NoTurn 19
     |   |-- TicketUnreadable 20
@@ -37,6 +39,7 @@
     |   `-- NotRemoved 47
     |-- BadAnnotation 50            the container starts cold
     |-- BadManifest 51              the container starts cold
+    |-- BadConfig 52                the daemon does not start; containers start cold
     `-- DaemonAway 60               nothing was changed
 
 Lean: the swap path imports it.
@@ -347,6 +350,13 @@ class BadManifest(QuickthawError):
     effect = Effect.COLD_START
     exit_code = 51
     blame = Blame.CONTENT
+
+
+class BadConfig(QuickthawError):
+    """A file of the configuration is not readable. The daemon does not start; pods start cold."""
+
+    # packaging/systemd/quickthawd.service knows the number: systemd does not try again.
+    exit_code = 52
 
 
 class DaemonAway(QuickthawError):

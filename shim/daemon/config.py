@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from shim.contract import paths
-from shim.contract.errors import QuickthawError
+from shim.contract.errors import BadConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,13 +26,6 @@ Value = TypeVar("Value")
 
 YEAR_S: Final = 365 * 86400
 LEVELS: Final = ("debug", "info", "warning", "error")
-
-
-class BadConfig(QuickthawError):
-    """A file of the configuration cannot be read. The daemon does not start; pods start cold."""
-
-    # packaging/systemd/quickthawd.service knows it: systemd does not try again.
-    exit_code = 52
 
 
 def key(default: Value, parse: Callable[[object], Value], about: str) -> Value:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from shim.contract import paths
-from shim.daemon.config import BadConfig
+from shim.contract.errors import BadConfig
 
 TOP = Path(__file__).parents[2]
 PACKAGING = TOP / "packaging"

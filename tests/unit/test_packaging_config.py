@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.daemon.config import ROWS, BadConfig, Config, default_file, load
+from shim.contract.errors import BadConfig
+from shim.daemon.config import ROWS, Config, default_file, load
 
 TOP = Path(__file__).parents[2]
 
