@@ -74,7 +74,9 @@ class Captures:
             return
         if why := self._speaks_against(tracked, tracked.identity):
             tracked.become(State.COLD, why)
-            self._reporter.not_to_capture(tracked, why)
+            # Where namespaces share snapshots, the reason is what became of anybody's pod.
+            is_shared, public = self._config.cross_namespace, "a like snapshot is in quarantine"
+            self._reporter.not_to_capture(tracked, why, public=public if is_shared else "")
             return
         others = [
             other

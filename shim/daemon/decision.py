@@ -120,13 +120,17 @@ class Decider:
         return Identity(request, image, digest, log_path, tuple(spec["process"].get("args") or ()))
 
     def candidates(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
-        """The snapshots that the pod's annotation can mean. Raises NoSuchSnapshot."""
+        """The snapshots that the pod's annotation can mean. Raises NoSuchSnapshot.
+
+        Those of another namespace do not exist for the pod: nothing of them is looked at, and no
+        answer may depend on them.
+        """
         wanted = tracked.wish.restore or tracked.wish.snapshot
         namespace = "" if self._config.cross_namespace else tracked.pod.namespace
         if wanted == "auto":
             return self._store.find(namespace=namespace, key=identity.key)
         if wanted.startswith("sha256:") or is_snapshot_id(wanted):
-            return [self._store.get(wanted)]
+            return [self._store.get(wanted, namespace=namespace)]
         return self._store.find(namespace=namespace, name=wanted)
 
     def _match(self, tracked: Tracked, identity: Identity) -> None:
@@ -137,7 +141,7 @@ class Decider:
             return
         usable = [each for each in candidates if not self._store.quarantine.get(each.id)]
         if candidates and not usable:
-            self._cold(tracked, "quarantine", _in_quarantine(self._store, candidates[0]))
+            self._quarantined(tracked, candidates[0])
             return
         match gate.decide(identity.request, usable):
             case gate.Match() as match:
@@ -189,15 +193,19 @@ class Decider:
         self._reporter.refused(codes)
         self._cold(tracked, codes[0], why, codes)
 
-    def _cold(self, tracked: Tracked, reason: str, why: str, codes: Sequence[str] = ()) -> None:
+    def _quarantined(self, tracked: Tracked, found: Manifest) -> None:
+        """The reason is what became of another pod: of this namespace, unless all are one."""
+        record, short = self._store.quarantine.get(found.id), found.id[:12]
+        begins = f"snapshot {short} is in quarantine"
+        why = (
+            f"{begins}: {told(record) if record else ''} Mend the cause and release it with "
+            f"`quickthaw quarantine release {short}`, or remove it with `quickthaw rm`."
+        )
+        public = begins if self._config.cross_namespace else ""
+        self._cold(tracked, "quarantine", why, public=public)
+
+    def _cold(
+        self, tracked: Tracked, reason: str, why: str, codes: Sequence[str] = (), public: str = ""
+    ) -> None:
         tracked.become(State.COLD, why)
-        self._reporter.no_restore(tracked, reason, why, codes)
-
-
-def _in_quarantine(store: Store, found: Manifest) -> str:
-    record = store.quarantine.get(found.id)
-    why = told(record) if record else ""
-    return (
-        f"snapshot {found.id[:12]} is in quarantine: {why} Mend the cause and release it with "
-        f"`quickthaw quarantine release {found.id[:12]}`, or remove it with `quickthaw rm`."
-    )
+        self._reporter.no_restore(tracked, reason, why, codes, public=public)

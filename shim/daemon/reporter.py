@@ -144,19 +144,21 @@ class Reporter:
         self._event(pod, container, WARNING, "BadAnnotation", str(error))
 
     def no_restore(
-        self, tracked: Tracked, reason: str, why: str, codes: Sequence[str] = ()
-    ) -> None:
+        self, tracked: Tracked, reason: str, why: str, codes: Sequence[str] = (), *,
+        public: str = "",
+    ) -> None:  # fmt: skip
         """The decision was a cold start, although the pod asked for a restore.
 
         codes: of the checks that refused. An event has them instead of `why`, which shows values
-        of the captured pod: more people read events than a node's journal.
+        of the captured pod: more people read events than a node's journal. public: what an event
+        has instead, where `why` is about another namespace.
         """
         self._restores.labels("cold", reason).inc()
         log.info("%s starts cold: %s", _named(tracked), why)
         named = tracked.wish.restore not in ("", "auto")
         if reason in _EXPECTED and not (named and reason == "NoSnapshot"):
             return
-        about = _does_not_fit(codes) if codes else f"{why}; {Effect.COLD_START}."
+        about = _does_not_fit(codes) if codes else f"{public or why}; {Effect.COLD_START}."
         self._event(tracked.pod, tracked.name, WARNING, "RestoreRefused", about)
 
     def passed_over(self, tracked: Tracked, snapshot: str, verdict: Verdict) -> None:
@@ -226,11 +228,14 @@ class Reporter:
         """A person took the snapshot out of quarantine."""
         log.info("snapshot %s is released from quarantine", snapshot[:12])
 
-    def not_to_capture(self, tracked: Tracked, why: str) -> None:
-        """The pod wants to be captured, and what came of that before speaks against it."""
+    def not_to_capture(self, tracked: Tracked, why: str, *, public: str = "") -> None:
+        """The pod wants to be captured, and what came of that before speaks against it.
+
+        public: what an event has instead of `why`, where that may be about another namespace.
+        """
         self._captures.labels("refused", "quarantine").inc()
         log.warning("%s is not captured: %s", _named(tracked), why)
-        self._event(tracked.pod, tracked.name, WARNING, "NotCaptured", why)
+        self._event(tracked.pod, tracked.name, WARNING, "NotCaptured", public or why)
 
     def captured(self, tracked: Tracked, frozen_s: float, total_s: float) -> None:
         """A snapshot was published."""

@@ -33,7 +33,7 @@ from shim.store.quarantine import Quarantine
 from shim.trust import signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from shim.contract.manifest import File, Manifest
     from shim.contract.names import SnapshotId
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 MIN_PREFIX = 4
 """Hexadecimal digits with which a person may name a snapshot."""
+_NEAR_AT_MOST = 3
 
 
 class Store:
@@ -104,33 +105,37 @@ class Store:
 
     def find(self, *, namespace: str = "", key: str = "", name: str = "") -> list[Manifest]:
         """The snapshots with all that is given, the newest first."""
-        found = [
+        return _newest_first(
             each
             for each in list(self._by_id.values())  # other threads publish and remove meanwhile
             if (not key or each.key == key)
             and (not name or each.name == name)
             and (not namespace or each.source.namespace == namespace)
-        ]
-        return sorted(found, key=lambda each: each.created_at, reverse=True)
+        )
 
-    def get(self, wanted: str) -> Manifest:
+    def get(self, wanted: str, *, namespace: str = "") -> Manifest:
         """The snapshot with this id, unique prefix of one (with or without `sha256:`), or name.
 
-        Raises NoSuchSnapshot, with what comes near.
+        namespace: of Kubernetes; snapshots of others do not exist for the caller. `NAMESPACE/NAME`
+        names it, too. Of several with one name in one namespace the newest is meant. Raises
+        NoSuchSnapshot, with what comes near; also for a name that several namespaces have.
         """
-        digits = wanted.removeprefix("sha256:")
-        index = dict(self._by_id)  # other threads publish and remove meanwhile
-        found = [index[name] for name in index if name.startswith(digits)]
+        its_namespace, _, name = wanted.rpartition("/")
+        index = {
+            each: manifest
+            for each, manifest in list(self._by_id.items())  # other threads change it meanwhile
+            if namespace in ("", manifest.source.namespace)
+            and its_namespace in ("", manifest.source.namespace)
+        }
+        digits = name.removeprefix("sha256:")
+        found = [index[each] for each in index if each.startswith(digits)]
         if len(digits) < MIN_PREFIX or not found:
-            found = self.find(name=wanted)[:1] if wanted else []
+            found = _newest_first(each for each in index.values() if name and each.name == name)
+            if len({each.source.namespace for each in found}) == 1:
+                found = found[:1]
         if len(found) == 1:
             return found[0]
-        near = ", ".join(sorted(each.id[:12] for each in found or self.all()[:3]))
-        raise NoSuchSnapshot(
-            "cannot find the snapshot", container=wanted,
-            why="several begin like this" if found else "none has this id or name",
-            do=f"Try one of: {near}." if near else "There are no snapshots on this node.",
-        )  # fmt: skip
+        raise _not_found(wanted, found, _newest_first(index.values()))
 
     def signature_of(self, found: str) -> bytes:
         """The signature file of a snapshot, which nobody has looked into; empty when there is none.
@@ -264,6 +269,27 @@ class Store:
             remove_tree(staging.fileno(), found)
         if self._marks:
             marks.forget(found, self._marks)
+
+
+def _newest_first(found: Iterable[Manifest]) -> list[Manifest]:
+    return sorted(found, key=lambda each: each.created_at, reverse=True)
+
+
+def _not_found(wanted: str, found: Sequence[Manifest], index: Sequence[Manifest]) -> NoSuchSnapshot:
+    """found: what `wanted` may mean. index: what the caller may know of."""
+    if found and found[0].name == wanted:
+        names = sorted({f"{each.source.namespace}/{each.name}" for each in found})
+        return NoSuchSnapshot(
+            "cannot find the snapshot", container=wanted,
+            why=f"{len(names)} namespaces have a snapshot of this name",
+            do=f"Name the namespace: {', '.join(names)}.",
+        )  # fmt: skip
+    near = ", ".join(sorted(each.id[:12] for each in found or index[:_NEAR_AT_MOST]))
+    return NoSuchSnapshot(
+        "cannot find the snapshot", container=wanted,
+        why="several begin like this" if found else "none has this id or name",
+        do=f"Try one of: {near}." if near else "There are no snapshots.",
+    )  # fmt: skip
 
 
 def _signature(directory: int) -> bytes:

@@ -124,6 +124,18 @@ def test_the_values_of_another_pod_are_in_no_event(
         ({"snapshot": "auto"}, "Unknown", True),
     ],
 )
+def test_what_may_be_about_another_namespace_is_in_the_journal_only(
+    reporter: Reporter, sent: Sent, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = "2 restores failed in a row, the last: of their pod"
+    reporter.no_restore(tracked(), "quarantine", theirs, public="snapshot a is in quarantine")
+    reporter.not_to_capture(tracked(), theirs, public="a like snapshot is in quarantine")
+    assert caplog.text.count(theirs) == 2
+    assert len(sent.events) == 2
+    assert all("in quarantine" in each.message and theirs not in each.message
+               for each in sent.events)  # fmt: skip
+
+
 def test_what_the_pod_asked_for_is_no_event(
     reporter: Reporter, sent: Sent, wish: dict[str, str], reason: str, told: bool
 ) -> None:

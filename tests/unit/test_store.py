@@ -158,6 +158,33 @@ def test_an_unknown_id_tells_what_there_is(store: Store) -> None:
             store.get(wanted)
 
 
+def test_snapshots_of_another_namespace_do_not_exist(store: Store) -> None:
+    theirs = publish(store)
+    answers = {}
+    for wanted in (theirs.id, theirs.id[:12], f"sha256:{theirs.id}", "warm", "models/warm"):
+        with pytest.raises(NoSuchSnapshot) as raised:
+            store.get(wanted, namespace="other")
+        answers[wanted] = str(raised.value).replace(wanted, "")
+    with pytest.raises(NoSuchSnapshot) as raised:
+        store.get("e" * 64, namespace="other")
+    assert set(answers.values()) == {str(raised.value).replace("e" * 64, "")}
+    assert store.get(theirs.id, namespace="models") == theirs
+    assert store.get("models/warm", namespace="models") == store.get("models/warm") == theirs
+
+
+def test_a_name_of_two_namespaces_needs_the_namespace(store: Store) -> None:
+    older, newer = publish(store, created_at=1.0), publish(store, created_at=2.0)
+    assert store.get("warm") == newer, "of several in one namespace the newest is meant"
+    there = made().as_json()["source"] | {"namespace": "other"}
+    other = publish(store, created_at=3.0, source=there)
+    with pytest.raises(NoSuchSnapshot, match=r"2 namespaces.*models/warm, other/warm"):
+        store.get("warm")
+    assert store.get("models/warm") == store.get("warm", namespace="models") == newer
+    assert store.get("other/warm") == other
+    assert store.get(f"other/{other.id[:12]}") == other
+    assert older in store.all()
+
+
 def test_a_prefix_of_two_is_of_none(store: Store) -> None:
     store._by_id = {char * 4 + "0" * 60: made() for char in "ab"}
     store._by_id["a" * 5 + "0" * 59] = made()
