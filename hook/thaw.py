@@ -60,7 +60,7 @@ def _told(until: float) -> bool:
 
 def _is_stopped(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", errors="surrogateescape") as file:
             return file.read().rpartition(")")[2].split()[0] == "T"
     except OSError:
         return False

@@ -55,7 +55,7 @@ def _status(pid: int) -> dict[str, int]:
     """The fields of /proc/PID/status that are an amount of memory, in bytes; none when it died."""
     found = {}
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        with open(f"/proc/{pid}/status", errors="surrogateescape", newline="\n") as file:
             for line in file:
                 name, _, value = line.partition(":")
                 if value.rstrip().endswith(" kB"):

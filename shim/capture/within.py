@@ -90,7 +90,7 @@ def _seen(task: str) -> dict[str, str]:
         if os.path.lexists(f"{task}/ns/{name}")
     }
     try:
-        with open(f"{task}/attr/current") as file:
+        with open(f"{task}/attr/current", errors="surrogateescape", newline="\n") as file:
             found["security label"] = file.read().rstrip("\n\0")
     except OSError:
         pass  # this kernel has no security module with labels
@@ -98,7 +98,8 @@ def _seen(task: str) -> dict[str, str]:
 
 
 def _status(task: str) -> dict[str, str]:
-    with open(f"{task}/status") as file:
+    # A thread's name is any bytes, line feeds excepted.
+    with open(f"{task}/status", errors="surrogateescape", newline="\n") as file:
         return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
 
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shim.cli import client
 from shim.contract.errors import RequestRefused
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Iterable
 
     from shim.cli.output import Output
 
 
-def ask_for_each(verb: str, done: str, snapshots: Iterable[str], out: Output) -> int:
+SNAPSHOT: Final = "id, unique beginning of one, or [NAMESPACE/]NAME"
+
+
+def namespace_argument(parser: ArgumentParser) -> None:
+    """The option that says whose snapshot a name is."""
+    parser.add_argument(
+        "-n", "--namespace", default="", help="the snapshot's Kubernetes namespace"
+    )  # fmt: skip
+
+
+def qualified(snapshot: str, namespace: str) -> str:
+    """What the store is asked for: several namespaces may have a snapshot of one name."""
+    return f"{namespace}/{snapshot}" if namespace and "/" not in snapshot else snapshot
+
+
+def ask_for_each(
+    verb: str, done: str, snapshots: Iterable[str], out: Output, *, namespace: str = ""
+) -> int:
     """Ask `verb` for each; one that is refused does not stop the others.
 
     done: where the answer, and the JSON that is printed, have the snapshot. Returns the last
@@ -24,7 +42,7 @@ def ask_for_each(verb: str, done: str, snapshots: Iterable[str], out: Output) ->
     code = 0
     for snapshot in snapshots:
         try:
-            took.append(str(client.ask(verb, id=snapshot)[done]))
+            took.append(str(client.ask(verb, id=qualified(snapshot, namespace))[done]))
         except RequestRefused as refusal:
             out.note(str(refusal))
             refused.append({"snapshot": snapshot, "why": refusal.why})

@@ -34,7 +34,10 @@ _EQUAL_CHARS, _DIFFERENT_CHARS = 40, 400
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("what", metavar="POD|SPEC", help="a pod of this node, or an OCI spec")
-    parser.add_argument("--snapshot", default="", help="id, unique beginning of one, or name")
+    parser.add_argument(
+        "--snapshot", default="", help="id, unique beginning of one, or [NAMESPACE/]NAME; a NAME "
+        "alone is first looked for in the pod's namespace",
+    )  # fmt: skip
     parser.add_argument("-n", "--namespace", default="", help="the pod's Kubernetes namespace")
     parser.add_argument("-c", "--container", default="", help="which container of POD")
     spec = parser.add_argument_group("of a SPEC")

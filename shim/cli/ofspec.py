@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from shim.cli.output import Output
+    from shim.contract.manifest import Manifest
 
 _MAX_BYTES = 16 << 20
 _CRI = "io.kubernetes.cri.sandbox-"
@@ -48,11 +49,7 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
         raise _bad(asked.what, str(error)) from error
     namespace = "" if asked.any_namespace else pod.namespace
     chosen = "asked for" if asked.snapshot else "the nearest"
-    found = (
-        store.get(asked.snapshot)
-        if asked.snapshot
-        else nearest(request, store.find(namespace=namespace))
-    )
+    found = _chosen(store, asked.snapshot, pod) or nearest(request, store.find(namespace=namespace))
     if found is None:
         raise NoSuchSnapshot(
             "cannot explain", container=asked.what, why="there is no snapshot to compare with",
@@ -60,6 +57,14 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
         )  # fmt: skip
     container = {"spec": asked.what, "namespace": pod.namespace, "pod": pod.name}
     return {"container": container, "chosen": chosen, **explained(found, request)}
+
+
+def _chosen(store: Store, wanted: str, pod: Pod) -> Manifest | None:
+    """The snapshot that was asked for: a name means one of the pod's namespace, if it has it."""
+    if not wanted:
+        return None
+    named = store.find(namespace=pod.namespace, name=wanted) if pod.namespace else []
+    return named[0] if named else store.get(wanted)
 
 
 def _read(path: str) -> dict[str, Any]:

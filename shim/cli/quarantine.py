@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from shim.cli import client, output
-from shim.cli.each import ask_for_each
+from shim.cli.each import SNAPSHOT, ask_for_each, namespace_argument
 from shim.contract.errors import DaemonAway
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def arguments(parser: ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="what", metavar="ls|release", required=True)
     listing = verbs.add_parser("ls", help="list what is in quarantine, the latest first")
     release = verbs.add_parser("release", help="let pods start from them again, counted from 0")
-    release.add_argument("snapshots", nargs="+", metavar="SNAPSHOT",
-                         help="id, unique beginning of one, or name")  # fmt: skip
+    release.add_argument("snapshots", nargs="+", metavar="SNAPSHOT", help=SNAPSHOT)
+    namespace_argument(release)
     for verb in (listing, release):
         # Not to overwrite what was given before the inner verb.
         verb.add_argument(
@@ -41,7 +41,9 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(asked: Namespace, out: Output) -> int:
     if asked.what == "release":
-        return ask_for_each("release", "released", asked.snapshots, out)
+        return ask_for_each(
+            "release", "released", asked.snapshots, out, namespace=asked.namespace
+        )  # fmt: skip
     try:
         answer = client.ask("quarantine")
     except DaemonAway as away:

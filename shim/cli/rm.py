@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from shim.cli.each import ask_for_each
+from shim.cli.each import SNAPSHOT, ask_for_each, namespace_argument
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -16,13 +16,14 @@ EXAMPLES: Final = """\
 examples:
   quickthaw rm 3f2a91c0
   quickthaw rm warm-model old-model
+  quickthaw rm warm-model -n models    where several namespaces have a snapshot of this name
 """
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("snapshots", nargs="+", metavar="SNAPSHOT",
-                        help="id, unique beginning of one, or name")  # fmt: skip
+    parser.add_argument("snapshots", nargs="+", metavar="SNAPSHOT", help=SNAPSHOT)
+    namespace_argument(parser)
 
 
 def run(asked: Namespace, out: Output) -> int:
-    return ask_for_each("rm", "removed", asked.snapshots, out)
+    return ask_for_each("rm", "removed", asked.snapshots, out, namespace=asked.namespace)

@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any, Final
 
 from shim.cli import client, output
+from shim.cli.each import SNAPSHOT, namespace_argument, qualified
 from shim.contract.errors import DaemonAway
 
 if TYPE_CHECKING:
@@ -23,15 +24,17 @@ examples:
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("snapshot", help="id, unique beginning of one, or name")
+    parser.add_argument("snapshot", help=SNAPSHOT)
+    namespace_argument(parser)
     parser.add_argument("--facts", action="store_true", help="list the facts of the gate, too")
 
 
 def run(asked: Namespace, out: Output) -> int:
+    wanted = qualified(asked.snapshot, asked.namespace)
     try:
-        answer = client.ask("show", id=asked.snapshot)
+        answer = client.ask("show", id=wanted)
     except DaemonAway as away:
-        answer = _offline(asked.snapshot, out, away)
+        answer = _offline(wanted, out, away)
     if out.as_json:
         out.json(answer)
         return 0

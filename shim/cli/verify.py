@@ -11,6 +11,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from shim.cli.each import SNAPSHOT, namespace_argument, qualified
 from shim.cli.output import duration, size
 from shim.contract.errors import BadManifest, QuickthawError, SnapshotNotWhole
 from shim.integrity.check import Check
@@ -42,8 +43,10 @@ _UNTRUSTED = 1
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("snapshots", nargs="*", metavar="SNAPSHOT",
-                        help="id, unique beginning of one, or name; all by default")  # fmt: skip
+    parser.add_argument(
+        "snapshots", nargs="*", metavar="SNAPSHOT", help=f"{SNAPSHOT}; all by default"
+    )  # fmt: skip
+    namespace_argument(parser)
     # For the daemon: only what was not verified since the node booted, and nobody shall notice.
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
 
@@ -59,9 +62,10 @@ def run(asked: Namespace, out: Output) -> int:
     store = Store()
     store.read_index()
     trusted = trust(store)
-    wanted = [store.get(name) for name in asked.snapshots] or store.all()
+    wanted = [store.get(qualified(name, asked.namespace)) for name in asked.snapshots]
+    wanted = wanted or store.find(namespace=asked.namespace)
     rows = [_verified(store, trusted, found, asked.background, out) for found in wanted]
-    if not asked.snapshots:
+    if not asked.snapshots and not asked.namespace:
         rows += [_damaged(name, why) for name, why in sorted(store.damaged.items())]
     if asked.background:
         out.line(json.dumps({"snapshots": rows}))

@@ -77,7 +77,7 @@ def _is_mounted_somewhere(path: str) -> bool:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace in known:
                 continue
-            with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:
+            with open(f"/proc/{pid}/mountinfo", errors="surrogateescape", newline="\n") as file:
                 if f" {path}" in file.read():
                     return True
             known.add(namespace)

@@ -102,7 +102,7 @@ def attach(cgroup: str) -> OwnedFd:
 
 def unified_cgroup(pid: int) -> str:
     """The cgroup v2 directory of `pid`. Raises OSError, ValueError when none is mounted."""
-    with open(f"/proc/{pid}/cgroup") as file:
+    with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
         path = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), None)
     for mount in read_mounts():
         root = "" if mount.root == "/" else mount.root

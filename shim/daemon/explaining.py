@@ -59,7 +59,9 @@ class Explaining:
     def _chosen(self, tracked: Tracked, identity: Identity, wanted: str) -> tuple[Manifest, str]:
         """The snapshot to compare with, and why this one."""
         if wanted:
-            return self._store.get(wanted), "asked for"
+            # A name is the one that the pod's own annotation would mean, if there is such a one.
+            named = self._store.find(namespace=tracked.pod.namespace, name=wanted)
+            return named[0] if named else self._store.get(wanted), "asked for"
         candidates = self._decider.candidates(tracked, identity)
         if found := nearest(identity.request, candidates):
             return found, "a candidate of the decision"

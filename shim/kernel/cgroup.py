@@ -97,7 +97,7 @@ def _where_we_are() -> str:
 
 def _cgroups_of(pid: int | str) -> list[tuple[str, str]]:
     """Controllers and path in each hierarchy; those of v1 first, which runc too prefers."""
-    with open(f"/proc/{pid}/cgroup") as file:
+    with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
     return sorted(((line[1], line[2]) for line in lines), key=lambda each: each[0] == "")
 

@@ -85,7 +85,7 @@ class Mapped:
 def own_areas(pid: int) -> list[Range]:
     """Areas of private memory without a file that can be read and not executed. Raises OSError."""
     found = []
-    with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+    with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
         for line in file:
             area, rights, _, _, inode, *name = line.rstrip("\n").split(None, 5)
             if inode != "0" or rights[0] != "r" or rights[2:4] != "-p":

@@ -17,7 +17,7 @@ def writable_shared_files(pids: Iterable[int]) -> set[str]:
     found = set()
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+            with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
                 for line in file:
                     fields = line.rstrip("\n").split(None, _FIELDS_BEFORE_PATH)
                     if len(fields) > _FIELDS_BEFORE_PATH and fields[1][1:4:2] == "ws":

@@ -57,7 +57,7 @@ def found(pids: Iterable[int]) -> dict[int, str]:
 
 def _mapped(pid: int) -> Iterator[tuple[int, str, bool]]:
     device, _ = _mount()
-    with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+    with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
         for line in file:
             fields = line.split(None, _FIELDS_BEFORE_PATH)
             if len(fields) > _FIELDS_BEFORE_PATH and fields[3] == device:

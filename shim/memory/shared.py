@@ -175,7 +175,7 @@ def _object(pid: int, size: int) -> int:
     that is mapped shared and writable, has this size, and no page. Raises NotFilled, OSError.
     """
     found: dict[int, str] = {}
-    with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+    with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
         for line in file:
             fields = line.split(None, 5)
             if len(fields) < 6 or not fields[5].startswith(_NAMES) or fields[1][:4:3] != "rs":
