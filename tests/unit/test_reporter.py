@@ -112,18 +112,6 @@ def test_the_values_of_another_pod_are_in_no_event(
     assert [event.reason for event in sent.events] == ["RestoreRefused", "SnapshotDoesNotFit"]
 
 
-@pytest.mark.parametrize(
-    ("wish", "reason", "told"),
-    [
-        ({"snapshot": "auto"}, "NoSnapshot", False),
-        ({"snapshot": "auto"}, "Restart", False),
-        ({"restore": "warm"}, "NoSnapshot", True),
-        ({"snapshot": "auto"}, "quarantine", True),
-        ({"snapshot": "auto"}, "signature", True),
-        ({"restore": "sha256:1"}, "NoSuchSnapshot", True),
-        ({"snapshot": "auto"}, "Unknown", True),
-    ],
-)
 def test_what_may_be_about_another_namespace_is_in_the_journal_only(
     reporter: Reporter, sent: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,6 +124,18 @@ def test_what_may_be_about_another_namespace_is_in_the_journal_only(
                for each in sent.events)  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("wish", "reason", "told"),
+    [
+        ({"snapshot": "auto"}, "NoSnapshot", False),
+        ({"snapshot": "auto"}, "Restart", False),
+        ({"restore": "warm"}, "NoSnapshot", True),
+        ({"snapshot": "auto"}, "quarantine", True),
+        ({"snapshot": "auto"}, "signature", True),
+        ({"restore": "sha256:1"}, "NoSuchSnapshot", True),
+        ({"snapshot": "auto"}, "Unknown", True),
+    ],
+)
 def test_what_the_pod_asked_for_is_no_event(
     reporter: Reporter, sent: Sent, wish: dict[str, str], reason: str, told: bool
 ) -> None:
