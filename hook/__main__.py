@@ -1,4 +1,4 @@
-"""quickthaw-hook: `prestart ID` or `poststop ID` with the OCI state on stdin, `record PID`,
+"""quickthaw-hook: `prestart ID` or `poststop ID` with the OCI state on stdin, `record FD PARENT`,
 `thaw ID FREEZER SECONDS` or `undo ID NETNS`.
 
 The id is for the shell part of the hook (hook/quickthaw-hook); the state has it, too.
@@ -23,10 +23,11 @@ def main() -> int:
     name, *operands = sys.argv[1:] or [""]
     faults.arm_from_file()
     try:
-        if name == "record" and len(operands) == 1:
+        if name == "record" and len(operands) == 2:
             from hook.record import record
 
-            record(int(operands[0]))
+            alarm.kill_us_after(_AT_MOST_S)
+            record(int(operands[0]), int(operands[1]))
         elif name == "thaw" and len(operands) == 3:
             from hook.thaw import thaw
 
@@ -48,7 +49,7 @@ def main() -> int:
             poststop(read_state(sys.stdin.buffer))
         else:
             sys.stderr.write(
-                "usage: quickthaw-hook prestart|poststop ID < state.json, record PID, "
+                "usage: quickthaw-hook prestart|poststop ID < state.json, record FD PARENT, "
                 "thaw ID FREEZER SECONDS, "
                 "or undo ID NETNS\n"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from shim.contract import faults, journal, jsontext
@@ -22,10 +23,10 @@ def poststop(state: State) -> None:
     if journal.is_locked(f"{CONTAINERS}/{state.container}"):
         return
     faults.point("hook.poststop", state.container)
-    addresses = _given(state.container)
+    given = _given(state.container)
     forget(state.container)
     faults.point("hook.poststop.forgotten", state.container)
-    _take_back(addresses, _network_namespace(state.bundle))
+    _take_back(*given, _network_namespace(state.bundle))
 
 
 def undo(container: str, netns: str) -> None:
@@ -33,23 +34,31 @@ def undo(container: str, netns: str) -> None:
 
     Not a hook of the runtime: `quickthaw-runc` calls it before the container starts cold.
     """
-    _take_back(_given(container), netns)
+    _take_back(*_given(container), netns)
 
 
-def _given(container: str) -> list[str]:
-    return [
-        str(subject)
-        for kind, subject in journal.changes(journal.path_of(container))
-        if kind == journal.ADDRESS
-    ]
+def _given(container: str) -> tuple[list[str], list[int]]:
+    """The addresses that were given, and the identity of the namespace that has them."""
+    changes = list(journal.changes(journal.path_of(container)))
+    known = next((subject for kind, subject in changes if kind == journal.NETNS), None)
+    return (
+        [str(subject) for kind, subject in changes if kind == journal.ADDRESS],
+        [int(number) for number in known] if isinstance(known, list) else [],
+    )
 
 
-def _take_back(addresses: list[str], netns: str) -> None:
+def _take_back(addresses: list[str], known: list[int], netns: str) -> None:
+    """With the namespace gone, so are its addresses: its path may be another's by now."""
     if not addresses or not os.path.exists(netns):
-        return  # with the namespace gone, so are its addresses
+        return
+    try:
+        enter(netns, known)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return
     from hook import netlink
 
-    enter(netns)
     for address in addresses:
         netlink.remove_from_loopback(address)
 

@@ -25,9 +25,13 @@ def prestart(state: State) -> None:
     faults.point("hook.prestart", state.container)
     from hook import netlink
 
+    if plan["bindable"]:
+        journal.note(f"{private}/journal", journal.NETNS, plan["netns"])
     for address in plan["bindable"]:
         journal.note(f"{private}/journal", journal.ADDRESS, address)
-    enter(f"/proc/{state.pid}/ns/net")  # this process does nothing else: no way back needed
+    # This process does nothing else: no way back needed. With the runtime killed, the number that
+    # it told may be another process': only the namespace that the plan was made for is entered.
+    enter(f"/proc/{state.pid}/ns/net", plan["netns"])
     netlink.bring_up_loopback()
     for address in plan["bindable"]:
         netlink.add_to_loopback(address)

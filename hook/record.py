@@ -9,11 +9,18 @@ from __future__ import annotations
 import json
 import sys
 
-from hook import netlink
-from shim.kernel.netns import enter
+from shim.kernel import priority
+from shim.kernel.namespaces import CLONE_NEWNET, setns
 
 
-def record(pid: int) -> None:
-    """Print the network facts of process `pid` as one JSON object. Raises OSError."""
-    enter(f"/proc/{pid}/ns/net")  # this process does nothing else: no way back needed
+def record(network_fd: int, parent: int) -> None:
+    """Print the facts of a network namespace as one JSON object. Raises OSError.
+
+    network_fd: the namespace; the daemon has held it since the container's start, whose process
+    may have ended. parent: the daemon, which this process does not outlive.
+    """
+    priority.be_a_helper_of(parent)
+    setns(network_fd, CLONE_NEWNET)  # this process does nothing else: no way back needed
+    from hook import netlink  # late: this takes a while, and nothing may outlive the daemon
+
     json.dump(netlink.facts(), sys.stdout)

@@ -1,6 +1,6 @@
 """Wait for a line of a container's log that a regular expression matches. A program of its own.
 
-    python3 -ISE logwatch.py PARENT EXPRESSION PATH
+    python3 -ISE logwatch.py PARENT SECONDS EXPRESSION PATH
 
 Both are a pod author's, and Python's `re` holds the interpreter's lock while it matches: on the
 author's own line a harmless expression such as `a*a*a*b` takes hours. In the daemon it would stop
@@ -75,8 +75,9 @@ def _be_harmless(parent: int) -> None:
 
 def main() -> int:
     """Returns an exit status."""
-    parent, expression, path = sys.argv[1:]
+    parent, seconds, expression, path = sys.argv[1:]
     _be_harmless(int(parent))
+    signal.setitimer(signal.ITIMER_REAL, float(seconds))  # also where the daemon hangs
     pattern, log = re.compile(expression), Log(path)
     while not any(pattern.search(text) for text in log.new_lines()):
         time.sleep(_EVERY_S)  # a log is written to all the time: to be told of it costs more

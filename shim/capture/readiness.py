@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, assert_never
 from shim.capture import logwatch, tool, workload
 from shim.contract.errors import NeverReady
 from shim.contract.paths import CONTROL, READY_FILE
-from shim.kernel.beneath import open_dir, open_in_root
+from shim.kernel.beneath import open_in_root
 from shim.nri.annotations import ExecReady, FileReady, HttpReady, LogReady, SignalReady, TcpReady
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _exists_in(source: Source, path: str) -> bool:
     """Whether the container has `path`. Its links are followed as it would: never out of it."""
     try:
         with (
-            open_dir(f"/proc/{source.pid}/root") as root,
+            source.process.open("root", os.O_PATH | os.O_DIRECTORY) as root,
             open_in_root(root.fileno(), path, os.O_PATH),
         ):
             return True
@@ -95,8 +95,9 @@ async def _exec(source: Source, argv: tuple[str, ...]) -> None:
 
 
 async def _log(source: Source, pattern: str, within_s: float) -> None:
-    argv = [sys.executable, "-ISE", logwatch.__file__, str(os.getpid()), pattern, source.log_path]
-    ended = await tool.run_async(argv, within_s=within_s + _TOOL_S)
+    within_s += _TOOL_S
+    argv = [sys.executable, "-ISE", logwatch.__file__, str(os.getpid()), f"{within_s:.3f}"]
+    ended = await tool.run_async([*argv, pattern, source.log_path], within_s=within_s)
     if ended.status in (_KILLED, _OUT_OF_TIME):
         why = f"its expression used {logwatch.CPU_S} s of the processor's time on the log"
         raise TimeoutError(f"{pattern!r:.80}: {why}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shim.contract.names import ContainerId, HostPid
+    from shim.kernel.held import Held
 
 FREEZE_S = 10.0
 """How long a container may take to freeze: a task in uninterruptible sleep delays it."""
@@ -31,7 +32,8 @@ class Source:
     """What a capture needs to know of a running container.
 
     runtime: the real runtime with its global flags. spec: its config.json. bundle: its bundle.
-    log_path: its log file as kubelet named it, or empty.
+    log_path: its log file as kubelet named it, or empty. held: its first process, from its start
+    on; None only where nothing is asked of it.
     """
 
     container: ContainerId
@@ -40,6 +42,17 @@ class Source:
     spec: dict[str, Any]
     runtime: tuple[str, ...]
     log_path: str
+    held: Held | None = None
+
+    @property
+    def process(self) -> Held:
+        """Its first process, which is the same one as at its start. Raises NotCapturable."""
+        if self.held is None:
+            raise NotCapturable(
+                "cannot capture", container=self.container, why="its process is not known",
+                do="Is the container still running?",
+            )  # fmt: skip
+        return self.held
 
     @property
     def private(self) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
@@ -58,11 +58,16 @@ def run(
     return Ended(_status(process.returncode), output)
 
 
-async def run_async(argv: Sequence[str], *, within_s: float) -> Ended:
-    """The same on the event loop; being cancelled kills the program, too."""
+async def run_async(
+    argv: Sequence[str], *, within_s: float, pass_fds: Collection[int] = ()
+) -> Ended:  # fmt: skip
+    """The same on the event loop; being cancelled kills the program, too.
+
+    pass_fds: descriptors that the program has, under the same numbers.
+    """
     process = await asyncio.create_subprocess_exec(
         *argv, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
+        stderr=subprocess.STDOUT, start_new_session=True, pass_fds=pass_fds,
     )  # fmt: skip
     try:
         async with asyncio.timeout(within_s):

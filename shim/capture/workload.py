@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +11,12 @@ from typing import TYPE_CHECKING
 from shim.capture import tool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from shim.capture.source import Source
 
 _PREFIX = str(Path(__file__).parents[2])
-_PROBE = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from shim.network.probe import main; sys.exit(main())"
-)
+_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from %s import main; sys.exit(main())"
 
 
 class WorkloadRefused(Exception):
@@ -31,24 +29,39 @@ async def request(
 ) -> None:  # fmt: skip
     """An HTTP request or TCP connection (kind `http` or `tcp`) to the pod's port.
 
-    every_s: seconds between tries, 0 for one try. Raises WorkloadRefused.
+    every_s: seconds between tries, 0 for one try. The namespace is the container's whatever its
+    process' number stands for by then. Raises WorkloadRefused.
     """
+    try:
+        network_fd = source.process.network_fd()
+    except ValueError as error:
+        raise WorkloadRefused("the container has ended") from error
     wanted = {
-        "netns": f"/proc/{source.pid}/ns/net", "kind": kind, "port": port, "method": method,
-        "target": target, "every_s": every_s, "within_s": within_s,
+        "netns": f"/proc/self/fd/{network_fd}", "kind": kind, "port": port, "method": method,
+        "target": target, "every_s": every_s, "within_s": within_s, "parent": os.getpid(),
     }  # fmt: skip
-    argv = [sys.executable, "-ISE", "-c", _PROBE, _PREFIX, json.dumps(wanted)]
-    await _succeed(argv, within_s + 5)
+    argv = [*_program("shim.network.probe"), json.dumps(wanted)]
+    await _succeed(argv, within_s + 5, (network_fd,))
 
 
 async def execute(source: Source, argv: Sequence[str], *, within_s: float) -> None:
-    """Run a command in the container, as its user. Raises WorkloadRefused."""
-    await _succeed([*source.runtime, "exec", source.container, *argv], within_s)
+    """Run a command in the container, as its user. Raises WorkloadRefused.
+
+    By the container's id: the runtime itself compares when its process started.
+    """
+    tied = [*_program("shim.capture.tied"), str(os.getpid())]
+    await _succeed([*tied, *source.runtime, "exec", source.container, *argv], within_s)
 
 
-async def _succeed(argv: Sequence[str], within_s: float) -> None:
+def _program(module: str) -> list[str]:
+    return [sys.executable, "-ISE", "-c", _START % module, _PREFIX]
+
+
+async def _succeed(
+    argv: Sequence[str], within_s: float, pass_fds: Collection[int] = ()
+) -> None:  # fmt: skip
     try:
-        ended = await tool.run_async(argv, within_s=within_s)
+        ended = await tool.run_async(argv, within_s=within_s, pass_fds=pass_fds)
     except (OSError, TimeoutError) as error:
         raise WorkloadRefused(str(error)) from error
     if ended.status:

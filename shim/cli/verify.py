@@ -16,7 +16,7 @@ from shim.cli.output import duration, size
 from shim.contract.errors import BadManifest, QuickthawError, SnapshotNotWhole
 from shim.integrity.check import Check
 from shim.kernel.beneath import open_dir
-from shim.kernel.priority import become_idle, end_with_parent
+from shim.kernel.priority import be_expendable, become_idle, end_with_parent
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -56,6 +56,7 @@ def run(asked: Namespace, out: Output) -> int:
     if asked.background:
         end_with_parent()
         become_idle()
+        be_expendable()
     from shim.cli.offline import trust  # here: 60 ms that no other verb is to pay
     from shim.store.store import Store
 

@@ -261,8 +261,9 @@ class Captures:
             spec = json.load(file)
         runtime = (_runtime(), "--root", f"{config.runtime_root}/{config.containerd_namespace}")
         return Source(
-            tracked.container, HostPid(tracked.pid), bundle, spec, runtime, identity.log_path
-        )
+            tracked.container, HostPid(tracked.pid), bundle, spec, runtime, identity.log_path,
+            tracked.held,
+        )  # fmt: skip
 
 
 def _runtime() -> str:
@@ -271,9 +272,10 @@ def _runtime() -> str:
 
 async def _network(source: Source) -> dict[str, Any]:
     """Addresses, routes, MTU and sysctls of the container's network namespace."""
-    argv = [f"{PREFIX}/bin/quickthaw-hook", "record", str(source.pid)]
     try:
-        ended = await tool.run_async(argv, within_s=_TOOL_S)
+        network_fd = source.process.network_fd()
+        argv = [f"{PREFIX}/bin/quickthaw-hook", "record", str(network_fd), str(os.getpid())]
+        ended = await tool.run_async(argv, within_s=_TOOL_S, pass_fds=(network_fd,))
         if ended.status == 0:
             found: dict[str, Any] = json.loads(ended.output)
             return found

@@ -73,13 +73,14 @@ class NodePlugin(Plugin):
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
     ) -> None:
         if tracked := self._registry.get(container.id):
-            tracked.pid = container.pid
+            tracked.runs(container.pid)
             faults.point("daemon.started", tracked.container)
             self._started(tracked)
 
     async def stop_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
         if tracked := self._registry.get(container.id):
             self._captures.give_up(tracked, "the container ended")
+            tracked.let_go()
             self._take_outcome(tracked)  # of a page server that could not go on
 
     async def remove_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
@@ -104,7 +105,8 @@ class NodePlugin(Plugin):
         for container in containers:
             tracked = known.get(container.id)
             if tracked and container.state == _RUNNING:
-                tracked.pid = container.pid
+                if tracked.held is None:
+                    tracked.runs(container.pid)
                 self._take_outcome(tracked)  # of a start while the daemon was away
                 self._captures.adopt(tracked)
         for found in self._registry.sweep():

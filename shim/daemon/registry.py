@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from shim.contract import outcome
 from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, SWAPPED, TICKETS
+from shim.kernel.held import Held
 from shim.restore.forget import forget
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Tracked:
     """One container. Only the event loop changes it.
 
     reason: why it is in this state, for people. identity: what it is matched by, once containerd
-    has told its spec. pid: of its init as the host sees it, 0 before it runs.
+    has told its spec. pid: of its init as the host sees it, 0 before it runs. held: that process,
+    while it runs: its number may be another's later.
     """
 
     container: ContainerId
@@ -63,12 +65,28 @@ class Tracked:
     wish: Wish
     restarts: int = 0
     pid: int = 0
+    held: Held | None = None
     state: State = State.CREATED
     reason: str = ""
     snapshot: str = ""
     identity: Identity | None = None
     since: float = field(default_factory=time.monotonic)
     task: asyncio.Task[None] | None = None
+
+    def runs(self, pid: int) -> None:
+        """Its process is known now. One that has ended meanwhile is not held."""
+        self.let_go()
+        self.pid = pid
+        try:
+            self.held = Held(pid, self.container)
+        except OSError as error:
+            log.info("container %s is not held: %s", self.container, error)
+
+    def let_go(self) -> None:
+        """It has ended: keep nothing of it."""
+        held, self.held = self.held, None
+        if held:
+            held.close()
 
     def become(self, state: State, reason: str = "") -> None:
         """Change the state, with the reason for it."""
@@ -94,13 +112,19 @@ class Registry:
 
     def remove(self, container: str) -> Tracked | None:
         """Forget the container, and return what was known of it."""
-        return self._tracked.pop(container, None)
+        removed = self._tracked.pop(container, None)
+        if removed:
+            removed.let_go()
+        return removed
 
     def replace_all(self, found: Iterable[Tracked]) -> dict[str, Tracked]:
         """Keep of those that we know what exists, add what is new, drop the rest."""
+        before = self._tracked
         self._tracked = {
-            tracked.container: self._tracked.get(tracked.container, tracked) for tracked in found
+            tracked.container: before.get(tracked.container, tracked) for tracked in found
         }
+        for container in before.keys() - self._tracked.keys():
+            before[container].let_go()
         return self._tracked
 
     def sweep(self) -> list[dict[str, object]]:

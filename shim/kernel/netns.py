@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -18,9 +19,21 @@ if TYPE_CHECKING:
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 
 
-def enter(path: str) -> None:
-    """Enter the namespace at `path` for good: for programs that do nothing else."""
+def identity(path: str) -> list[int]:
+    """Device and inode: what tells the namespace at `path` from every other one that exists."""
+    found = os.stat(path)
+    return [found.st_dev, found.st_ino]
+
+
+def enter(path: str, known: list[int] | None = None) -> None:
+    """Enter the namespace at `path` for good: for programs that do nothing else.
+
+    known: its `identity`, where the path has the number of a process that may be another by now.
+    Raises OSError; ESTALE when it is another namespace.
+    """
     with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as there:
+        if known is not None and identity(f"/proc/self/fd/{there.fileno()}") != known:
+            raise OSError(errno.ESTALE, "it is another network namespace by now", path)
         setns(there.fileno(), CLONE_NEWNET)
 
 

@@ -14,6 +14,7 @@ from shim.kernel.libc import call, syscall
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _WHO_PROCESS, _CLASS_IDLE = 1, 3 << 13
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_EXPENDABLE = "500"
 
 
 def become_idle() -> None:
@@ -42,6 +43,22 @@ def protect(name: str) -> None:
     be_called(name)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("-999")
+
+
+def be_a_helper_of(parent: int) -> None:
+    """Be killed when the process `parent` ends, and before any pod when memory runs short.
+
+    For helpers of the daemon: they inherit its place at the end of the OOM killer's list, and work
+    on behalf of a pod's author. Raises OSError.
+    """
+    killed_with_parent(parent)
+    be_expendable()
+
+
+def be_expendable() -> None:
+    """Be one of the first that the OOM killer takes. Raises OSError."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(_EXPENDABLE)
 
 
 def end_with_parent() -> None:

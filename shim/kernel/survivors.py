@@ -13,6 +13,7 @@ import signal
 import time
 
 from shim.kernel import lineage
+from shim.kernel.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,10 +35,9 @@ def kill(container: str, *, until: float) -> list[int]:
     while True:
         found = members(container)
         for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            with contextlib.suppress(ProcessLookupError), OwnedFd(os.pidfd_open(pid)) as pidfd:
+                if is_member(pid, container):  # its number may have become another's
+                    signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
         if not found or time.monotonic() > until:
             return found
         time.sleep(_POLL_S)
@@ -59,6 +59,14 @@ def newest_first(container: str) -> Iterator[int]:
     own = os.getpid()
     pids = sorted((int(entry) for entry in os.listdir("/proc") if entry.isdecimal()), reverse=True)
     return (pid for pid in pids if pid != own and _is_in(pid, name))
+
+
+def is_member(pid: int, container: str) -> bool:
+    """Whether the process lives in a cgroup of which a part is named for the container.
+
+    Whoever must know that it is still the same process holds a pidfd of it.
+    """
+    return len(container) >= _ID_CHARS and _is_in(pid, container.encode())
 
 
 def numbered(container: str, pid: int) -> int:

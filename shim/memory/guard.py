@@ -17,7 +17,7 @@ import time
 from shim.contract import faults, outcome
 from shim.contract.errors import MemoryLost
 from shim.contract.paths import CONTAINER_FILLING, CONTAINERS
-from shim.kernel import perfevent, priority, process, survivors
+from shim.kernel import held, perfevent, priority, process, survivors
 from shim.memory import child
 
 TYPE_CHECKING = False
@@ -124,8 +124,7 @@ def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) ->
         forget(ticket.container)
     else:
         end(ticket, why)
-    if os.getppid() == server:
-        os.kill(server, signal.SIGKILL)
+    held.kill_parent(server)
 
 
 def remember(container: str) -> None:

@@ -1,8 +1,8 @@
 """A program of its own: call a workload from inside its network namespace, until it answers.
 
 The daemon has threads and an event loop, and so cannot enter a namespace itself. Argument: one
-JSON object with netns (path), kind (`http` or `tcp`), method, port, target, every_s (0: try
-once), within_s. Ends with 0 on success; else the last reason is on stdout.
+JSON object with parent (the daemon's pid), netns (path), kind (`http` or `tcp`), method, port,
+target, every_s (0: try once), within_s. Ends with 0 on success; else the last reason is on stdout.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import json
 import sys
 import time
 
+from shim.kernel import alarm, priority
 from shim.network import call
 
 _ONE_CALL_S = 5.0
+_LATE_S = 5.0
 
 
 def main() -> int:
     """Try until it succeeds or the time is over."""
     wanted = json.loads(sys.argv[1])
+    priority.be_a_helper_of(wanted["parent"])
+    alarm.kill_us_after(wanted["within_s"] + _LATE_S)  # also where the daemon hangs
     end = time.monotonic() + wanted["within_s"]
     reason = "the time was over before the first try"
     while (now := time.monotonic()) < end:

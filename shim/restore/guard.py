@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import time
 
 from shim.contract import faults, outcome
 from shim.contract.errors import NoTurn, SwapKilled
-from shim.kernel import alarm, process, survivors
+from shim.kernel import alarm, held, process, survivors
 from shim.kernel.cgroup import QuickMoves
 from shim.restore import turns
 
@@ -88,9 +87,8 @@ def _wait(until: float, parent: int, read_fd: int) -> str:
     """Wait for the end of the swap. Empty when it came as it should, else why not."""
     if select.select([read_fd], [], [], max(0, until - time.monotonic()))[0]:
         return "" if os.read(read_fd, 1) == _DONE else "quickthaw-runc was killed"
-    if os.getppid() == parent:  # else it has ended, and its number may be another's
-        os.kill(parent, signal.SIGKILL)
-        select.select([read_fd], [], [], _DELETE_S)
+    held.kill_parent(parent)
+    select.select([read_fd], [], [], _DELETE_S)
     return "quickthaw-runc hung, and was killed long after its deadline"
 
 

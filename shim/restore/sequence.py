@@ -15,8 +15,6 @@ import time
 
 from shim.contract import faults, journal, jsontext
 from shim.contract.errors import (
-    Blame,
-    CriuRestoreFailed,
     NetworkNotReady,
     QuickthawError,
     RootfsNotMountable,
@@ -30,7 +28,6 @@ from shim.contract.paths import (
     CONTAINER_NETWORK_PLAN,
     CONTAINER_WORK,
     CONTAINERS,
-    LOGS,
     PREFIX,
     SNAPSHOT_CRIU,
     SNAPSHOT_ROOTFS,
@@ -40,7 +37,7 @@ from shim.contract.paths import (
 )
 from shim.criu import options
 from shim.criu import restore as runtime_restore
-from shim.kernel import alarm, mounts, process
+from shim.kernel import alarm, mounts, process, survivors
 from shim.kernel.alarm import TooLate
 from shim.kernel.beneath import open_dir, remove_tree
 from shim.kernel.fds import OwnedFd
@@ -61,7 +58,6 @@ if TYPE_CHECKING:
     from shim.memory.layout import Layout
     from shim.restore.memory import PageServer
 
-_LOG_BYTES = 4 << 20
 UNDO_S = 10.0
 """How long it may take to undo a swap. Normally it is a tenth of a second."""
 
@@ -81,6 +77,7 @@ class Swap:
         self.images = f"{self.private}/{CONTAINER_IMAGES}"
         self.work = f"{self.private}/{CONTAINER_WORK}"
         self.steps: dict[str, float] = {}
+        self._network = OwnedFd(-1)
 
     def run(self) -> None:
         """Leave the container running, restored. Raises SwapFailed after undoing everything."""
@@ -101,6 +98,7 @@ class Swap:
                     raise
                 undo.pop_all()
         finally:
+            self._network.close()
             alarm.cancel()
 
     def _take_steps(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> None:
@@ -116,9 +114,7 @@ class Swap:
         with self._step("resume"):
             from shim.restore import resume
 
-            resume.call_workload(
-                self.ticket, self.bundle.network_namespace, self.runtime, until=self.until
-            )
+            resume.call_workload(self.ticket, self._netns, self.runtime, until=self.until)
             faults.point("restore.resumed", self.ticket.container)
         server.keep()
         journal.note(f"{self.private}/journal", journal.DONE, None)
@@ -149,7 +145,7 @@ class Swap:
             check.finish()
             faults.point("restore.hashed", self.ticket.container)
         with self._step("criu"):
-            self._restore(runtime, descriptors, server, undo)
+            self._restore(captured, runtime, descriptors, server, undo)
             server.wait_until_ready(self.until)
             self._rescore()
             check.unchanged()
@@ -262,7 +258,7 @@ class Swap:
         try:
             written = check.images | self._renamed(check.images)
             addresses: list[str] = []
-            if netns := self.bundle.network_namespace:
+            if netns := self._hold_network():
                 addresses = global_addresses(netns)
                 faults.point("restore.network.read", self.ticket.container)
                 patches = images.patches_of(captured.network)
@@ -285,9 +281,24 @@ class Swap:
                 why=str(error), do="Is the sandbox still there?",
             ) from error  # fmt: skip
 
+    def _hold_network(self) -> str:
+        """Open the sandbox's network namespace; empty where it has none. Raises OSError.
+
+        Its path has the number of a process, which is another's when the sandbox has ended: from
+        here on it is the descriptor that is meant.
+        """
+        if path := self.bundle.network_namespace:
+            self._network = OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return self._netns
+
+    @property
+    def _netns(self) -> str:
+        fd = self._network.fileno() if self.bundle.network_namespace else -1
+        return f"/proc/self/fd/{fd}" if fd >= 0 else ""
+
     def _plan_network(self, netns: str, left: list[str], undo: contextlib.ExitStack) -> None:
         """Tell the hook what to do: bring up `lo`, make the addresses bindable that are `left`."""
-        from shim.kernel.netns import loopback_is_up
+        from shim.kernel.netns import identity, loopback_is_up
 
         if loopback_is_up(netns) and not left:
             return
@@ -296,13 +307,16 @@ class Swap:
         if left:
             undo.callback(self._take_addresses_back, netns)
         with open(plan, "w") as file:
-            file.write(jsontext.compose({"bindable": left}))
+            file.write(jsontext.compose({"bindable": left, "netns": identity(netns)}))
 
     def _take_addresses_back(self, netns: str) -> None:
         """What the hook gave to `lo`. The runtime's poststop hook keeps off while we go on."""
         argv = [f"{PREFIX}/bin/quickthaw-hook", "undo", self.ticket.container, netns]
         with contextlib.suppress(TooLate):  # told by the hook that follows the container's end
-            process.run(argv, until=time.monotonic() + UNDO_S / 2, quiet=True)
+            process.run(
+                argv, until=time.monotonic() + UNDO_S / 2, quiet=True,
+                first=lambda: os.set_inheritable(self._network.fileno(), True),
+            )  # fmt: skip
 
     def _renamed(self, captured: Mapping[str, bytes]) -> dict[str, bytes]:
         """The image of the UTS namespace with the name that the sandbox has."""
@@ -341,20 +355,17 @@ class Swap:
         )  # fmt: skip
 
     def _restore(
-        self, runtime: Child, descriptors: bytes, server: PageServer, undo: contextlib.ExitStack
-    ) -> None:
+        self, captured: Manifest, runtime: Child, descriptors: bytes, server: PageServer,
+        undo: contextlib.ExitStack,
+    ) -> None:  # fmt: skip
         reason = runtime_restore.finish(
             runtime, self.call, self.images, descriptors, self.work, undo, until=self.until
         )
         if reason:
             server.check_alive()
-            error = CriuRestoreFailed(
-                "cannot restore the process tree", container=self.ticket.container, why=reason,
-                do=f"CRIU's log: {self._keep_log()}.",
-            )  # fmt: skip
-            if not os.path.exists(f"{self.work}/restore.log"):
-                error.blame = Blame.OTHER  # CRIU has not even begun: the snapshot was not looked at
-            raise error
+            from shim.restore import failure
+
+            raise failure.of_criu(self.ticket, captured.facts, self.work, reason)
 
     def _rescore(self) -> None:
         """The runtime has told its caller which process is the restored container's first."""
@@ -362,14 +373,7 @@ class Swap:
 
         if pid_file := self.call.option("--pid-file"):
             with open(pid_file) as file:
-                oom.rescore(self.bundle.spec, int(file.read()))
-
-    def _keep_log(self) -> str:
-        """Put CRIU's log where it outlives the container, and return that place."""
-        kept = f"{LOGS}/{self.ticket.snapshot}.log"
-        try:
-            with open(f"{self.work}/restore.log", "rb") as log, open(kept, "wb") as file:
-                os.sendfile(file.fileno(), log.fileno(), 0, _LOG_BYTES)
-        except FileNotFoundError:
-            return "missing: CRIU did not start"
-        return kept
+                pid = int(file.read())
+            # One that has ended already, and whose number is another's, is told by its start.
+            if survivors.is_member(pid, self.ticket.container):
+                oom.rescore(self.bundle.spec, pid)

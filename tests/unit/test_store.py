@@ -175,7 +175,7 @@ def test_snapshots_of_another_namespace_do_not_exist(store: Store) -> None:
 def test_a_name_of_two_namespaces_needs_the_namespace(store: Store) -> None:
     older, newer = publish(store, created_at=1.0), publish(store, created_at=2.0)
     assert store.get("warm") == newer, "of several in one namespace the newest is meant"
-    there = made().as_json()["source"] | {"namespace": "other"}
+    there = {**SOURCE, "namespace": "other"}
     other = publish(store, created_at=3.0, source=there)
     with pytest.raises(NoSuchSnapshot, match=r"2 namespaces.*models/warm, other/warm"):
         store.get("warm")

@@ -1,0 +1,76 @@
+"""CRIU could not restore: why, where its log is, and whether the snapshot is to blame. Lean.
+
+A pod and its author decide what CRIU meets in the new pod: another container listens on the same
+port, a file in a volume is gone or has another size, the pod may have no more processes. Two such
+pods must not take the snapshot away from all others.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from shim.contract import jsontext
+from shim.contract.errors import Blame, CriuRestoreFailed
+from shim.contract.paths import LOGS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from shim.contract.ticket import Ticket
+
+_LOG_BYTES = 4 << 20
+_OF_THE_POD = tuple(
+    os.strerror(number)
+    for number in (
+        errno.EADDRINUSE, errno.EADDRNOTAVAIL,  # of its network
+        errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT,  # of its limits, or the node
+        errno.EMFILE, errno.ENFILE, errno.EROFS, errno.ENODEV,
+    )
+)  # fmt: skip
+
+
+def of_criu(
+    ticket: Ticket, facts: Mapping[str, str], work: str, reason: str
+) -> CriuRestoreFailed:  # fmt: skip
+    """The error for a restore that ended with `reason`. facts: of the snapshot's manifest.
+
+    work: CRIU's work directory, from which its log is kept.
+    """
+    error = CriuRestoreFailed(
+        "cannot restore the process tree", container=ticket.container, why=reason,
+        do=f"CRIU's log: {_keep_log(ticket, work)}.",
+    )  # fmt: skip
+    # Where CRIU has not even begun, the snapshot was not looked at.
+    began = os.path.exists(f"{work}/restore.log")
+    if not began or is_of_the_pod(reason, _volume_files(facts)):
+        error.blame = Blame.OTHER
+    return error
+
+
+def is_of_the_pod(reason: str, volume_files: Sequence[str]) -> bool:
+    """Whether the cause is outside of the snapshot: the kernel's words, or a file in a volume.
+
+    volume_files: absolute paths; CRIU tells them without the first slash. A snapshot's author who
+    calls a file by such words keeps his own snapshot out of quarantine, and nobody else's.
+    """
+    return any(words in reason for words in _OF_THE_POD) or any(
+        path.lstrip("/") in reason for path in volume_files if path.strip("/")
+    )
+
+
+def _volume_files(facts: Mapping[str, str]) -> list[str]:
+    found = jsontext.parse(facts.get("volume_files", "[]"))
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+
+
+def _keep_log(ticket: Ticket, work: str) -> str:
+    """Put CRIU's log where it outlives the container, and return that place."""
+    kept = f"{LOGS}/{ticket.snapshot}.log"
+    try:
+        with open(f"{work}/restore.log", "rb") as log, open(kept, "wb") as file:
+            os.sendfile(file.fileno(), log.fileno(), 0, _LOG_BYTES)
+    except FileNotFoundError:
+        return "missing: CRIU did not start"
+    return kept
