@@ -72,7 +72,10 @@ class Blame:
     CONTENT = "content"
     """The snapshot is not what was captured: it fails for everybody and always."""
     RESTORE = "restore"
-    """The snapshot may be one that cannot be restored: it counts when it happens again."""
+    """The snapshot may be one that cannot be restored: it counts when it happens in several pods.
+
+    Nothing that a pod or its author can bring about: two pods would take a snapshot away from all.
+    """
     OTHER = "other"
     """The node, the pod or the daemon: another try may succeed, and nothing is counted."""
 
@@ -165,6 +168,7 @@ class ShmNotFilled(SwapFailed):
     """/dev/shm could not be given its captured content."""
 
     exit_code = 23
+    blame = Blame.OTHER  # it is the pod's, and another container may have used it
 
 
 class SnapshotNotWhole(SwapFailed):
@@ -195,12 +199,14 @@ class NetworkNotReady(SwapFailed):
     """What the restored process must find in its network namespace could not be set up."""
 
     exit_code = 27
+    blame = Blame.OTHER  # the namespace is the pod's
 
 
 class ResumeFailed(SwapFailed):
     """The resume call into the restored workload failed."""
 
     exit_code = 28
+    blame = Blame.OTHER  # the pod's author says which call it is
 
 
 class CaptureFailed(QuickthawError):

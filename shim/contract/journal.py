@@ -27,6 +27,8 @@ CHECKPOINT = "checkpoint.lock"
 
 ROOTFS, SHM, ADDRESS, DONE = "rootfs", "shm", "address", "done"
 """Kinds of change. DONE: the swap is complete, what it did belongs to the container now."""
+NETNS = "netns"
+"""Which network namespace the ADDRESS lines are about: its identity, as of `shim.kernel.netns`."""
 RUNTIME = "runtime"
 """A restore began; the runtime keeps the container's state in this directory."""
 FROZEN = "frozen"

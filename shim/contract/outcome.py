@@ -33,7 +33,8 @@ def write(container: str, outcome: dict[str, object], directory: str = OUTCOMES)
     """Put the outcome in place with one rename. Raises OSError.
 
     Keys: snapshot, result (RESTORED, COLD, KILLED, REFUSED), error (message or ""), error_class,
-    exit_code, blame (a word of Blame or ""), pod {namespace, name, uid, container}, seconds,
+    exit_code, blame (a word of Blame or ""), deadline_s (of the ticket; 0 or missing: not known),
+    pod {namespace, name, uid, container}, seconds,
     steps {name: seconds}, warnings [message], at (unix time).
     """
     target = f"{directory}/{container}.json"

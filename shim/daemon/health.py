@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from shim.capture.sequence import finished
 from shim.contract import outcome
-from shim.contract.errors import NoSuchSnapshot
+from shim.contract.errors import Blame, NoSuchSnapshot, SwapTooLate
 from shim.contract.names import is_snapshot_id
 
 if TYPE_CHECKING:
@@ -35,10 +35,16 @@ class _Told:
 
 
 class Health:
-    """after: failures in a row that put a snapshot into quarantine, 0 for never."""
+    """after: pods in a row whose failures put a snapshot into quarantine, 0 for never.
 
-    def __init__(self, store: Store, reporter: Reporter, *, after: int) -> None:
+    default_deadline_s: of the node, for pods that have none of their own.
+    """
+
+    def __init__(
+        self, store: Store, reporter: Reporter, *, after: int, default_deadline_s: float
+    ) -> None:
         self._store, self._reporter, self._after = store, reporter, after
+        self._default_deadline_s = default_deadline_s
         self._queue: asyncio.Queue[_Told] = asyncio.Queue()
 
     def told(
@@ -74,14 +80,23 @@ class Health:
                 self._store.used(snapshot)
                 return
             record = self._store.quarantine.failed(
-                snapshot, blame=str(told.found.get("blame")), after=self._after,
+                snapshot, blame=self._blame(told.found), after=self._after,
                 error_class=str(told.found.get("error_class")), reason=str(told.found.get("error")),
+                cause=told.pod.uid if told.pod else "",
             )  # fmt: skip
         except OSError as error:
             log.error("cannot note how the restore from %s went: %s", snapshot[:12], error)
             return
         if record:
             self._reporter.quarantined(snapshot, record, told.pod, told.container)
+
+    def _blame(self, found: Mapping[str, object]) -> str:
+        """A deadline that passes says something only where the node's own would have passed."""
+        deadline_s = found.get("deadline_s")
+        is_short = isinstance(deadline_s, int | float) and deadline_s < self._default_deadline_s
+        if found.get("error_class") == SwapTooLate.__name__ and is_short:
+            return Blame.OTHER
+        return str(found.get("blame"))
 
     def _exists(self, snapshot: str) -> bool:
         try:

@@ -152,7 +152,10 @@ async def _run(
     """All tasks of the daemon, until one raises Stopped."""
     async with asyncio.TaskGroup() as tasks:
         captures = Captures(config, store, trust, registry, decider, reporter, tasks)
-        health = Health(store, reporter, after=config.quarantine_after)
+        health = Health(
+            store, reporter, after=config.quarantine_after,
+            default_deadline_s=config.default_deadline_s,
+        )  # fmt: skip
         prefetch = Prefetch(store)
         plugin = NodePlugin(registry, decider, captures, reporter, health, prefetch)
         requests = Requests(store, trust, registry, captures, reporter)

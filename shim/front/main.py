@@ -8,7 +8,7 @@ import sys
 import time
 
 from shim.contract import faults, jsontext, outcome, ticket
-from shim.contract.errors import Blame, Effect, QuickthawError, SwapFailed, SwapTooLate, blame_of
+from shim.contract.errors import Effect, QuickthawError, SwapFailed, blame_of
 from shim.contract.paths import SWAPPED
 from shim.front import argv, cold
 from shim.kernel import alarm
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
 
-_FAIR_DEADLINE_S = 10.0
-"""A pod with a shorter deadline that passes says nothing about the snapshot."""
 _QUICK_S = 5.0
 """For what reads or writes a small file in memory, outside of the deadline of the swap."""
 
@@ -120,7 +118,8 @@ def _report(
             "error_class": type(error).__name__ if error else "",
             "exit_code": error.exit_code if error else 0,
             "refusals": list(getattr(error, "codes", ())),
-            "blame": _blame(error, wanted),
+            "blame": blame_of(error) if error else "",
+            "deadline_s": wanted.deadline_s if wanted else 0,
             "pod": ticket.pod_of(wanted) if wanted else {},
             "at": time.time(),
             **told,
@@ -128,15 +127,6 @@ def _report(
         faults.point("restore.outcome.written", call.container)
     with contextlib.suppress(OSError):
         ticket.remove(call.container)
-
-
-def _blame(error: QuickthawError | None, wanted: Ticket | None) -> str:
-    """A word of Blame, or empty when nothing failed."""
-    if error is None:
-        return ""
-    if isinstance(error, SwapTooLate) and wanted and wanted.deadline_s < _FAIR_DEADLINE_S:
-        return Blame.OTHER
-    return blame_of(error)
 
 
 def _refuse(message: str) -> None:

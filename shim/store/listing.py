@@ -27,7 +27,8 @@ def told(record: Record) -> str:
     """Why a snapshot is in quarantine, in one line."""
     if record.damaged:
         return f"it is damaged: {record.reason}"
-    return f"{record.failures} restores failed in a row, the last: {record.reason}"
+    count = f"{record.failures} restores failed in a row, each of another pod"
+    return f"{count}, the last: {record.reason}"
 
 
 def quarantined(store: Store) -> dict[str, Any]:

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 SCHEMA: Final = 1
 _MAX_BYTES: Final = 64 * 1024
 _MAX_REASON: Final = 4096
+_MAX_CAUSES: Final = 32
+_MAX_CAUSE: Final = 64
+"""Characters: a pod's uid has 36."""
 _ENDING: Final = ".json"
 
 
@@ -58,12 +61,16 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Failures in a row of a snapshot that is in use. at: unix time of the last one."""
+    """Failures in a row of a snapshot that is in use. at: unix time of the last one.
+
+    causes: whose they were, the latest last: one pod that fails again and again is one.
+    """
 
     failures: int
     reason: str
     error_class: str
     at: float
+    causes: tuple[str, ...] = ()
 
 
 def decode(data: bytes, kind: type[Record] | type[Health]) -> Record | Health:
@@ -76,6 +83,8 @@ def decode(data: bytes, kind: type[Record] | type[Health]) -> Record | Health:
         raise ValueError(f"it has or lacks {', '.join(sorted(found.keys() ^ names))}")
     for name, value in found.items():
         _check(name, value)
+    if isinstance(causes := found.get("causes"), list):
+        found["causes"] = tuple(causes)
     return kind(**found)
 
 
@@ -87,10 +96,16 @@ def _check(name: str, value: object) -> None:
             right = isinstance(value, float) and 0 <= value < 1e12
         case "blame":
             right = value in (Blame.CONTENT, Blame.RESTORE)
+        case "causes":
+            right = isinstance(value, list) and len(value) <= _MAX_CAUSES and _are_causes(value)
         case _:
             right = isinstance(value, str) and len(value) <= _MAX_REASON
     if not right:
         raise ValueError(f"{name} is {value!r:.40}")
+
+
+def _are_causes(found: list[object]) -> bool:
+    return all(isinstance(each, str) and 0 < len(each) <= _MAX_CAUSE for each in found)
 
 
 def encode(record: Record | Health) -> bytes:
@@ -156,11 +171,18 @@ class Quarantine:
         count = self._counts.get(snapshot)
         return count.failures if count else 0
 
+    def _causes(self, snapshot: str) -> tuple[str, ...]:
+        count = self._counts.get(snapshot)
+        return count.causes if count else ()
+
     def failed(
-        self, snapshot: str, *, blame: str, error_class: str, reason: str, after: int
-    ) -> Record | None:
+        self, snapshot: str, *, blame: str, error_class: str, reason: str, after: int,
+        cause: str = "",
+    ) -> Record | None:  # fmt: skip
         """A restore failed. The record, when this one puts the snapshot into quarantine.
 
+        cause: whose failure it is, the pod's uid; one that was counted is not counted again.
+        Without one it counts for itself.
         after: failures in a row that do; 0 for never, however many. A snapshot whose content is
         damaged goes at once, also then: it cannot become whole. Raises OSError.
         """
@@ -170,12 +192,17 @@ class Quarantine:
         with self._lock:
             if snapshot in self._records:
                 return None
+            causes = self._causes(snapshot)
+            if cause in causes and blame != Blame.CONTENT:
+                return None
+            if cause:
+                causes = (*causes, cause[:_MAX_CAUSE])[-_MAX_CAUSES:]
             failures, now = self.failures(snapshot) + 1, time.time()
             if blame == Blame.CONTENT or 0 < after <= failures:
                 record = Record(reason, error_class, blame, failures, now, "quickthawd")
                 self._put(snapshot, record)
                 return record
-            count = Health(failures, reason, error_class, now)
+            count = Health(failures, reason, error_class, now, causes)
             durable.put(self._health / f"{snapshot}{_ENDING}", encode(count))
             self._counts[snapshot] = count
         return None

@@ -90,7 +90,7 @@ def seeds() -> Mapping[str, Iterable[bytes]]:
                      + tree.encode(["etc", 16877, 0, 0, 0, 0, {"user.a": "00"}, ""], ["a"], "")],
         "records": [
             quarantine.encode(quarantine.Record("why", "X", Blame.CONTENT, 2, 1.0, "quickthawd")),
-            quarantine.encode(quarantine.Health(1, "why", "X", 1.0)),
+            quarantine.encode(quarantine.Health(1, "why", "X", 1.0, ("uid-1",))),
         ],
         "verified_marks": [b'{"schema":1,"marks":{"part":[1,2,3,4,5]}}'],
         "memory_layouts": [

@@ -14,7 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from shim.contract import errors
 from shim.contract.errors import Blame, NotQuarantined, blame_of
 from shim.daemon.health import Health
+from shim.daemon.registry import Pod
 from shim.daemon.reporter import Reporter
+from shim.restore import failure as failure_of
 from shim.store.quarantine import Health as Count
 from shim.store.quarantine import Quarantine, Record, decode, encode
 from shim.store.store import Store
@@ -208,7 +210,24 @@ def test_only_what_the_snapshot_can_be_to_blame_for_is_counted() -> None:
     by = {blame: {name for name in blames if blames[name] == blame} for blame in blames.values()}
     assert {"SnapshotNotWhole", "BadManifest"} <= by[Blame.CONTENT]
     assert {"NoTurn", "TicketUnreadable", "SnapshotDoesNotFit"} <= by[Blame.OTHER]
-    assert {"CriuRestoreFailed", "SwapTooLate", "ResumeFailed", "SwapFailed"} <= by[Blame.RESTORE]
+    assert {"ResumeFailed", "ShmNotFilled", "NetworkNotReady"} <= by[Blame.OTHER], "a pod's doing"
+    assert {"CriuRestoreFailed", "SwapTooLate", "SwapFailed"} <= by[Blame.RESTORE]
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_its"),
+    [
+        ("criu: Can't bind inet socket (id 7): Address already in use", True),
+        ("criu: Can't fork for 7: Resource temporarily unavailable", True),
+        ("criu: File data/model.bin has bad size 5 (expect 4096)", True),
+        ("criu: Can't open file data/model.bin on restore: No such file or directory", True),
+        ("criu: Can't open file srv/other on restore: No such file or directory", False),
+        ("criu: Can't map 7f00: Invalid argument", False),
+        ("runc: criu failed", False),
+    ],
+)
+def test_what_criu_met_in_the_pod_is_not_the_snapshots(reason: str, is_its: bool) -> None:
+    assert failure_of.is_of_the_pod(reason, ["/data/model.bin", "/"]) == is_its
 
 
 @pytest.mark.parametrize("cls", [OSError, errors.CriuRestoreFailed])
@@ -228,7 +247,7 @@ def told(store: Store, *outcomes: dict[str, object]) -> Reporter:
     reporter = Reporter()
 
     async def run() -> None:
-        health = Health(store, reporter, after=AFTER)
+        health = Health(store, reporter, after=AFTER, default_deadline_s=100)
         task = asyncio.create_task(health.serve())
         for each in outcomes:
             health.told(each, None, "main")
@@ -268,6 +287,31 @@ def test_the_second_failure_in_a_row_is_one_too_many(store: Store) -> None:
     assert reporter.counters() == {'quickthaw_quarantines_total{reason="CriuRestoreFailed"}': 1.0}
 
 
+def test_one_pod_is_one_cause_and_a_short_deadline_is_none(store: Store) -> None:
+    health = Health(store, Reporter(), after=AFTER, default_deadline_s=100)
+    one, other = (Pod("models", uid, uid, "sandbox") for uid in ("uid-1", "uid-2"))
+    late = an_outcome(error_class="SwapTooLate", deadline_s=99.0)
+
+    async def tell(outcome: dict[str, object], *pods: Pod) -> None:
+        for pod in pods:
+            health.told(outcome, pod, "main")
+        task = asyncio.create_task(health.serve())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(tell(late, one, other))
+    assert store.quarantine.failures(made().id) == 0
+    asyncio.run(tell(late | {"deadline_s": 100.0}, one, one, one))
+    assert store.quarantine.failures(made().id) == 1
+    again = opened(store.root, [made().id])
+    assert again.failed(
+        made().id, blame=Blame.RESTORE, error_class="x", reason="y", after=AFTER, cause="uid-1"
+    ) is None, "causes outlive a daemon"  # fmt: skip
+    asyncio.run(tell(an_outcome(), other))
+    assert store.quarantine.get(made().id)
+
+
 def test_a_success_in_between_begins_anew(store: Store) -> None:
     told(store, an_outcome(), an_outcome("restored", error="", blame=""), an_outcome())
     assert store.quarantine.all() == {}
@@ -295,7 +339,7 @@ def test_what_follows_for_the_snapshot_is_known_before_its_like_is_captured(stor
     seen: list[bool] = []
 
     async def run() -> None:
-        health = Health(store, Reporter(), after=AFTER)
+        health = Health(store, Reporter(), after=AFTER, default_deadline_s=100)
         task = asyncio.create_task(health.serve())
         done = asyncio.Event()
 

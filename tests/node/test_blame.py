@@ -1,0 +1,162 @@
+"""Restores that fail because of the pod or its author: the snapshot is not to blame."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+
+from tests.node.attacking import SHARED, run_helper, shared_directory
+from tests.node.kubelet import Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec, HostPath, VolumeMount
+from tests.node.swapping import (
+    QUICKTHAW,
+    RESTORE,
+    RUN,
+    SAID_WITHIN_S,
+    STORE,
+    SnapshotRef,
+    ask,
+    assert_restored,
+    captured,
+    first_answer,
+    probe,
+    said,
+    wait_until,
+    wipe_snapshots,
+    wishes,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
+    with shared_directory(swap_node):
+        yield
+    wipe_snapshots(swap_node)
+
+
+def victim_spec(case: str) -> ContainerSpec:
+    mounts = [VolumeMount("/own", HostPath(f"{SHARED}/own"))]
+    return probe(env={"CASE": f"blame-{case}"}, mounts=mounts)
+
+
+def victims_snapshot(node: Node, case: str) -> SnapshotRef:
+    """Of a container with a file in its volume open, and one in /dev/shm."""
+    node.run(["sh", "-c", f"rm -rf {SHARED}/own && mkdir {SHARED}/own && chmod 777 {SHARED}/own"])
+
+    def prepare(pod: Pod) -> None:
+        ask(pod, "/write?path=/own/file&size=4096&seed=1")
+        ask(pod, "/write?path=/dev/shm/buffer&size=4096&seed=1")
+        run_helper(pod.container(), KEEPS_OPEN)
+        wait_until(node.path(f"{SHARED}/own/opened").exists, "nothing is open", node)
+        ask(pod, "/ready")
+
+    taken = captured(
+        node, victim_spec(case), annotations=wishes(capture_when="signal"), before=prepare
+    )
+    taken.source.remove(grace_s=0)
+    return taken
+
+
+KEEPS_OPEN: Final = """
+file = os.open("/own/file", os.O_RDWR)
+os.close(os.open("/own/opened", os.O_CREAT | os.O_WRONLY))
+time.sleep(3600)
+"""
+
+
+def nothing(_pod: Pod) -> None:
+    """The annotations are enough."""
+
+
+def left_over(pod: Pod) -> None:
+    pod.container("side").output(["sh", "-c", "echo other > /dev/shm/buffer"])
+
+
+def volume_changed(pod: Pod) -> None:
+    pod.node.path(f"{SHARED}/own/file").unlink()
+
+
+def port_taken(pod: Pod) -> None:
+    pod.container("side").wait_log("ready ")
+
+
+CAUSES: Final[dict[str, tuple[dict[str, str], int, Callable[[Pod], None], str]]] = {
+    "resume": ({"quickthaw.io/resume": "exec:false"}, 8005, nothing, "the resume call failed"),
+    "late resume": (
+        {"quickthaw.io/resume": "exec:sleep 60", "quickthaw.io/deadline": "11s"}, 8005, nothing,
+        "the resume call failed",
+    ),
+    "shm": ({}, 8005, left_over, "buffer exists with"),
+    "volume": ({}, 8005, volume_changed, "own/file"),
+    "port": ({}, 8000, port_taken, "Address already in use"),
+}  # fmt: skip
+"""What an author can do: annotations, the port of a sidecar, an action, and what is told."""
+
+
+@pytest.mark.attack(
+    "two pods that fail by their own doing put the snapshot of others in quarantine"
+)
+@pytest.mark.parametrize("case", CAUSES)
+def test_what_a_pod_causes_does_not_blame_the_snapshot(swap_node: Node, case: str) -> None:
+    taken = victims_snapshot(swap_node, case)
+    annotations, port, cause, told = CAUSES[case]
+    side = probe(name="side", env={"PORT": str(port)})
+    spec = victim_spec(case)
+    for number in range(3):
+        own = {f"{name}.main": value for name, value in ({**RESTORE, **annotations}).items()}
+        pod = swap_node.kubelet.make_pod(f"own-{number}", [side, spec], annotations=own)
+        pod.run_sandbox()
+        for name in ("side", "main"):
+            pod.container(name).create()
+            if name == "main":
+                cause(pod)
+            pod.container(name).start()
+        said(swap_node, pod.container().id[:12], told)
+        pod.remove(grace_s=0)
+        ask_again(swap_node, case)
+    assert not swap_node.path(f"{STORE}/health/{taken.id}.json").exists(), "nothing is counted"
+    assert taken.id not in {row["id"] for row in quarantined(swap_node)}
+    swap_node.path(f"{RUN}/logs/{taken.id}.log").unlink(missing_ok=True)  # CRIU's, for people
+    pod = swap_node.kubelet.run_pod("innocent", [spec], annotations=RESTORE)
+    first_answer(pod)
+    assert_restored(pod.container())
+
+
+def ask_again(node: Node, case: str) -> None:
+    """The volume is as it was at the capture."""
+    if case == "volume":
+        node.path(f"{SHARED}/own/file").write_bytes(bytes(4096))
+
+
+def quarantined(node: Node) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(
+        node.run([QUICKTHAW, "quarantine", "ls", "--json"])
+    )["quarantined"]  # fmt: skip
+    return rows
+
+
+def test_one_pod_that_fails_again_and_again_is_one_cause(swap_node: Node) -> None:
+    """A container that kubelet restarts tries the same snapshot in the same pod."""
+    from tests.node.pageserver import armed
+
+    taken = victims_snapshot(swap_node, "restarts")
+    counted = swap_node.path(f"{STORE}/health/{taken.id}.json")
+    annotations = {**RESTORE, "quickthaw.io/on-restart": "restore"}
+    with armed(swap_node, "restore.criu.called", "error"):
+        pod = swap_node.kubelet.run_pod("one", [victim_spec("restarts")], annotations=annotations)
+        first_answer(pod)
+        for _ in range(2):
+            pod.container().stop(grace_s=0)
+            pod.container().restart()
+            first_answer(pod)
+            said(swap_node, pod.container().id[:12], "starts cold")
+        wait_until(counted.exists, "it is counted", swap_node, within_s=SAID_WITHIN_S)
+        assert json.loads(counted.read_text())["failures"] == 1
+        assert quarantined(swap_node) == []
+        other = swap_node.kubelet.run_pod("other", [victim_spec("restarts")], annotations=RESTORE)
+        first_answer(other)
+        said(swap_node, taken.id[:12], "goes to quarantine", "2 restores failed in a row")
