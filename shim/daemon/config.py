@@ -181,11 +181,24 @@ class Config:
         "The same in percent of that file system; the larger of both counts. kubelet evicts pods\n"
         "when less than 10 percent are free.",
     )
+    max_namespace_bytes: int = key(
+        0,
+        count_or_none,
+        "How much the snapshots of one Kubernetes namespace may take together. Beyond it only its\n"
+        "own make room. 0: as much as there is room.",
+    )
+    namespace_percent: float = key(
+        0.0,
+        percent,
+        "How much of the room for snapshots is one namespace's share, in percent. A namespace\n"
+        "loses snapshots to another's capture only while it takes more than its share, and the\n"
+        "other one no more than its own. 0: an equal share for each namespace that has snapshots.",
+    )
     evict: bool = key(
         True,
         yes_or_no,
-        "Whether snapshots that nobody uses are removed to make room for a capture, the least\n"
-        "recently used first.",
+        "Whether snapshots that nobody uses are removed to make room for a capture: those of its\n"
+        "own namespace before those of others, the least recently used first.",
     )
     evict_after_s: float = key(
         600.0,
@@ -195,8 +208,9 @@ class Config:
     quarantine_after: int = key(
         2,
         count_or_none,
-        "How many restores from one snapshot may fail in a row before it goes to quarantine and\n"
-        "pods start cold (see `quickthaw quarantine`). 0: never, unless it is damaged.",
+        "In how many pods in a row restores from one snapshot may fail before it goes to\n"
+        "quarantine and pods start cold (see `quickthaw quarantine`). What a pod or its author\n"
+        "causes is not counted. 0: never, unless it is damaged.",
     )
     ignore_env: tuple[str, ...] = key(
         (),

@@ -1,7 +1,8 @@
 """Room for captures: asked for before one begins, and again when its real size is known.
 
-When there is none, snapshots that nobody uses go, the least recently used first. Where that does
-not help nothing is removed, and the capture is refused.
+When there is none, snapshots that nobody uses go, the least recently used first, and those of the
+own namespace before those of others. Where that does not help nothing is removed, and the capture
+is refused.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import contextlib
 import errno
 import logging
 import time
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shim.capture.estimate import on_disk
 from shim.contract.errors import CaptureFailed, NoRoom, SnapshotTooBig
 from shim.contract.names import SnapshotId
 from shim.daemon.users import is_wanted, users
-from shim.store.room import Candidate, Limits, disk, excess, victims
+from shim.store.room import Candidate, Excess, Limits, Shares, disk, excess, shares, victims
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -29,8 +32,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("quickthawd")
 
+_MAKE_ROOM = (
+    "Remove snapshots with `quickthaw rm`, or change the limits: snapshots of other namespaces go "
+    "only beyond their share."
+)
+_EVICT = "Remove snapshots with `quickthaw rm`, or set evict = true."
 _FULL_BYTES = 1 << 20
 """With less than this free on the disk, it is that which a capture failed for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a capture takes. there_bytes: what of it is on the disk. reserved_bytes: for it."""
+
+    container: str
+    namespace: str
+    bytes: int
+    there_bytes: int = 0
+    reserved_bytes: int = 0
 
 
 class Room:
@@ -43,35 +62,37 @@ class Room:
         self._evict, self._evict_after_s = config.evict, config.evict_after_s
         self._limits = Limits(
             config.max_snapshot_bytes, config.max_store_bytes, config.keep_free_bytes,
-            config.keep_free_percent,
+            config.keep_free_percent, config.max_namespace_bytes, config.namespace_percent,
         )  # fmt: skip
-        self._reserved = 0
+        self._reserved: Counter[str] = Counter()
         self._one_at_a_time = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def reserved(self, container: str, needed_bytes: int) -> AsyncIterator[None]:
-        """Room for a capture that will probably take `needed_bytes`.
+    async def reserved(
+        self, container: str, namespace: str, needed_bytes: int
+    ) -> AsyncIterator[None]:
+        """Room for a capture that will probably take `needed_bytes`. namespace: of Kubernetes.
 
         Raises SnapshotTooBig, NoRoom.
         """
         self._check_size(container, needed_bytes, "will probably take")
         async with self._one_at_a_time:
-            await self._make(
-                container, self._reserved + needed_bytes, self._reserved + needed_bytes
-            )
-            self._reserved += needed_bytes
+            await self._make(_Wanted(container, namespace, needed_bytes))
+            self._reserved[namespace] += needed_bytes
         try:
             with self._full_disk_told(container):
                 yield
         finally:
-            self._reserved -= needed_bytes
+            self._reserved[namespace] -= needed_bytes
 
-    async def admit(self, container: str, estimated_bytes: int, real_bytes: int) -> None:
+    async def admit(
+        self, container: str, namespace: str, estimated_bytes: int, real_bytes: int
+    ) -> None:
         """What was captured takes `real_bytes` and is on the disk. Raises as `reserved` does."""
         self._check_size(container, real_bytes, "takes")
+        wanted = _Wanted(container, namespace, real_bytes, real_bytes, estimated_bytes)
         async with self._one_at_a_time:
-            others = self._reserved - estimated_bytes
-            await self._make(container, others + real_bytes, others)
+            await self._make(wanted)
 
     def _check_size(self, container: str, found: int, does: str) -> None:
         most = self._limits.max_snapshot_bytes
@@ -83,25 +104,57 @@ class Room:
                 "(quickthaw.io/quiesce).",
             )  # fmt: skip
 
-    async def _make(self, container: str, needed: int, new: int) -> None:
+    async def _make(self, wanted: _Wanted) -> None:
+        await self._make_in_namespace(wanted)
         used = await asyncio.to_thread(self._used)
-        found = excess(self._limits, disk(self._store.root), used, needed, new)
+        there = disk(self._store.root)
+        needed = sum(self._reserved.values()) - wanted.reserved_bytes + wanted.bytes
+        found = excess(
+            self._limits, there, sum(used.values()), needed, needed - wanted.there_bytes
+        )  # fmt: skip
+        own = self._own(wanted)
+        given = shares(self._limits, there, used, wanted.namespace, own)
+        await self._evicted(wanted, found, self._candidates(), given)
+
+    async def _make_in_namespace(self, wanted: _Wanted) -> None:
+        """Keep within the quota of the namespace, at nobody else's expense."""
+        most, name = self._limits.max_namespace_bytes, wanted.namespace
+        if most:
+            used = await asyncio.to_thread(self._used)
+            would = used.get(name, 0) + self._own(wanted)
+            why = (
+                f"the snapshots of namespace {name} would take {would} bytes, max_namespace_bytes "
+                f"is {most}"
+            )
+            own = [each for each in self._candidates() if each.namespace == name]
+            await self._evicted(wanted, Excess(would - most, why), own, Shares(name))
+
+    def _own(self, wanted: _Wanted) -> int:
+        """What all captures of the namespace that are under way will take."""
+        return self._reserved[wanted.namespace] - wanted.reserved_bytes + wanted.bytes
+
+    async def _evicted(
+        self, wanted: _Wanted, found: Excess, candidates: list[Candidate], given: Shares
+    ) -> None:
         if found.size_bytes <= 0:
             return
-        chosen = victims(found.size_bytes, self._candidates()) if self._evict else None
+        chosen = victims(found.size_bytes, candidates, given) if self._evict else None
         if chosen is None:
             raise NoRoom(
-                "no room for the snapshot", container=container, why=found.why,
-                do="Remove snapshots with `quickthaw rm`, or change the limits." if self._evict
-                else "Remove snapshots with `quickthaw rm`, or set evict = true.",
+                "no room for the snapshot", container=wanted.container, why=found.why,
+                do=_MAKE_ROOM if self._evict else _EVICT,
             )  # fmt: skip
         for each in chosen:
-            await self._remove(each, container)
+            await self._remove(each, wanted.container)
 
-    def _used(self) -> int:
-        names = list(self._store.damaged)
-        damaged = sum(on_disk(str(self._store.snapshots / name)) for name in names)
-        return damaged + sum(found.sizes.total for found in self._store.all())
+    def _used(self) -> dict[str, int]:
+        """Bytes on disk by namespace; nobody knows whose a damaged one is."""
+        used: Counter[str] = Counter()
+        for name in list(self._store.damaged):
+            used[""] += on_disk(str(self._store.snapshots / name))
+        for found in self._store.all():
+            used[found.source.namespace] += found.sizes.total
+        return used
 
     def _candidates(self) -> list[Candidate]:
         in_use, young = users(self._registry), time.time() - self._evict_after_s
@@ -110,7 +163,8 @@ class Room:
             last, kept = self._store.last_use(each), self._store.quarantine.get(each.id)
             if each.id in in_use or (not kept and last > young) or is_wanted(self._registry, each):
                 continue
-            found.append(Candidate(each.id, each.sizes.total, last, useless=kept is not None))
+            useless, namespace = kept is not None, each.source.namespace
+            found.append(Candidate(each.id, each.sizes.total, last, useless, namespace))
         return found
 
     async def _remove(self, chosen: Candidate, container: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from shim.contract import ticket
@@ -14,6 +15,10 @@ from shim.kernel.mounts import read_mounts
 if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.daemon.registry import Registry
+
+
+_DECIDED_WITHIN_S = 60.0
+"""kubelet has given up a CreateContainer by then."""
 
 
 def with_diff_mounted() -> dict[str, list[str]]:
@@ -48,12 +53,22 @@ def users(registry: Registry) -> dict[str, list[str]]:
 
 
 def is_wanted(registry: Registry, found: Manifest) -> bool:
-    """Whether a pod that exists asks for this one: it cannot have another in its place."""
+    """Whether a container that exists may yet start from this one, and from no other.
+
+    A container that is about to be decided on, and one that was restored from it and is to be again
+    when kubelet restarts it. One that only names it and did not fit keeps nothing.
+    """
+    now = time.monotonic()
     for tracked in registry:
-        wanted = tracked.wish.restore
-        digits = wanted.removeprefix("sha256:")
-        by_name = bool(found.name) and wanted == found.name
-        by_id = digits != wanted and found.id.startswith(digits)
-        if (by_name and tracked.pod.namespace == found.source.namespace) or by_id:
-            return True
+        if tracked.state is State.RESTORED and tracked.wish.on_restart == "restore":
+            if tracked.snapshot == found.id:
+                return True
+        elif tracked.state is State.CREATED and now - tracked.since < _DECIDED_WITHIN_S:
+            wanted = tracked.wish.restore
+            digits = wanted.removeprefix("sha256:")
+            by_id = digits != wanted and found.id.startswith(digits)
+            if (by_id or (found.name and wanted == found.name)) and (
+                tracked.pod.namespace == found.source.namespace
+            ):
+                return True
     return False

@@ -6,22 +6,28 @@ What does not fit is not captured: its source goes on serving, and the next pod 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an operator allows. 0 of the first two: no limit of our own."""
+    """What an operator allows. 0 of the first two and of the namespace's: no limit of our own.
+
+    namespace_percent: the share of one namespace in the room for snapshots; 0: an equal one for
+    each namespace that has any.
+    """
 
     max_snapshot_bytes: int = 0
     max_store_bytes: int = 0
     keep_free_bytes: int = 0
     keep_free_percent: float = 0
+    max_namespace_bytes: int = 0
+    namespace_percent: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +44,16 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A snapshot that nobody uses. last_use: unix time. useless: nobody can start from it."""
+    """A snapshot that nobody uses. last_use: unix time. useless: nobody can start from it.
+
+    namespace: of Kubernetes.
+    """
 
     id: str
     size_bytes: int
     last_use: float
     useless: bool = False
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +98,64 @@ def _size(found: Excess) -> int:
     return found.size_bytes
 
 
-def victims(wanted_bytes: int, candidates: Iterable[Candidate]) -> list[Candidate] | None:
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What each namespace takes (used_bytes, by its name), and what one may take of the room.
+
+    mine: the namespace that a snapshot is made for, needed_bytes: how much of it.
+    """
+
+    mine: str = ""
+    needed_bytes: int = 0
+    share_bytes: int = 0
+    used_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    def excess_bytes(self, namespace: str) -> int:
+        """How much more than its share a namespace takes."""
+        needed = self.needed_bytes if namespace == self.mine else 0
+        return max(0, self.used_bytes.get(namespace, 0) + needed - self.share_bytes)
+
+
+def shares(
+    limits: Limits, there: Disk, used_bytes: Mapping[str, int], mine: str, needed_bytes: int
+) -> Shares:
+    """The room is all that snapshots may take: what they have, and what may be filled.
+
+    used_bytes: by namespace; what is of none has the empty name.
+    """
+    used = sum(used_bytes.values())
+    room = used + max(0, there.free_bytes - there.kept(limits))
+    if limits.max_store_bytes:
+        room = min(room, limits.max_store_bytes)
+    percent = limits.namespace_percent or 100 / len({*filter(None, used_bytes), mine})
+    return Shares(mine, needed_bytes, int(room * percent / 100), used_bytes)
+
+
+def victims(
+    wanted_bytes: int, candidates: Iterable[Candidate], given: Shares | None = None
+) -> list[Candidate] | None:
     """Those that have to go so that `wanted_bytes` become free; None when all are not enough.
 
-    What is useless goes first, then what was not used for the longest time. No more than needed.
+    Those of the own namespace go first. Of another one's goes what is useless, and what that
+    namespace takes beyond its share, unless the own namespace would take more than its share. Of
+    each kind what is useless goes first, then what was not used for the longest time. No more than
+    needed. given: None where all are of one namespace.
     """
+    given = given or Shares()
+    beyond = {name: given.excess_bytes(name) for name in given.used_bytes if name != given.mine}
+    is_modest = not given.excess_bytes(given.mine)
     chosen: list[Candidate] = []
-    for each in sorted(candidates, key=lambda each: (not each.useless, each.last_use, each.id)):
+    for each in sorted(candidates, key=lambda each: (each.namespace != given.mine, *_use(each))):
         if wanted_bytes <= 0:
             break
+        if each.namespace != given.mine and not each.useless:
+            if not is_modest or beyond.get(each.namespace, 0) <= 0:
+                continue
+            beyond[each.namespace] -= each.size_bytes
         chosen.append(each)
         wanted_bytes -= each.size_bytes
     return chosen if wanted_bytes <= 0 else None
+
+
+def _use(each: Candidate) -> tuple[bool, float, str]:
+    return not each.useless, each.last_use, each.id

@@ -279,3 +279,47 @@ def test_the_least_recently_used_makes_room(swap_node: Node) -> None:
         said(swap_node, pod.container().id[:12], "no room for the snapshot", "max_store_bytes")
         assert ask(pod, "/state")["nonce"]
         assert {path.name for path in swap_node.path(SNAPSHOTS).iterdir()} == left
+
+
+def snapshot_of(node: Node, namespace: str, case: str) -> SnapshotRef:
+    taken = captured(node, own_spec(case), namespace=namespace, annotations=wishes(case))
+    taken.source.remove(grace_s=0)
+    return taken
+
+
+def snapshots(node: Node) -> set[str]:
+    return {path.name for path in node.path(SNAPSHOTS).iterdir()}
+
+
+@pytest.mark.attack("a pod keeps a snapshot from eviction by naming it, without ever fitting it")
+def test_a_container_that_only_names_a_snapshot_does_not_keep_it(swap_node: Node) -> None:
+    wipe_snapshots(swap_node)
+    named = snapshot_of(swap_node, "default", "named")
+    size = sum(named.manifest()["sizes"].values())
+    pins = swap_node.kubelet.run_pod(
+        "pins", [own_spec("another")], annotations={"quickthaw.io/restore": "named"}
+    )
+    first_answer(pins)
+    assert_cold(pins.container())
+    foreign = swap_node.kubelet.run_pod(
+        "pins-too", [own_spec("named")], namespace="other",
+        annotations={"quickthaw.io/restore": f"sha256:{named.id}"},
+    )  # fmt: skip
+    first_answer(foreign)
+    with configured(swap_node, max_store_bytes=int(size * 1.5), evict_after_s=0.001):
+        new = snapshot_of(swap_node, "default", "new")
+    assert snapshots(swap_node) == {new.id}
+
+
+@pytest.mark.attack("a namespace fills the node with snapshots, and those of others have to go")
+def test_a_namespace_makes_room_at_its_own_expense(swap_node: Node) -> None:
+    wipe_snapshots(swap_node)
+    victims = snapshot_of(swap_node, "victim", "theirs")
+    first = snapshot_of(swap_node, "greedy", "first")
+    size = max(sum(each.manifest()["sizes"].values()) for each in (victims, first))
+    with configured(swap_node, max_store_bytes=int(size * 2.5), evict_after_s=0.001):
+        second = snapshot_of(swap_node, "greedy", "second")
+        assert snapshots(swap_node) == {victims.id, second.id}, "theirs was not used for longer"
+    with configured(swap_node, max_namespace_bytes=int(size * 1.5), evict_after_s=0.001):
+        third = snapshot_of(swap_node, "greedy", "third")
+        assert snapshots(swap_node) == {victims.id, third.id}

@@ -22,9 +22,9 @@ from shim.daemon.registry import Pod, Registry, State, Tracked
 from shim.daemon.reporter import Reporter
 from shim.daemon.room import Room
 from shim.nri.annotations import Wish
-from shim.store.room import Candidate, Disk, Limits, disk, excess, victims
+from shim.store.room import Candidate, Disk, Limits, Shares, disk, excess, victims
 from shim.store.store import Store
-from tests.unit.manifests import fields
+from tests.unit.manifests import SOURCE, fields
 
 NO_LIMITS = Limits()
 MIB = 1 << 20
@@ -49,6 +49,27 @@ def test_victims_are_enough_and_no_more_and_the_oldest(wanted: int, found: list[
     for gone in chosen:
         for stays in spared:
             assert (not gone.useless, gone.last_use) <= (not stays.useless, stays.last_use)
+
+
+@given(
+    st.integers(1, 500), candidates, st.lists(st.sampled_from("xyz")), st.integers(0, 300),
+    st.integers(0, 100),
+)  # fmt: skip
+def test_nobody_is_brought_below_its_share_by_another(
+    wanted: int, found: list[Candidate], names: list[str], share: int, needed: int
+) -> None:
+    owned = [replace(each, namespace=name) for each, name in zip(found, names, strict=False)]
+    used = {name: sum(each.size_bytes for each in owned if each.namespace == name)
+            for name in "xyz"}  # fmt: skip
+    given = Shares("x", needed, share, used)
+    chosen = victims(wanted, owned, given) or []
+    others = [each for each in chosen if each.namespace != "x" and not each.useless]
+    if others:
+        assert used["x"] + needed <= share
+        assert all(each in chosen for each in owned if each.namespace == "x")
+    for name in "yz":
+        gone = [each.size_bytes for each in others if each.namespace == name]
+        assert used[name] - sum(gone[:-1]) > share or not gone
 
 
 @given(
@@ -89,9 +110,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return found
 
 
-def put(store: Store, age: int, size: int = 100, name: str = "") -> str:
+def put(store: Store, age: int, size: int = 100, name: str = "", namespace: str = "models") -> str:
     found = manifests.build(
         **fields(
+            source={**SOURCE, "namespace": namespace},
             created_at=1000.0 - age,
             sizes={"criu": size, "rootfs": 0, "shm": 0, "memory": 0},
             name=name,
@@ -119,8 +141,8 @@ def a_container(wish: Wish, state: State = State.COLD, snapshot: str = "") -> Tr
 
 def captured(room: Room, estimated: int, real: int | None = None) -> None:
     async def run() -> None:
-        async with room.reserved("c", estimated):
-            await room.admit("c", estimated, estimated if real is None else real)
+        async with room.reserved("c", "models", estimated):
+            await room.admit("c", "models", estimated, estimated if real is None else real)
 
     asyncio.run(run())
 
@@ -148,7 +170,9 @@ def test_what_is_in_quarantine_goes_before_what_is_of_use(store: Store) -> None:
     assert os.listdir(store.root / "quarantine") == []
 
 
-@pytest.mark.parametrize("use", ["mounted", "restoring", "ticket", "named", "id", "young"])
+@pytest.mark.parametrize(
+    "use", ["mounted", "restoring", "ticket", "named", "id", "young", "comes back"]
+)
 def test_what_is_in_use_or_wanted_stays(
     store: Store, use: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,14 +191,67 @@ def test_what_is_in_use_or_wanted_stays(
             )
         )  # fmt: skip
     if use == "named":
-        containers.append(a_container(Wish(restore="warm")))
+        containers.append(a_container(Wish(restore="warm"), State.CREATED))
     if use == "id":
-        containers.append(a_container(Wish(restore=f"sha256:{one[:12]}")))
+        containers.append(a_container(Wish(restore=f"sha256:{one[:12]}"), State.CREATED))
+    if use == "comes back":
+        wish = Wish(restore="warm", on_restart="restore")
+        containers.append(a_container(wish, State.RESTORED, one))
     if use == "young":
         store.used(one)
     with pytest.raises(NoRoom, match="max_store_bytes"):
         captured(a_room(store, *containers, max_store_bytes=150), 100)
     assert left(store) == {one}
+
+
+@pytest.mark.parametrize(
+    ("wish", "state", "namespace"),
+    [
+        (Wish(restore="warm"), State.COLD, "models"),
+        (Wish(restore="warm", on_restart="restore"), State.COLD, "models"),
+        (Wish(restore="warm"), State.CREATED, "other"),
+        (Wish(restore="by id"), State.CREATED, "other"),
+    ],
+)
+def test_a_container_that_only_names_a_snapshot_keeps_nothing(
+    store: Store, wish: Wish, state: State, namespace: str
+) -> None:
+    one = put(store, 1, name="warm")
+    wish = replace(wish, restore=wish.restore.replace("by id", f"sha256:{one}"))
+    names = a_container(wish, state)
+    names.pod = replace(names.pod, namespace=namespace)
+    captured(a_room(store, names, max_store_bytes=150), 100)
+    assert left(store) == set()
+
+
+def test_a_namespace_makes_room_within_itself_first(store: Store) -> None:
+    theirs, own, newer = put(store, 9, namespace="other"), put(store, 2), put(store, 1)
+    captured(a_room(store, max_store_bytes=300), 100)
+    assert left(store) == {theirs, newer}, "theirs was not used for longer"
+    captured(a_room(store, max_store_bytes=150), 50)
+    assert left(store) == {theirs}
+    with pytest.raises(NoRoom):
+        captured(a_room(store, max_store_bytes=150), 100)
+    assert left(store) == {theirs}, "more than a half is not for one of two"
+    del own
+
+
+def test_who_takes_more_than_its_share_gives_way(store: Store) -> None:
+    theirs = [put(store, age, namespace="greedy") for age in (3, 2, 1)]
+    captured(a_room(store, max_store_bytes=300), 100)
+    assert left(store) == set(theirs[1:])
+    with pytest.raises(NoRoom):
+        captured(a_room(store, max_store_bytes=300, namespace_percent=70.0), 200)
+    assert left(store) == set(theirs[1:]), "they have less than 70 percent"
+
+
+def test_the_quota_of_a_namespace_is_kept_at_nobody_elses_expense(store: Store) -> None:
+    theirs, own = put(store, 9, namespace="other"), put(store, 1)
+    captured(a_room(store, max_namespace_bytes=150), 100)
+    assert left(store) == {theirs}
+    with pytest.raises(NoRoom, match=r"namespace models .* 151 bytes, max_namespace_bytes is 150"):
+        captured(a_room(store, max_namespace_bytes=150), 151)
+    assert own not in left(store)
 
 
 def test_nothing_goes_in_vain(store: Store) -> None:
@@ -207,11 +284,11 @@ def test_two_captures_at_once_do_not_share_their_room(store: Store) -> None:
     room = a_room(store, max_store_bytes=150)
 
     async def run() -> None:
-        async with room.reserved("a", 100):
+        async with room.reserved("a", "models", 100):
             with pytest.raises(NoRoom):
-                async with room.reserved("b", 100):
+                async with room.reserved("b", "models", 100):
                     pass
-            async with room.reserved("c", 50):
+            async with room.reserved("c", "models", 50):
                 pass
 
     asyncio.run(run())
@@ -233,7 +310,7 @@ def test_a_disk_that_fills_up_is_told_as_that(store: Store) -> None:
     room = a_room(store)
 
     async def run() -> None:
-        async with room.reserved("c", 1):
+        async with room.reserved("c", "models", 1):
             error = CriuDumpFailed("cannot dump", container="c", why="write failed", do="Look.")
             raise error from OSError(28, "No space left on device")
 
@@ -245,7 +322,7 @@ def test_other_failures_stay_what_they_are(store: Store) -> None:
     room = a_room(store)
 
     async def run() -> None:
-        async with room.reserved("c", 1):
+        async with room.reserved("c", "models", 1):
             raise CriuDumpFailed("cannot dump", container="c", why="why", do="Look.")
 
     with pytest.raises(CriuDumpFailed):
