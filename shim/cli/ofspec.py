@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shim.capture import nodefacts
 from shim.cli import offline
 from shim.contract.errors import BadRequest, NoSuchSnapshot
+from shim.gate import volumecontent
 from shim.gate.explain import explained, nearest
 from shim.gate.facts import section
 from shim.gate.key import Pod
@@ -43,7 +44,7 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
     try:
         request = request_of(
             spec, pod, node, image_digest=asked.image_digest, ignore_env=asked.ignore_env,
-            any_namespace=asked.any_namespace,
+            any_namespace=asked.any_namespace, volume_content=volumecontent.fact(spec, pod),
         )  # fmt: skip
     except ValueError as error:
         raise _bad(asked.what, str(error)) from error

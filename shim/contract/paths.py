@@ -32,6 +32,8 @@ CONTAINER_JOURNAL = "journal"
 CONTAINER_NETWORK_PLAN = "network-plan.json"
 """In CONTAINERS/ID, written before a restore whose network needs the hook. The shell part of
 `quickthaw-hook` knows it."""
+CONTAINER_VOLUME_CONTENT = "volume-content.json"
+"""In CONTAINERS/ID: digests of what its Secret and ConfigMap volumes held at its creation."""
 CONTAINER_WORK = "work"
 """In CONTAINERS/ID: CRIU's work directory of the last capture or restore, with its log."""
 CONTAINER_IMAGES = "images"

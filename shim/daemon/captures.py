@@ -26,9 +26,11 @@ from shim.contract import manifest as manifests
 from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, QuickthawError
 from shim.contract.names import HostPid
 from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
+from shim.daemon import content
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State
 from shim.daemon.room import Room
+from shim.gate import volumecontent
 from shim.gate.checks import WITHIN_SPEC
 from shim.nri.annotations import SignalReady
 from shim.store.listing import told
@@ -81,7 +83,7 @@ class Captures:
         others = [
             other
             for other in self._registry
-            if other.task and other.identity and other.identity.key == tracked.identity.key
+            if other.task and other.identity and _are_alike(other.identity, tracked.identity)
         ]
         if others:
             tracked.become(State.COLD, f"{others[0].pod.name} is being captured for it")
@@ -141,10 +143,13 @@ class Captures:
         return self._store.find(namespace=tracked.pod.namespace, key=identity.key, name=name)
 
     def _has_snapshot(self, tracked: Tracked, identity: Identity) -> bool:
-        quarantine = self._store.quarantine
+        quarantine, code = self._store.quarantine, volumecontent.CODE
+        ignores = tracked.wish.volume_content == "ignore"
         return any(
             self._trust.verdict(each).trusted and not quarantine.get(each.id)
             for each in self._like(tracked, identity)
+            # With another Secret it is no snapshot for this one, and not for the next ones.
+            if ignores or each.facts.get(code) == identity.facts.get(code)
         )
 
     def _speaks_against(self, tracked: Tracked, identity: Identity) -> str:
@@ -226,7 +231,8 @@ class Captures:
                 "cannot capture", container=source.container,
                 why=f"its size cannot be estimated: {error}", do="Is it still running?",
             ) from error  # fmt: skip
-        async with self._room.reserved(source.container, needed):
+        await content.check(tracked, identity, source.spec)
+        async with self._room.reserved(source.container, tracked.pod.namespace, needed):
             return await self._into_staging(tracked, identity, source, needed)
 
     async def _into_staging(
@@ -240,7 +246,10 @@ class Captures:
                 quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
                 within_s=self._config.capture_timeout_s,
             )  # fmt: skip
-            await self._room.admit(source.container, needed, sum(taken.sizes.values()))
+            await content.check(tracked, identity, source.spec)
+            await self._room.admit(
+                source.container, tracked.pod.namespace, needed, sum(taken.sizes.values())
+            )
             software = await _software(source.runtime, self._config.criu)
             # To its end even when cancelled: what is being published must not be taken away.
             found = await finished(
@@ -264,6 +273,12 @@ class Captures:
             tracked.container, HostPid(tracked.pid), bundle, spec, runtime, identity.log_path,
             tracked.held,
         )  # fmt: skip
+
+
+def _are_alike(one: Identity, other: Identity) -> bool:
+    """Whether a snapshot of one is one for the other."""
+    code = volumecontent.CODE
+    return one.key == other.key and one.facts.get(code) == other.facts.get(code)
 
 
 def _runtime() -> str:

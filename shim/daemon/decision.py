@@ -7,17 +7,16 @@ PostCreateContainer, and kubelet for containerd. From memory, but for two calls 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from shim.contract import faults, ticket
 from shim.contract.errors import NoSuchSnapshot
 from shim.contract.names import is_snapshot_id
+from shim.daemon import content
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State, Tracked
 from shim.gate import decide as gate
-from shim.gate.key import Pod
 from shim.gate.request import request_of
 from shim.store.listing import told
 from shim.trust.verdict import REASON as SIGNATURE
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from shim.capture.nodefacts import NodeFacts
     from shim.contract.manifest import Manifest
     from shim.daemon.config import Config
-    from shim.daemon.containerd import Containerd
+    from shim.daemon.containerd import Containerd, Record
     from shim.daemon.reporter import Reporter
     from shim.gate.request import Request
     from shim.store.store import Store
@@ -101,23 +100,18 @@ class Decider:
             addresses = await self._containerd.addresses(tracked.pod.sandbox)
             tracked.pod = replace(tracked.pod, addresses=addresses)
         record = await self._containerd.record(tracked.container)
-        return self.identity_of(
-            tracked, record.spec, record.image, record.image_digest, record.log_path
-        )
+        held = await content.at_creation(tracked, record.spec)
+        return self._identity(tracked, record, held)
 
-    def identity_of(
-        self, tracked: Tracked, spec: dict[str, Any], image: str, digest: str, log_path: str
-    ) -> Identity:
-        """The same from a spec that is known already."""
-        pod = Pod(
-            namespace=tracked.pod.namespace, name=tracked.pod.name, uid=tracked.pod.uid,
-            ips=tracked.pod.addresses, node=os.uname().nodename,
-        )  # fmt: skip
+    def _identity(self, tracked: Tracked, record: Record, held: str | None) -> Identity:
         request = request_of(
-            spec, pod, self._node.node, image_digest=digest, ignore_env=self._config.ignore_env,
-            any_namespace=self._config.cross_namespace,
+            record.spec, content.pod_of(tracked), self._node.node,
+            image_digest=record.image_digest, ignore_env=self._config.ignore_env,
+            any_namespace=self._config.cross_namespace, volume_content=held,
         )  # fmt: skip
-        return Identity(request, image, digest, log_path, tuple(spec["process"].get("args") or ()))
+        request.any_volume_content = tracked.wish.volume_content == "ignore"
+        command = tuple(record.spec["process"].get("args") or ())
+        return Identity(request, record.image, record.image_digest, record.log_path, command)
 
     def candidates(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
         """The snapshots that the pod's annotation can mean. Raises NoSuchSnapshot.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from shim.contract.errors import Effect
+from shim.gate import volumecontent
 from shim.kube.event import NORMAL, WARNING, Event
 from shim.store.listing import told
 from shim.store.room import disk
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("quickthawd")
 
+_CONTENT = (
+    " volume_content: a Secret or ConfigMap volume holds other data than at the capture, which the "
+    "captured process has in memory; quickthaw.io/volume-content: ignore starts from it."
+)
 _EXPECTED = ("NoSnapshot", "Restart")
 """Reasons for a cold start that are no event: it is what the pod asked for."""
 _BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 120)
@@ -274,9 +279,10 @@ def _public(outcome: Mapping[str, object]) -> str:
 
 
 def _does_not_fit(codes: Sequence[str]) -> str:
+    hint = _CONTENT if volumecontent.CODE in codes else ""
     return (
-        f"no snapshot fits the container: refused by {', '.join(codes)}; {Effect.COLD_START}. "
-        "`quickthaw explain` on the node shows what differs."
+        f"no snapshot fits the container: refused by {', '.join(codes)}; {Effect.COLD_START}."
+        f"{hint} `quickthaw explain` on the node shows what differs."
     )
 
 

@@ -136,6 +136,12 @@ def _volume_files(captured: Manifest, wanted: Request) -> Compared:
     return have, canonical({"links on the way to": linked}), not linked
 
 
+def _volume_content(captured: Manifest, wanted: Request) -> Compared:
+    have, want = captured.facts.get("volume_content"), wanted.facts.get("volume_content")
+    is_known = have is not None and "not read: " not in have
+    return have, want, wanted.any_volume_content or (is_known and have == want)
+
+
 def _memory(captured: Manifest, wanted: Request) -> Compared:
     needed, limit = captured.requires.memory_bytes, wanted.memory_limit_bytes
     given = f"a limit of {limit} bytes" if limit else "no limit"
@@ -174,6 +180,8 @@ CHECKS: tuple[Check, ...] = (
     _workload("env", "environment, without what differs from pod to pod"),
     _workload("process_user", "user and group of the process"),
     _workload("mounted", "what every mount shows: which volume, which path of the node"),
+    Check("volume_content", 1, DECISION, "what Secret and ConfigMap volumes hold, unless the pod "
+          "ignores it", _volume_content),
     _workload("process_devices", "which devices"),
     _workload("hugepages", "huge page limits"),
     Check("namespace", 3, DECISION, "Kubernetes namespace", _namespace),

@@ -30,7 +30,7 @@ _SERVICE_LINK = re.compile(
 )
 _POD_VOLUME = re.compile(r"/pods/[^/]+/(volumes|volume-subpaths|containers|etc-hosts)(?:/(.*))?$")
 _SANDBOX = re.compile(r"/sandboxes/[^/]+/([^/]+)$")
-_RANDOM_SUFFIX = re.compile(r"(kube-api-access)-[a-z0-9]{5}\b")
+RANDOM_SUFFIX = re.compile(r"(kube-api-access)-[a-z0-9]{5}\b")
 
 
 class Pod:
@@ -137,7 +137,7 @@ def _shown(source: str, pod: Pod) -> str:
         return f"sandbox {match[1]}"
     if match := _POD_VOLUME.search(source):
         kept = (match[2] or "") if match[1].startswith("volume") else ""  # others: a random name
-        volume = _RANDOM_SUFFIX.sub(r"\1", kept)
+        volume = RANDOM_SUFFIX.sub(r"\1", kept)
         return f"pod {match[1]} {volume}".rstrip()
     return "/".join(pod.placeholder(part) for part in source.split("/"))
 

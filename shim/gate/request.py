@@ -6,6 +6,7 @@ Lean.
 
 from __future__ import annotations
 
+from shim.contract.jsontext import canonical
 from shim.criu import options
 from shim.gate import gpu, volumes
 from shim.gate.facts import memory_limit, power_facts, section
@@ -62,12 +63,14 @@ class Request:
 
     namespace: of Kubernetes. key: the match key. facts: power, workload and host facts by name.
     memory_limit_bytes: 0 for none. any_namespace: the node's configuration allows snapshots of
-    other Kubernetes namespaces. at_swap: what only the swap knows. What is empty is not known, and
+    other Kubernetes namespaces. any_volume_content: the pod's author does not mind what its Secret
+    and ConfigMap volumes held. at_swap: what only the swap knows. What is empty is not known, and
     then does not fit.
     """
 
     __slots__ = (
-        "any_namespace", "at_swap", "facts", "key", "memory_limit_bytes", "namespace", "node",
+        "any_namespace", "any_volume_content", "at_swap", "facts", "key", "memory_limit_bytes",
+        "namespace", "node",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +78,7 @@ class Request:
         key: str = "", node: Node = NOWHERE, any_namespace: bool = False,
         at_swap: AtSwap | None = None,
     ) -> None:  # fmt: skip
+        self.any_volume_content = False
         self.facts, self.memory_limit_bytes = facts, memory_limit_bytes
         self.namespace, self.key, self.any_namespace = namespace, key, any_namespace
         self.node, self.at_swap = node, at_swap
@@ -83,12 +87,15 @@ class Request:
 def request_of(
     spec: Mapping[str, Any], pod: Pod, node: Node, *, image_digest: str,
     ignore_env: Collection[str] = (), any_namespace: bool = False,
+    volume_content: str | None = None,
 ) -> Request:  # fmt: skip
     """The request of the container with this spec. Raises ValueError for what no JSON can hold.
 
     What is empty (the pod's namespace, the image's digest) is not known and fits no snapshot.
-    ignore_env, any_namespace: from the node's configuration.
+    ignore_env, any_namespace: from the node's configuration. volume_content: of
+    `shim.gate.volumecontent`, None where nobody has looked.
     """
+    from shim.gate import volumecontent
     from shim.gate.key import match_key, workload_facts  # late: a swap compares no key
 
     workload = workload_facts(spec, pod, image_digest=image_digest, ignore_env=ignore_env)
@@ -97,6 +104,10 @@ def request_of(
     facts = {**power_facts(spec), **workload, **node.host}
     if not image_digest:
         del facts["image_digest"]
+    if volume_content is None and not volumecontent.named(spec):
+        volume_content = canonical({})  # there is nothing to look at
+    if volume_content is not None:
+        facts[volumecontent.CODE] = volume_content
     if gpus := gpu.fact(spec, node.gpus):
         facts["gpu"] = gpus
     return Request(

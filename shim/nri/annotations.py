@@ -116,6 +116,7 @@ class Wish:
     fallback: str = "cold"
     deadline_s: float = 0
     on_restart: str = "cold"
+    volume_content: str = "compare"
 
 
 def _port(text: str) -> int:
@@ -226,6 +227,9 @@ ANNOTATIONS: Final = (
                "longest time for the whole swap"),
     Annotation("on-restart", one_of("cold", "restore"), "cold, or restore",
                "what a container restart does"),
+    Annotation("volume-content", one_of("compare", "ignore"), "compare, or ignore",
+               "whether a Secret or ConfigMap volume that holds something else than the captured "
+               "one is a reason against a restore"),
 )  # fmt: skip
 _BY_NAME: Final = {row.name: row for row in ANNOTATIONS}
 _NAMING: Final = ("snapshot", "restore")

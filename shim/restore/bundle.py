@@ -44,6 +44,15 @@ class Bundle:
         return {name: value for name, _, value in pairs}
 
     @property
+    def owner(self) -> tuple[int, int]:
+        """The host's user and group ID of the container's process; root's where none is mapped."""
+        user, linux = section(section(self.spec, "process"), "user"), section(self.spec, "linux")
+        return (
+            _on_host(user.get("uid"), entries(linux, "uidMappings")),
+            _on_host(user.get("gid"), entries(linux, "gidMappings")),
+        )
+
+    @property
     def network_namespace(self) -> str:
         """Path of the sandbox's network namespace, or the empty string."""
         return self.namespace("network")
@@ -61,3 +70,16 @@ class Bundle:
             if mount.get("destination") == destination and is_bind(mount):
                 return str(mount.get("source") or "")
         return ""
+
+
+def _on_host(number: object, mappings: list[dict[str, Any]]) -> int:
+    wanted = number if isinstance(number, int) and number >= 0 else 0
+    if not mappings:
+        return wanted  # it shares the host's numbers
+    for mapping in mappings:
+        first, host, size = (mapping.get(name) for name in ("containerID", "hostID", "size"))
+        if not (isinstance(first, int) and isinstance(host, int) and isinstance(size, int)):
+            continue
+        if first <= wanted < first + size:
+            return host + wanted - first
+    return 0

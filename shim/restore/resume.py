@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence[str]) -> None:
     """Write restored.json into the control directory, before the first restored instruction.
 
-    The directory may hold what a container wrote: a link there is not followed. Raises OSError.
+    The directory may hold what a container wrote: a link there is not followed. The environment in
+    it may hold secrets: it is readable by the user of the container's process and by no other, as
+    /proc/1/environ is. Raises OSError.
     """
     told = {
         "schema": 1,
@@ -45,10 +47,13 @@ def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence
     fd = os.open(
         f"{directory}/.{RESTORED_FILE}",
         os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
-        0o644,
+        0o600,
     )
     with os.fdopen(fd, "w") as file:
         file.write(jsontext.compose(told))
+        file.flush()
+        os.fchown(fd, *bundle.owner)
+        os.fchmod(fd, 0o400)
     os.rename(f"{directory}/.{RESTORED_FILE}", f"{directory}/{RESTORED_FILE}")
 
 

@@ -92,7 +92,7 @@ CAUSES: Final[dict[str, tuple[dict[str, str], int, Callable[[Pod], None], str]]]
     ),
     "shm": ({}, 8005, left_over, "buffer exists with"),
     "volume": ({}, 8005, volume_changed, "own/file"),
-    "port": ({}, 8000, port_taken, "Address already in use"),
+    "port": ({}, 8000, port_taken, "the container starts cold"),
 }  # fmt: skip
 """What an author can do: annotations, the port of a sidecar, an action, and what is told."""
 

@@ -172,4 +172,4 @@ def test_a_restored_process_is_told_who_it_is_now(swap_node: Node) -> None:
     assert environment["CASE"] == "told"
     # Its environment proper is the captured one: nobody can change that of a running process.
     assert ask(pod, "/env")["environ"]["POD_NAME"] == "source"
-    assert ask(pod, "/read?path=/run/quickthaw/restored.json")["mode"] == "0o644"
+    assert ask(pod, "/read?path=/run/quickthaw/restored.json")["mode"] == "0o400"

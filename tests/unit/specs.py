@@ -112,12 +112,15 @@ def changed(path: str, value: object, number: str = "2") -> Spec:
     return made_spec
 
 
+CONTENT = '{"secret volume tls":"content 1"}'
+
+
 def facts(given: Spec, number: str = "1", *, node: Node = NODE) -> dict[str, str]:
     """All that the gate compares of a container with this spec on this node."""
     gpus = gpu.fact(given, node.gpus)
     return {
         **power_facts(given, is_host=no_host), **workload(number, given), **node.host,
-        **({"gpu": gpus} if gpus else {}),
+        **({"gpu": gpus} if gpus else {}), "volume_content": CONTENT,
     }  # fmt: skip
 
 

@@ -223,6 +223,7 @@ OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("key", {"key": "f" * 64}, {}),
     ("memory", {"requires": {"memory_bytes": (1 << 30) + 1}}, {}),
     ("processes", {"facts": {**facts(spec("1")), **OF_CAPTURE, "processes": '"?"'}}, {}),
+    ("volume_content", {"facts": {**facts(spec("1")), **OF_CAPTURE, "volume_content": "{}"}}, {}),
     ("criu_options", {}, {"at_swap": AtSwap(ours=OURS, named="/tmp/mine", linked=no_links)}),
     ("criu_options", {}, {"at_swap": AtSwap(ours=OURS, named="None", linked=no_links)}),
     ("volume_files", {}, {"at_swap": AtSwap(ours=OURS, named=OURS, linked=list)}),
@@ -252,6 +253,15 @@ def test_another_workload_is_refused_by_name(code: str, path: str, value: object
     snapshot, request = captured(changed(path, value, "1")), wanted()
     assert refused(snapshot, request) == [code]
     assert refused(snapshot, request, without=code) == []
+
+
+def test_volume_content_that_nobody_could_read_fits_nothing_but_who_ignores_it() -> None:
+    unread = {**facts(spec("1")), "volume_content": '{"secret volume tls":"not read: why"}'}
+    snapshot = captured(facts={**unread, **OF_CAPTURE})
+    assert refused(snapshot, wanted(facts=unread)) == ["volume_content"], "equal is not enough"
+    for request in (wanted(), wanted(facts=unread)):
+        request.any_volume_content = True
+        assert refused(snapshot, request) == []
 
 
 def test_another_image_is_refused_by_name() -> None:

@@ -1,0 +1,76 @@
+"""What the Secret and ConfigMap volumes of a container held when it was created, and hold now.
+
+Read in a thread: a pod's author decides how much there is. Remembered beside what else is ours
+about the container, because a daemon that starts later finds what the volumes hold by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from shim.contract.errors import NotCapturable
+from shim.contract.paths import CONTAINER_VOLUME_CONTENT, CONTAINERS
+from shim.gate import volumecontent
+from shim.gate.key import Pod
+from shim.kernel import replace
+from shim.kernel.beneath import open_dir, read_beneath
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shim.daemon.decision import Identity
+    from shim.daemon.registry import Tracked
+
+_MAX_BYTES = 1 << 20
+
+
+def pod_of(tracked: Tracked) -> Pod:
+    """The pod as the gate knows it."""
+    return Pod(
+        namespace=tracked.pod.namespace, name=tracked.pod.name, uid=tracked.pod.uid,
+        ips=tracked.pod.addresses, node=os.uname().nodename,
+    )  # fmt: skip
+
+
+async def at_creation(tracked: Tracked, spec: Mapping[str, Any]) -> str | None:
+    """The fact of `shim.gate.volumecontent`, as it was when this was first asked.
+
+    None where the container has no such volume.
+    """
+    if not volumecontent.named(spec):
+        return None
+    return await asyncio.to_thread(_remembered, tracked.container, spec, pod_of(tracked))
+
+
+def _remembered(container: str, spec: Mapping[str, Any], pod: Pod) -> str:
+    private = f"{CONTAINERS}/{container}"
+    with contextlib.suppress(OSError, ValueError), open_dir(private) as directory:
+        limit = _MAX_BYTES
+        return read_beneath(
+            directory.fileno(), CONTAINER_VOLUME_CONTENT, limit_bytes=limit
+        ).decode()  # fmt: skip
+    found = volumecontent.fact(spec, pod)
+    with contextlib.suppress(OSError):  # a container without this directory is not captured
+        replace.put(f"{private}/{CONTAINER_VOLUME_CONTENT}", found)
+    return found
+
+
+async def check(tracked: Tracked, identity: Identity, spec: Mapping[str, Any]) -> None:
+    """Raises NotCapturable for volumes that changed since the container was created.
+
+    Its processes may have read what they held before, or what they hold now.
+    """
+    if tracked.wish.volume_content == "ignore" or not volumecontent.named(spec):
+        return
+    then = identity.facts.get(volumecontent.CODE)
+    now = await asyncio.to_thread(volumecontent.fact, spec, pod_of(tracked))
+    if now != then or volumecontent.NOT_READ in now:
+        raise NotCapturable(
+            "cannot capture", container=tracked.container,
+            why="a Secret or ConfigMap volume has changed since it was created, or cannot be read: "
+            f"it was {then}, it is {now}",
+            do="Start the pod again, or set quickthaw.io/volume-content: ignore.",
+        )  # fmt: skip

@@ -1,0 +1,152 @@
+"""Digests of the Secret and ConfigMap volumes of a container: data that a process has in memory.
+
+Two pods may have different Secrets behind the same name of a volume, and a Secret may change: a
+restored process would go on with the captured one. So their content is a fact of the gate.
+
+kubelet's directories are read as root, beneath descriptors, without links, within bounds of files,
+bytes and depth. `..data` is a link that kubelet changes with one rename, to a directory that it
+never changes: read through one descriptor it is one version. Tokens of a service account, and files
+that hold nothing but the pod's own name, uid or address, differ from pod to pod and are left out.
+Source: kubelet, pkg/volume/util/atomic_writer.go.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+
+from shim.contract.jsontext import canonical
+from shim.gate.facts import entries, is_bind
+from shim.gate.key import RANDOM_SUFFIX
+from shim.kernel.beneath import O_WALK, open_beneath, open_dir, open_in_root
+from shim.kernel.fds import OwnedFd
+from shim.kernel.sha256 import hexdigest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from shim.gate.key import Pod
+
+CODE = "volume_content"
+NOT_READ = "not read: "
+"""How the value of a volume begins that could not be read, or not within the bounds. No container
+fits with such a one: nobody knows what it holds."""
+_KINDS = ("secret", "configmap", "projected")
+_VOLUME = re.compile(
+    rf"(/.*/pods/[^/]+)/(?:volumes/kubernetes\.io~({'|'.join(_KINDS)})|volume-subpaths)/([^/]+)(?:/|$)"
+)
+_TOKEN = re.compile(rb"eyJ[\w-]+\.eyJ[\w-]+\.[\w-]+\s*")
+"""A JSON Web Token: its header and its claims are JSON objects in base64url."""
+_CURRENT = "..data"
+_MAX_FILES, _MAX_BYTES, _MAX_DEPTH = 2048, 16 << 20, 8
+_SMALL = 4096
+_TRIES = 3
+
+
+class _Bounds:
+    """What may still be read of all volumes of one container."""
+
+    def __init__(self) -> None:
+        self.files, self.bytes = _MAX_FILES, _MAX_BYTES
+
+    def take(self, path: str, size: int) -> None:
+        """One file. Raises OSError beyond the bounds."""
+        self.files, self.bytes = self.files - 1, self.bytes - size
+        if self.files < 0 or self.bytes < 0:
+            most = f"more than {_MAX_FILES} files or {_MAX_BYTES >> 20} MiB"
+            raise OSError(errno.EFBIG, most, path)
+
+
+def named(spec: Mapping[str, Any]) -> bool:
+    """Whether the container has a mount that may be such a volume."""
+    return any(True for _ in _mounted(spec))
+
+
+def fact(spec: Mapping[str, Any], pod: Pod) -> str:
+    """Volume to digest of its content, as canonical JSON. Blocking. Never raises OSError."""
+    bounds, found = _Bounds(), {}
+    for directory, kind, name in sorted(set(_mounted(spec))):
+        for each in (kind,) if kind else _KINDS:  # of a subpath its path does not tell the kind
+            label = f"{each} volume " + RANDOM_SUFFIX.sub(r"\1", name)
+            try:
+                found[label] = _content(f"{directory}/volumes", f"kubernetes.io~{each}/{name}", pod,
+                                        bounds)  # fmt: skip
+            except FileNotFoundError as error:
+                if kind:
+                    found[label] = f"{NOT_READ}{error.strerror}"
+            except OSError as error:
+                found[label] = f"{NOT_READ}{error.strerror}"
+    return canonical(found)
+
+
+def _mounted(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The pod's directory, the kind (empty where it is not known) and the name of each volume."""
+    for mount in entries(spec, "mounts"):
+        match = _VOLUME.match(os.path.normpath(str(mount.get("source") or "")))
+        if match and is_bind(mount):
+            yield match[1], match[2] or "", match[3]
+
+
+def _content(volumes: str, path: str, pod: Pod, bounds: _Bounds) -> str:
+    for left in reversed(range(_TRIES)):
+        try:
+            with open_dir(volumes) as parent, open_beneath(parent.fileno(), path, O_WALK) as volume:
+                is_projected = "~projected/" in path
+                return f"content {_digest(volume.fileno(), pod, bounds, is_projected)}"
+        except FileNotFoundError:
+            # kubelet has changed it meanwhile, and removed what it was before.
+            if not left or not os.path.isdir(f"{volumes}/{path}"):
+                raise
+    raise AssertionError("not reached")
+
+
+def _digest(volume_fd: int, pod: Pod, bounds: _Bounds, is_projected: bool) -> str:
+    lines = []
+    with _current(volume_fd) as current:
+        for path, data in _files(current.fileno(), "", bounds, _MAX_DEPTH):
+            if not (is_projected and _TOKEN.fullmatch(data)):
+                own = _without_pod(data, pod) if is_projected else data
+                lines.append(f"{hexdigest(own)} {os.fsencode(path).hex()}")
+    return hexdigest("\n".join(lines).encode())[:16]
+
+
+def _current(volume_fd: int) -> OwnedFd:
+    """The directory that holds the version which is valid now."""
+    try:
+        return open_in_root(volume_fd, _CURRENT, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return OwnedFd(os.open(".", O_WALK, dir_fd=volume_fd))
+
+
+def _files(dirfd: int, path: str, bounds: _Bounds, depth: int) -> Iterator[tuple[str, bytes]]:
+    if not depth:
+        raise OSError(errno.ELOOP, f"more than {_MAX_DEPTH} directories deep", path)
+    for name in sorted(os.listdir(dirfd)):
+        with open_beneath(dirfd, name, os.O_RDONLY | os.O_NONBLOCK) as opened:
+            status = os.fstat(opened.fileno())
+            if stat.S_ISDIR(status.st_mode):
+                yield from _files(opened.fileno(), f"{path}{name}/", bounds, depth - 1)
+                continue
+            bounds.take(f"{path}{name}", status.st_size)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "something else than files and directories", path)
+            yield f"{path}{name}", _read(opened.fileno(), status.st_size)
+
+
+def _read(fd: int, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size and (part := os.read(fd, size - len(data))):
+        data += part
+    return bytes(data)
+
+
+def _without_pod(data: bytes, pod: Pod) -> bytes:
+    if len(data) > _SMALL:
+        return data
+    text = os.fsdecode(data).strip()
+    other = pod.placeholder(text)
+    return os.fsencode(other) if other != text else data
