@@ -13,10 +13,11 @@ from shim.cli import client, main, offline, ofspec
 from shim.contract.errors import NoSuchPod, NoSuchSnapshot
 from shim.daemon.explaining import Explaining
 from shim.daemon.registry import Registry
+from shim.gate import volumecontent
 from shim.gate.explain import explained
 from shim.nri.annotations import Wish
 from shim.store.store import Store
-from tests.unit.specs import NODE, Spec, captured, changed, spec, wanted
+from tests.unit.specs import CONTENT, NODE, Spec, captured, changed, spec, wanted
 from tests.unit.test_decision import (
     SPEC,
     a_container,
@@ -98,6 +99,7 @@ def on_disk(monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path) -> Pa
         return nodefacts.NodeFacts(NODE, "")
 
     monkeypatch.setattr(nodefacts, "learn", learn)
+    monkeypatch.setattr(volumecontent, "fact", lambda _spec, _pod: CONTENT)
     monkeypatch.setattr(ofspec, "Store", lambda: Store(str(tmp_path)))
     monkeypatch.setattr(offline, "trust", lambda _store: TrustsAll())
     # Namespaces of this machine are of no interest here.

@@ -27,6 +27,7 @@ class NoBundle:
 
     spec: dict[str, Any] = {}  # noqa: RUF012
     environment: dict[str, str] = {}  # noqa: RUF012
+    owner = (0, 0)
 
 
 @pytest.fixture
