@@ -1,7 +1,8 @@
 """What the Secret and ConfigMap volumes of a container held when it was created, and hold now.
 
-Read in a thread: a pod's author decides how much there is. Remembered beside what else is ours
-about the container, because a daemon that starts later finds what the volumes hold by then.
+Read in threads of their own, with a deadline: a pod's author decides how much there is, and the
+runtime does not wait for an answer that comes too late. Remembered beside what else is ours about
+the container, because a daemon that starts later finds what the volumes hold by then.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from shim.contract.errors import NotCapturable
+from shim.contract.jsontext import canonical
 from shim.contract.paths import CONTAINER_VOLUME_CONTENT, CONTAINERS
 from shim.gate import volumecontent
 from shim.gate.key import Pod
@@ -19,12 +22,17 @@ from shim.kernel import replace
 from shim.kernel.beneath import open_dir, read_beneath
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from shim.daemon.decision import Identity
     from shim.daemon.registry import Tracked
 
 _MAX_BYTES = 1 << 20
+_WITHIN_S = 1.0
+"""Half of the time that containerd gives a plugin by default."""
+_LATE = canonical({"volumes": f"{volumecontent.NOT_READ}it took longer than {_WITHIN_S:g} s"})
+_READERS = ThreadPoolExecutor(4, "volume-content")
+"""Not asyncio's own threads: a decision must not wait for captures that have all of those."""
 
 
 def pod_of(tracked: Tracked) -> Pod:
@@ -42,7 +50,18 @@ async def at_creation(tracked: Tracked, spec: Mapping[str, Any]) -> str | None:
     """
     if not volumecontent.named(spec):
         return None
-    return await asyncio.to_thread(_remembered, tracked.container, spec, pod_of(tracked))
+    return await _read(_remembered, tracked.container, spec, pod_of(tracked))
+
+
+async def _read(how: Callable[..., str], *arguments: object) -> str:
+    """Like asyncio.to_thread. A thread that does not come back holds up four of its kind at most:
+    without them pods start cold.
+    """
+    try:
+        async with asyncio.timeout(_WITHIN_S):
+            return await asyncio.get_running_loop().run_in_executor(_READERS, how, *arguments)
+    except TimeoutError:
+        return _LATE
 
 
 def _remembered(container: str, spec: Mapping[str, Any], pod: Pod) -> str:
@@ -66,7 +85,7 @@ async def check(tracked: Tracked, identity: Identity, spec: Mapping[str, Any]) -
     if tracked.wish.volume_content == "ignore" or not volumecontent.named(spec):
         return
     then = identity.facts.get(volumecontent.CODE)
-    now = await asyncio.to_thread(volumecontent.fact, spec, pod_of(tracked))
+    now = await _read(volumecontent.fact, spec, pod_of(tracked))
     if now != then or volumecontent.NOT_READ in now:
         raise NotCapturable(
             "cannot capture", container=tracked.container,
