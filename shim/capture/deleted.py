@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim.contract.errors import NotCapturable
+from shim.kernel.beneath import O_WALK, files_beneath, link_beneath, open_beneath, open_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -72,16 +72,22 @@ def give_links(
                 why=f"/{remap.original} has other names, and none of them is in the snapshot",
                 do="Close the file before the container is ready.",
             )  # fmt: skip
-        link = Path(tree.copy) / remap.link.removeprefix(tree.prefix)
-        os.link(Path(tree.copy) / name, link, follow_symlinks=False)
+        _link(tree.copy, name, remap.link.removeprefix(tree.prefix))
+
+
+def _link(copy: str, name: str, link: str) -> None:
+    """Both are names that a container gave: nothing of them leads out of the copy."""
+    parent, _, last = link.rpartition("/")
+    with open_dir(copy) as top, open_beneath(top.fileno(), parent or ".", O_WALK) as directory:
+        link_beneath(top.fileno(), name, directory.fileno(), last)
 
 
 def _name_of(inode: int | None, directory: str) -> str:
     """A name beneath `directory` of the file with this inode number, or empty."""
     if inode is None:
         return ""
-    for parent, _, names, dirfd in os.fwalk(directory):
-        for name in names:
-            if os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_ino == inode:
-                return os.path.relpath(f"{parent}/{name}", directory)
+    with open_dir(directory) as top:
+        for path, status in files_beneath(top.fileno()):
+            if status.st_ino == inode:
+                return path
     return ""

@@ -48,6 +48,7 @@ POINTS = {
     "restore.rootfs.noted": "the journal knows of the root file system, which is untouched",
     "restore.rootfs.mounted": "the snapshot's diff is in the root file system",
     "restore.shm.noted": "the journal knows what /dev/shm is to get, and it has none of it",
+    "restore.shm.built": "what /dev/shm is to get is complete, and has no name there yet",
     "restore.shm.filled": "/dev/shm has what the captured one had",
     "restore.network.read": "the pod's addresses are known",
     "restore.images.viewed": "CRIU's view of the images is made",

@@ -14,15 +14,24 @@ import struct
 from shim.kernel.fds import OwnedFd
 from shim.kernel.libc import NR_OPENAT2, syscall
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _NO_MAGICLINKS = 0x02
 _NO_SYMLINKS = 0x04
 _BENEATH = 0x08
 _IN_ROOT = 0x10
 _AT_EAGAIN_TRIES = 8
+_MOST_DEEP = 200
 
 O_PATH_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW
 O_WALK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """To list a directory by its own single name, where openat2 would tell nothing more."""
+
+
+class NotMade(Exception):
+    """A name is not what was made under it."""
 
 
 def open_beneath(
@@ -76,6 +85,67 @@ def read_beneath(root_dirfd: int, path: str, *, limit_bytes: int) -> bytes:
     if len(content) > limit_bytes:
         raise OSError(errno.EFBIG, f"longer than {limit_bytes} bytes", path)
     return content
+
+
+def link_beneath(root_dirfd: int, path: str, dirfd: int, name: str) -> None:
+    """Give the file `path`, beneath `root_dirfd`, a second name in the directory `dirfd`.
+
+    No symlink is followed on the way to it; a symlink at its end gets the name itself. Raises
+    OSError.
+    """
+    with open_beneath(root_dirfd, path, O_PATH_NOFOLLOW) as fd:
+        os.link(by_descriptor(fd.fileno()), name, dst_dir_fd=dirfd, follow_symlinks=True)
+
+
+def files_beneath(dirfd: int, deep: int = _MOST_DEEP) -> Iterator[tuple[str, os.stat_result]]:
+    """All that is no directory beneath a directory, by path, while it may change.
+
+    What is replaced or goes meanwhile is left out. Unlike os.fwalk it opens nothing but
+    directories, and never what a link leads to. Raises OSError, also for more than `deep` levels.
+    """
+    if not deep:
+        raise OSError(errno.ENAMETOOLONG, f"more than {_MOST_DEEP} directories in each other")
+    with OwnedFd(os.open(".", O_WALK, dir_fd=dirfd)) as fd, os.scandir(fd.fileno()) as listing:
+        for entry in listing:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if not entry.is_dir(follow_symlinks=False):
+                    yield entry.name, entry.stat(follow_symlinks=False)
+                    continue
+                with OwnedFd(os.open(entry.name, O_WALK, dir_fd=fd.fileno())) as inner:
+                    for path, status in files_beneath(inner.fileno(), deep - 1):
+                        yield f"{entry.name}/{path}", status
+
+
+def by_descriptor(fd: int) -> str:
+    """A path of exactly the inode that is open, also of one opened with O_PATH.
+
+    For calls that take no such descriptor. It is not followed any further, not even where it is
+    of a symlink. Source: proc_pid_fd(5), symlink(7).
+    """
+    return f"/proc/self/fd/{fd}"
+
+
+def open_made(name: str, kind: int, dirfd: int) -> OwnedFd:
+    """Open with O_PATH what this process has just made as `name` in the directory `dirfd`.
+
+    kind: its type, as of `stat.S_IFMT`. Where others can write to the directory, the name may be
+    another file by now: a link, a file of somebody else's, of another file system. Raises
+    NotMade for that, OSError.
+    """
+    with OwnedFd(os.open(name, O_PATH_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)) as fd:
+        status = os.fstat(fd.fileno())
+        is_ours = (status.st_dev, status.st_uid) == (os.fstat(dirfd).st_dev, os.geteuid())
+        has_other_names = status.st_nlink > 1 and kind != stat.S_IFDIR
+        if stat.S_IFMT(status.st_mode) != kind or not is_ours or has_other_names:
+            raise NotMade(f"{name} was replaced by another file while it was made")
+        return OwnedFd(fd.steal())
+
+
+def make_dir(name: str, dirfd: int) -> OwnedFd:
+    """Make a directory that only root may enter, and open it. Raises NotMade, OSError."""
+    os.mkdir(name, 0o700, dir_fd=dirfd)
+    with open_made(name, stat.S_IFDIR, dirfd) as made:
+        return OwnedFd(os.open(".", O_WALK, dir_fd=made.fileno()))
 
 
 def remove_tree(parent_dirfd: int, name: str) -> None:

@@ -13,9 +13,12 @@ import ctypes
 import errno
 import functools
 import os
+import stat
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from shim.kernel.beneath import by_descriptor
+from shim.kernel.fds import OwnedFd
 from shim.kernel.libc import copy_memory, mapped_shared
 from shim.kernel.othermemory import PAGE
 
@@ -86,13 +89,17 @@ def _open(pid: int, descriptors: Iterable[str]) -> Iterator[tuple[int, str, bool
 @functools.cache
 def _mount() -> tuple[str, str]:
     """Of the kernel's tmpfs: the device, as maps has it, and the id of the mount."""
-    fd = os.memfd_create("quickthaw")
-    try:
-        device = os.fstat(fd).st_dev
-        number = _fdinfo(f"/proc/self/fdinfo/{fd}")["mnt_id"]
-        return f"{os.major(device):02x}:{os.minor(device):02x}", number
-    finally:
-        os.close(fd)
+    device = _device()
+    with OwnedFd(os.memfd_create("quickthaw")) as fd:
+        number = _fdinfo(f"/proc/self/fdinfo/{fd.fileno()}")["mnt_id"]
+    return f"{os.major(device):02x}:{os.minor(device):02x}", number
+
+
+@functools.cache
+def _device() -> int:
+    """Of the kernel's tmpfs."""
+    with OwnedFd(os.memfd_create("quickthaw")) as fd:
+        return os.fstat(fd.fileno()).st_dev
 
 
 def _fdinfo(path: str) -> dict[str, str]:
@@ -104,7 +111,12 @@ class OpenObject:
     """One object, opened for reading by a path of `found`. Methods raise OSError."""
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, _O_LOOK)
+        # The process runs: its descriptor may be of a device or a fifo by now. O_PATH opens none.
+        with OwnedFd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as found:
+            status = os.fstat(found.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_dev != _device():
+                raise OSError(errno.ESTALE, "no object of shared memory any more", path)
+            self._fd = os.open(by_descriptor(found.fileno()), _O_LOOK)
 
     def close(self) -> None:
         """Look no more."""

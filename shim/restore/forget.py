@@ -54,11 +54,14 @@ def _sweep_turns() -> None:
 
 
 def _undo_unfinished(container: str) -> None:
+    seen = set()
     for kind, subject in journal.changes(journal.path_of(container)):
         if kind == journal.DONE:
             return  # /dev/shm is the pod's now, as it would be after a cold start
-        if kind == journal.SHM and isinstance(subject, dict):
-            shmfill.undo(subject["target"], subject["put"])
+        seen.add(kind)
+        if kind == journal.SHM and journal.SHM_UNDONE not in seen and isinstance(subject, dict):
+            placed = journal.SHM_PLACED in seen
+            shmfill.undo(subject["target"], subject["put"], container=container, placed=placed)
         if kind == journal.RUNTIME:
             private = f"{CONTAINERS}/{container}"
             mntns.remove(

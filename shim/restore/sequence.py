@@ -240,12 +240,24 @@ class Swap:
         target = self.bundle.mount_source("/dev/shm")
         if not target or not os.path.isdir(source) or not os.listdir(source):
             return
-        put = shmfill.plan(source, target, container=self.ticket.container)
+        container = self.ticket.container
+        put = shmfill.plan(source, target, container=container)
         journal.note(f"{self.private}/journal", journal.SHM, {"target": target, "put": put})
-        undo.callback(shmfill.undo, target, put)
-        faults.point("restore.shm.noted", self.ticket.container)
-        shmfill.fill(source, target, put, container=self.ticket.container)
-        faults.point("restore.shm.filled", self.ticket.container)
+        undo.callback(self._empty_shm, target, put, placed=False)
+        faults.point("restore.shm.noted", container)
+        shmfill.build(source, target, put, container=container)
+        journal.note(f"{self.private}/journal", journal.SHM_PLACED, None)
+        undo.callback(self._empty_shm, target, put, placed=True)
+        faults.point("restore.shm.built", container)
+        shmfill.place(target, put, container=container)
+        faults.point("restore.shm.filled", container)
+
+    def _empty_shm(self, target: str, put: Sequence[str], *, placed: bool) -> None:
+        from shim.rootfs import shmfill
+
+        shmfill.undo(target, put, container=self.ticket.container, placed=placed)
+        # What has these names from now on is the cold started container's, or a neighbour's.
+        journal.note(f"{self.private}/journal", journal.SHM_UNDONE, None)
 
     def _images(
         self, captured: Manifest, check: Check, content: Layout, undo: contextlib.ExitStack

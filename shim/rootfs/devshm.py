@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from itertools import islice
 from typing import TYPE_CHECKING, Self
 
 from shim.contract.errors import ShmNotCopied
-from shim.kernel.beneath import O_WALK, open_dir
+from shim.kernel.beneath import NotMade, link_beneath, make_dir, open_dir
 from shim.kernel.fds import OwnedFd
-from shim.rootfs.inode import O_SOURCE_DIR, Changed
+from shim.rootfs.inode import O_SOURCE_DIR, Changed, set_times
 from shim.rootfs.shmprecopy import PrecopyingCopier
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class ShmCopy:
             with open_dir(self._target) as target:
                 capture = _Capture(self._copier, target.fileno())
                 capture.directory(self._dir.fileno(), target.fileno(), "")
-        except (OSError, Changed, ValueError) as error:
+        except (OSError, Changed, NotMade, ValueError) as error:
             raise ShmNotCopied(
                 f"cannot copy /dev/shm to {self._target}", container=self._container,
                 why=f"{type(error).__name__}: {error}", do="See that the store has room.",
@@ -102,14 +103,12 @@ class _Capture:
             else:
                 self._file(source_dirfd, entry, target_dirfd, path)
         self._copier.copy_attributes(source_dirfd, target_dirfd)
-        status = os.fstat(source_dirfd)
-        os.utime(target_dirfd, ns=(status.st_atime_ns, status.st_mtime_ns))
+        set_times(target_dirfd, os.fstat(source_dirfd))
 
     def _subdirectory(self, source_dirfd: int, name: str, target_dirfd: int, path: str) -> None:
-        os.mkdir(name, 0o700, dir_fd=target_dirfd)
         with (
             OwnedFd(os.open(name, O_SOURCE_DIR, dir_fd=source_dirfd)) as source,
-            OwnedFd(os.open(name, O_WALK, dir_fd=target_dirfd)) as target,
+            make_dir(name, target_dirfd) as target,
         ):
             self.directory(source.fileno(), target.fileno(), f"{path}{name}/")
 
@@ -119,9 +118,10 @@ class _Capture:
         status = entry.stat(follow_symlinks=False)
         first = self._links.get((status.st_dev, status.st_ino))
         if first is not None:
-            os.link(first, entry.name, src_dir_fd=self._root_dirfd, dst_dir_fd=target_dirfd,
-                    follow_symlinks=False)  # fmt: skip
+            link_beneath(self._root_dirfd, first, target_dirfd, entry.name)
             return
+        if stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode):
+            raise ValueError(f"{path}{entry.name} is a device")
         status = self._copier.copy(source_dirfd, entry.name, target_dirfd)
         if status.st_nlink > 1:
             self._links[status.st_dev, status.st_ino] = path + entry.name

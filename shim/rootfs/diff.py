@@ -17,9 +17,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shim.contract.errors import RootfsNotCopied
-from shim.kernel.beneath import O_PATH_NOFOLLOW, O_WALK, open_beneath, remove_tree
+from shim.kernel.beneath import (
+    O_PATH_NOFOLLOW,
+    O_WALK,
+    NotMade,
+    by_descriptor,
+    link_beneath,
+    open_beneath,
+    remove_tree,
+)
 from shim.kernel.fds import OwnedFd
-from shim.rootfs.inode import O_SOURCE_DIR, Changed, Copier
+from shim.rootfs.inode import O_SOURCE_DIR, Changed, Copier, set_times
 from shim.rootfs.layers import Marks, base_has, merge, open_merged
 
 if TYPE_CHECKING:
@@ -153,7 +161,7 @@ class DiffCopy:
         with self._border():
             self._children(self._layers, self._root, self._seen, "", sealed=False)
             self._copier.copy_attributes(self._layers[0], self._root)
-            _set_times(self._root, os.fstat(self._layers[0]))
+            set_times(self._root, os.fstat(self._layers[0]))
         return CopyStats(
             self._copier.files - files, self._copier.bytes - size, time.monotonic() - began,
             self._pass.unsettled_bytes,
@@ -163,7 +171,7 @@ class DiffCopy:
     def _border(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, Changed, ValueError) as error:
+        except (OSError, Changed, NotMade, ValueError) as error:
             raise RootfsNotCopied(
                 f"cannot copy the root file system's changes to {self._target}",
                 container=self._container, why=f"{type(error).__name__}: {error}",
@@ -231,7 +239,7 @@ class DiffCopy:
                         os.setxattr(target.fileno(), self._marks.opaque, b"y")
                     changed = True
                 if changed or (old and old.atime_ns != new.atime_ns):
-                    _set_times(target.fileno(), status)
+                    set_times(target.fileno(), status)
         return old is None
 
     def _leaf(
@@ -246,14 +254,14 @@ class DiffCopy:
                 self._pass.links.setdefault(key, path)
             # The time at a symlink is that of our own readlink in an earlier pass.
             if old.atime_ns != status.st_atime_ns and not stat.S_ISLNK(status.st_mode):
-                _set_times(name, status, dir_fd=target_dirfd)
+                with OwnedFd(os.open(name, O_PATH_NOFOLLOW, dir_fd=target_dirfd)) as target:
+                    set_times(by_descriptor(target.fileno()), status)
                 old.atime_ns = status.st_atime_ns
             return False
         self._drop(name, target_dirfd, seen)
         first = self._pass.links.get(key)
         if first is not None:
-            os.link(first, name, src_dir_fd=self._root, dst_dir_fd=target_dirfd,
-                    follow_symlinks=False)  # fmt: skip
+            link_beneath(self._root, first, target_dirfd, name)
         else:
             status = self._copier.copy(entry.parents[0], name, target_dirfd)
             if status.st_nlink > 1:
@@ -301,11 +309,3 @@ def _state(status: os.stat_result) -> tuple[int, ...]:
 
 def _open(path: str, opened: contextlib.ExitStack) -> int:
     return opened.enter_context(OwnedFd(os.open(path, O_SOURCE_DIR))).fileno()
-
-
-def _set_times(target: int | str, status: os.stat_result, *, dir_fd: int | None = None) -> None:
-    times = (status.st_atime_ns, status.st_mtime_ns)
-    if isinstance(target, int):
-        os.utime(target, ns=times)
-    else:
-        os.utime(target, ns=times, dir_fd=dir_fd, follow_symlinks=False)

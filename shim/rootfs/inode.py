@@ -1,7 +1,9 @@
 """One inode from one directory to another: data, holes, owner, mode, xattrs, times. Lean.
 
-Used for the rootfs diff and for /dev/shm, in both directions. The source may belong to a running
-container: every name is one path component below a descriptor, and never followed.
+Used for the rootfs diff and for /dev/shm, in both directions. Source and target may be where a
+running container can write: every name is one path component below a descriptor, and never
+followed. Attributes are read and set through descriptors alone, whose type was looked at: between
+two calls with a name it can become a link to a file of the node's.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import fcntl
 import os
 import stat
 
+from shim.kernel.beneath import by_descriptor, open_made
 from shim.kernel.fds import OwnedFd
 
 TYPE_CHECKING = False
@@ -52,43 +55,49 @@ class Copier:
         self.files = self.bytes = 0
         self._reflink = self._in_kernel = True
 
-    def copy(self, source_dirfd: int, name: str, target_dirfd: int) -> os.stat_result:
-        """Copy what is no directory to the same name, which must not exist there.
+    def copy(
+        self, source_dirfd: int, name: str, target_dirfd: int, made: str = ""
+    ) -> os.stat_result:  # fmt: skip
+        """Copy what is no directory to the same name, or to `made`, which must not exist there.
 
         Returns the status that the source had just before its content was read. Sockets and
         fifos become new ones without a peer or content. Raises OSError; Changed when the name
-        is a directory now.
+        is a directory now, NotMade when the copy is another file now.
         """
         with OwnedFd(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=source_dirfd)) as fd:
             status = os.fstat(fd.fileno())
             if stat.S_ISREG(status.st_mode):
-                self._copy_file(fd.fileno(), status, name, target_dirfd)
+                self._copy_file(fd.fileno(), status, made or name, target_dirfd)
             elif stat.S_ISDIR(status.st_mode):
                 raise Changed(name)
             else:
-                self._copy_special(fd.fileno(), status, name, target_dirfd)
+                self._copy_special(fd.fileno(), status, made or name, target_dirfd)
         self.files += 1
         return status
 
     def copy_attributes(self, source_fd: int, target_fd: int) -> None:
         """Owner, xattrs and mode of an open file or directory, but not its times."""
-        status = os.fstat(source_fd)
+        self._copy_all(source_fd, target_fd, os.fstat(source_fd))
+
+    def _copy_all(self, source: int | str, target: int | str, status: os.stat_result) -> None:
+        """source, target: descriptors, or the paths of such that were opened with O_PATH."""
         # chown takes setuid and capabilities away, so it comes first; an ACL changes the mode.
-        os.chown(target_fd, status.st_uid, status.st_gid)
-        self._copy_xattrs(source_fd, target_fd)
-        os.chmod(target_fd, stat.S_IMODE(status.st_mode))
+        os.chown(target, status.st_uid, status.st_gid)
+        self._copy_xattrs(source, target)
+        if not stat.S_ISLNK(status.st_mode):
+            os.chmod(target, stat.S_IMODE(status.st_mode))
 
     def _copy_file(
         self, path_fd: int, status: os.stat_result, name: str, target_dirfd: int
     ) -> None:
         """path_fd: opened with O_PATH, so that a device put in its place is never opened."""
         with (
-            OwnedFd(os.open(f"/proc/self/fd/{path_fd}", O_SOURCE)) as source,
+            OwnedFd(os.open(by_descriptor(path_fd), O_SOURCE)) as source,
             OwnedFd(self.new_file(status, name, target_dirfd)) as target,
         ):
             self.copy_data(source.fileno(), target.fileno(), status)
             self.copy_attributes(source.fileno(), target.fileno())
-            os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            set_times(target.fileno(), status)
 
     def new_file(self, status: os.stat_result, name: str, target_dirfd: int) -> int:
         """A new file, for `copy_data`. status: of what is copied."""
@@ -98,20 +107,16 @@ class Copier:
         self, source_fd: int, status: os.stat_result, name: str, target_dirfd: int
     ) -> None:
         """A symlink, device, fifo or socket. source_fd: opened with O_PATH."""
-        is_link = stat.S_ISLNK(status.st_mode)
-        if is_link:
+        kind = stat.S_IFMT(status.st_mode)
+        if stat.S_ISLNK(status.st_mode):
             os.symlink(os.readlink("", dir_fd=source_fd), name, dir_fd=target_dirfd)
         else:
-            kind = stat.S_IFMT(status.st_mode)
             os.mknod(name, kind | 0o600, status.st_rdev, dir_fd=target_dirfd)
-        os.chown(name, status.st_uid, status.st_gid, dir_fd=target_dirfd, follow_symlinks=False)
-        # The xattr calls take no O_PATH descriptor, but they take its path, which ends at it.
-        with OwnedFd(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=target_dirfd)) as target:
-            self._copy_xattrs(f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{target.fileno()}")
-        if not is_link:
-            os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target_dirfd)
-        os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target_dirfd,
-                 follow_symlinks=False)  # fmt: skip
+        with open_made(name, kind, target_dirfd) as made:
+            # The calls that take a descriptor take none of O_PATH, but its path, which ends at it.
+            target = by_descriptor(made.fileno())
+            self._copy_all(by_descriptor(source_fd), target, status)
+            set_times(target, status)
 
     def _copy_xattrs(self, source: int | str, target: int | str) -> None:
         wanted = [name for name in os.listxattr(source) if self.travels(name)]
@@ -161,6 +166,14 @@ class Copier:
                 start += done
         while start < end and (chunk := os.pread(source_fd, min(_CHUNK, end - start), start)):
             start += os.pwrite(target_fd, chunk, start)
+
+
+def set_times(target: int | str, status: os.stat_result) -> None:
+    """Give a file the access and modification times of `status`.
+
+    target: a descriptor, or the path of one (`by_descriptor`).
+    """
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:

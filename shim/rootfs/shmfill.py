@@ -1,10 +1,16 @@
 """The new pod's /dev/shm gets what the captured one held. Lean: the swap path imports it.
 
-/dev/shm belongs to the pod, not to the container: another container may have put files there. A
-name that exists already is left alone when it is the same but for its times. When it differs the
-swap cannot go on: either content is somebody's.
+/dev/shm belongs to the pod, not to the container: another container may have put files there, and
+writes there while we do. A name that exists already is left alone when it is the same but for its
+times. When it differs the swap cannot go on: either content is somebody's.
 
-The order is `plan`, journal what it says, `fill`; `undo` takes the same list, in any process.
+So `build` makes everything in a directory of the same file system that root alone may enter, and
+`place` renames it in when it is complete. A container with root's uid can enter it all the same:
+attributes are only set through descriptors whose type was checked (see `shim.rootfs.inode`), so
+that all that anybody can change is in this file system.
+
+The order is `plan`, journal what it says, `build`, journal that, `place`; `undo` takes the same
+list, in any process.
 """
 
 from __future__ import annotations
@@ -15,9 +21,19 @@ import os
 import stat
 
 from shim.contract.errors import ShmNotFilled
-from shim.kernel.beneath import O_WALK, open_beneath, open_dir
+from shim.kernel.beneath import (
+    O_PATH_NOFOLLOW,
+    O_WALK,
+    NotMade,
+    by_descriptor,
+    link_beneath,
+    make_dir,
+    open_beneath,
+    open_dir,
+)
 from shim.kernel.fds import OwnedFd
-from shim.rootfs.inode import Changed
+from shim.kernel.libc import call
+from shim.rootfs.inode import Changed, set_times
 from shim.rootfs.shmcopy import ParallelCopier
 
 TYPE_CHECKING = False
@@ -27,10 +43,13 @@ if TYPE_CHECKING:
     from shim.rootfs.inode import Copier
 
 _CHUNK = 1 << 20
+_O_LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_NOREPLACE = 1
+"""Of renameat2(2)."""
 
 
 def plan(source: str, target: str, *, container: str) -> list[str]:
-    """The paths of `source`, relative, that `fill` has to make in `target`; parents come first.
+    """The paths of `source`, relative, that are to be made in `target`; parents come first.
 
     source: the shm directory of a snapshot. target: the pod's /dev/shm on the host. Raises
     ShmNotFilled when something there differs from what was captured.
@@ -43,10 +62,10 @@ def plan(source: str, target: str, *, container: str) -> list[str]:
         return list(_missing(source_fd.fileno(), target_fd.fileno(), ""))
 
 
-def fill(source: str, target: str, put: Sequence[str], *, container: str) -> None:
+def build(source: str, target: str, put: Sequence[str], *, container: str) -> None:
     """Make what `plan` found missing: the same sizes, holes, owners, modes, xattrs and times.
 
-    Raises ShmNotFilled, also when one of the names came up meanwhile; `undo` is the way back.
+    Nobody sees it yet. Raises ShmNotFilled; `undo` is the way back.
     """
     copier = ParallelCopier()
     links: dict[tuple[int, int], str] = {}
@@ -54,35 +73,96 @@ def fill(source: str, target: str, put: Sequence[str], *, container: str) -> Non
         _border(target, container),
         open_dir(source) as source_fd,
         open_dir(target) as target_fd,
+        make_dir(_private(container), target_fd.fileno()) as private_fd,
     ):
-        pair = (source_fd.fileno(), target_fd.fileno())
-        directories = [path for path in put if _put(copier, *pair, path, links)]
-        for path in reversed(directories):  # last, because making a file changes them
+        pair = (source_fd.fileno(), private_fd.fileno())
+        directories = [
+            (path, place) for path, place, _ in _places(put)
+            if _put(copier, *pair, path, place, links)
+        ]  # fmt: skip
+        for path, place in reversed(directories):  # last, because making a file changes them
             with (
                 open_beneath(pair[0], path, O_WALK) as made_of,
-                open_beneath(pair[1], path, O_WALK) as made,
+                open_beneath(pair[1], place, O_WALK) as made,
             ):
                 copier.copy_attributes(made_of.fileno(), made.fileno())
-                status = os.fstat(made_of.fileno())
-                os.utime(made.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+                set_times(made.fileno(), os.fstat(made_of.fileno()))
 
 
-def undo(target: str, put: Sequence[str]) -> None:
-    """Remove what `fill` made of the list `put`, however far it came. Idempotent.
+def place(target: str, put: Sequence[str], *, container: str) -> None:
+    """Give what `build` made the names of the list `put`.
 
-    A directory stays when somebody else put something into it. Raises OSError.
+    Raises ShmNotFilled, also when one of the names came up meanwhile; `undo` is the way back.
+    """
+    with _border(target, container), open_dir(target) as target_fd:
+        with open_beneath(target_fd.fileno(), _private(container), O_WALK) as private_fd:
+            for path, place, top in _places(put):
+                if path == top:
+                    _rename(private_fd.fileno(), place, target_fd.fileno(), path)
+        os.rmdir(_private(container), dir_fd=target_fd.fileno())
+
+
+def undo(target: str, put: Sequence[str], *, container: str, placed: bool) -> None:
+    """Remove what `build` and `place` made of the list `put`, however far they came. Idempotent.
+
+    placed: whether `place` may have begun. A directory stays when somebody else put something
+    into it. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError), open_dir(target) as target_fd:
-        for path in reversed(put):
-            with contextlib.suppress(FileNotFoundError):
-                _remove(target_fd.fileno(), path)
+        left = _remove_private(target_fd.fileno(), put, container)
+        for path, place, _ in reversed(list(_places(put)) if placed else ()):
+            if place.partition("/")[0] not in left:  # it had not got its name
+                with contextlib.suppress(FileNotFoundError):
+                    _remove(target_fd.fileno(), path)
+
+
+def _private(container: str) -> str:
+    return f".quickthaw.{container}"
+
+
+def _places(put: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Of each path where it is built, and the topmost path that is built together with it.
+
+    Whatever is beneath a path follows it in the list: that is renamed with it.
+    """
+    number, top = 0, ""
+    for path in put:
+        if not top or not path.startswith(f"{top}/"):
+            number, top = number + 1, path
+        yield path, f"{number}{path[len(top) :]}", top
+
+
+def _remove_private(target_fd: int, put: Sequence[str], container: str) -> frozenset[str]:
+    """Remove the directory in which all is built. Returns what was still in it, by name."""
+    try:
+        with open_beneath(target_fd, _private(container), O_WALK) as private_fd:
+            left = frozenset(os.listdir(private_fd.fileno()))
+            for _, place, _ in reversed(list(_places(put))):
+                with contextlib.suppress(FileNotFoundError):
+                    _remove(private_fd.fileno(), place)
+        _remove(target_fd, _private(container))
+    except FileNotFoundError:
+        return frozenset()
+    return left
+
+
+def _rename(private_fd: int, place: str, target_fd: int, path: str) -> None:
+    parent, _, name = path.rpartition("/")
+    with open_beneath(target_fd, parent or ".", O_WALK) as directory:
+        try:
+            call(
+                "renameat2", private_fd, os.fsencode(place), directory.fileno(), os.fsencode(name),
+                _NOREPLACE, about=path,
+            )  # fmt: skip
+        except FileExistsError as error:
+            raise ValueError(f"{path} exists: it came up meanwhile") from error
 
 
 @contextlib.contextmanager
 def _border(target: str, container: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, Changed, ValueError) as error:
+    except (OSError, Changed, NotMade, ValueError) as error:
         raise ShmNotFilled(
             f"cannot fill {target}", container=container, why=str(error),
             do="Does another container of the pod use the same names in /dev/shm?",
@@ -134,41 +214,53 @@ def _same_content(
         return os.readlink(name, dir_fd=source_dirfd) == os.readlink(name, dir_fd=target_dirfd)
     if not stat.S_ISREG(wanted.st_mode):
         return wanted.st_rdev == there.st_rdev
-    # O_NONBLOCK: another container may put a fifo in its place while we look.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with _opened(name, flags, source_dirfd, target_dirfd) as (one, other):
-        while chunk := os.read(one, _CHUNK):
-            if os.read(other, len(chunk)) != chunk:
-                return False
-        return not os.read(other, 1)
+    # Another container may put a fifo or a device in its place while we look.
+    with _opened(name, O_PATH_NOFOLLOW | os.O_CLOEXEC, source_dirfd, target_dirfd) as (one, other):
+        if not all(stat.S_ISREG(os.fstat(each).st_mode) for each in (one, other)):
+            return False
+        with (
+            OwnedFd(os.open(by_descriptor(one), _O_LOOK)) as ours,
+            OwnedFd(os.open(by_descriptor(other), _O_LOOK)) as theirs,
+        ):
+            return _is_same(ours.fileno(), theirs.fileno())
+
+
+def _is_same(one: int, other: int) -> bool:
+    while chunk := os.read(one, _CHUNK):
+        if os.read(other, len(chunk)) != chunk:
+            return False
+    return not os.read(other, 1)
 
 
 def _put(
-    copier: Copier, source_fd: int, target_fd: int, path: str, links: dict[tuple[int, int], str]
+    copier: Copier, source_fd: int, private_fd: int, path: str, place: str,
+    links: dict[tuple[int, int], str],
 ) -> bool:  # fmt: skip
     """Make one path. Returns whether it is a directory, whose attributes are still to be set."""
     parent, _, name = path.rpartition("/")
+    directory_at, _, made = place.rpartition("/")
     with (
         open_beneath(source_fd, parent or ".", O_WALK) as source,
-        open_beneath(target_fd, parent or ".", O_WALK) as directory,
+        open_beneath(private_fd, directory_at or ".", O_WALK) as directory,
     ):
         status = os.stat(name, dir_fd=source.fileno(), follow_symlinks=False)
         key = (status.st_dev, status.st_ino)
         if stat.S_ISDIR(status.st_mode):
-            os.mkdir(name, 0o700, dir_fd=directory.fileno())
+            make_dir(made, directory.fileno()).close()
             return True
+        if stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode):
+            raise ValueError(f"{path} is a device")
         if key in links:
-            os.link(links[key], name, src_dir_fd=target_fd, dst_dir_fd=directory.fileno(),
-                    follow_symlinks=False)  # fmt: skip
+            link_beneath(private_fd, links[key], directory.fileno(), made)
         else:
-            copier.copy(source.fileno(), name, directory.fileno())
-            links[key] = path
+            copier.copy(source.fileno(), name, directory.fileno(), made)
+            links[key] = place
     return False
 
 
-def _remove(target_fd: int, path: str) -> None:
+def _remove(dirfd: int, path: str) -> None:
     parent, _, name = path.rpartition("/")
-    with open_beneath(target_fd, parent or ".", O_WALK) as directory:
+    with open_beneath(dirfd, parent or ".", O_WALK) as directory:
         try:
             os.unlink(name, dir_fd=directory.fileno())
         except IsADirectoryError:

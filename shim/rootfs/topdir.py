@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import stat
 
+from shim.kernel.beneath import O_WALK
+from shim.kernel.fds import OwnedFd
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypedDict
@@ -46,12 +49,14 @@ def seen_through(upper: TopAttributes, lower: TopAttributes) -> TopAttributes:
 
 
 def set_attributes(directory: str, wanted: TopAttributes) -> None:
-    """Make the directory have exactly these. Raises OSError."""
-    os.chown(directory, *wanted["owner"])
-    for name in os.listxattr(directory):
-        if name not in wanted["xattrs"]:
-            os.removexattr(directory, name)
-    for name, value in wanted["xattrs"].items():
-        os.setxattr(directory, name, bytes.fromhex(value))
-    os.chmod(directory, wanted["mode"])  # an ACL among the xattrs changed it
-    os.utime(directory, ns=(wanted["times_ns"][0], wanted["times_ns"][1]))
+    """Make the directory have exactly these. Raises OSError; no symlink is followed at its end."""
+    with OwnedFd(os.open(directory, O_WALK)) as opened:
+        fd = opened.fileno()
+        os.chown(fd, *wanted["owner"])
+        for name in os.listxattr(fd):
+            if name not in wanted["xattrs"]:
+                os.removexattr(fd, name)
+        for name, value in wanted["xattrs"].items():
+            os.setxattr(fd, name, bytes.fromhex(value))
+        os.chmod(fd, wanted["mode"])  # an ACL among the xattrs changed it
+        os.utime(fd, ns=(wanted["times_ns"][0], wanted["times_ns"][1]))
