@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/criu.proto\x12\x0equickthaw.criu\"\xa1\x01\n\tFileEntry\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12(\n\x03reg\x18\x03 \x01(\x0b\x32\x1b.quickthaw.criu.RegularFile\x12\'\n\x03isk\x18\x04 \x01(\x0b\x32\x1a.quickthaw.criu.InetSocket\x12\'\n\x03usk\x18\x10 \x01(\x0b\x32\x1a.quickthaw.criu.UnixSocket\"\'\n\x0bRegularFile\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x06 \x01(\x0c\"L\n\nInetSocket\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\r\x12\x10\n\x08src_port\x18\x07 \x01(\r\x12\x10\n\x08src_addr\x18\x0b \x03(\r\"&\n\nUnixSocket\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x0b \x01(\x0c\"\x94\x01\n\x05Mount\x12\x0e\n\x06\x66stype\x18\x01 \x01(\r\x12\x0e\n\x06mnt_id\x18\x02 \x01(\r\x12\x10\n\x08root_dev\x18\x03 \x01(\r\x12\x13\n\x0bwith_plugin\x18\x0c \x01(\x08\x12\x11\n\text_mount\x18\r \x01(\x08\x12\x0e\n\x06\x66sname\x18\x0e \x01(\t\x12\x10\n\x08sb_flags\x18\x11 \x01(\r\x12\x0f\n\x07\x65xt_key\x18\x12 \x01(\t\"\x8f\x01\n\nRemapEntry\x12\x0f\n\x07orig_id\x18\x01 \x01(\r\x12\x10\n\x08remap_id\x18\x02 \x01(\r\x12\x33\n\nremap_type\x18\x03 \x01(\x0e\x32\x1f.quickthaw.criu.RemapEntry.Type\")\n\x04Type\x12\n\n\x06LINKED\x10\x00\x12\t\n\x05GHOST\x10\x01\x12\n\n\x06PROCFS\x10\x02\"\x1f\n\x0bPagemapHead\x12\x10\n\x08pages_id\x18\x01 \x01(\r\"\x9f\x01\n\x0cPagemapEntry\x12\r\n\x05vaddr\x18\x01 \x01(\x04\x12\x17\n\x0f\x63ompat_nr_pages\x18\x02 \x01(\r\x12\x11\n\tin_parent\x18\x03 \x01(\x08\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x10\n\x08nr_pages\x18\x05 \x01(\x04\"3\n\x04\x46lag\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06PARENT\x10\x01\x12\x08\n\x04LAZY\x10\x02\x12\x0b\n\x07PRESENT\x10\x04\"\'\n\x02Mm\x12!\n\x04vmas\x18\x0e \x03(\x0b\x32\x13.quickthaw.criu.Vma\"\x86\x01\n\x03Vma\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\x12\r\n\x05pgoff\x18\x03 \x01(\x04\x12\r\n\x05shmid\x18\x04 \x01(\x04\x12\x0c\n\x04prot\x18\x05 \x01(\r\x12\r\n\x05\x66lags\x18\x06 \x01(\r\x12\x0e\n\x06status\x18\x07 \x01(\r\x12\n\n\x02\x66\x64\x18\x08 \x01(\x12\x12\x0c\n\x04madv\x18\t \x01(\x04\"?\n\nMemfdInode\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\r\n\x05shmid\x18\x05 \x01(\r\x12\x14\n\x0chugetlb_flag\x18\x08 \x01(\r\"h\n\x06IpcShm\x12%\n\x04\x64\x65sc\x18\x01 \x01(\x0b\x32\x17.quickthaw.criu.IpcDesc\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x13\n\x0bin_pagemaps\x18\x03 \x01(\x08\x12\x14\n\x0chugetlb_flag\x18\x04 \x01(\r\"\x15\n\x07IpcDesc\x12\n\n\x02id\x18\x07 \x01(\r\"(\n\x0bPstreeEntry\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0c\n\x04ppid\x18\x02 \x01(\r')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/criu.proto\x12\x0equickthaw.criu\"\xa1\x01\n\tFileEntry\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12(\n\x03reg\x18\x03 \x01(\x0b\x32\x1b.quickthaw.criu.RegularFile\x12\'\n\x03isk\x18\x04 \x01(\x0b\x32\x1a.quickthaw.criu.InetSocket\x12\'\n\x03usk\x18\x10 \x01(\x0b\x32\x1a.quickthaw.criu.UnixSocket\"\'\n\x0bRegularFile\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x06 \x01(\x0c\"L\n\nInetSocket\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\r\x12\x10\n\x08src_port\x18\x07 \x01(\r\x12\x10\n\x08src_addr\x18\x0b \x03(\r\"&\n\nUnixSocket\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x0b \x01(\x0c\"\xb6\x01\n\x05Mount\x12\x0e\n\x06\x66stype\x18\x01 \x01(\r\x12\x0e\n\x06mnt_id\x18\x02 \x01(\r\x12\x10\n\x08root_dev\x18\x03 \x01(\r\x12\x0c\n\x04root\x18\x06 \x01(\x0c\x12\x12\n\nmountpoint\x18\x07 \x01(\x0c\x12\x13\n\x0bwith_plugin\x18\x0c \x01(\x08\x12\x11\n\text_mount\x18\r \x01(\x08\x12\x0e\n\x06\x66sname\x18\x0e \x01(\t\x12\x10\n\x08sb_flags\x18\x11 \x01(\r\x12\x0f\n\x07\x65xt_key\x18\x12 \x01(\t\"\x8f\x01\n\nRemapEntry\x12\x0f\n\x07orig_id\x18\x01 \x01(\r\x12\x10\n\x08remap_id\x18\x02 \x01(\r\x12\x33\n\nremap_type\x18\x03 \x01(\x0e\x32\x1f.quickthaw.criu.RemapEntry.Type\")\n\x04Type\x12\n\n\x06LINKED\x10\x00\x12\t\n\x05GHOST\x10\x01\x12\n\n\x06PROCFS\x10\x02\"\x19\n\tGhostFile\x12\x0c\n\x04mode\x18\x03 \x01(\r\"\x1f\n\x0bPagemapHead\x12\x10\n\x08pages_id\x18\x01 \x01(\r\"\x9f\x01\n\x0cPagemapEntry\x12\r\n\x05vaddr\x18\x01 \x01(\x04\x12\x17\n\x0f\x63ompat_nr_pages\x18\x02 \x01(\r\x12\x11\n\tin_parent\x18\x03 \x01(\x08\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x10\n\x08nr_pages\x18\x05 \x01(\x04\"3\n\x04\x46lag\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06PARENT\x10\x01\x12\x08\n\x04LAZY\x10\x02\x12\x0b\n\x07PRESENT\x10\x04\"\'\n\x02Mm\x12!\n\x04vmas\x18\x0e \x03(\x0b\x32\x13.quickthaw.criu.Vma\"\x86\x01\n\x03Vma\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\x12\r\n\x05pgoff\x18\x03 \x01(\x04\x12\r\n\x05shmid\x18\x04 \x01(\x04\x12\x0c\n\x04prot\x18\x05 \x01(\r\x12\r\n\x05\x66lags\x18\x06 \x01(\r\x12\x0e\n\x06status\x18\x07 \x01(\r\x12\n\n\x02\x66\x64\x18\x08 \x01(\x12\x12\x0c\n\x04madv\x18\t \x01(\x04\"?\n\nMemfdInode\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\r\n\x05shmid\x18\x05 \x01(\r\x12\x14\n\x0chugetlb_flag\x18\x08 \x01(\r\"h\n\x06IpcShm\x12%\n\x04\x64\x65sc\x18\x01 \x01(\x0b\x32\x17.quickthaw.criu.IpcDesc\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x13\n\x0bin_pagemaps\x18\x03 \x01(\x08\x12\x14\n\x0chugetlb_flag\x18\x04 \x01(\r\"\x15\n\x07IpcDesc\x12\n\n\x02id\x18\x07 \x01(\r\"(\n\x0bPstreeEntry\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0c\n\x04ppid\x18\x02 \x01(\r')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,27 +40,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNIXSOCKET']._serialized_start=320
   _globals['_UNIXSOCKET']._serialized_end=358
   _globals['_MOUNT']._serialized_start=361
-  _globals['_MOUNT']._serialized_end=509
-  _globals['_REMAPENTRY']._serialized_start=512
-  _globals['_REMAPENTRY']._serialized_end=655
-  _globals['_REMAPENTRY_TYPE']._serialized_start=614
-  _globals['_REMAPENTRY_TYPE']._serialized_end=655
-  _globals['_PAGEMAPHEAD']._serialized_start=657
-  _globals['_PAGEMAPHEAD']._serialized_end=688
-  _globals['_PAGEMAPENTRY']._serialized_start=691
-  _globals['_PAGEMAPENTRY']._serialized_end=850
-  _globals['_PAGEMAPENTRY_FLAG']._serialized_start=799
-  _globals['_PAGEMAPENTRY_FLAG']._serialized_end=850
-  _globals['_MM']._serialized_start=852
-  _globals['_MM']._serialized_end=891
-  _globals['_VMA']._serialized_start=894
-  _globals['_VMA']._serialized_end=1028
-  _globals['_MEMFDINODE']._serialized_start=1030
-  _globals['_MEMFDINODE']._serialized_end=1093
-  _globals['_IPCSHM']._serialized_start=1095
-  _globals['_IPCSHM']._serialized_end=1199
-  _globals['_IPCDESC']._serialized_start=1201
-  _globals['_IPCDESC']._serialized_end=1222
-  _globals['_PSTREEENTRY']._serialized_start=1224
-  _globals['_PSTREEENTRY']._serialized_end=1264
+  _globals['_MOUNT']._serialized_end=543
+  _globals['_REMAPENTRY']._serialized_start=546
+  _globals['_REMAPENTRY']._serialized_end=689
+  _globals['_REMAPENTRY_TYPE']._serialized_start=648
+  _globals['_REMAPENTRY_TYPE']._serialized_end=689
+  _globals['_GHOSTFILE']._serialized_start=691
+  _globals['_GHOSTFILE']._serialized_end=716
+  _globals['_PAGEMAPHEAD']._serialized_start=718
+  _globals['_PAGEMAPHEAD']._serialized_end=749
+  _globals['_PAGEMAPENTRY']._serialized_start=752
+  _globals['_PAGEMAPENTRY']._serialized_end=911
+  _globals['_PAGEMAPENTRY_FLAG']._serialized_start=860
+  _globals['_PAGEMAPENTRY_FLAG']._serialized_end=911
+  _globals['_MM']._serialized_start=913
+  _globals['_MM']._serialized_end=952
+  _globals['_VMA']._serialized_start=955
+  _globals['_VMA']._serialized_end=1089
+  _globals['_MEMFDINODE']._serialized_start=1091
+  _globals['_MEMFDINODE']._serialized_end=1154
+  _globals['_IPCSHM']._serialized_start=1156
+  _globals['_IPCSHM']._serialized_end=1260
+  _globals['_IPCDESC']._serialized_start=1262
+  _globals['_IPCDESC']._serialized_end=1283
+  _globals['_PSTREEENTRY']._serialized_start=1285
+  _globals['_PSTREEENTRY']._serialized_end=1325
 # @@protoc_insertion_point(module_scope)

@@ -143,6 +143,8 @@ class Mount(_message.Message):
     FSTYPE_FIELD_NUMBER: _builtins.int
     MNT_ID_FIELD_NUMBER: _builtins.int
     ROOT_DEV_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    MOUNTPOINT_FIELD_NUMBER: _builtins.int
     WITH_PLUGIN_FIELD_NUMBER: _builtins.int
     EXT_MOUNT_FIELD_NUMBER: _builtins.int
     FSNAME_FIELD_NUMBER: _builtins.int
@@ -151,6 +153,10 @@ class Mount(_message.Message):
     fstype: _builtins.int
     mnt_id: _builtins.int
     root_dev: _builtins.int
+    root: _builtins.bytes
+    """what of the file system is mounted"""
+    mountpoint: _builtins.bytes
+    """relative to the root of the mount namespace"""
     with_plugin: _builtins.bool
     ext_mount: _builtins.bool
     fsname: _builtins.str
@@ -163,15 +169,17 @@ class Mount(_message.Message):
         fstype: _builtins.int | None = ...,
         mnt_id: _builtins.int | None = ...,
         root_dev: _builtins.int | None = ...,
+        root: _builtins.bytes | None = ...,
+        mountpoint: _builtins.bytes | None = ...,
         with_plugin: _builtins.bool | None = ...,
         ext_mount: _builtins.bool | None = ...,
         fsname: _builtins.str | None = ...,
         sb_flags: _builtins.int | None = ...,
         ext_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ext_key", b"ext_key", "ext_mount", b"ext_mount", "fsname", b"fsname", "fstype", b"fstype", "mnt_id", b"mnt_id", "root_dev", b"root_dev", "sb_flags", b"sb_flags", "with_plugin", b"with_plugin"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ext_key", b"ext_key", "ext_mount", b"ext_mount", "fsname", b"fsname", "fstype", b"fstype", "mnt_id", b"mnt_id", "mountpoint", b"mountpoint", "root", b"root", "root_dev", b"root_dev", "sb_flags", b"sb_flags", "with_plugin", b"with_plugin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ext_key", b"ext_key", "ext_mount", b"ext_mount", "fsname", b"fsname", "fstype", b"fstype", "mnt_id", b"mnt_id", "root_dev", b"root_dev", "sb_flags", b"sb_flags", "with_plugin", b"with_plugin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ext_key", b"ext_key", "ext_mount", b"ext_mount", "fsname", b"fsname", "fstype", b"fstype", "mnt_id", b"mnt_id", "mountpoint", b"mountpoint", "root", b"root", "root_dev", b"root_dev", "sb_flags", b"sb_flags", "with_plugin", b"with_plugin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,6 +228,28 @@ class RemapEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemapEntry: _TypeAlias = RemapEntry  # noqa: Y015
+
+@_typing.final
+class GhostFile(_message.Message):
+    """The first entry of a ghost-file-N.img, N being the remap_id in hexadecimal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    mode: _builtins.int
+    """with the type"""
+    def __init__(
+        self,
+        *,
+        mode: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GhostFile: _TypeAlias = GhostFile  # noqa: Y015
 
 @_typing.final
 class PagemapHead(_message.Message):

@@ -1,14 +1,21 @@
-"""Empty tmpfs that runc puts over what a container must not see, as CRIU restores them. Blocking.
+"""What runc puts over what a container must not see, as CRIU restores it. Blocking.
 
-CRIU unpacks an archive into each tmpfs that it has mounted, also into an empty one: `tar` and
-`gzip`, 3 ms of every restore. Into a file system of its kind `auto` it unpacks nothing, and mounts
-it by its name. Source: CRIU, criu/filesystems.c and mount.c.
+Over a file it is the container's null device, bound from the tmpfs at its /dev. runc tells CRIU to
+bind the node's own /dev/null there after a restore, whose mode and owner the container could then
+change. So these mounts become ones that CRIU restores by itself, from the container's /dev.
+
+Over a directory it is an empty tmpfs. CRIU unpacks an archive into each tmpfs that it has mounted,
+also into an empty one: `tar` and `gzip`, 3 ms of every restore. Into a file system of its kind
+`auto` it unpacks nothing, and mounts it by its name. Sources: CRIU, criu/filesystems.c and mount.c;
+runc, libcontainer/criu_linux.go, addMaskPaths.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import os
+import posixpath
 import tarfile
 import zlib
 from typing import TYPE_CHECKING, Final
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 
 _TMPFS, _AUTO = 5, 16
 _READ_ONLY: Final = 1
+_NULL: Final = b"null"
 _MUCH_BYTES = 4096
 """An archive of one empty directory is smaller."""
 
@@ -42,6 +50,42 @@ def mount_bare(criu: Path) -> None:
                 mount.fstype, mount.fsname = _AUTO, "tmpfs"
         if masks:
             pagemap.replace(path, mounts)
+
+
+def own_null(criu: Path) -> None:
+    """Have CRIU bind the container's own null device over masked files.
+
+    Raises ValueError when one of them is not from there; DamagedImage, OSError.
+    """
+    for path in criu.glob("mountpoints-*.img"):
+        mounts = [parsed(criu_pb2.Mount, raw, path) for raw in entries(path)]
+        devices = {mount.root_dev for mount in mounts if _is_own_dev(mount)}
+        masks = [mount for mount in mounts if _is_masked_file(mount)]
+        for mount in masks:
+            if mount.root_dev not in devices:
+                raise ValueError(
+                    f"{_place(mount)} is masked by a null device that is not of the container's "
+                    "own /dev"
+                )
+            mount.ClearField("ext_key")
+        if masks:
+            pagemap.replace(path, mounts)
+
+
+def _is_own_dev(mount: criu_pb2.Mount) -> bool:
+    """Whether it is the tmpfs at /dev, which CRIU restores with what is in it."""
+    is_dev = _place(mount) == "/dev" and mount.fstype == _TMPFS
+    return is_dev and mount.root == b"/" and not mount.ext_key
+
+
+def _is_masked_file(mount: criu_pb2.Mount) -> bool:
+    """Whether runc would have the node's null device bound here."""
+    is_hidden = _place(mount).startswith(("/proc/", "/sys/"))
+    return is_hidden and bool(mount.ext_key) and posixpath.basename(mount.root) == _NULL
+
+
+def _place(mount: criu_pb2.Mount) -> str:
+    return "/" + os.fsdecode(mount.mountpoint).removeprefix(".").strip("/")
 
 
 def _is_mask(mount: criu_pb2.Mount) -> bool:

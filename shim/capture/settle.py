@@ -47,6 +47,7 @@ def settle(staging: Path, copied: CopiedMemory) -> None:
     found = [_space(criu, memory, each, shared.get(each.number)) for each in by_pid.values()]
     objects = settle_shared(criu, copied.shared)
     masks.mount_bare(criu)
+    masks.own_null(criu)
     datafile.write_small(memory / layout.LAYOUT, layout.encode(found, objects))
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from shim.contract.names import SnapshotId
 
-SCHEMA = 3
+SCHEMA = 4
 MAX_BYTES = 8 * 1024 * 1024
 LISTINGS = {
     SNAPSHOT_CRIU: "criu.tree", SNAPSHOT_ROOTFS: "rootfs.tree", SNAPSHOT_SHM: "shm.tree",
@@ -319,7 +319,7 @@ def _decode(data: bytes) -> Manifest:
         raise _NewerSchema(
             f"schema {schema}, this quickthaw reads {SCHEMA}; upgrade quickthaw on this node"
         )
-    if schema in (1, 2) and not isinstance(schema, bool):
+    if schema in (1, 2, 3) and not isinstance(schema, bool):
         raise _OlderSchema(f"schema {schema}, of an older quickthaw")
     if schema != SCHEMA or isinstance(schema, bool):
         raise ValueError(f"no schema that this quickthaw reads: {schema!r:.40}")

@@ -63,10 +63,10 @@ def test_an_unknown_key_is_an_error_at_every_level() -> None:
 
 
 def test_a_newer_schema_says_what_to_do() -> None:
-    told = as_object(made()) | {"schema": 4}
+    told = as_object(made()) | {"schema": 5}
     with pytest.raises(BadManifest) as caught:
         manifest.decode(json.dumps(told).encode())
-    assert "schema 4, this quickthaw reads 3; upgrade quickthaw on this node" in str(caught.value)
+    assert "schema 5, this quickthaw reads 4; upgrade quickthaw on this node" in str(caught.value)
 
 
 @pytest.mark.parametrize("schema", [None, 0, True, "3", 3.5])

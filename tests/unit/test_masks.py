@@ -4,13 +4,14 @@ import gzip
 import io
 import struct
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from protos import criu_pb2
-from shim.capture.masks import mount_bare
+from shim.capture.masks import mount_bare, own_null
 from shim.criu.images import entries
 
 MAGIC: Final = struct.pack("<II", 0x54564319, 0x1234)
@@ -30,12 +31,14 @@ def archive(criu: Path, device: int, *names: str, mode: int = 0o1777, uid: int =
     (criu / f"tmpfs-dev-{device}.tar.gz.img").write_bytes(gzip.compress(out.getvalue()))
 
 
-def mounted(criu: Path, *mounts: criu_pb2.Mount) -> list[criu_pb2.Mount]:
+def mounted(
+    criu: Path, *mounts: criu_pb2.Mount, change: Callable[[Path], None] = mount_bare
+) -> list[criu_pb2.Mount]:
     """What is in the image afterwards."""
     image = criu / "mountpoints-12.img"
     raw = [mount.SerializeToString() for mount in mounts]
     image.write_bytes(MAGIC + b"".join(struct.pack("<I", len(each)) + each for each in raw))
-    mount_bare(criu)
+    change(criu)
     assert image.read_bytes().startswith(MAGIC)
     return [criu_pb2.Mount.FromString(entry) for entry in entries(image)]
 
@@ -43,7 +46,7 @@ def mounted(criu: Path, *mounts: criu_pb2.Mount) -> list[criu_pb2.Mount]:
 def mask(device: int, number: int = 1) -> criu_pb2.Mount:
     """A mount of a read-only tmpfs, with a field that we do not know."""
     made = criu_pb2.Mount(fstype=TMPFS, mnt_id=number, root_dev=device, sb_flags=1)
-    return criu_pb2.Mount.FromString(made.SerializeToString() + b"\x3a\x04/sys")
+    return criu_pb2.Mount.FromString(made.SerializeToString() + b"\x42\x04/sys")
 
 
 def test_all_mounts_of_an_empty_one_are_mounted_by_their_name(tmp_path: Path) -> None:
@@ -85,3 +88,38 @@ def test_an_archive_that_cannot_be_read_is_left_to_criu(tmp_path: Path, content:
     assert mounted(tmp_path, mask(72)) == [mask(72)]
     (tmp_path / "tmpfs-dev-72.tar.gz.img").unlink()
     assert mounted(tmp_path, mask(72)) == [mask(72)]
+
+
+DEV: Final = criu_pb2.Mount(fstype=TMPFS, mnt_id=1, root_dev=50, root=b"/", mountpoint=b"./dev")
+SHM: Final = criu_pb2.Mount(
+    fstype=TMPFS, mnt_id=2, root_dev=60, root=b"/", mountpoint=b"/dev/shm", ext_key="/dev/shm"
+)
+
+
+def null_at(place: str, device: int = 50) -> criu_pb2.Mount:
+    """As runc has it dumped: an external one."""
+    return criu_pb2.Mount(
+        fstype=TMPFS, mnt_id=9, root_dev=device, root=b"/null", mountpoint=place.encode(),
+        ext_key=f"/{place.strip('./')}",
+    )  # fmt: skip
+
+
+def test_masked_files_get_the_null_device_of_the_container(tmp_path: Path) -> None:
+    before = [DEV, SHM, null_at("proc/keys"), null_at("./sys/firmware/x"), null_at("dev/other")]
+    after = mounted(tmp_path, *before, change=own_null)
+    assert [mount.ext_key for mount in after] == ["", "/dev/shm", "", "", "/dev/other"]
+    for then, now in zip(before, after, strict=True):
+        now.ext_key = then.ext_key
+        if not then.ext_key:
+            now.ClearField("ext_key")
+        assert now == then, "and nothing else has changed"
+
+
+@pytest.mark.parametrize(
+    "mounts", [[SHM, null_at("proc/keys")], [DEV, null_at("proc/keys", device=7)]]
+)
+def test_a_null_device_of_the_nodes_is_never_bound(
+    tmp_path: Path, mounts: list[criu_pb2.Mount]
+) -> None:
+    with pytest.raises(ValueError, match="proc/keys is masked by a null device that is not"):
+        mounted(tmp_path, *mounts, change=own_null)
