@@ -40,7 +40,8 @@ def test_memory_is_what_was_written_and_no_file_that_is_mapped(tmp_path: Path) -
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         assert sum(mapped[:: mmap.PAGESIZE]) == ord("x") * (16 << 20) // mmap.PAGESIZE
         assert levels.memory_kib(os.getpid()) < before + (4 << 10)
-        with mmap.mmap(-1, 16 << 20) as written:  # a heap may have as much to spare
+        own = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        with mmap.mmap(-1, 16 << 20, own) as written:  # a heap may have as much to spare
             written.write(b"x" * (16 << 20))
             assert levels.memory_kib(os.getpid()) > before + (15 << 10)
 
