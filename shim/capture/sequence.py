@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shim.capture import workload
 from shim.capture.dump import dump
 from shim.capture.settle import settle
+from shim.capture.toll import Toll
 from shim.contract import faults
-from shim.contract.errors import CaptureFailed, QuiesceFailed
+from shim.contract.errors import CaptureFailed, NotCapturable, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
 from shim.gate.volumes import in_volumes
@@ -70,6 +71,7 @@ async def capture(
     before. Cancelling waits for the frozen window to end.
     """
     source.check()
+    toll = await asyncio.to_thread(_before, source)
     steps: dict[str, float] = {}
     began = time.monotonic()
     until = began + within_s
@@ -86,7 +88,20 @@ async def capture(
             ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    return await asyncio.to_thread(_described, source, staging, network, steps, memory)
+    taken = await asyncio.to_thread(_described, source, staging, network, steps, memory)
+    await asyncio.to_thread(toll.check)
+    return taken
+
+
+def _before(source: Source) -> Toll:
+    """Look at the source before anything is done to it."""
+    try:
+        return Toll(source)
+    except (OSError, ValueError) as error:
+        raise NotCapturable(
+            "cannot capture", container=source.container,
+            why=f"its processes cannot be looked at: {error}", do="Is it still running?",
+        ) from error  # fmt: skip
 
 
 async def finished(work: Coroutine[Any, Any, Result]) -> Result:

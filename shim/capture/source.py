@@ -121,7 +121,7 @@ def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator
     steps["frozen"]: seconds from the request to freeze to the end of the freeze.
     """
     with _border(source):
-        freezer = _own_freezer(source)
+        freezer = own_freezer(source)
         journal.note(journal.path_of(source.container), journal.FROZEN, freezer.path)
     with _guard(source, freezer, until) as guard_had_to_thaw:
         began = time.monotonic()
@@ -141,7 +141,7 @@ def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator
             )  # fmt: skip
 
 
-def _own_freezer(source: Source) -> Freezer:
+def own_freezer(source: Source) -> Freezer:
     """The freezer of the container's cgroup. Raises OSError, ValueError.
 
     A process that is ending is shown in the root cgroup, and its number may become another's: what

@@ -23,7 +23,13 @@ from shim.capture.sequence import capture, finished
 from shim.capture.source import Source, thaw_left
 from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
-from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, QuickthawError
+from shim.contract.errors import (
+    CaptureFailed,
+    ContainerBusy,
+    NotCapturable,
+    QuickthawError,
+    SourceHarmed,
+)
 from shim.contract.names import HostPid
 from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
 from shim.daemon import content
@@ -112,12 +118,22 @@ class Captures:
                 why=f"it is {tracked.state}", do="Wait for it, and look at `quickthaw status`.",
             )  # fmt: skip
         before = tracked.state, tracked.reason
-        tracked.task = asyncio.current_task()
+        # Not the task of the request: it goes on when the container ends, and answers.
+        tracked.task = task = asyncio.ensure_future(self._capture(tracked, tracked.identity))
         try:
-            return await self._capture(tracked, tracked.identity)
+            return await task
         except CaptureFailed:
             tracked.become(*before)
             raise
+        except asyncio.CancelledError as error:
+            asking = asyncio.current_task()
+            if asking and asking.cancelling():
+                raise
+            raise SourceHarmed(
+                "cannot capture", container=tracked.container,
+                why="the container ended during its capture",
+                do="Look for why it ended: `kubectl describe pod` tells of the OOM killer.",
+            ) from error  # fmt: skip
         finally:
             tracked.task = None
 
