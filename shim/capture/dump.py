@@ -10,11 +10,11 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from shim.capture import within
+from shim.capture import standstill, within
 from shim.capture.checkpoint import checkpoint
 from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
 from shim.capture.memorycopy import MemoryCopy
-from shim.capture.source import frozen
+from shim.capture.source import frozen, own_freezer
 from shim.contract import faults
 from shim.contract.errors import ContainerBusy, MemoryNotCopied, RootfsNotCopied
 from shim.contract.paths import (
@@ -27,7 +27,6 @@ from shim.contract.paths import (
     SNAPSHOTS,
 )
 from shim.criu import images, options, passcred
-from shim.kernel.cgroup import Freezer
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
 from shim.rootfs import overlay
@@ -45,6 +44,9 @@ _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
 _SPARE_S = 1.0
 """The guard thaws when we should have been done: not before a hanging CRIU is killed."""
+_FROZEN_S = 10.0
+_COMPARED_BYTES_PER_S = 512 << 20
+"""A slow machine's: one processor beside CRIU, memory that many processes share."""
 
 
 @contextlib.contextmanager
@@ -56,13 +58,16 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
         steps[name] = round(time.monotonic() - began, 4)
 
 
-def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -> CopiedMemory:
+def dump(
+    source: Source, staging: Path, steps: dict[str, float], until: float, frozen_limit_s: float
+) -> CopiedMemory:
     """Fill `staging` with criu/, rootfs/ and shm/, and the files of data of memory/.
 
     The container runs again when this returns: the copies of its memory.
 
-    steps: seconds by step, filled while it runs. until: the deadline on
-    `time.monotonic`. Raises CaptureFailed of the step's kind.
+    steps: seconds by step, filled while it runs. until: the deadline on `time.monotonic`.
+    frozen_limit_s: how long the container stands still at most. Raises CaptureFailed of the step's
+    kind.
     """
     _check_filled(source)
     mounted = _overlay(source)
@@ -84,8 +89,9 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
             shm.precopy()
         faults.point("capture.precopied", source.container)
         with _step(steps, "memory"), _of_memory(source):
-            memory.precopy(Freezer.of(source.pid).pids())
+            memory.precopy(own_freezer(source).pids())
         faults.point("capture.memory.precopied", source.container)
+        until = _until_frozen(source, memory.size, until, frozen_limit_s)
         with (
             passcred.answered(source.pid) as unanswered,
             frozen(source, steps, until=until + _SPARE_S) as freezer,
@@ -94,13 +100,13 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
             pids = freezer.pids()
             _check_alone(source, pids)
             with _of_memory(source):
-                shared = memory.compare(pids)
+                shared = memory.compare(pids, until)
             within.check(source, pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 checkpoint(
                     source, staging / SNAPSHOT_CRIU, len(pids), shared, unanswered=unanswered,
-                    until=until,
+                    until=until, thaw=freezer.thaw,
                 )  # fmt: skip
             faults.point("capture.dumped", source.container)
             with _step(steps, "memory_rest"), _of_memory(source):
@@ -119,6 +125,20 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
             remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
             give_links(remaps, lost, files, source.container)
     return copied
+
+
+def _until_frozen(source: Source, memory_bytes: int, until: float, limit_s: float) -> float:
+    """Look once more, in the last moment, and return the deadline of the frozen window's steps.
+
+    Raises NotCapturable, OSError, ValueError.
+    """
+    standstill.check(source, own_freezer(source).pids())
+    return min(until, time.monotonic() + frozen_s(memory_bytes, limit_s) - _SPARE_S)
+
+
+def frozen_s(memory_bytes: int, limit_s: float) -> float:
+    """How long a container with so much memory may stand still: an estimate and 10 s, or less."""
+    return min(limit_s, memory_bytes / _COMPARED_BYTES_PER_S + _FROZEN_S)
 
 
 @contextlib.contextmanager

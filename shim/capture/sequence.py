@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shim.capture import workload
+from shim.capture import standstill, workload
 from shim.capture.dump import dump
 from shim.capture.settle import settle
+from shim.capture.source import own_freezer
 from shim.capture.toll import Toll
 from shim.contract import faults
 from shim.contract.errors import CaptureFailed, NotCapturable, QuiesceFailed
@@ -56,6 +57,14 @@ class Taken:
     volume_files: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Seconds: of the whole capture, and of those how long the source stands still at most."""
+
+    within_s: float
+    frozen_s: float
+
+
 async def capture(
     source: Source,
     staging: Path,
@@ -63,7 +72,7 @@ async def capture(
     *,
     quiesce: Call | None,
     resume: Call | None,
-    within_s: float,
+    bounds: Bounds,
 ) -> Taken:
     """Take everything of `source` into `staging`.
 
@@ -74,12 +83,14 @@ async def capture(
     toll = await asyncio.to_thread(_before, source)
     steps: dict[str, float] = {}
     began = time.monotonic()
-    until = began + within_s
+    until = began + bounds.within_s
     async with _quiesced(source, quiesce, resume):
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            memory = await finished(asyncio.to_thread(dump, source, staging, steps, until))
+            memory = await finished(
+                asyncio.to_thread(dump, source, staging, steps, until, bounds.frozen_s)
+            )
             faults.point("capture.thawed", source.container)
         except (OSError, ValueError) as error:
             raise CaptureFailed(
@@ -96,6 +107,7 @@ async def capture(
 def _before(source: Source) -> Toll:
     """Look at the source before anything is done to it."""
     try:
+        standstill.check(source, own_freezer(source).pids())
         return Toll(source)
     except (OSError, ValueError) as error:
         raise NotCapturable(

@@ -19,7 +19,7 @@ from shim.capture import tool
 from shim.capture.estimate import estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
-from shim.capture.sequence import capture, finished
+from shim.capture.sequence import Bounds, capture, finished
 from shim.capture.source import Source, thaw_left
 from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
@@ -214,7 +214,7 @@ class Captures:
                 raise CaptureFailed(
                     "cannot capture", container=tracked.container,
                     why=f"it took longer than {self._config.capture_timeout_s:g} s",
-                    do="Raise capture_timeout_s in the configuration, or find what is slow.",
+                    do="Find the slow part: the workload's own calls, or the disk of the store.",
                 ) from error  # fmt: skip
             except OSError as error:
                 raise CaptureFailed(
@@ -260,7 +260,7 @@ class Captures:
             taken = await capture(
                 source, staging, network,
                 quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
-                within_s=self._config.capture_timeout_s,
+                bounds=Bounds(self._config.capture_timeout_s, self._config.frozen_limit_s),
             )  # fmt: skip
             await content.check(tracked, identity, source.spec)
             await self._room.admit(
