@@ -27,7 +27,7 @@ from shim.gate.volumes import in_volumes
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from shim.capture.copied import CopiedMemory
@@ -72,12 +72,14 @@ async def capture(
     *,
     quiesce: Call | None,
     resume: Call | None,
+    make_room: Callable[[], Awaitable[None]],
     bounds: Bounds,
 ) -> Taken:
     """Take everything of `source` into `staging`.
 
-    network: what the hook recorded at its start. Raises CaptureFailed; the source then runs as
-    before. Cancelling waits for the frozen window to end.
+    network: what the hook recorded at its start. make_room: called right before the first copy.
+    Raises CaptureFailed; the source then runs as before. Cancelling waits for the frozen window to
+    end.
     """
     source.check()
     toll = await asyncio.to_thread(_before, source)
@@ -85,6 +87,7 @@ async def capture(
     began = time.monotonic()
     until = began + bounds.within_s
     async with _quiesced(source, quiesce, resume):
+        await make_room()
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.

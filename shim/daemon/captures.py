@@ -260,6 +260,7 @@ class Captures:
             taken = await capture(
                 source, staging, network,
                 quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
+                make_room=lambda: self._room.make(source.container, tracked.pod.namespace),
                 bounds=Bounds(self._config.capture_timeout_s, self._config.frozen_limit_s),
             )  # fmt: skip
             await content.check(tracked, identity, source.spec)
