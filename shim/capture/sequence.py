@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shim.capture import standstill, workload
+from shim.capture import ghosts, standstill, workload
 from shim.capture.dump import dump
 from shim.capture.settle import settle
 from shim.capture.source import own_freezer
@@ -183,6 +183,7 @@ def _described(
         for entry in network.get("addresses") or ()
         if entry.get("link") != "lo" and entry.get("scope") == 0
     ]
+    ghosts.check(source, staging / SNAPSHOT_CRIU)
     settle(staging, copied)
     faults.point("capture.settled", source.container)
     patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
