@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shim.capture import standstill, within
+from shim.capture.belongings import Belongings, checked
 from shim.capture.checkpoint import checkpoint
 from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
 from shim.capture.memorycopy import MemoryCopy
@@ -26,7 +27,7 @@ from shim.contract.paths import (
     SNAPSHOT_SHM,
     SNAPSHOTS,
 )
-from shim.criu import images, options, passcred
+from shim.criu import images, ipcobjects, options, passcred
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
 from shim.rootfs import overlay
@@ -70,11 +71,9 @@ def dump(
     kind.
     """
     _check_filled(source)
+    own = checked(source)
     mounted = _overlay(source)
-    # A restored container has the diff of its own snapshot below its upperdir.
-    diffs = [path for path in mounted.absolute_lowerdirs() if path.startswith(f"{SNAPSHOTS}/")]
-    base = [path for path in mounted.absolute_lowerdirs() if path not in diffs]
-    layers = [mounted.upperdir, *diffs]
+    layers, base = _layers(mounted)
     for name in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM, SNAPSHOT_MEMORY):
         (staging / name).mkdir(mode=0o700)
     options.write(str(source.private / CONTAINER_CRIU_CONF))
@@ -82,11 +81,11 @@ def dump(
         layers, str(staging / SNAPSHOT_ROOTFS), container=source.container, base=base,
         userxattr=mounted.has_userxattr(),
     ) as diff, ShmCopy(
-        source.shm, str(staging / SNAPSHOT_SHM), container=source.container, until=until
+        source.shm, str(staging / SNAPSHOT_SHM), container=source.container, until=until, own=own
     ) as shm, MemoryCopy(source.pid, staging / SNAPSHOT_MEMORY, until) as memory:  # fmt: skip
         with _step(steps, "precopy"):
             _precopy(diff)
-            shm.precopy()
+            _precopy_shm(source, own, shm)
         faults.point("capture.precopied", source.container)
         with _step(steps, "memory"), _of_memory(source):
             memory.precopy(own_freezer(source).pids())
@@ -102,14 +101,17 @@ def dump(
             with _of_memory(source):
                 shared = memory.compare(pids, until)
             within.check(source, pids)
+            foreign = own.foreign_objects(pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 checkpoint(
-                    source, staging / SNAPSHOT_CRIU, len(pids), shared, unanswered=unanswered,
+                    source, staging / SNAPSHOT_CRIU, len(pids),
+                    shared.union(ipcobjects.segments(foreign)), unanswered=unanswered,
                     until=until, thaw=freezer.thaw,
                 )  # fmt: skip
             faults.point("capture.dumped", source.container)
             with _step(steps, "memory_rest"), _of_memory(source):
+                ipcobjects.leave_out(staging / SNAPSHOT_CRIU, foreign)
                 copied = memory.complete(staging / SNAPSHOT_CRIU)
             faults.point("capture.memory.copied", source.container)
             with _step(steps, "rootfs"):
@@ -179,6 +181,21 @@ def _precopy(diff: DiffCopy) -> None:
     if diff.precopy().unsettled_bytes > _MUCH_BYTES:
         time.sleep(_SETTLE_S)
         diff.precopy()
+
+
+def _precopy_shm(source: Source, own: Belongings, shm: ShmCopy) -> None:
+    own.looked_at(Freezer.of(source.pid).pids())
+    shm.precopy()
+
+
+def _layers(mounted: overlay.Overlay) -> tuple[list[str], list[str]]:
+    """What is copied, the topmost first, and the image's layers below it.
+
+    A restored container has the diff of its own snapshot below its upperdir.
+    """
+    lower = mounted.absolute_lowerdirs()
+    diffs = [path for path in lower if path.startswith(f"{SNAPSHOTS}/")]
+    return [mounted.upperdir, *diffs], [path for path in lower if path not in diffs]
 
 
 def _overlay(source: Source) -> overlay.Overlay:

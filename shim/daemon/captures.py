@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import version
-from shim.capture import tool
+from shim.capture import record, tool
 from shim.capture.estimate import estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
@@ -205,6 +205,7 @@ class Captures:
     async def _capture(self, tracked: Tracked, identity: Identity) -> Manifest:
         source = self._source(tracked, identity)
         self._trust.check_signing(tracked.container)
+        await self._note_company(tracked)
         async with self._turn:
             tracked.become(State.CAPTURING)
             try:
@@ -225,6 +226,20 @@ class Captures:
         tracked.become(State.CAPTURED)
         self._reporter.captured(tracked, steps["frozen"], steps["total"])
         return found
+
+    async def _note_company(self, tracked: Tracked) -> None:
+        """Who came to its pod while no daemon was there may have made what is in /dev/shm."""
+        if record.has(tracked.container, record.OTHERS):
+            return
+        try:
+            if await self._decider.later_ones(tracked):
+                record.write(tracked.container, record.OTHERS, record.NOTHING_KNOWN)
+        except (ContainerdRefused, OSError) as error:
+            raise NotCapturable(
+                "cannot capture", container=tracked.container,
+                why=f"nobody tells which containers its pod has had: {error}",
+                do="Is containerd there?",
+            ) from error  # fmt: skip
 
     async def _undisturbed(
         self, tracked: Tracked, identity: Identity, source: Source
