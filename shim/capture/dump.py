@@ -35,7 +35,7 @@ from shim.rootfs.devshm import ShmCopy
 from shim.rootfs.diff import DiffCopy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from shim.capture.copied import CopiedMemory
@@ -120,13 +120,19 @@ def dump(
             with _step(steps, "shm"):
                 shm.finish()
             faults.point("capture.shm.copied", source.container)
-            files = [
-                Copied("dev/shm/", source.shm, str(staging / SNAPSHOT_SHM)),
-                Copied("", mounted.upperdir, str(staging / SNAPSHOT_ROOTFS)),
-            ]
-            remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
-            give_links(remaps, lost, files, source.container)
+            _give_links(source, staging, mounted, lost)
     return copied
+
+
+def _give_links(
+    source: Source, staging: Path, mounted: overlay.Overlay, lost: Mapping[str, int]
+) -> None:
+    files = [
+        Copied("dev/shm/", source.shm, str(staging / SNAPSHOT_SHM)),
+        Copied("", mounted.upperdir, str(staging / SNAPSHOT_ROOTFS)),
+    ]
+    remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
+    give_links(remaps, lost, files, source.container)
 
 
 def _until_frozen(source: Source, memory_bytes: int, until: float, limit_s: float) -> float:
@@ -184,7 +190,7 @@ def _precopy(diff: DiffCopy) -> None:
 
 
 def _precopy_shm(source: Source, own: Belongings, shm: ShmCopy) -> None:
-    own.looked_at(Freezer.of(source.pid).pids())
+    own.looked_at(own_freezer(source).pids())
     shm.precopy()
 
 
