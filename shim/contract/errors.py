@@ -1,7 +1,7 @@
 """The error tree. Every class says what is true for the pod afterwards.
 
     QuickthawError
-    |-- SwapFailed (16-29)          the container starts cold
+    |-- SwapFailed (15-29)          the container starts cold
     |   |-- MemoryNotServed 16
     |   |-- MemoryLost 17           the container was killed
     |   |-- SwapKilled 18           the container was killed
@@ -14,8 +14,9 @@
     |   |-- SnapshotDoesNotFit 25
     |   |-- SwapTooLate 26
     |   |-- NetworkNotReady 27
-    |   `-- ResumeFailed 28
-    |-- CaptureFailed (30-39, 70-74) the source goes on serving
+    |   |-- ResumeFailed 28
+    |   `-- GpuNotRestored 15
+    |-- CaptureFailed (30-39, 70-76) the source goes on serving
     |   |-- NotCapturable 30
     |   |-- CriuDumpFailed 31
     |   |-- RootfsNotCopied 32
@@ -28,7 +29,10 @@
     |   |-- NoRoom 70
     |   |-- SnapshotTooBig 71
     |   |-- MemoryNotCopied 72
-    |   `-- SourceHarmed 73
+    |   |-- SourceHarmed 73
+    |   |-- GpuNotCapturable 74
+    |   |-- GpuNotCheckpointed 75
+    |   `-- GpuLost 76             the container was killed
     |-- RequestRefused (40-49)      nothing was changed: a person's request to the daemon
     |   |-- NoSuchSnapshot 40
     |   |-- SnapshotInUse 41
@@ -211,6 +215,13 @@ class ResumeFailed(SwapFailed):
     blame = Blame.OTHER  # the pod's author says which call it is
 
 
+class GpuNotRestored(SwapFailed):
+    """The CUDA driver did not restore a process, or not in time. `why` has its own word."""
+
+    exit_code = 15
+    blame = Blame.OTHER  # most often the device is full: the snapshot may be as good as any
+
+
 class CaptureFailed(QuickthawError):
     """A step of a capture failed. The source was put back as it was."""
 
@@ -246,6 +257,29 @@ class MemoryNotCopied(CaptureFailed):
     """The content of private memory could not be copied, or not all of what CRIU lists."""
 
     exit_code = 72
+
+
+class GpuNotCapturable(CaptureFailed):
+    """What the container does with its GPUs could be checkpointed and never restored.
+
+    codes: of the rows of `shim.gpu.support` that refused.
+    """
+
+    exit_code = 74
+    codes: Sequence[str] = ()
+
+
+class GpuNotCheckpointed(CaptureFailed):
+    """The CUDA driver did not lock or checkpoint a process; all run again."""
+
+    exit_code = 75
+
+
+class GpuLost(CaptureFailed):
+    """The CUDA driver did not give a process back: the container was killed."""
+
+    effect = Effect.KILLED
+    exit_code = 76
 
 
 class NotFrozen(CaptureFailed):

@@ -35,6 +35,9 @@ SHM_UNDONE = "shm-undone"
 """What a line SHM lists was taken away again: what has its names is somebody else's."""
 RUNTIME = "runtime"
 """A restore began; the runtime keeps the container's state in this directory."""
+GPU = "gpu"
+"""The capture of a running container locks or checkpoints these CUDA processes, each by its pid and
+when it started; none when all run again."""
 FROZEN = "frozen"
 """The capture of a running container froze the cgroup with this path."""
 

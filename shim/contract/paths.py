@@ -42,6 +42,9 @@ CONTAINER_IMAGES = "images"
 CONTAINER_FILLING = "filling"
 """In CONTAINERS/ID, as long as a page server fills its memory: it cannot be captured then."""
 
+CONTAINER_GPU_LOCK = "gpu.lock"
+"""In CONTAINERS/ID, locked by the helpers that guard CUDA processes of a capture."""
+
 CONTROL_IN_CONTAINER = "/run/quickthaw"
 READY_FILE = "ready"
 RESTORED_FILE = "restored.json"

@@ -1,0 +1,86 @@
+"""A restore's part that the CUDA driver does. Lean; imported for snapshots with GPUs alone.
+
+The helpers start beside CRIU, and the loader of the way with them. When all memory is filled, the
+driver restores all processes side by side, with the map from captured to new devices. There is no
+way back from a failure: the processes are stuck, the swap kills them, and the container starts cold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from shim.contract import faults
+from shim.contract.errors import GpuNotRestored
+from shim.gpu import payload, processes, ways
+from shim.gpu.helper import Team
+from shim.kernel import alarm, survivors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from shim.gpu.helper import Answer, Spawn
+    from shim.gpu.payload import Payload
+    from shim.gpu.way import Loading
+
+
+class Restoring:
+    """One restore. pairs: UUIDs (`GPU-…`), captured to new. Use it as a context manager."""
+
+    def __init__(
+        self, container: str, found: Payload, pairs: Sequence[Sequence[str]], spawn: Spawn,
+        payload_dirfd: int, until: float,
+    ) -> None:  # fmt: skip
+        self._container, self._found, self._until = container, found, until
+        self._spawn, self._payload_dirfd = spawn, payload_dirfd
+        self._pairs = [(payload.octets(old), payload.octets(new)) for old, new in pairs]
+        self._held = contextlib.ExitStack()
+        self._loading: Loading | None = None
+        self._team = Team(spawn)
+
+    def __enter__(self) -> Restoring:
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._team)
+            pairs = [(bytes.fromhex(old), bytes.fromhex(new)) for old, new in self._pairs]
+            way = ways.named(self._found.way)
+            self._loading = held.enter_context(
+                way.loading(self._container, self._payload_dirfd, self._found.about, pairs)
+            )
+            held.callback(self._loading.end)
+            with alarm.held():  # a helper that is forgotten would never be killed
+                self._team.prepare(len(self._found.processes))
+            self._loading.begin(self._until)
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with alarm.held():
+            self._held.close()
+
+    def finish(self, init: int) -> None:
+        """Have all processes run on their GPUs: their memory is there. init: the container's.
+
+        Raises GpuNotRestored.
+        """
+        if self._loading is None:
+            raise RuntimeError("Restoring is a context manager")
+        members = survivors.members(self._container)
+        pids = processes.numbered_within(init, members, self._found.processes)
+        faults.point("restore.gpu", self._container)
+        self._all("restore", pids, pairs=self._pairs)
+        self._all("unlock", pids)
+        faults.point("restore.gpu.unlocked", self._container)
+        self._loading.give_back(pids, self._until)
+        self._loading.resume(self._until)
+
+    def _all(self, do: str, pids: Iterable[int], **more: object) -> None:
+        for pid, answer in self._team.call(do, pids, self._until, **more).items():
+            if not answer.is_success:
+                raise self._failed(f"{do} of process {pid}: {answer.name}", answer)
+
+    def _failed(self, why: str, answer: Answer) -> GpuNotRestored:
+        del answer
+        return GpuNotRestored(
+            "the GPU was not restored", container=self._container, why=why,
+            do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
+        )  # fmt: skip
