@@ -42,43 +42,52 @@ _STOPPED_LOOKS = 5
 class LockArgs(ctypes.Structure):
     """CUcheckpointLockArgs; a timeout of 0 ms is none."""
 
-    _fields_ = (
-        ("timeoutMs", ctypes.c_uint),
-        ("reserved0", ctypes.c_uint),
-        ("reserved1", ctypes.c_uint64 * 7),
-    )
+
+LockArgs._fields_ = [
+    ("timeoutMs", ctypes.c_uint),
+    ("reserved0", ctypes.c_uint),
+    ("reserved1", ctypes.c_uint64 * 7),
+]
 
 
 class CheckpointArgs(ctypes.Structure):
     """CUcheckpointCheckpointArgs."""
 
-    _fields_ = (("reserved", ctypes.c_uint64 * 8),)
+
+CheckpointArgs._fields_ = [
+    ("reserved", ctypes.c_uint64 * 8),
+]
 
 
 class GpuPair(ctypes.Structure):
     """CUcheckpointGpuPair."""
 
-    _fields_ = (
-        ("oldUuid", ctypes.c_ubyte * UUID_BYTES),
-        ("newUuid", ctypes.c_ubyte * UUID_BYTES),
-    )
+
+GpuPair._fields_ = [
+    ("oldUuid", ctypes.c_ubyte * UUID_BYTES),
+    ("newUuid", ctypes.c_ubyte * UUID_BYTES),
+]
 
 
 class RestoreArgs(ctypes.Structure):
     """CUcheckpointRestoreArgs."""
 
-    _fields_ = (
-        ("gpuPairs", ctypes.POINTER(GpuPair)),
-        ("gpuPairsCount", ctypes.c_uint),
-        ("reserved", ctypes.c_char * (52 - ctypes.sizeof(ctypes.c_void_p))),
-        ("reserved1", ctypes.c_uint64),
-    )
+
+RestoreArgs._fields_ = [
+    ("gpuPairs", ctypes.POINTER(GpuPair)),
+    ("gpuPairsCount", ctypes.c_uint),
+    ("reserved", ctypes.c_char * (52 - ctypes.sizeof(ctypes.c_void_p))),
+    ("reserved1", ctypes.c_uint64),
+]
 
 
 class UnlockArgs(ctypes.Structure):
     """CUcheckpointUnlockArgs."""
 
-    _fields_ = (("reserved", ctypes.c_uint64 * 8),)
+
+UnlockArgs._fields_ = [
+    ("reserved", ctypes.c_uint64 * 8),
+]
 
 
 class Driver:

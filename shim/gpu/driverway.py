@@ -12,7 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from shim.contract.names import ContainerId, HostPid
     from shim.gpu.way import Evacuation, Loading
 
 NAME = "driver"
@@ -23,7 +22,7 @@ class _Nothing:
 
     splits = False
 
-    def prepare(self, pids: Sequence[HostPid], until: float) -> None: ...
+    def prepare(self, pids: Sequence[int], until: float) -> None: ...
 
     def evacuate(self, until: float) -> None: ...
 
@@ -45,7 +44,7 @@ class _Evacuation(_Nothing):
 
 
 class _Loading(_Nothing):
-    def give_back(self, pids: Sequence[HostPid], until: float) -> None: ...
+    def give_back(self, pids: Sequence[int], until: float) -> None: ...
 
 
 class DriverWay:
@@ -53,19 +52,19 @@ class DriverWay:
 
     name = NAME
 
-    def against(self, pid: HostPid) -> list[str] | None:
+    def against(self, pid: int) -> list[str] | None:
         """The driver tells nothing about what a process has called."""
         del pid
         return None
 
     @contextlib.contextmanager
-    def evacuation(self, container: ContainerId, payload_dirfd: int) -> Iterator[Evacuation]:
+    def evacuation(self, container: str, payload_dirfd: int) -> Iterator[Evacuation]:
         del container, payload_dirfd
         yield _Evacuation()
 
     @contextlib.contextmanager
     def loading(
-        self, container: ContainerId, payload_dirfd: int, about: Mapping[str, object],
+        self, container: str, payload_dirfd: int, about: Mapping[str, object],
         pairs: Sequence[tuple[bytes, bytes]],
     ) -> Iterator[Loading]:  # fmt: skip
         del container, payload_dirfd, about, pairs

@@ -33,6 +33,8 @@ _LOCK_S = 10.0
 _ROUNDS = 5
 """How often new CUDA processes may appear while the others are being locked."""
 _ORPHANS_S = 10.0
+_LOOK_S = 0.02
+_TRY_AGAIN = (helper.ILLEGAL_STATE, helper.NO_ANSWER)
 
 
 class Engine:
@@ -137,7 +139,7 @@ class Engine:
             try:
                 evacuation.give_back(until)
                 evacuation.resume(until)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the source has not all of its memory
+            except Exception as error:  # noqa: BLE001 - whatever it is, memory is missing
                 left = [f"{type(error).__name__}: {error}"]
         if left:
             raise kill(self._container, self._listed(), left)
@@ -162,28 +164,30 @@ class Engine:
 def bring_back(team: Team, pids: Iterable[int], until: float) -> list[str]:
     """Make all run again, as each one's state asks for; why some cannot, empty when all do.
 
-    One that has ended meanwhile is not missed.
+    What was asked before and did not come back may still be done meanwhile: so each is looked at
+    until it runs, or the driver says for good that it does not. One that has ended is not missed.
     """
-    states = {pid: team.state(pid, until) for pid in pids}
-    held = [pid for pid, told in states.items() if told.state == CHECKPOINTED]
-    failed = _failures("restore", team.call("restore", held, until))
-    locked = [pid for pid in states if pid not in failed and _is_locked(team, pid, until)]
-    failed |= _failures("unlock", team.call("unlock", locked, until))
-    for pid in states:
-        if pid not in failed and (told := team.state(pid, until)).state != RUNNING:
-            failed[pid] = f"process {pid} is {told.state or told.name}"
+    left = list(pids)
+    failed: dict[int, str] = {}
+    while left and not failed:
+        states = {pid: team.state(pid, until) for pid in left if os.path.exists(f"/proc/{pid}")}
+        left = [pid for pid, told in states.items() if told.state != RUNNING]
+        late = time.monotonic() > until
+        for do, state in (("restore", CHECKPOINTED), ("unlock", LOCKED)):
+            held = [pid for pid in left if states[pid].state == state]
+            failed |= _final(do, team.call(do, held, until), is_late=late)
+        failed |= {pid: f"process {pid}: {states[pid].name}" for pid in left if late}
+        if left and not failed:
+            time.sleep(_LOOK_S)  # nothing tells when the driver is done with an earlier call
     return [why for pid, why in failed.items() if os.path.exists(f"/proc/{pid}")]
 
 
-def _is_locked(team: Team, pid: int, until: float) -> bool:
-    return team.state(pid, until).state == LOCKED
-
-
-def _failures(do: str, answers: dict[int, Answer]) -> dict[int, str]:
+def _final(do: str, answers: dict[int, Answer], *, is_late: bool) -> dict[int, str]:
+    """The failures after which another try makes no sense."""
     return {
         pid: f"{do} of process {pid}: {answer.name}"
         for pid, answer in answers.items()
-        if not answer.is_success
+        if not answer.is_success and (is_late or answer.code not in _TRY_AGAIN)
     }
 
 
@@ -220,7 +224,7 @@ def recover(container: str, listed: Callable[[], Iterable[int]], spawn: Spawn) -
         return []
     private, until = f"{CONTAINERS}/{container}", time.monotonic() + BACK_S
     while journal.is_locked(private, CONTAINER_GPU_LOCK) and time.monotonic() < until:
-        time.sleep(0.05)  # flock tells nobody but who waits in it, without a deadline
+        time.sleep(_LOOK_S)  # flock tells nobody but who waits in it, without a deadline
     if journal.is_locked(private, CONTAINER_GPU_LOCK):
         _end_orphans(f"{private}/{CONTAINER_GPU_LOCK}")
     pids = left_over(container)
@@ -242,7 +246,7 @@ def _end_orphans(lock: str) -> None:
     until = time.monotonic() + _ORPHANS_S
     private, name = os.path.split(lock)
     while journal.is_locked(private, name) and time.monotonic() < until:
-        time.sleep(0.05)
+        time.sleep(_LOOK_S)
 
 
 def _argv(pid: int) -> list[bytes]:

@@ -31,17 +31,19 @@ if TYPE_CHECKING:
 
 PROGRAM = f"{os.path.dirname(os.path.abspath(__file__))}/calls.py"
 RUNNING, LOCKED, CHECKPOINTED = "running", "locked", "checkpointed"
-SUCCESS, INVALID_VALUE, NOT_INITIALIZED, NOT_READY = 0, 1, 3, 600
+SUCCESS, NOT_INITIALIZED, ILLEGAL_STATE, NOT_READY, NO_ANSWER = 0, 3, 401, 600, -1
 _LEADS = {"lock": LOCKED, "checkpoint": CHECKPOINTED, "restore": LOCKED, "unlock": RUNNING}
 _STARTS = {"lock": RUNNING, "checkpoint": LOCKED, "restore": CHECKPOINTED, "unlock": LOCKED}
 _MOST_BYTES = 1 << 16
 _STATE_S = 2.0
 """A state is read within a millisecond, or never: a stopped process does not answer."""
 _LOOK_S = 0.05
+_SCOUT = 0
+"""Nobody's number: of the helper that guards nobody."""
 
 
 class Answer:
-    """code: the driver's CUresult, -1 when the call did not come back. name: the code's, or why."""
+    """code: the driver's CUresult, NO_ANSWER when the call did not come back. name: the code's, or why."""
 
     __slots__ = ("code", "name", "state")
 
@@ -138,13 +140,18 @@ class Team:
             self._spare.append(Helper(self._spawn))
 
     def state(self, pid: int, until: float) -> Answer:
-        """The process's state; a code of its own for one that is no CUDA process."""
+        """The process's state; NOT_INITIALIZED for one that is no CUDA process.
+
+        Asked of the process's own helper, or of one that only looks: most that are asked about
+        only have the library mapped.
+        """
         until = min(until, time.monotonic() + _STATE_S)
+        who = pid if pid in self._helpers else _SCOUT
         try:
-            return _answer(self._helper(pid).call({"do": "state", "pid": pid}, until))
+            return _answer(self._helper(who).call({"do": "state", "pid": pid}, until))
         except (Late, Died, OSError) as error:
-            self._lose(pid)
-            return Answer(-1, f"its state cannot be read: {error}")
+            self._lose(who)
+            return Answer(NO_ANSWER, f"its state cannot be read: {error}")
 
     def call(self, do: str, pids: Iterable[int], until: float, **more: object) -> dict[int, Answer]:
         """Make the same call for several processes at once; every one's answer, with its state.
@@ -202,7 +209,7 @@ class Team:
             if told.state == _LEADS[do]:
                 return Answer(SUCCESS, f"after {why}", told.state)
             if told.state != _STARTS[do] or time.monotonic() > until:
-                return Answer(-1, f"{do}: {why}; {told.state or told.name}", told.state)
+                return Answer(NO_ANSWER, f"{do}: {why}; {told.state or told.name}", told.state)
             if again:
                 again -= 1
                 try:
@@ -220,7 +227,7 @@ class Team:
     def _helper(self, pid: int) -> Helper:
         if pid not in self._helpers:
             self._helpers[pid] = self._spare.pop() if self._spare else Helper(self._spawn)
-            if self._guarded is not None:
+            if self._guarded is not None and pid != _SCOUT:
                 within_s = float(self._guarded["until"]) - time.monotonic()
                 request = {
                     "do": "guard", "pids": [pid], "within_s": max(0.0, within_s),

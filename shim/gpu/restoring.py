@@ -1,8 +1,8 @@
 """A restore's part that the CUDA driver does. Lean; imported for snapshots with GPUs alone.
 
 The helpers start beside CRIU, and the loader of the way with them. When all memory is filled, the
-driver restores all processes side by side, with the map from captured to new devices. There is no
-way back from a failure: the processes are stuck, the swap kills them, and the container starts cold.
+driver restores all processes side by side, with the map from captured to new devices. A failure
+has no way back: the processes are stuck, the swap kills them, and the container starts cold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from shim.gpu.helper import Answer, Spawn
+    from shim.gpu.helper import Spawn
     from shim.gpu.payload import Payload
     from shim.gpu.way import Loading
 
@@ -76,11 +76,8 @@ class Restoring:
     def _all(self, do: str, pids: Iterable[int], **more: object) -> None:
         for pid, answer in self._team.call(do, pids, self._until, **more).items():
             if not answer.is_success:
-                raise self._failed(f"{do} of process {pid}: {answer.name}", answer)
-
-    def _failed(self, why: str, answer: Answer) -> GpuNotRestored:
-        del answer
-        return GpuNotRestored(
-            "the GPU was not restored", container=self._container, why=why,
-            do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
-        )  # fmt: skip
+                raise GpuNotRestored(
+                    "the GPU was not restored", container=self._container,
+                    why=f"{do} of process {pid}: {answer.name}",
+                    do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
+                )  # fmt: skip

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Protocol
 
-    from shim.contract.names import ContainerId, HostPid
-
     class Evacuation(Protocol):
         """The capture of one container: its CUDA processes by host pid, and where files go."""
 
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
         def splits(self) -> bool:
             """Whether `prepare` and `evacuate` do anything: without, the engine locks once."""
 
-        def prepare(self, pids: Sequence[HostPid], until: float) -> None:
+        def prepare(self, pids: Sequence[int], until: float) -> None:
             """Park the threads of these processes. The driver's lock is held on each of them."""
 
         def evacuate(self, until: float) -> None:
@@ -60,7 +58,7 @@ if TYPE_CHECKING:
         def begin(self, until: float) -> None:
             """Start to bring the payload to the devices. Returns at once."""
 
-        def give_back(self, pids: Sequence[HostPid], until: float) -> None:
+        def give_back(self, pids: Sequence[int], until: float) -> None:
             """Map the blocks in these processes (host pids); waits until the payload is there."""
 
         def resume(self, until: float) -> None:
@@ -76,18 +74,18 @@ if TYPE_CHECKING:
 
         name: str
 
-        def against(self, pid: HostPid) -> list[str] | None:
+        def against(self, pid: int) -> list[str] | None:
             """Why this process cannot be restored, in words with the remedy, as far as the way
             knows what the process has called; None when it does not know.
             """
 
         def evacuation(
-            self, container: ContainerId, payload_dirfd: int
+            self, container: str, payload_dirfd: int
         ) -> AbstractContextManager[Evacuation]:
             """The capture's side. payload_dirfd: the empty directory `gpu/` of the snapshot."""
 
         def loading(
-            self, container: ContainerId, payload_dirfd: int, about: Mapping[str, object],
+            self, container: str, payload_dirfd: int, about: Mapping[str, object],
             pairs: Sequence[tuple[bytes, bytes]],
         ) -> AbstractContextManager[Loading]:  # fmt: skip
             """The restore's side. about: as of `Evacuation.finish`. pairs: UUIDs, old to new."""
