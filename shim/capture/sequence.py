@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shim.capture import ghosts, standstill, workload
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from shim.capture.copied import CopiedMemory
     from shim.capture.source import Source
+    from shim.gpu.payload import Payload
     from shim.nri.annotations import Call
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Taken:
     """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds.
 
     volume_files: paths, in the container, of what the restore will open by its name in volumes.
+    gpus: what the snapshot says about CUDA processes, None without any.
     """
 
     network: dict[str, Any]
@@ -55,6 +57,7 @@ class Taken:
     memory_bytes: int
     steps: dict[str, float]
     volume_files: list[str]
+    gpus: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,8 @@ async def capture(
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            memory = await finished(
-                asyncio.to_thread(dump, source, staging, steps, until, bounds.frozen_s)
+            memory, gpus = await finished(
+                asyncio.to_thread(_dumped, source, staging, steps, until, bounds.frozen_s)
             )
             faults.point("capture.thawed", source.container)
         except (OSError, ValueError) as error:
@@ -104,7 +107,17 @@ async def capture(
     steps["total"] = round(time.monotonic() - began, 4)
     taken = await asyncio.to_thread(_described, source, staging, network, steps, memory)
     await asyncio.to_thread(toll.check)
-    return taken
+    return replace(taken, gpus=gpus)
+
+
+def _dumped(
+    source: Source, staging: Path, steps: dict[str, float], until: float, frozen_s: float
+) -> tuple[CopiedMemory, Payload | None]:
+    if source.gpus == ():
+        return dump(source, staging, steps, until, frozen_s), None
+    from shim.capture import gpus  # late: most containers have none
+
+    return gpus.dump_stopped(source, staging, steps, until, frozen_s)
 
 
 def _before(source: Source) -> Toll:

@@ -18,7 +18,7 @@ from shim.gate.facts import section
 from shim.kernel.cgroup import Freezer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from shim.contract.names import ContainerId, HostPid
     from shim.kernel.held import Held
@@ -33,7 +33,8 @@ class Source:
 
     runtime: the real runtime with its global flags. spec: its config.json. bundle: its bundle.
     log_path: its log file as kubelet named it, or empty. held: its first process, from its start
-    on; None only where nothing is asked of it.
+    on; None only where nothing is asked of it. gpus: of `shim.kernel.nvml`, those that it has; None
+    when that is not known.
     """
 
     container: ContainerId
@@ -43,6 +44,7 @@ class Source:
     runtime: tuple[str, ...]
     log_path: str
     held: Held | None = None
+    gpus: Sequence[Mapping[str, object]] | None = ()
 
     @property
     def process(self) -> Held:

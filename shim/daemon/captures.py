@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import version
-from shim.capture import record, tool
+from shim.capture import gpus, record, tool
 from shim.capture.estimate import estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
@@ -26,6 +26,7 @@ from shim.contract import manifest as manifests
 from shim.contract.errors import (
     CaptureFailed,
     ContainerBusy,
+    GpuLost,
     NotCapturable,
     QuickthawError,
     SourceHarmed,
@@ -36,8 +37,10 @@ from shim.daemon import content
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State
 from shim.daemon.room import Room
-from shim.gate import volumecontent
+from shim.gate import gpu, volumecontent
 from shim.gate.checks import WITHIN_SPEC
+from shim.gpu import engine, payload
+from shim.kernel.cgroup import Freezer
 from shim.nri.annotations import SignalReady
 from shim.store.listing import told
 
@@ -142,7 +145,12 @@ class Captures:
             while not thaw_left(tracked.container):  # noqa: ASYNC110 - a lock wakes only threads
                 await asyncio.sleep(_ORPHAN_EVERY_S)
             tracked.identity = await self._decider.identify(tracked)
-        except (ContainerdRefused, ValueError) as error:
+            if left := await self._recovered(tracked, tracked.identity):
+                log.warning("container %s: %s run on their GPUs again", tracked.container, left)
+        except GpuLost as error:
+            log.error("%s", error)
+            return
+        except (ContainerdRefused, OSError, ValueError) as error:
             log.warning("container %s stays as it is: %s", tracked.container, error)
             return
         finally:
@@ -152,6 +160,14 @@ class Captures:
             return
         tracked.become(State.COLD, "it ran before the daemon did")
         self.begin(tracked)
+
+    async def _recovered(self, tracked: Tracked, identity: Identity) -> list[int]:
+        """Give its GPUs back to a container that a daemon which was killed had checkpointed."""
+        if not engine.left_over(tracked.container):
+            return []
+        source = self._source(tracked, identity)
+        listed = Freezer.of(source.pid).pids
+        return await asyncio.to_thread(engine.recover, source.container, listed, gpus.spawn)
 
     def _like(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
         """The snapshots that stand for the container, in use or in quarantine."""
@@ -263,6 +279,8 @@ class Captures:
                 why=f"its size cannot be estimated: {error}", do="Is it still running?",
             ) from error  # fmt: skip
         await content.check(tracked, identity, source.spec)
+        if source.gpus != ():
+            needed += await asyncio.to_thread(gpus.check, source)
         async with self._room.reserved(source.container, tracked.pod.namespace, needed):
             return await self._into_staging(tracked, identity, source, needed)
 
@@ -301,9 +319,10 @@ class Captures:
         with open(f"{bundle}/config.json", "rb") as file:
             spec = json.load(file)
         runtime = (_runtime(), "--root", f"{config.runtime_root}/{config.containerd_namespace}")
+        found = gpu.chosen(spec, identity.request.node.gpus)
         return Source(
             tracked.container, HostPid(tracked.pid), bundle, spec, runtime, identity.log_path,
-            tracked.held,
+            tracked.held, None if found is None else tuple(found),
         )  # fmt: skip
 
 
@@ -345,6 +364,10 @@ async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+def _gpu_facts(taken: Taken) -> dict[str, str]:
+    return {payload.FACT: taken.gpus.encode()} if taken.gpus else {}
+
+
 def _describe(
     tracked: Tracked, identity: Identity, taken: Taken, software: dict[str, str],
     files: tuple[File, ...],
@@ -365,6 +388,7 @@ def _describe(
         facts={
             **identity.facts, "processes": WITHIN_SPEC,
             "volume_files": jsontext.canonical(taken.volume_files),
+            **_gpu_facts(taken),
         },
         network=taken.network,
         files=files,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 
 from shim.contract.jsontext import canonical
+from shim.gate import gpudevices
 from shim.kernel.sha256 import hexdigest
 
 TYPE_CHECKING = False
@@ -107,8 +108,8 @@ def power_facts(spec: Mapping[str, Any], *, is_host: IsHost = is_host_namespace)
         "rlimits": as_set(process.get("rlimits")),
         "namespaces": _namespaces(entries(linux, "namespaces"), is_host),
         "id_mappings": [linux.get("uidMappings") or [], linux.get("gidMappings") or []],
-        "devices": as_set(linux.get("devices")),
-        "device_rules": section(linux, "resources").get("devices") or [],  # the last match counts
+        "devices": as_set(gpudevices.devices(linux)),
+        "device_rules": gpudevices.rules(linux) or [],  # the last match counts
         "mounts": mounts(spec),
         "masked_paths": as_set(linux.get("maskedPaths")),
         "readonly_paths": as_set(linux.get("readonlyPaths")),

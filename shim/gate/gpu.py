@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from shim.contract import jsontext
 from shim.contract.jsontext import canonical
+from shim.gate import gpudevices
 from shim.gate.facts import entries, section
+from shim.gate.gpudevices import VISIBLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,24 +29,70 @@ def fact(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> str | 
     """The fact of the container of an OCI spec; None when it has GPUs that are not known.
 
     inventory: what `shim.kernel.nvml` found on the node: `driver`, and `gpus` with `minor`, `name`,
-    `memory_bytes`, `mig`; None when it could not be read. `{"gpus": []}` for a node without any.
+    `memory_bytes`, `mig`, `uuid`; None when it could not be read. No `gpus` on a node without.
     """
-    minors = _minors(spec)
-    if not _has_devices(spec) and (_asks_for_none(spec) or _is_empty(inventory)):
+    found = chosen(spec, inventory)
+    if found is None or inventory is None:
+        return NONE if found == [] else None
+    if not found:
         return NONE
-    if inventory is None:
-        return None
-    listed: Sequence[Gpu] = inventory.get("gpus") or ()
-    # Without a device in the spec the runtime adds those that the environment asks for: all.
-    chosen = [gpu for gpu in listed if minors is None or gpu.get("minor") in minors]
-    if not chosen or (minors is not None and len(chosen) != len(minors)):
-        return None
     described = sorted(
-        canonical([gpu.get("name"), gpu.get("memory_bytes"), gpu.get("mig")]) for gpu in chosen
+        canonical([gpu.get("name"), gpu.get("memory_bytes"), gpu.get("mig")]) for gpu in found
     )
     return canonical(
         {"driver": inventory.get("driver"), "gpus": [jsontext.parse(each) for each in described]}
     )
+
+
+def chosen(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> list[Gpu] | None:
+    """The GPUs of the container of an OCI spec, in the order of their minors; None if not known."""
+    minors = _minors(spec)
+    if not _has_devices(spec) and (_asks_for_none(spec) or _is_empty(inventory)):
+        return []
+    if inventory is None:
+        return None
+    listed: Sequence[Gpu] = inventory.get("gpus") or ()
+    # Without a device in the spec the runtime adds those that the environment asks for.
+    found = _visible(spec, listed) if minors is None else [
+        gpu for gpu in listed if gpu.get("minor") in minors
+    ]  # fmt: skip
+    if not found or (minors is not None and len(found) != len(minors)):
+        return None
+    return sorted(found, key=lambda gpu: str(gpu.get("minor")).zfill(8))
+
+
+def pairs(captured: Sequence[Gpu], new: Sequence[Gpu]) -> list[list[str]] | None:
+    """Which captured GPU becomes which, as UUIDs: each one of the same model and memory.
+
+    None when there is no such map, or a UUID is not known.
+    """
+    left, found = list(new), []
+    for old in captured:
+        like = [each for each in left if _kind(each) == _kind(old)]
+        same = [each for each in like if each.get("uuid") == old.get("uuid")]
+        if not like:
+            return None
+        taken = (same or like)[0]
+        left.remove(taken)
+        found.append([str(old.get("uuid") or ""), str(taken.get("uuid") or "")])
+    return None if left or not all(all(pair) for pair in found) else found
+
+
+def _kind(gpu: Gpu) -> tuple[object, object]:
+    return gpu.get("name"), gpu.get("memory_bytes")
+
+
+def _visible(spec: Mapping[str, Any], listed: Sequence[Gpu]) -> list[Gpu]:
+    """Those that the environment names, by their place on the node or their UUID; else all."""
+    environment = section(spec, "process").get("env")
+    items = environment if isinstance(environment, list) else []
+    values = [str(each).partition("=")[2] for each in items if str(each).startswith(f"{VISIBLE}=")]
+    names = values[-1].split(",") if values else []
+    if not gpudevices.visible({VISIBLE: ",".join(names)}):
+        return list(listed)
+    return [
+        gpu for place, gpu in enumerate(listed) if str(place) in names or gpu.get("uuid") in names
+    ]
 
 
 def fits(captured: str, wanted: str) -> bool:
@@ -87,7 +135,7 @@ def _asks_for_none(spec: Mapping[str, Any]) -> bool:
     environment = section(spec, "process").get("env")
     listed = environment if isinstance(environment, list) else []
     asked = [str(item).partition("=")[2] for item in listed
-             if str(item).startswith("NVIDIA_VISIBLE_DEVICES=")]  # fmt: skip
+             if str(item).startswith(f"{VISIBLE}=")]  # fmt: skip
     return all(value in _NO_GPU for value in asked)
 
 

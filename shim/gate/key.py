@@ -14,6 +14,7 @@ import re
 
 from shim.contract.jsontext import canonical
 from shim.contract.paths import CONTROL_IN_CONTAINER
+from shim.gate import gpudevices
 from shim.gate.facts import WORKLOAD_FACTS, as_set, entries, is_bind, mounts, section
 
 TYPE_CHECKING = False
@@ -70,7 +71,7 @@ def workload_facts(
         "env": _environment(process.get("env"), pod, ignore_env),
         "process_user": [user.get("uid") or 0, user.get("gid") or 0],
         "mounted": _mounted(spec, pod),
-        "process_devices": as_set([_device(found) for found in entries(linux, "devices")]),
+        "process_devices": as_set(_devices(linux)),
         "hugepages": as_set(section(linux, "resources").get("hugepageLimits")),
     }
     return {name: canonical(facts[name]) for name in WORKLOAD_FACTS}
@@ -89,6 +90,7 @@ def match_key(facts: Mapping[str, str], *, namespace: str, power: Mapping[str, s
 def _environment(value: object, pod: Pod, ignored: Collection[str]) -> dict[str, str]:
     listed = [str(item) for item in value] if isinstance(value, list) else []
     variables = {name: text for name, _, text in (item.partition("=") for item in listed)}
+    variables |= gpudevices.visible(variables)
     dropped = {"HOSTNAME", *ignored, *_service_links(variables)}
     return {
         name: hashlib.sha256(pod.placeholder(text).encode(errors="replace")).hexdigest()[:16]
@@ -140,6 +142,10 @@ def _shown(source: str, pod: Pod) -> str:
         volume = RANDOM_SUFFIX.sub(r"\1", kept)
         return f"pod {match[1]} {volume}".rstrip()
     return "/".join(pod.placeholder(part) for part in source.split("/"))
+
+
+def _devices(linux: Mapping[str, Any]) -> list[object]:
+    return [_device(each) for each in entries({"devices": gpudevices.devices(linux)}, "devices")]
 
 
 def _device(device: Mapping[str, Any]) -> list[object]:

@@ -43,7 +43,9 @@ _SCOUT = 0
 
 
 class Answer:
-    """code: the driver's CUresult, NO_ANSWER when the call did not come back. name: the code's, or why."""
+    """code: the driver's CUresult, NO_ANSWER when the call did not come back. name: of the code, or
+    why there is none. state: of the process, where it was read.
+    """
 
     __slots__ = ("code", "name", "state")
 

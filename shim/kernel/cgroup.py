@@ -11,6 +11,8 @@ import time
 from shim.kernel.mounts import read_mounts
 
 _POLL_S = 0.001
+_NO_LIMIT = 1 << 60
+"""The first version shows the largest number of pages for no limit."""
 _O_TELL = os.O_WRONLY | os.O_CLOEXEC
 
 
@@ -173,6 +175,45 @@ def charge_to(pid: int) -> None:
     somebody else has made. Raises OSError, ValueError when no cgroup there counts memory.
     """
     _write(f"{memory_cgroup(pid)}/cgroup.procs", str(os.getpid()))
+
+
+def memory_room(pid: int) -> int | None:
+    """How many bytes the cgroups of process `pid` can still be charged with; None for no limit.
+
+    What is only cached counts as room. Raises OSError, ValueError.
+    """
+    rooms: list[int] = []
+    for controllers, path in _cgroups_of(pid):
+        if controllers == "" or "memory" in controllers.split(","):
+            for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
+                while os.path.exists(f"{directory}/memory.stat"):
+                    rooms += _room(directory)
+                    directory = os.path.dirname(directory)
+    return min(rooms, default=None)
+
+
+def _room(directory: str) -> list[int]:
+    """The room in one cgroup, nothing where it has no limit (the root of v2 has no such file)."""
+    for limit, used, prefix in (
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
+        if os.path.exists(f"{directory}/{limit}"):
+            with open(f"{directory}/{limit}") as file:
+                most = file.read().strip()
+            if not most.isdecimal() or int(most) >= _NO_LIMIT:
+                return []
+            with open(f"{directory}/{used}") as file:
+                current = int(file.read())
+            return [max(0, int(most) - current + _cached(directory, prefix))]
+    return []
+
+
+def _cached(directory: str, prefix: str) -> int:
+    with open(f"{directory}/memory.stat") as file:
+        rows = dict(line.split() for line in file)
+    names = (f"{prefix}inactive_file", f"{prefix}active_file")
+    return sum(int(rows.get(name, 0)) for name in names)
 
 
 def _mounted(
