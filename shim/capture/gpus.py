@@ -119,7 +119,7 @@ def dump_stopped(
                 copied = dump(source, staging, steps, until)
             about = evacuation.finish(until)
     payload = Payload(
-        way=way.name, about=about, gpus=[str(each["uuid"]) for each in source.gpus or ()],
+        way=way.name, about=about, gpus=source.gpus or (),
         processes=processes.numbers_within(source.pid, engine.pids),
     )  # fmt: skip
     return copied, payload

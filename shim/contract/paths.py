@@ -70,6 +70,9 @@ SNAPSHOT_ROOTFS = "rootfs"
 SNAPSHOT_SHM = "shm"
 SNAPSHOT_MEMORY = "memory"
 
+GPU_PAYLOAD = "gpu_payload"
+"""The fact of a manifest that says what CUDA processes it has (see `shim.gpu.payload`)."""
+
 ETC = "/etc/quickthaw"
 CONFIG = f"{ETC}/quickthaw.toml"
 RUNTIME = f"{ETC}/runtime"

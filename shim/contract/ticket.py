@@ -19,8 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.contract.names import ContainerId, SnapshotId
 
-SCHEMA = 2
+SCHEMA = 3
 _MAX_BYTES = 64 * 1024
+_HEXADECIMAL = frozenset("0123456789abcdef")
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "container": str,
     "snapshot": str,
@@ -33,6 +34,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "pod_uid": str,
     "container_name": str,
     "resume": str,
+    "gpu_pairs": list,
 }
 
 
@@ -41,7 +43,8 @@ class Ticket:
 
     fallback: `cold` or `fail`. deadline_s: seconds for the whole swap. turns: how many
     restores the node allows at once. turn_wait_s: how long to wait to be one of them. resume: the
-    annotation's value (`http POST :8000/…`, `exec:…`) or the empty string.
+    annotation's value (`http POST :8000/…`, `exec:…`) or the empty string. gpu_pairs: UUIDs
+    (`GPU-…`) of captured GPUs, each with that of the container's GPU that takes its place.
     """
 
     __slots__ = tuple(_FIELDS)
@@ -56,6 +59,7 @@ class Ticket:
     pod_uid: str
     container_name: str
     resume: str
+    gpu_pairs: list[list[str]]
 
     def __init__(self, **fields: object) -> None:
         if fields.keys() != _FIELDS.keys():
@@ -69,6 +73,8 @@ class Ticket:
             raise ValueError("malformed id")
         if self.fallback not in ("cold", "fail") or not 0 < self.deadline_s < 1e6:
             raise ValueError("fallback or deadline_s out of range")
+        if not all(_is_pair(pair) for pair in self.gpu_pairs):
+            raise ValueError("gpu_pairs are no pairs of UUIDs")
         if self.turns < 1 or not 0 <= self.turn_wait_s < 1e6:
             raise ValueError("turns or turn_wait_s out of range")
 
@@ -76,6 +82,18 @@ class Ticket:
         """The ticket as the JSON that `decode` takes."""
         fields = {name: getattr(self, name) for name in _FIELDS}
         return jsontext.compose({"schema": SCHEMA, **fields}).encode()
+
+
+def _is_pair(value: object) -> bool:
+    """Two UUIDs of GPUs, as NVML writes them."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(isinstance(each, str) and _is_uuid(each) for each in value)
+
+
+def _is_uuid(text: str) -> bool:
+    digits = text.removeprefix("GPU-").replace("-", "")
+    return text.startswith("GPU-") and len(digits) == 32 and set(digits) <= _HEXADECIMAL
 
 
 def decode(data: bytes) -> Ticket:

@@ -32,14 +32,14 @@ from shim.contract.errors import (
     SourceHarmed,
 )
 from shim.contract.names import HostPid
-from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
+from shim.contract.paths import GPU_PAYLOAD, PREFIX, RUNTIME, SWAPPED
 from shim.daemon import content
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State
 from shim.daemon.room import Room
 from shim.gate import gpu, volumecontent
 from shim.gate.checks import WITHIN_SPEC
-from shim.gpu import engine, payload
+from shim.gpu import engine
 from shim.kernel.cgroup import Freezer
 from shim.nri.annotations import SignalReady
 from shim.store.listing import told
@@ -365,7 +365,7 @@ async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
 
 
 def _gpu_facts(taken: Taken) -> dict[str, str]:
-    return {payload.FACT: taken.gpus.encode()} if taken.gpus else {}
+    return {GPU_PAYLOAD: taken.gpus.encode()} if taken.gpus else {}
 
 
 def _describe(

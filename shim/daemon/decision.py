@@ -17,7 +17,9 @@ from shim.daemon import content
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State, Tracked
 from shim.gate import decide as gate
+from shim.gate import gpu
 from shim.gate.request import request_of
+from shim.gpu import payload
 from shim.store.listing import told
 from shim.trust.verdict import REASON as SIGNATURE
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from shim.daemon.config import Config
     from shim.daemon.containerd import Containerd, Record
     from shim.daemon.reporter import Reporter
+    from shim.gate.gpu import Gpu
     from shim.gate.request import Request
     from shim.store.store import Store
     from shim.trust.verdict import Trust, Verdict
@@ -59,6 +62,7 @@ class Identity:
     image_digest: str
     log_path: str
     command: tuple[str, ...]
+    gpus: Sequence[Gpu] = ()
 
     @property
     def key(self) -> str:
@@ -69,6 +73,11 @@ class Identity:
     def facts(self) -> Mapping[str, str]:
         """Fact name to canonical JSON, for the manifest of its capture."""
         return self.request.facts
+
+    def gpu_pairs(self, found: Manifest) -> list[list[str]]:
+        """Which GPU takes the place of which; none for a snapshot without any in use."""
+        wanted = payload.of(found.facts)
+        return gpu.pairs(wanted.gpus, self.gpus) or [] if wanted else []
 
 
 class Decider:
@@ -115,7 +124,8 @@ class Decider:
         )  # fmt: skip
         request.any_volume_content = tracked.wish.volume_content == "ignore"
         command = tuple(record.spec["process"].get("args") or ())
-        return Identity(request, record.image, record.image_digest, record.log_path, command)
+        gpus = gpu.chosen(record.spec, self._node.node.gpus) or ()
+        return Identity(request, record.image, record.image_digest, record.log_path, command, gpus)
 
     def candidates(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
         """The snapshots that the pod's annotation can mean. Raises NoSuchSnapshot.
@@ -146,7 +156,7 @@ class Decider:
                 for each, verdict in untrusted:
                     if each.created_at >= match.manifest.created_at:
                         self._reporter.passed_over(tracked, each.id, verdict)
-                self._restore(tracked, match.manifest)
+                self._restore(tracked, identity, match.manifest)
             case gate.Refused() as refused:
                 why = "; ".join([str(refused), *_told(untrusted)])
                 self._refuse(tracked, why, [*refused.codes, *([SIGNATURE] if untrusted else ())])
@@ -169,7 +179,7 @@ class Decider:
             [(each, verdict) for each, verdict in verdicts if not verdict.trusted],
         )
 
-    def _restore(self, tracked: Tracked, found: Manifest) -> None:
+    def _restore(self, tracked: Tracked, identity: Identity, found: Manifest) -> None:
         wish = tracked.wish
         faults.point("daemon.ticket", tracked.container)
         ticket.write(
@@ -180,6 +190,7 @@ class Decider:
                 pod_namespace=tracked.pod.namespace, pod_name=tracked.pod.name,
                 pod_uid=tracked.pod.uid, container_name=tracked.name,
                 resume=wish.resume.encode() if wish.resume else "",
+                gpu_pairs=identity.gpu_pairs(found),
             )
         )  # fmt: skip
         faults.point("daemon.ticket.written", tracked.container)

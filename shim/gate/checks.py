@@ -85,6 +85,16 @@ def _host(code: str, compares: str, fits: Callable[[str, str], bool] = _same) ->
     return Check(code, 4, DECISION, compares, _fact(code, fits))
 
 
+def _gpus(code: str, compares: str) -> Check:
+    """For snapshots of processes that used GPUs; the others have no such fact."""
+
+    def compare(captured: Manifest, wanted: Request) -> Compared:
+        want = wanted.facts.get(code, gpu.NONE)
+        return captured.facts.get(code, gpu.NONE), want, want == gpu.NONE
+
+    return Check(code, 4, DECISION, compares, compare)
+
+
 def _signature(captured: Manifest, wanted: Request) -> Compared:
     told, trusted = wanted.node.trust(captured)
     return told or None, "a signature by a key that this node trusts", trusted
@@ -196,6 +206,9 @@ CHECKS: tuple[Check, ...] = (
     _host("page_bytes", "page size"),
     _host("cgroup", "cgroup version"),
     _host("gpu", "model, number, memory, driver of the GPUs; MIG off", gpu.fits),
+    _gpus("gpu_exclusive", "compute mode of the GPUs: not exclusive (nvidia-smi -c DEFAULT)"),
+    _gpus("gpu_mps", "no variables of MPS: what runs under MPS cannot be restored"),
+    _gpus("gpu_host_network", "a network of its own: the driver's socket would be there twice"),
     Check("memory", 4, BOTH, "memory limit: room for what was in use at the capture", _memory),
     Check("signature", 5, DECISION, "who has signed the snapshot", _signature),
     Check("criu_options", 5, SWAP, "the file with CRIU's options: ours, not one that a pod names",

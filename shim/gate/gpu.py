@@ -61,6 +61,27 @@ def chosen(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> list
     return sorted(found, key=lambda gpu: str(gpu.get("minor")).zfill(8))
 
 
+def host_facts(
+    spec: Mapping[str, Any], found: Sequence[Gpu] | None, namespaces: str
+) -> dict[str, str]:
+    """What a checkpointed process cannot be restored with, each fact NONE when it is not there.
+
+    found: as of `chosen`. namespaces: the fact of that name.
+    """
+    if not found:
+        return {}
+    environment = section(spec, "process").get("env")
+    items = [str(each) for each in environment] if isinstance(environment, list) else []
+    mps = sorted(each.partition("=")[0] for each in items if each.startswith("CUDA_MPS_"))
+    exclusive = [gpu.get("uuid") for gpu in found if gpu.get("exclusive")]
+    shared = jsontext.parse(namespaces).get("network") == "host"
+    return {
+        "gpu_exclusive": canonical(exclusive) if exclusive else NONE,
+        "gpu_mps": canonical(mps) if mps else NONE,
+        "gpu_host_network": canonical("the node's network") if shared else NONE,
+    }
+
+
 def pairs(captured: Sequence[Gpu], new: Sequence[Gpu]) -> list[list[str]] | None:
     """Which captured GPU becomes which, as UUIDs: each one of the same model and memory.
 

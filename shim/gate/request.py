@@ -110,6 +110,7 @@ def request_of(
         facts[volumecontent.CODE] = volume_content
     if gpus := gpu.fact(spec, node.gpus):
         facts["gpu"] = gpus
+    facts |= gpu.host_facts(spec, gpu.chosen(spec, node.gpus), facts["namespaces"])
     return Request(
         facts=facts, memory_limit_bytes=memory_limit(spec), namespace=pod.namespace, key=key,
         node=node, any_namespace=any_namespace,

@@ -54,7 +54,7 @@ def _process(pid: int, gpus: Sequence[Gpu], way: Way) -> Process:
             most = total - free if isinstance(total, int) and isinstance(free, int) else 0
             used[str(gpu.get("uuid"))] = int(listed[str(pid)]) or most
     return Process(
-        pid, gpus=used, environment=processes.environment(pid), address_room=_address_room(pid),
+        pid=pid, gpus=used, environment=processes.environment(pid), address_room=_address_room(pid),
         known=way.against(pid),
     )  # fmt: skip
 

@@ -7,26 +7,29 @@ from __future__ import annotations
 
 from shim.contract import jsontext
 from shim.contract.jsontext import canonical
+from shim.contract.paths import GPU_PAYLOAD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-FACT = "gpu_payload"
+_OF_GPU = ("memory_bytes", "name", "uuid")
 _FIELDS = ("about", "gpus", "processes", "way")
 
 
 class Payload:
-    """way: its name. processes: their numbers in the container's PID namespace. gpus: UUIDs
-    (`GPU-…`) of the captured devices. about: what the way keeps, a JSON object.
+    """way: its name. processes: their numbers in the container's PID namespace. gpus: `uuid`,
+    `name` and `memory_bytes` of the captured devices. about: what the way keeps, a JSON object.
     """
 
     __slots__ = ("about", "gpus", "processes", "way")
 
     def __init__(
-        self, *, way: str, processes: list[int], gpus: list[str], about: Mapping[str, object]
-    ) -> None:
-        self.way, self.processes, self.gpus, self.about = way, processes, gpus, about
+        self, *, way: str, processes: list[int], gpus: Sequence[Mapping[str, object]],
+        about: Mapping[str, object],
+    ) -> None:  # fmt: skip
+        self.way, self.processes, self.about = way, processes, about
+        self.gpus = [{name: each[name] for name in _OF_GPU} for each in gpus]
 
     def encode(self) -> str:
         """The value of the fact."""
@@ -35,19 +38,23 @@ class Payload:
 
 def of(facts: Mapping[str, str]) -> Payload | None:
     """The payload of a manifest's facts, None without. Raises ValueError for a malformed one."""
-    if FACT not in facts:
+    if GPU_PAYLOAD not in facts:
         return None
-    found = jsontext.parse(facts[FACT])
+    found = jsontext.parse(facts[GPU_PAYLOAD])
     if not isinstance(found, dict) or sorted(found) != list(_FIELDS):
         raise ValueError("the GPU payload is not understood")
     numbers, gpus = found["processes"], found["gpus"]
     if not isinstance(numbers, list) or not numbers or not all(type(n) is int for n in numbers):
         raise ValueError("the GPU payload names no processes")
-    if not isinstance(gpus, list) or not all(isinstance(uuid, str) for uuid in gpus):
+    if not isinstance(gpus, list) or not all(map(_is_gpu, gpus)):
         raise ValueError("the GPU payload names no devices")
     if not isinstance(found["about"], dict) or not isinstance(found["way"], str):
         raise ValueError("the GPU payload has no way")
     return Payload(way=found["way"], processes=numbers, gpus=gpus, about=found["about"])
+
+
+def _is_gpu(value: object) -> bool:
+    return isinstance(value, dict) and sorted(value) == sorted(_OF_GPU)
 
 
 def octets(uuid: str) -> str:

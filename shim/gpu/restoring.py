@@ -8,35 +8,42 @@ has no way back: the processes are stuck, the swap kills them, and the container
 from __future__ import annotations
 
 import contextlib
+import os
 
 from shim.contract import faults
 from shim.contract.errors import GpuNotRestored
 from shim.gpu import payload, processes, ways
 from shim.gpu.helper import Team
-from shim.kernel import alarm, survivors
+from shim.kernel import alarm, process, survivors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from shim.gpu.helper import Spawn
     from shim.gpu.payload import Payload
     from shim.gpu.way import Loading
+
+_ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def _spawn(argv: Sequence[str], fd: int) -> process.Child:
+    """A helper that ends with us. It gets nothing of the pod's: neither streams nor variables."""
+    return process.Child(argv, _ENVIRONMENT, quiet=True, first=lambda: os.set_inheritable(fd, True))
 
 
 class Restoring:
     """One restore. pairs: UUIDs (`GPU-…`), captured to new. Use it as a context manager."""
 
     def __init__(
-        self, container: str, found: Payload, pairs: Sequence[Sequence[str]], spawn: Spawn,
-        payload_dirfd: int, until: float,
+        self, container: str, found: Payload, pairs: Sequence[Sequence[str]], until: float,
+        payload_dirfd: int = -1,
     ) -> None:  # fmt: skip
         self._container, self._found, self._until = container, found, until
-        self._spawn, self._payload_dirfd = spawn, payload_dirfd
+        self._payload_dirfd = payload_dirfd
         self._pairs = [(payload.octets(old), payload.octets(new)) for old, new in pairs]
         self._held = contextlib.ExitStack()
         self._loading: Loading | None = None
-        self._team = Team(spawn)
+        self._team = Team(_spawn)
 
     def __enter__(self) -> Restoring:
         with contextlib.ExitStack() as held:

@@ -10,6 +10,7 @@ the server ends: the areas are ordinary ones then. It needs nobody: the daemon m
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 
@@ -20,7 +21,7 @@ from shim.memory.extents import Extents
 from shim.memory.filling import NICE, PIECE_BYTES, Filling
 from shim.memory.lazysocket import LazySocket
 from shim.memory.space import Space
-from shim.memory.told import READY
+from shim.memory.told import FILLED, READY
 from shim.memory.workingset import Recorder, ranges
 
 TYPE_CHECKING = False
@@ -45,8 +46,8 @@ class Abandoned(Exception):
 
 class Server:
     """listener: the socket that CRIU connects to. swap: the swap's end of a pair of sockets. It is
-    told when all processes are in our hands. A byte from it says that the container is to live,
-    its end without one that it is not.
+    told when all processes are in our hands, and when all is filled. A byte from it says that the
+    container is to live, its end without one that it is not.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Server:
         self._content = {space.pid: Extents(space.extents) for space in memory}
         self._criu: LazySocket | None = None
         self._filling = Filling()
-        self._kept = self._started = False
+        self._kept = self._started = self._told_filled = False
         self._first = first
         self.recorder = Recorder()
         self._poll = select.poll()
@@ -104,12 +105,18 @@ class Server:
     def _is_over(self) -> bool:
         if self._filling.error:
             raise self._filling.error
-        if not (self._kept and self._started):
+        if not self._started or (self._told_filled and not self._kept):
             return False
         if any(not space.is_over or space.waiting for space in self._by_fd.values()):
             return False
         with self._filling.hold():  # what a thread has taken may come back
-            return all(space.is_over and not space.waiting for space in self._by_fd.values())
+            if any(not space.is_over or space.waiting for space in self._by_fd.values()):
+                return False
+        if not self._kept:
+            self._told_filled = True
+            with contextlib.suppress(OSError):  # it has ended, which the next look at it shows
+                self._swap.send(FILLED)
+        return self._kept
 
     def _look_at(self, ready: set[int]) -> None:
         if self._filling.told_fd in ready:

@@ -34,18 +34,29 @@ class PageServer:
 
     def __init__(self, ticket: Ticket, pid: int, its: socket.socket) -> None:
         self._ticket, self._pid, self._its = ticket, pid, its
+        self._is_filled = False
 
     def wait_until_ready(self, until: float) -> None:
         """Wait until it has all that CRIU sends. until: on `time.monotonic`.
 
         Raises MemoryNotServed when it has ended or does not answer.
         """
+        self._hear(until, "the page server does not answer")
+
+    def wait_until_filled(self, until: float) -> None:
+        """Wait until all private memory is there: after `wait_until_ready`, before `keep`.
+
+        Raises MemoryNotServed when it has ended, or not all is there in time.
+        """
+        while not self._is_filled:
+            self._hear(until, "memory is still being filled")
+
+    def _hear(self, until: float, late: str) -> None:
         self._its.settimeout(max(_SHORTLY_S, until - time.monotonic()))
         try:
             self._judge(self._its.recv(told.MOST_BYTES))
         except TimeoutError:
-            why = "the page server does not answer"
-            raise _not_served(self._ticket, why, _LOOK) from None
+            raise _not_served(self._ticket, late, _LOOK) from None
 
     def check_alive(self) -> None:
         """Why CRIU has failed, if that was the server's end. Raises MemoryNotServed."""
@@ -54,10 +65,13 @@ class PageServer:
             self._judge(self._its.recv(told.MOST_BYTES))
 
     def _judge(self, message: bytes) -> None:
-        """Raises MemoryNotServed for everything but that it is ready."""
-        if message == told.READY:
-            return
+        """Raises MemoryNotServed for everything but that it is ready or has filled all."""
         failed = message.removeprefix(told.READY)
+        if failed.startswith(told.FILLED):
+            self._is_filled = True
+            failed = failed.removeprefix(told.FILLED)
+        if message and not failed:
+            return
         why = failed[1:].decode(errors="replace") or _ENDED
         if failed[:1] != told.DAMAGED:
             raise _not_served(self._ticket, why, _LOOK)

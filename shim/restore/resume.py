@@ -40,7 +40,7 @@ def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence
         "ips": list(addresses),
         "hostname": bundle.spec.get("hostname") or bundle.environment.get("HOSTNAME", ""),
         "environment": bundle.environment,
-        "gpus": {},
+        "gpus": dict(ticket.gpu_pairs),
         "away_s": max(0.0, time.time() - manifest.created_at),
     }
     directory = f"{CONTROL}/{ticket.container}"

@@ -27,6 +27,7 @@ from shim.contract.paths import (
     CONTAINER_NETWORK_PLAN,
     CONTAINER_WORK,
     CONTAINERS,
+    GPU_PAYLOAD,
     PREFIX,
     SNAPSHOT_CRIU,
     SNAPSHOT_ROOTFS,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
+    from shim.gpu.restoring import Restoring
     from shim.integrity.check import Check
     from shim.kernel.process import Child
     from shim.memory.layout import Layout
@@ -141,6 +143,7 @@ class Swap:
             faults.point("restore.told", self.ticket.container)
         with self._step("memory"):
             server = self._serve_memory(check, content, undo)
+        gpus = self._gpus(captured, held) if GPU_PAYLOAD in captured.facts else None
         with self._step("hash"):
             check.finish()
             faults.point("restore.hashed", self.ticket.container)
@@ -151,7 +154,23 @@ class Swap:
             check.unchanged()
             with open_dir(self.private) as private:  # it is in memory, and CRIU has read it
                 remove_tree(private.fileno(), os.path.basename(self.images))
+        if gpus:
+            with self._step("gpu_fill"):
+                server.wait_until_filled(self.until)
+            with self._step("gpu"):
+                gpus.finish(self._init())
         return server
+
+    def _gpus(self, captured: Manifest, held: contextlib.ExitStack) -> Restoring:
+        """Helpers of the CUDA driver, which start beside CRIU."""
+        from shim.gpu import payload, restoring
+
+        found = payload.of(captured.facts)
+        if found is None:
+            raise ValueError("the snapshot has no GPU payload")
+        return held.enter_context(
+            restoring.Restoring(self.ticket.container, found, self.ticket.gpu_pairs, self.until)
+        )
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -382,9 +401,12 @@ class Swap:
         """The runtime has told its caller which process is the restored container's first."""
         from shim.restore import oom
 
-        if pid_file := self.call.option("--pid-file"):
-            with open(pid_file) as file:
-                pid = int(file.read())
+        if self.call.option("--pid-file"):
             # One that has ended already, and whose number is another's, is told by its start.
-            if survivors.is_member(pid, self.ticket.container):
+            if survivors.is_member(pid := self._init(), self.ticket.container):
                 oom.rescore(self.bundle.spec, pid)
+
+    def _init(self) -> int:
+        """The number of the restored container's first process. Raises OSError, ValueError."""
+        with open(self.call.option("--pid-file")) as file:
+            return int(file.read())

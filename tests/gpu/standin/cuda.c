@@ -77,7 +77,7 @@ static const char *named(char path[256], const char *name) {
     snprintf(path, 256, "%s/%s", dev_dir(), name);
     return path;
 }
-static int open_device(const char *path) { return open(path, O_WRONLY | O_CLOEXEC | O_NONBLOCK); }
+static int open_device(const char *path) { return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); }
 
 static int find_devices(void) {
     char path[256];
