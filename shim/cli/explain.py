@@ -29,6 +29,7 @@ exit status: 0 it fits; 1 it does not; 2 an error.
 """
 FITS, DOES_NOT, ERROR = 0, 1, 2
 _COLUMNS = ("CHECK", "RULE", "FITS", "SNAPSHOT", "POD")
+_CAPTURE_COLUMNS = ("CAPTURE WITH GPUS", "FITS", "SEEN", "REMEDY")
 _EQUAL_CHARS, _DIFFERENT_CHARS = 40, 400
 
 
@@ -104,6 +105,12 @@ def _show(answer: dict[str, Any], out: Output) -> None:
         out.note(f"nothing starts from it, it is in quarantine: {answer['quarantine']}")
     out.line()
     out.table(_COLUMNS, [_cells(check) for check in answer["checks"]])
+    if capture := answer.get("capture"):
+        out.line()
+        out.table(_CAPTURE_COLUMNS, [
+            [row["code"], "yes" if row["fits"] else "NO", row["why"] or row["compares"], row["do"]]
+            for row in capture
+        ])  # fmt: skip
 
 
 def _cells(check: dict[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from shim.contract.errors import (
     CaptureFailed,
     ContainerBusy,
     GpuLost,
+    GpuNotCapturable,
     NotCapturable,
     QuickthawError,
     SourceHarmed,
@@ -39,7 +40,7 @@ from shim.daemon.registry import State
 from shim.daemon.room import Room
 from shim.gate import gpu, volumecontent
 from shim.gate.checks import WITHIN_SPEC
-from shim.gpu import engine
+from shim.gpu import engine, support
 from shim.kernel.cgroup import Freezer
 from shim.nri.annotations import SignalReady
 from shim.store.listing import told
@@ -139,6 +140,18 @@ class Captures:
             ) from error  # fmt: skip
         finally:
             tracked.task = None
+
+    async def gpu_findings(self, tracked: Tracked, identity: Identity) -> list[dict[str, object]]:
+        """What the GPUs of a running container say about its capture; empty without any in use."""
+        if not tracked.pid:
+            return []
+        try:
+            source = self._source(tracked, identity)
+            if source.gpus == ():
+                return []
+            return (await asyncio.to_thread(gpus.examine, source)).rows
+        except (GpuNotCapturable, OSError) as error:
+            return [support.unreadable(str(error))]
 
     async def _adopted(self, tracked: Tracked) -> None:
         try:

@@ -8,13 +8,14 @@ from shim.contract.errors import NoSuchPod, NoSuchSnapshot
 from shim.daemon.asked import container_asked_for
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.control import text
-from shim.gate.explain import explained, nearest
+from shim.gate.explain import explained, nearest, nothing
 from shim.store.listing import told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from shim.contract.manifest import Manifest
+    from shim.daemon.captures import Captures
     from shim.daemon.decision import Decider, Identity
     from shim.daemon.registry import Registry, Tracked
     from shim.store.store import Store
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 class Explaining:
     """The handler. It changes nothing, and takes the decision's own way to its answer."""
 
-    def __init__(self, store: Store, registry: Registry, decider: Decider) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, decider: Decider, captures: Captures
+    ) -> None:
         self._store, self._registry, self._decider = store, registry, decider
+        self._captures = captures
 
     def verbs(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]]:
         """Verb to handler."""
@@ -43,15 +47,22 @@ class Explaining:
                 "cannot explain", container=tracked.pod.name, why=f"its spec is not known: {error}",
                 do="Is the container still there?",
             ) from error  # fmt: skip
-        wanted = text(request, "snapshot", "")
-        found, chosen = self._chosen(tracked, identity, wanted)
-        record = self._store.quarantine.get(found.id)
-        return {
+        answer = {
             "container": {
                 "id": tracked.container, "namespace": tracked.pod.namespace,
                 "pod": tracked.pod.name, "container": tracked.name, "state": str(tracked.state),
                 "reason": tracked.reason,
             },
+            "capture": await self._captures.gpu_findings(tracked, identity),
+        }  # fmt: skip
+        try:
+            found, chosen = self._chosen(tracked, identity, text(request, "snapshot", ""))
+        except NoSuchSnapshot as error:
+            if not answer["capture"]:
+                raise
+            return answer | {"chosen": error.why, "quarantine": "", **nothing()}
+        record = self._store.quarantine.get(found.id)
+        return answer | {
             "chosen": chosen, "quarantine": told(record) if record else "",
             **explained(found, identity.request),
         }  # fmt: skip

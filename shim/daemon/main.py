@@ -159,7 +159,7 @@ async def _run(
         prefetch = Prefetch(store)
         plugin = NodePlugin(registry, decider, captures, reporter, health, prefetch)
         requests = Requests(store, trust, registry, captures, reporter)
-        explaining = Explaining(store, registry, decider)
+        explaining = Explaining(store, registry, decider, captures)
         tasks.create_task(_until_told(), name="stop")
         tasks.create_task(health.serve(), name="health of snapshots")
         tasks.create_task(prefetch.serve(), name="prefetch")

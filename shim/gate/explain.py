@@ -38,6 +38,14 @@ def explained(found: Manifest, request: Request) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def nothing() -> dict[str, Any]:
+    """The same where there is no snapshot to compare with."""
+    return {
+        "snapshot": "", "name": "", "created": "", "source": {"namespace": "", "pod": ""},
+        "fits": False, "refused": [], "checks": [],
+    }  # fmt: skip
+
+
 def nearest(request: Request, candidates: Iterable[Manifest]) -> Manifest | None:
     """The one against which there is least; of several the first."""
     return min(candidates, key=lambda found: len(refusals_of(found, request)), default=None)

@@ -95,9 +95,10 @@ def findings(look: Look) -> list[dict[str, object]]:
     return [row.as_json(look) for row in ROWS]
 
 
-def refusals(look: Look) -> list[dict[str, object]]:
-    """The rows that refuse."""
-    return [found for found in findings(look) if not found["fits"]]
+def unreadable(why: str) -> dict[str, object]:
+    """The first row, where nothing could be looked at."""
+    row = ROWS[0]
+    return {"code": row.code, "compares": row.compares, "fits": False, "why": why, "do": row.do}
 
 
 def _unreadable(look: Look) -> str:

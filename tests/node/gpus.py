@@ -1,6 +1,6 @@
 """A node with stand-in GPUs: what NVIDIA's driver and a device plugin make of a node and its pods.
 
-The device files are those of CPUID: they can be opened, and CRIU does not dump a process that has
+The device files are those of CPUID and FUSE: they can be opened, and CRIU does not dump a process that has
 one open, as with the real ones.
 """
 
@@ -23,13 +23,23 @@ HOME: Final = "/run/cuda-standin"
 DRIVER: Final = "580.159.04"
 UUIDS: Final = ("stand-in-gpu-000", "stand-in-gpu-001")
 """In octets: those of the devices with the minors 0 and 1."""
+SHARED_MEMORY: Final = {
+    "NCCL_P2P_DISABLE": "1", "NCCL_CUMEM_ENABLE": "0", "NCCL_CUMEM_HOST_ENABLE": "0",
+}  # fmt: skip
+"""What a pod with several CUDA processes says about itself."""
 _CPUID_MAJOR: Final = 203
-_MODEL: Final = "143771 0 0 NVIDIA H200"
+_FUSE: Final = (10, 229)
+MODEL: Final = "143771 0 0 NVIDIA H200"
+
+
+def octets(minor: int) -> str:
+    """As libcuda gives it, in hexadecimal."""
+    return UUIDS[minor].encode().hex()
 
 
 def uuid(minor: int) -> str:
     """As NVML writes it."""
-    digits = UUIDS[minor].encode().hex()
+    digits = octets(minor)
     return f"GPU-{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
@@ -38,13 +48,13 @@ def gpus(node: Node, count: int = 2) -> Iterator[None]:
     """The node has GPUs inside of the `with`, and a daemon that knows them."""
     made = build()
     paths = [f"/dev/nvidia{minor}" for minor in range(count)]
-    for path, minor in [*zip(paths, range(count), strict=True),
-                        ("/dev/nvidiactl", 0), ("/dev/nvidia-uvm", 0)]:  # fmt: skip
-        os.mknod(node.path(path), stat.S_IFCHR | 0o666, os.makedev(_CPUID_MAJOR, minor))
+    devices = {path: (_CPUID_MAJOR, minor) for minor, path in enumerate(paths)}
+    for path, numbers in {**devices, "/dev/nvidiactl": _FUSE, "/dev/nvidia-uvm": _FUSE}.items():
+        os.mknod(node.path(path), stat.S_IFCHR | 0o666, os.makedev(*numbers))
         node.path(path).chmod(0o666)
     for library in ("libcuda.so.1", "libnvidia-ml.so.1"):
         shutil.copy(made / library, node.path(f"{LIBRARIES}/{library}"))
-    describe(node, [f"{minor} {_MODEL}" for minor in range(count)])
+    describe(node, [f"{minor} {MODEL}" for minor in range(count)])
     node.run(["mount", "-t", "tmpfs", "tmpfs", "/proc/driver"])
     node.write("/proc/driver/nvidia/version", f"NVRM version: stand-in {DRIVER}\n")
     restart_daemon(node)
