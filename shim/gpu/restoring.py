@@ -12,13 +12,14 @@ import os
 
 from shim.contract import faults
 from shim.contract.errors import GpuNotRestored
-from shim.gpu import payload, processes, ways
+from shim.gpu import devicenodes, payload, processes, ways
 from shim.gpu.helper import Team
 from shim.kernel import alarm, process, survivors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
     from shim.gpu.payload import Payload
     from shim.gpu.way import Loading
@@ -64,15 +65,15 @@ class Restoring:
         with alarm.held():
             self._held.close()
 
-    def finish(self, init: int) -> None:
-        """Have all processes run on their GPUs: their memory is there. init: the container's.
-
-        Raises GpuNotRestored.
+    def finish(self, init: int, spec: Mapping[str, Any]) -> None:
+        """Have all processes run on their GPUs: their memory is there. init: the container's first
+        process. spec: its OCI spec. Raises GpuNotRestored, OSError.
         """
         if self._loading is None:
             raise RuntimeError("Restoring is a context manager")
         members = survivors.members(self._container)
         pids = processes.numbered_within(init, members, self._found.processes)
+        devicenodes.provide(init, spec)
         faults.point("restore.gpu", self._container)
         self._all("restore", pids, pairs=self._pairs)
         self._all("unlock", pids)

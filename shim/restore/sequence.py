@@ -158,7 +158,7 @@ class Swap:
             with self._step("gpu_fill"):
                 server.wait_until_filled(self.until)
             with self._step("gpu"):
-                gpus.finish(self._init())
+                gpus.finish(self._init(), self.bundle.spec)
         return server
 
     def _gpus(self, captured: Manifest, held: contextlib.ExitStack) -> Restoring:

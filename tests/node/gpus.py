@@ -1,7 +1,7 @@
 """A node with stand-in GPUs: what NVIDIA's driver and a device plugin make of a node and its pods.
 
-The device files are those of CPUID and FUSE: they can be opened, and CRIU does not dump a process that has
-one open, as with the real ones.
+The device files are those of CPUID and FUSE: they can be opened, and CRIU does not dump a process
+that has one open, as with the real ones.
 """
 
 import json

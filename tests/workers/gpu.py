@@ -160,6 +160,7 @@ class GpuProbe(Probe):
         """One more."""
         device = len(self.children) % self.gpu.count
         self.children.append(Child(f"{self.seed} {len(self.children)}", device, self.mib))
+        self.children[-1].ask("describe")
 
     def describe(self, _: Ask) -> Json:
         """Of every process."""
