@@ -22,7 +22,7 @@ from shim.contract.paths import CONTAINER_GPU_LOCK
 from shim.gate import gpu
 from shim.gate.facts import power_facts
 from shim.gpu import processes, support, ways
-from shim.gpu.engine import BACK_S, Engine
+from shim.gpu.engine import GUARD_S, Engine
 from shim.gpu.helper import Team
 from shim.gpu.look import look
 from shim.gpu.payload import Payload
@@ -108,8 +108,8 @@ def dump_stopped(
 ) -> tuple[CopiedMemory, Payload | None]:
     """`shim.capture.dump.dump`, while the CUDA driver keeps the GPUs' content in memory."""
     way = ways.named(ways.DRIVER)
-    guarded = {"until": until + BACK_S, "lock": str(source.private / CONTAINER_GPU_LOCK)}
-    with Team(spawn, guarded) as team:
+    lock = str(source.private / CONTAINER_GPU_LOCK)
+    with Team(spawn, guard_until=until + GUARD_S, lock=lock) as team:
         engine = Engine(source.container, _listed(source), team, steps, until)
         if not processes.candidates(_listed(source)()) or not engine.find():
             return dump(source, staging, steps, until), None

@@ -158,8 +158,12 @@ class Guard:
         self._lock_fd = -1
 
     def begin(self, request: dict[str, Any]) -> None:
-        """Raises OSError when the lock cannot be had: nobody may be touched then."""
+        """Begin, or go on with another time. Raises OSError when the lock cannot be had: nobody
+        may be touched then.
+        """
         self.until = time.monotonic() + float(request["within_s"])
+        if self.pids:
+            return
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._lock_fd = os.open(str(request["lock"]), flags, 0o600)
         fcntl.flock(self._lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

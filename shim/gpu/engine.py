@@ -22,14 +22,18 @@ from shim.gpu.helper import CHECKPOINTED, LOCKED, RUNNING, Team
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
     from shim.gpu.helper import Answer, Spawn
     from shim.gpu.way import Evacuation
 
+GUARD_S = 10.0
+"""How long after its deadline a capture that hangs leaves its processes to their guards."""
 BACK_S = 120.0
 """For restore and unlock of what was checkpointed: 100 GiB take 16 s on an H200."""
 _LOCK_S = 10.0
 """How long work on the device may go on after the lock is asked for."""
+_ANSWER_S = 2.0
 _ROUNDS = 5
 """How often new CUDA processes may appear while the others are being locked."""
 _ORPHANS_S = 10.0
@@ -118,8 +122,11 @@ class Engine:
                 self._note()
         raise self._failed("new CUDA processes appear again and again")
 
-    def _all(self, do: str, pids: Iterable[int] = (), **more: object) -> None:
-        answers = self._team.call(do, list(pids) or self.pids, self._until, **more)
+    def _all(self, do: str, pids: Iterable[int] = (), **more: Any) -> None:
+        until = self._until
+        if "timeout_ms" in more:  # which a stopped process does not count
+            until = min(until, time.monotonic() + more["timeout_ms"] / 1000 + _ANSWER_S)
+        answers = self._team.call(do, list(pids) or self.pids, until, **more)
         for pid, answer in answers.items():
             if answer.code == helper.NOT_READY and do == "lock":
                 raise self._failed(f"process {pid} still has work on the GPU after "
@@ -134,6 +141,7 @@ class Engine:
 
     def _bring_back(self, evacuation: Evacuation) -> None:
         until = time.monotonic() + BACK_S
+        self._team.extend(until + _ANSWER_S)
         left = bring_back(self._team, self.pids, until)
         if not left:
             try:

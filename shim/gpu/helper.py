@@ -35,8 +35,10 @@ SUCCESS, NOT_INITIALIZED, ILLEGAL_STATE, NOT_READY, NO_ANSWER = 0, 3, 401, 600, 
 _LEADS = {"lock": LOCKED, "checkpoint": CHECKPOINTED, "restore": LOCKED, "unlock": RUNNING}
 _STARTS = {"lock": RUNNING, "checkpoint": LOCKED, "restore": CHECKPOINTED, "unlock": LOCKED}
 _MOST_BYTES = 1 << 16
-_STATE_S = 2.0
-"""A state is read within a millisecond, or never: a stopped process does not answer."""
+_STATE_S = 4.0
+"""A state is read within a millisecond, or never; a new helper answers within 0.1 s, on a machine
+that has nothing else to do.
+"""
 _LOOK_S = 0.05
 _SCOUT = 0
 """Nobody's number: of the helper that guards nobody."""
@@ -119,12 +121,12 @@ class Helper:
 class Team:
     """Helpers for some processes. Use it as a context manager: no helper outlives it.
 
-    spawn: how a helper is started. guarded: what each helper is told first for a capture, see
-    `shim.gpu.calls`, without its pids; a guard is dismissed with `dismiss` alone.
+    spawn: how a helper is started. guard_until: for a capture, when each helper brings its process
+    back by itself, on `time.monotonic`; see `shim.gpu.calls`. lock: the path that it locks.
     """
 
-    def __init__(self, spawn: Spawn, guarded: Mapping[str, Any] | None = None) -> None:
-        self._spawn, self._guarded = spawn, guarded
+    def __init__(self, spawn: Spawn, *, guard_until: float = 0.0, lock: str = "") -> None:
+        self._spawn, self._guard_until, self._lock = spawn, guard_until, lock
         self._helpers: dict[int, Helper] = {}
         self._spare: list[Helper] = []
 
@@ -165,13 +167,24 @@ class Team:
         for pid in list(waiting):
             try:
                 self._helper(pid).ask({"do": do, "pid": pid, **more})
-            except (Died, OSError) as error:
+            except (Late, Died, OSError) as error:
                 self._lose(pid)
                 waiting.remove(pid)
                 found[pid] = self._after_loss(do, pid, str(error), until, more)
         for pid, why in self._heard(waiting, until, found):
             found[pid] = self._after_loss(do, pid, why, until, more)
         return found
+
+    def extend(self, until: float) -> None:
+        """Have the guards wait until then: all are being brought back. A guard that fired before
+        has ended, and is replaced when it is needed.
+        """
+        self._guard_until = until
+        for pid in [each for each in self._helpers if each != _SCOUT and self._lock]:
+            try:
+                self._tell_guard(pid)
+            except (Late, Died):
+                self._lose(pid)
 
     def dismiss(self, until: float) -> None:
         """All that were guarded run again, or are gone."""
@@ -207,7 +220,7 @@ class Team:
         """Another helper goes on from what the state says."""
         again = 1
         while True:
-            told = self.state(pid, max(until, time.monotonic() + _LOOK_S))
+            told = self.state(pid, max(until, time.monotonic() + _STATE_S))
             if told.state == _LEADS[do]:
                 return Answer(SUCCESS, f"after {why}", told.state)
             if told.state != _STARTS[do] or time.monotonic() > until:
@@ -229,14 +242,14 @@ class Team:
     def _helper(self, pid: int) -> Helper:
         if pid not in self._helpers:
             self._helpers[pid] = self._spare.pop() if self._spare else Helper(self._spawn)
-            if self._guarded is not None and pid != _SCOUT:
-                within_s = float(self._guarded["until"]) - time.monotonic()
-                request = {
-                    "do": "guard", "pids": [pid], "within_s": max(0.0, within_s),
-                    "lock": self._guarded["lock"],
-                }  # fmt: skip
-                self._helpers[pid].call(request, time.monotonic() + _STATE_S)
+            if self._lock and pid != _SCOUT:
+                self._tell_guard(pid)
         return self._helpers[pid]
+
+    def _tell_guard(self, pid: int) -> None:
+        within_s = max(0.0, self._guard_until - time.monotonic())
+        request = {"do": "guard", "pids": [pid], "within_s": within_s, "lock": self._lock}
+        self._helpers[pid].call(request, time.monotonic() + _STATE_S)
 
     def _lose(self, pid: int) -> None:
         if helper := self._helpers.pop(pid, None):
