@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shim.gpu.helper import Answer, Spawn
     from shim.gpu.way import Evacuation
 
-GUARD_S = 10.0
+GUARD_S = 5.0
 """How long after its deadline a capture that hangs leaves its processes to their guards."""
 BACK_S = 120.0
 """For restore and unlock of what was checkpointed: 100 GiB take 16 s on an H200."""

@@ -15,7 +15,7 @@ struct control {
     char magic[8];
     volatile uint32_t initialised, state, request, answer, command, timeout_ms, pairs_count;
     volatile int32_t result, restore_tid;
-    volatile uint32_t fault_error, fault_kill, fault_stuck, late_ms; /* of this request */
+    volatile uint32_t fault_error, fault_stuck, late_ms; /* of this request */
     volatile uint64_t rate;                                          /* bytes a second, 0: no limit */
     volatile uint32_t stuck, peers, imported, exported, managed;
     volatile uint32_t minors_count;

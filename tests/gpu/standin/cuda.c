@@ -331,7 +331,6 @@ static CUresult asked(void) {
     if (ME.command < LOCK || ME.command > UNLOCK) return INVALID_VALUE;
     if (ME.state != needs[ME.command]) return ILLEGAL_STATE;
     if (ME.late_ms) pause_ms(ME.late_ms);
-    if (ME.fault_kill) { kill(getpid(), SIGKILL); pause_ms(10000); }
     if (ME.fault_error) return (CUresult)ME.fault_error;
     if (ME.command == LOCK) result = do_lock();
     if (ME.command == CHECKPOINT) result = do_checkpoint();
@@ -459,17 +458,18 @@ static CUresult ask(const char *name, int pid, struct control *want, uint32_t co
     if (wrong) return wrong;
     struct control *c = want;
     c->command = command, c->rate = rate_of(name);
-    c->fault_error = c->fault_kill = c->fault_stuck = c->late_ms = 0;
+    c->fault_error = c->fault_stuck = c->late_ms = 0;
     if (!strcmp(action, "error")) c->fault_error = (uint32_t)value;
-    if (!strcmp(action, "kill")) c->fault_kill = 1;
+    if (!strcmp(action, "kill")) c->late_ms = 10000; /* the first of a PID namespace cannot kill itself */
     if (!strcmp(action, "stuck")) c->fault_stuck = (uint32_t)value;
     if (!strcmp(action, "late")) c->late_ms = (uint32_t)value;
 #define PUT(field) write_there(pid, at + offsetof(struct control, field), (void *)&c->field, sizeof c->field)
-    if (PUT(command) || PUT(timeout_ms) || PUT(rate) || PUT(fault_error) || PUT(fault_kill) || PUT(fault_stuck) ||
+    if (PUT(command) || PUT(timeout_ms) || PUT(rate) || PUT(fault_error) || PUT(fault_stuck) ||
         PUT(late_ms) || PUT(pairs_count) || PUT(pairs))
         return OPERATING_SYSTEM;
     c->request = there.request + 1;
     if (PUT(request)) return OPERATING_SYSTEM;
+    if (!strcmp(action, "kill")) kill(pid, SIGKILL);
     if (!strcmp(action, "die")) kill(getpid(), SIGKILL);
     if (!strcmp(action, "hang-done")) hang();
     while (there.answer != c->request) {
