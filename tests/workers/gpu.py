@@ -158,7 +158,7 @@ class GpuProbe(Probe):
 
     def begin_child(self) -> None:
         """One more."""
-        device = len(self.children) % self.gpu.count
+        device = (len(self.children) + 1) % self.gpu.count
         self.children.append(Child(f"{self.seed} {len(self.children)}", device, self.mib))
         self.children[-1].ask("describe")
 
