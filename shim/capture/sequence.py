@@ -20,7 +20,7 @@ from shim.capture.settle import settle
 from shim.capture.source import own_freezer
 from shim.capture.toll import Toll
 from shim.contract import faults
-from shim.contract.errors import CaptureFailed, NotCapturable, QuiesceFailed
+from shim.contract.errors import CaptureFailed, GpuLost, NotCapturable, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
 from shim.gate.volumes import in_volumes
@@ -153,8 +153,10 @@ async def finished(work: Coroutine[Any, Any, Result]) -> Result:
                 os._exit(_EXIT_STUCK)
     if cancelled is None:
         return task.result()
-    if not task.cancelled():
-        task.exception()  # looked at, so that asyncio does not tell it: nobody waits for it
+    # Looked at, so that asyncio does not tell it. Nobody waits for it, unless the container's end,
+    # for which we were cancelled, is our own doing.
+    if not task.cancelled() and isinstance(error := task.exception(), GpuLost):
+        raise error from cancelled
     raise cancelled
 
 
@@ -162,11 +164,16 @@ async def finished(work: Coroutine[Any, Any, Result]) -> Result:
 async def _quiesced(
     source: Source, quiesce: Call | None, resume: Call | None
 ) -> AsyncIterator[None]:
+    is_lost = False
     try:
         await _call(source, quiesce)
         yield
+    except GpuLost:  # it was killed: nobody is there to be resumed
+        is_lost = True
+        raise
     finally:
-        await _call(source, resume)
+        if not is_lost:
+            await _call(source, resume)
 
 
 async def _call(source: Source, wanted: Call | None) -> None:

@@ -219,7 +219,6 @@ class GpuNotRestored(SwapFailed):
     """The CUDA driver did not restore a process, or not in time. `why` has its own word."""
 
     exit_code = 15
-    blame = Blame.OTHER  # most often the device is full: the snapshot may be as good as any
 
 
 class CaptureFailed(QuickthawError):

@@ -86,13 +86,8 @@ def _host(code: str, compares: str, fits: Callable[[str, str], bool] = _same) ->
 
 
 def _gpus(code: str, compares: str) -> Check:
-    """For snapshots of processes that used GPUs; the others have no such fact."""
-
-    def compare(captured: Manifest, wanted: Request) -> Compared:
-        want = wanted.facts.get(code, gpu.NONE)
-        return captured.facts.get(code, gpu.NONE), want, want == gpu.NONE
-
-    return Check(code, 4, DECISION, compares, compare)
+    """What a process that uses GPUs cannot be restored with: the new container must not have it."""
+    return _host(code, compares, lambda _have, want: want == gpu.NONE)
 
 
 def _signature(captured: Manifest, wanted: Request) -> Compared:
@@ -168,7 +163,7 @@ CHECKS: tuple[Check, ...] = (
     _power("rlimits", "resource limits"),
     _power("namespaces", "per kind: new, joined, or the host's"),
     _power("id_mappings", "user and group ID mappings"),
-    _power("devices", "device nodes"),
+    _power("devices", "device nodes; GPUs by their number, not by which ones"),
     _power("device_rules", "cgroup's device rules, in their order"),
     _power("mounts", "destination, type, options of every mount"),
     _power("masked_paths", "paths hidden from the container"),
@@ -192,7 +187,7 @@ CHECKS: tuple[Check, ...] = (
     _workload("mounted", "what every mount shows: which volume, which path of the node"),
     Check("volume_content", 1, DECISION, "what Secret and ConfigMap volumes hold, unless the pod "
           "ignores it", _volume_content),
-    _workload("process_devices", "which devices"),
+    _workload("process_devices", "which devices; GPUs by their number"),
     _workload("hugepages", "huge page limits"),
     Check("namespace", 3, DECISION, "Kubernetes namespace", _namespace),
     _workload("image_digest", "digest of the image", rule=4),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Gpu = Mapping[str, object]
 
 NONE = canonical("none")
+HOST_FACTS = ("gpu_exclusive", "gpu_mps", "gpu_host_network")
 _DEVICE = "/dev/nvidia"
 _NO_GPU = ("", "void", "none")
 
@@ -66,10 +67,11 @@ def host_facts(
 ) -> dict[str, str]:
     """What a checkpointed process cannot be restored with, each fact NONE when it is not there.
 
-    found: as of `chosen`. namespaces: the fact of that name.
+    found: as of `chosen`; of a container without GPUs, or with unknown ones, all are NONE, and the
+    fact `gpu` tells them apart. namespaces: the fact of that name.
     """
     if not found:
-        return {}
+        return dict.fromkeys(HOST_FACTS, NONE)
     environment = section(spec, "process").get("env")
     items = [str(each) for each in environment] if isinstance(environment, list) else []
     mps = sorted(each.partition("=")[0] for each in items if each.startswith("CUDA_MPS_"))

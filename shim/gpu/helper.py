@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 PROGRAM = f"{os.path.dirname(os.path.abspath(__file__))}/calls.py"
 RUNNING, LOCKED, CHECKPOINTED = "running", "locked", "checkpointed"
-SUCCESS, NOT_INITIALIZED, ILLEGAL_STATE, NOT_READY, NO_ANSWER = 0, 3, 401, 600, -1
+SUCCESS, OUT_OF_MEMORY, NOT_INITIALIZED, ILLEGAL_STATE, NOT_READY = 0, 2, 3, 401, 600
+NO_ANSWER = -1
 _LEADS = {"lock": LOCKED, "checkpoint": CHECKPOINTED, "restore": LOCKED, "unlock": RUNNING}
 _STARTS = {"lock": RUNNING, "checkpoint": LOCKED, "restore": CHECKPOINTED, "unlock": LOCKED}
 _MOST_BYTES = 1 << 16

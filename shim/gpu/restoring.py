@@ -11,9 +11,9 @@ import contextlib
 import os
 
 from shim.contract import faults
-from shim.contract.errors import GpuNotRestored
+from shim.contract.errors import Blame, GpuNotRestored
 from shim.gpu import devicenodes, payload, processes, ways
-from shim.gpu.helper import Team
+from shim.gpu.helper import NO_ANSWER, OUT_OF_MEMORY, Team
 from shim.kernel import alarm, process, survivors
 
 TYPE_CHECKING = False
@@ -84,8 +84,11 @@ class Restoring:
     def _all(self, do: str, pids: Iterable[int], **more: object) -> None:
         for pid, answer in self._team.call(do, pids, self._until, **more).items():
             if not answer.is_success:
-                raise GpuNotRestored(
+                error = GpuNotRestored(
                     "the GPU was not restored", container=self._container,
                     why=f"{do} of process {pid}: {answer.name}",
                     do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
                 )  # fmt: skip
+                if answer.code in (OUT_OF_MEMORY, NO_ANSWER):
+                    error.blame = Blame.OTHER  # the device is full, or the driver hangs
+                raise error

@@ -102,7 +102,7 @@ def test_work_that_does_not_end_leaves_the_source_serving(gpu_node: Node) -> Non
 
 
 def test_a_source_that_the_driver_does_not_give_back_is_killed(gpu_node: Node) -> None:
-    pod = ready_source(gpu_node, two_processes("stuck"))
+    pod = ready_source(gpu_node, two_processes("stuck"), **CALLS)
     nonce = ask(pod, "/state")["nonce"]
     with fault(gpu_node, "restore.once", "stuck 2"):
         ask(pod, "/ready")

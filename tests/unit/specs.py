@@ -118,9 +118,11 @@ CONTENT = '{"secret volume tls":"content 1"}'
 def facts(given: Spec, number: str = "1", *, node: Node = NODE) -> dict[str, str]:
     """All that the gate compares of a container with this spec on this node."""
     gpus = gpu.fact(given, node.gpus)
+    power = power_facts(given, is_host=no_host)
     return {
-        **power_facts(given, is_host=no_host), **workload(number, given), **node.host,
-        **({"gpu": gpus} if gpus else {}), "volume_content": CONTENT,
+        **power, **workload(number, given), **node.host, **({"gpu": gpus} if gpus else {}),
+        **gpu.host_facts(given, gpu.chosen(given, node.gpus), power["namespaces"]),
+        "volume_content": CONTENT,
     }  # fmt: skip
 
 

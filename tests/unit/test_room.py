@@ -188,7 +188,7 @@ def test_what_is_in_use_or_wanted_stays(
             ticket.Ticket(
                 container="abc", snapshot=one, fallback="cold", deadline_s=1, turns=1,
                 turn_wait_s=1, pod_namespace="", pod_name="", pod_uid="", container_name="",
-                resume="",
+                resume="", gpu_pairs=[],
             )
         )  # fmt: skip
     if use == "named":
