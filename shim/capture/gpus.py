@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from shim.capture import tool
 from shim.capture.dump import dump
+from shim.capture.source import own_freezer
 from shim.contract.errors import GpuNotCapturable, GpuNotCheckpointed
 from shim.contract.paths import CONTAINER_GPU_LOCK
 from shim.gate import gpu
@@ -27,7 +28,6 @@ from shim.gpu.helper import Team
 from shim.gpu.look import look
 from shim.gpu.payload import Payload
 from shim.kernel import nvml
-from shim.kernel.cgroup import Freezer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,7 +104,7 @@ def examine(source: Source) -> Seen:
 
 
 def dump_stopped(
-    source: Source, staging: Path, steps: dict[str, float], until: float
+    source: Source, staging: Path, steps: dict[str, float], until: float, frozen_limit_s: float
 ) -> tuple[CopiedMemory, Payload | None]:
     """`shim.capture.dump.dump`, while the CUDA driver keeps the GPUs' content in memory."""
     way = ways.named(ways.DRIVER)
@@ -112,11 +112,11 @@ def dump_stopped(
     with Team(spawn, guard_until=until + GUARD_S, lock=lock) as team:
         engine = Engine(source.container, _listed(source), team, steps, until)
         if not processes.candidates(_listed(source)()) or not engine.find():
-            return dump(source, staging, steps, until), None
+            return dump(source, staging, steps, until, frozen_limit_s), None
         with contextlib.ExitStack() as held:
             evacuation = held.enter_context(way.evacuation(source.container, -1))
             with engine.stopped(evacuation):
-                copied = dump(source, staging, steps, until)
+                copied = dump(source, staging, steps, until, frozen_limit_s)
             about = evacuation.finish(until)
     payload = Payload(
         way=way.name, about=about, gpus=source.gpus or (),
@@ -126,7 +126,7 @@ def dump_stopped(
 
 
 def _listed(source: Source) -> Callable[[], list[int]]:
-    return Freezer.of(source.pid).pids
+    return own_freezer(source).pids
 
 
 def _look(source: Source, cuda: Sequence[int]) -> Look:

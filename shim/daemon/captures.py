@@ -20,7 +20,7 @@ from shim.capture.estimate import estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import Bounds, capture, finished
-from shim.capture.source import Source, thaw_left
+from shim.capture.source import Source, own_freezer, thaw_left
 from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
 from shim.contract.errors import (
@@ -41,7 +41,6 @@ from shim.daemon.room import Room
 from shim.gate import gpu, volumecontent
 from shim.gate.checks import WITHIN_SPEC
 from shim.gpu import engine, support
-from shim.kernel.cgroup import Freezer
 from shim.nri.annotations import SignalReady
 from shim.store.listing import told
 
@@ -179,7 +178,7 @@ class Captures:
         if not engine.left_over(tracked.container):
             return []
         source = self._source(tracked, identity)
-        listed = Freezer.of(source.pid).pids
+        listed = own_freezer(source).pids
         return await asyncio.to_thread(engine.recover, source.container, listed, gpus.spawn)
 
     def _like(self, tracked: Tracked, identity: Identity) -> list[Manifest]:

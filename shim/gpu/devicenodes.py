@@ -13,6 +13,7 @@ import stat
 
 from shim.gate.facts import entries, section
 from shim.gate.gpudevices import DEVICE
+from shim.kernel import survivors
 from shim.kernel.beneath import open_beneath
 from shim.kernel.fds import OwnedFd
 
@@ -25,7 +26,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _MODE = 0o666
 
 
-def provide(init: int, spec: Mapping[str, Any]) -> None:
+def provide(init: int, spec: Mapping[str, Any], container: str) -> None:
     """Have /dev of the container whose first process is `init` hold the GPUs of `spec`, and only
     those. Raises OSError.
     """
@@ -34,11 +35,11 @@ def provide(init: int, spec: Mapping[str, Any]) -> None:
         for device in entries(section(spec, "linux"), "devices")
         if _is_gpu(str(device.get("path")))
     }
-    with (
-        OwnedFd(os.open(f"/proc/{init}/root", _DIRECTORY | os.O_CLOEXEC)) as root,
-        open_beneath(root.fileno(), "dev", _DIRECTORY) as opened,
-    ):
-        dev = opened.fileno()
+    with contextlib.ExitStack() as held:
+        root = held.enter_context(OwnedFd(os.open(f"/proc/{init}/root", _DIRECTORY | os.O_CLOEXEC)))
+        if not survivors.is_member(init, container):  # its number may be another's by now
+            raise ProcessLookupError(f"process {init} of the container has ended")
+        dev = held.enter_context(open_beneath(root.fileno(), "dev", _DIRECTORY)).fileno()
         there = {name for name in os.listdir(dev) if _is_gpu(f"/dev/{name}")}
         for name in there:
             if name not in wanted or not _is(dev, name, wanted[name]):

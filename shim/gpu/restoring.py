@@ -73,7 +73,7 @@ class Restoring:
             raise RuntimeError("Restoring is a context manager")
         members = survivors.members(self._container)
         pids = processes.numbered_within(init, members, self._found.processes)
-        devicenodes.provide(init, spec)
+        devicenodes.provide(init, spec, self._container)
         faults.point("restore.gpu", self._container)
         self._all("restore", pids, pairs=self._pairs)
         self._all("unlock", pids)

@@ -401,10 +401,11 @@ class Swap:
         """The runtime has told its caller which process is the restored container's first."""
         from shim.restore import oom
 
-        if self.call.option("--pid-file"):
-            # One that has ended already, and whose number is another's, is told by its start.
-            if survivors.is_member(pid := self._init(), self.ticket.container):
-                oom.rescore(self.bundle.spec, pid)
+        # One that has ended already, and whose number is another's, is told by its start.
+        if self.call.option("--pid-file") and survivors.is_member(
+            pid := self._init(), self.ticket.container
+        ):
+            oom.rescore(self.bundle.spec, pid)
 
     def _init(self) -> int:
         """The number of the restored container's first process. Raises OSError, ValueError."""
