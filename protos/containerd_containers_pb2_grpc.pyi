@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -30,26 +31,14 @@ class ContainersStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ContainersAsyncStub: ...
-    Get: _grpc.UnaryUnaryMultiCallable[
-        _containerd_containers_pb2.GetContainerRequest,
-        _containerd_containers_pb2.GetContainerResponse,
-    ]
-    List: _grpc.UnaryUnaryMultiCallable[
-        _containerd_containers_pb2.ListContainersRequest,
-        _containerd_containers_pb2.ListContainersResponse,
-    ]
+    Get: _grpc.UnaryUnaryMultiCallable[_containerd_containers_pb2.GetContainerRequest, _containerd_containers_pb2.GetContainerResponse]
+    List: _grpc.UnaryUnaryMultiCallable[_containerd_containers_pb2.ListContainersRequest, _containerd_containers_pb2.ListContainersResponse]
 
 @_typing.type_check_only
 class ContainersAsyncStub(ContainersStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Get: _aio.UnaryUnaryMultiCallable[
-        _containerd_containers_pb2.GetContainerRequest,
-        _containerd_containers_pb2.GetContainerResponse,
-    ]  # type: ignore[assignment]
-    List: _aio.UnaryUnaryMultiCallable[
-        _containerd_containers_pb2.ListContainersRequest,
-        _containerd_containers_pb2.ListContainersResponse,
-    ]  # type: ignore[assignment]
+    Get: _aio.UnaryUnaryMultiCallable[_containerd_containers_pb2.GetContainerRequest, _containerd_containers_pb2.GetContainerResponse]  # type: ignore[assignment]
+    List: _aio.UnaryUnaryMultiCallable[_containerd_containers_pb2.ListContainersRequest, _containerd_containers_pb2.ListContainersResponse]  # type: ignore[assignment]
 
 class ContainersServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -57,20 +46,13 @@ class ContainersServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _containerd_containers_pb2.GetContainerRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_containers_pb2.GetContainerResponse,
-        _abc.Awaitable[_containerd_containers_pb2.GetContainerResponse],
-    ]: ...
+    ) -> _typing.Union[_containerd_containers_pb2.GetContainerResponse, _abc.Awaitable[_containerd_containers_pb2.GetContainerResponse]]: ...
+
     @_abc_1.abstractmethod
     def List(
         self,
         request: _containerd_containers_pb2.ListContainersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_containers_pb2.ListContainersResponse,
-        _abc.Awaitable[_containerd_containers_pb2.ListContainersResponse],
-    ]: ...
+    ) -> _typing.Union[_containerd_containers_pb2.ListContainersResponse, _abc.Awaitable[_containerd_containers_pb2.ListContainersResponse]]: ...
 
-def add_ContainersServicer_to_server(
-    servicer: ContainersServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_ContainersServicer_to_server(servicer: ContainersServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

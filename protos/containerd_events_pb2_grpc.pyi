@@ -20,6 +20,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -31,16 +32,12 @@ class EventsStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventsAsyncStub: ...
-    Subscribe: _grpc.UnaryStreamMultiCallable[
-        _containerd_events_pb2.SubscribeRequest, _containerd_types_pb2.Envelope
-    ]
+    Subscribe: _grpc.UnaryStreamMultiCallable[_containerd_events_pb2.SubscribeRequest, _containerd_types_pb2.Envelope]
 
 @_typing.type_check_only
 class EventsAsyncStub(EventsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Subscribe: _aio.UnaryStreamMultiCallable[
-        _containerd_events_pb2.SubscribeRequest, _containerd_types_pb2.Envelope
-    ]  # type: ignore[assignment]
+    Subscribe: _aio.UnaryStreamMultiCallable[_containerd_events_pb2.SubscribeRequest, _containerd_types_pb2.Envelope]  # type: ignore[assignment]
 
 class EventsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -48,11 +45,6 @@ class EventsServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _containerd_events_pb2.SubscribeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _abc.Iterator[_containerd_types_pb2.Envelope],
-        _abc.AsyncIterator[_containerd_types_pb2.Envelope],
-    ]: ...
+    ) -> _typing.Union[_abc.Iterator[_containerd_types_pb2.Envelope], _abc.AsyncIterator[_containerd_types_pb2.Envelope]]: ...
 
-def add_EventsServicer_to_server(
-    servicer: EventsServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_EventsServicer_to_server(servicer: EventsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -30,22 +31,14 @@ class ImagesStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ImagesAsyncStub: ...
-    Get: _grpc.UnaryUnaryMultiCallable[
-        _containerd_images_pb2.GetImageRequest, _containerd_images_pb2.GetImageResponse
-    ]
-    List: _grpc.UnaryUnaryMultiCallable[
-        _containerd_images_pb2.ListImagesRequest, _containerd_images_pb2.ListImagesResponse
-    ]
+    Get: _grpc.UnaryUnaryMultiCallable[_containerd_images_pb2.GetImageRequest, _containerd_images_pb2.GetImageResponse]
+    List: _grpc.UnaryUnaryMultiCallable[_containerd_images_pb2.ListImagesRequest, _containerd_images_pb2.ListImagesResponse]
 
 @_typing.type_check_only
 class ImagesAsyncStub(ImagesStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Get: _aio.UnaryUnaryMultiCallable[
-        _containerd_images_pb2.GetImageRequest, _containerd_images_pb2.GetImageResponse
-    ]  # type: ignore[assignment]
-    List: _aio.UnaryUnaryMultiCallable[
-        _containerd_images_pb2.ListImagesRequest, _containerd_images_pb2.ListImagesResponse
-    ]  # type: ignore[assignment]
+    Get: _aio.UnaryUnaryMultiCallable[_containerd_images_pb2.GetImageRequest, _containerd_images_pb2.GetImageResponse]  # type: ignore[assignment]
+    List: _aio.UnaryUnaryMultiCallable[_containerd_images_pb2.ListImagesRequest, _containerd_images_pb2.ListImagesResponse]  # type: ignore[assignment]
 
 class ImagesServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -53,20 +46,13 @@ class ImagesServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _containerd_images_pb2.GetImageRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_images_pb2.GetImageResponse,
-        _abc.Awaitable[_containerd_images_pb2.GetImageResponse],
-    ]: ...
+    ) -> _typing.Union[_containerd_images_pb2.GetImageResponse, _abc.Awaitable[_containerd_images_pb2.GetImageResponse]]: ...
+
     @_abc_1.abstractmethod
     def List(
         self,
         request: _containerd_images_pb2.ListImagesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_images_pb2.ListImagesResponse,
-        _abc.Awaitable[_containerd_images_pb2.ListImagesResponse],
-    ]: ...
+    ) -> _typing.Union[_containerd_images_pb2.ListImagesResponse, _abc.Awaitable[_containerd_images_pb2.ListImagesResponse]]: ...
 
-def add_ImagesServicer_to_server(
-    servicer: ImagesServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_ImagesServicer_to_server(servicer: ImagesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

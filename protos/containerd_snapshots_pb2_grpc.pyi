@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -30,24 +31,14 @@ class SnapshotsStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SnapshotsAsyncStub: ...
-    Mounts: _grpc.UnaryUnaryMultiCallable[
-        _containerd_snapshots_pb2.MountsRequest, _containerd_snapshots_pb2.MountsResponse
-    ]
-    Stat: _grpc.UnaryUnaryMultiCallable[
-        _containerd_snapshots_pb2.StatSnapshotRequest,
-        _containerd_snapshots_pb2.StatSnapshotResponse,
-    ]
+    Mounts: _grpc.UnaryUnaryMultiCallable[_containerd_snapshots_pb2.MountsRequest, _containerd_snapshots_pb2.MountsResponse]
+    Stat: _grpc.UnaryUnaryMultiCallable[_containerd_snapshots_pb2.StatSnapshotRequest, _containerd_snapshots_pb2.StatSnapshotResponse]
 
 @_typing.type_check_only
 class SnapshotsAsyncStub(SnapshotsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Mounts: _aio.UnaryUnaryMultiCallable[
-        _containerd_snapshots_pb2.MountsRequest, _containerd_snapshots_pb2.MountsResponse
-    ]  # type: ignore[assignment]
-    Stat: _aio.UnaryUnaryMultiCallable[
-        _containerd_snapshots_pb2.StatSnapshotRequest,
-        _containerd_snapshots_pb2.StatSnapshotResponse,
-    ]  # type: ignore[assignment]
+    Mounts: _aio.UnaryUnaryMultiCallable[_containerd_snapshots_pb2.MountsRequest, _containerd_snapshots_pb2.MountsResponse]  # type: ignore[assignment]
+    Stat: _aio.UnaryUnaryMultiCallable[_containerd_snapshots_pb2.StatSnapshotRequest, _containerd_snapshots_pb2.StatSnapshotResponse]  # type: ignore[assignment]
 
 class SnapshotsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -55,20 +46,13 @@ class SnapshotsServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _containerd_snapshots_pb2.MountsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_snapshots_pb2.MountsResponse,
-        _abc.Awaitable[_containerd_snapshots_pb2.MountsResponse],
-    ]: ...
+    ) -> _typing.Union[_containerd_snapshots_pb2.MountsResponse, _abc.Awaitable[_containerd_snapshots_pb2.MountsResponse]]: ...
+
     @_abc_1.abstractmethod
     def Stat(
         self,
         request: _containerd_snapshots_pb2.StatSnapshotRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_snapshots_pb2.StatSnapshotResponse,
-        _abc.Awaitable[_containerd_snapshots_pb2.StatSnapshotResponse],
-    ]: ...
+    ) -> _typing.Union[_containerd_snapshots_pb2.StatSnapshotResponse, _abc.Awaitable[_containerd_snapshots_pb2.StatSnapshotResponse]]: ...
 
-def add_SnapshotsServicer_to_server(
-    servicer: SnapshotsServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_SnapshotsServicer_to_server(servicer: SnapshotsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,6 +20,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -31,46 +32,26 @@ class TasksStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TasksAsyncStub: ...
-    Get: _grpc.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.GetRequest, _containerd_tasks_pb2.GetResponse
-    ]
-    List: _grpc.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.ListTasksRequest, _containerd_tasks_pb2.ListTasksResponse
-    ]
+    Get: _grpc.UnaryUnaryMultiCallable[_containerd_tasks_pb2.GetRequest, _containerd_tasks_pb2.GetResponse]
+    List: _grpc.UnaryUnaryMultiCallable[_containerd_tasks_pb2.ListTasksRequest, _containerd_tasks_pb2.ListTasksResponse]
     Kill: _grpc.UnaryUnaryMultiCallable[_containerd_tasks_pb2.KillRequest, _empty_pb2.Empty]
-    Wait: _grpc.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.WaitRequest, _containerd_tasks_pb2.WaitResponse
-    ]
+    Wait: _grpc.UnaryUnaryMultiCallable[_containerd_tasks_pb2.WaitRequest, _containerd_tasks_pb2.WaitResponse]
     Exec: _grpc.UnaryUnaryMultiCallable[_containerd_tasks_pb2.ExecProcessRequest, _empty_pb2.Empty]
     """Exec makes the process, Start runs it, Wait gives its status, DeleteProcess forgets it."""
-    Start: _grpc.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.StartRequest, _containerd_tasks_pb2.StartResponse
-    ]
-    DeleteProcess: _grpc.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.DeleteProcessRequest, _containerd_tasks_pb2.DeleteResponse
-    ]
+    Start: _grpc.UnaryUnaryMultiCallable[_containerd_tasks_pb2.StartRequest, _containerd_tasks_pb2.StartResponse]
+    DeleteProcess: _grpc.UnaryUnaryMultiCallable[_containerd_tasks_pb2.DeleteProcessRequest, _containerd_tasks_pb2.DeleteResponse]
 
 @_typing.type_check_only
 class TasksAsyncStub(TasksStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Get: _aio.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.GetRequest, _containerd_tasks_pb2.GetResponse
-    ]  # type: ignore[assignment]
-    List: _aio.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.ListTasksRequest, _containerd_tasks_pb2.ListTasksResponse
-    ]  # type: ignore[assignment]
+    Get: _aio.UnaryUnaryMultiCallable[_containerd_tasks_pb2.GetRequest, _containerd_tasks_pb2.GetResponse]  # type: ignore[assignment]
+    List: _aio.UnaryUnaryMultiCallable[_containerd_tasks_pb2.ListTasksRequest, _containerd_tasks_pb2.ListTasksResponse]  # type: ignore[assignment]
     Kill: _aio.UnaryUnaryMultiCallable[_containerd_tasks_pb2.KillRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    Wait: _aio.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.WaitRequest, _containerd_tasks_pb2.WaitResponse
-    ]  # type: ignore[assignment]
+    Wait: _aio.UnaryUnaryMultiCallable[_containerd_tasks_pb2.WaitRequest, _containerd_tasks_pb2.WaitResponse]  # type: ignore[assignment]
     Exec: _aio.UnaryUnaryMultiCallable[_containerd_tasks_pb2.ExecProcessRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Exec makes the process, Start runs it, Wait gives its status, DeleteProcess forgets it."""
-    Start: _aio.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.StartRequest, _containerd_tasks_pb2.StartResponse
-    ]  # type: ignore[assignment]
-    DeleteProcess: _aio.UnaryUnaryMultiCallable[
-        _containerd_tasks_pb2.DeleteProcessRequest, _containerd_tasks_pb2.DeleteResponse
-    ]  # type: ignore[assignment]
+    Start: _aio.UnaryUnaryMultiCallable[_containerd_tasks_pb2.StartRequest, _containerd_tasks_pb2.StartResponse]  # type: ignore[assignment]
+    DeleteProcess: _aio.UnaryUnaryMultiCallable[_containerd_tasks_pb2.DeleteProcessRequest, _containerd_tasks_pb2.DeleteResponse]  # type: ignore[assignment]
 
 class TasksServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -78,32 +59,29 @@ class TasksServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _containerd_tasks_pb2.GetRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_tasks_pb2.GetResponse, _abc.Awaitable[_containerd_tasks_pb2.GetResponse]
-    ]: ...
+    ) -> _typing.Union[_containerd_tasks_pb2.GetResponse, _abc.Awaitable[_containerd_tasks_pb2.GetResponse]]: ...
+
     @_abc_1.abstractmethod
     def List(
         self,
         request: _containerd_tasks_pb2.ListTasksRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_tasks_pb2.ListTasksResponse,
-        _abc.Awaitable[_containerd_tasks_pb2.ListTasksResponse],
-    ]: ...
+    ) -> _typing.Union[_containerd_tasks_pb2.ListTasksResponse, _abc.Awaitable[_containerd_tasks_pb2.ListTasksResponse]]: ...
+
     @_abc_1.abstractmethod
     def Kill(
         self,
         request: _containerd_tasks_pb2.KillRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]: ...
+
     @_abc_1.abstractmethod
     def Wait(
         self,
         request: _containerd_tasks_pb2.WaitRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_tasks_pb2.WaitResponse, _abc.Awaitable[_containerd_tasks_pb2.WaitResponse]
-    ]: ...
+    ) -> _typing.Union[_containerd_tasks_pb2.WaitResponse, _abc.Awaitable[_containerd_tasks_pb2.WaitResponse]]: ...
+
     @_abc_1.abstractmethod
     def Exec(
         self,
@@ -117,18 +95,13 @@ class TasksServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _containerd_tasks_pb2.StartRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_tasks_pb2.StartResponse, _abc.Awaitable[_containerd_tasks_pb2.StartResponse]
-    ]: ...
+    ) -> _typing.Union[_containerd_tasks_pb2.StartResponse, _abc.Awaitable[_containerd_tasks_pb2.StartResponse]]: ...
+
     @_abc_1.abstractmethod
     def DeleteProcess(
         self,
         request: _containerd_tasks_pb2.DeleteProcessRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_tasks_pb2.DeleteResponse, _abc.Awaitable[_containerd_tasks_pb2.DeleteResponse]
-    ]: ...
+    ) -> _typing.Union[_containerd_tasks_pb2.DeleteResponse, _abc.Awaitable[_containerd_tasks_pb2.DeleteResponse]]: ...
 
-def add_TasksServicer_to_server(
-    servicer: TasksServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_TasksServicer_to_server(servicer: TasksServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,6 +20,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -31,9 +32,7 @@ class VersionStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VersionAsyncStub: ...
-    Version: _grpc.UnaryUnaryMultiCallable[
-        _empty_pb2.Empty, _containerd_version_pb2.VersionResponse
-    ]
+    Version: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _containerd_version_pb2.VersionResponse]
 
 @_typing.type_check_only
 class VersionAsyncStub(VersionStub):
@@ -46,11 +45,6 @@ class VersionServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _empty_pb2.Empty,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _containerd_version_pb2.VersionResponse,
-        _abc.Awaitable[_containerd_version_pb2.VersionResponse],
-    ]: ...
+    ) -> _typing.Union[_containerd_version_pb2.VersionResponse, _abc.Awaitable[_containerd_version_pb2.VersionResponse]]: ...
 
-def add_VersionServicer_to_server(
-    servicer: VersionServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_VersionServicer_to_server(servicer: VersionServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,6 +22,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -35,120 +36,52 @@ class RuntimeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RuntimeServiceAsyncStub: ...
     Version: _grpc.UnaryUnaryMultiCallable[_cri_pb2.VersionRequest, _cri_pb2.VersionResponse]
     Status: _grpc.UnaryUnaryMultiCallable[_cri_pb2.StatusRequest, _cri_pb2.StatusResponse]
-    UpdateRuntimeConfig: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.UpdateRuntimeConfigRequest, _cri_pb2.UpdateRuntimeConfigResponse
-    ]
-    RunPodSandbox: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.RunPodSandboxRequest, _cri_pb2.RunPodSandboxResponse
-    ]
-    StopPodSandbox: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.StopPodSandboxRequest, _cri_pb2.StopPodSandboxResponse
-    ]
-    RemovePodSandbox: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.RemovePodSandboxRequest, _cri_pb2.RemovePodSandboxResponse
-    ]
-    PodSandboxStatus: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.PodSandboxStatusRequest, _cri_pb2.PodSandboxStatusResponse
-    ]
-    ListPodSandbox: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.ListPodSandboxRequest, _cri_pb2.ListPodSandboxResponse
-    ]
-    CreateContainer: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.CreateContainerRequest, _cri_pb2.CreateContainerResponse
-    ]
-    StartContainer: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.StartContainerRequest, _cri_pb2.StartContainerResponse
-    ]
-    StopContainer: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.StopContainerRequest, _cri_pb2.StopContainerResponse
-    ]
-    RemoveContainer: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.RemoveContainerRequest, _cri_pb2.RemoveContainerResponse
-    ]
-    ListContainers: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.ListContainersRequest, _cri_pb2.ListContainersResponse
-    ]
-    ContainerStatus: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.ContainerStatusRequest, _cri_pb2.ContainerStatusResponse
-    ]
-    UpdateContainerResources: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.UpdateContainerResourcesRequest, _cri_pb2.UpdateContainerResourcesResponse
-    ]
-    ReopenContainerLog: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.ReopenContainerLogRequest, _cri_pb2.ReopenContainerLogResponse
-    ]
+    UpdateRuntimeConfig: _grpc.UnaryUnaryMultiCallable[_cri_pb2.UpdateRuntimeConfigRequest, _cri_pb2.UpdateRuntimeConfigResponse]
+    RunPodSandbox: _grpc.UnaryUnaryMultiCallable[_cri_pb2.RunPodSandboxRequest, _cri_pb2.RunPodSandboxResponse]
+    StopPodSandbox: _grpc.UnaryUnaryMultiCallable[_cri_pb2.StopPodSandboxRequest, _cri_pb2.StopPodSandboxResponse]
+    RemovePodSandbox: _grpc.UnaryUnaryMultiCallable[_cri_pb2.RemovePodSandboxRequest, _cri_pb2.RemovePodSandboxResponse]
+    PodSandboxStatus: _grpc.UnaryUnaryMultiCallable[_cri_pb2.PodSandboxStatusRequest, _cri_pb2.PodSandboxStatusResponse]
+    ListPodSandbox: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ListPodSandboxRequest, _cri_pb2.ListPodSandboxResponse]
+    CreateContainer: _grpc.UnaryUnaryMultiCallable[_cri_pb2.CreateContainerRequest, _cri_pb2.CreateContainerResponse]
+    StartContainer: _grpc.UnaryUnaryMultiCallable[_cri_pb2.StartContainerRequest, _cri_pb2.StartContainerResponse]
+    StopContainer: _grpc.UnaryUnaryMultiCallable[_cri_pb2.StopContainerRequest, _cri_pb2.StopContainerResponse]
+    RemoveContainer: _grpc.UnaryUnaryMultiCallable[_cri_pb2.RemoveContainerRequest, _cri_pb2.RemoveContainerResponse]
+    ListContainers: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ListContainersRequest, _cri_pb2.ListContainersResponse]
+    ContainerStatus: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ContainerStatusRequest, _cri_pb2.ContainerStatusResponse]
+    UpdateContainerResources: _grpc.UnaryUnaryMultiCallable[_cri_pb2.UpdateContainerResourcesRequest, _cri_pb2.UpdateContainerResourcesResponse]
+    ReopenContainerLog: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ReopenContainerLogRequest, _cri_pb2.ReopenContainerLogResponse]
     ExecSync: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ExecSyncRequest, _cri_pb2.ExecSyncResponse]
     Exec: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ExecRequest, _cri_pb2.ExecResponse]
     Attach: _grpc.UnaryUnaryMultiCallable[_cri_pb2.AttachRequest, _cri_pb2.AttachResponse]
-    ContainerStats: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.ContainerStatsRequest, _cri_pb2.ContainerStatsResponse
-    ]
-    ListContainerStats: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.ListContainerStatsRequest, _cri_pb2.ListContainerStatsResponse
-    ]
-    GetContainerEvents: _grpc.UnaryStreamMultiCallable[
-        _cri_pb2.GetEventsRequest, _cri_pb2.ContainerEventResponse
-    ]
+    ContainerStats: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ContainerStatsRequest, _cri_pb2.ContainerStatsResponse]
+    ListContainerStats: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ListContainerStatsRequest, _cri_pb2.ListContainerStatsResponse]
+    GetContainerEvents: _grpc.UnaryStreamMultiCallable[_cri_pb2.GetEventsRequest, _cri_pb2.ContainerEventResponse]
 
 @_typing.type_check_only
 class RuntimeServiceAsyncStub(RuntimeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Version: _aio.UnaryUnaryMultiCallable[_cri_pb2.VersionRequest, _cri_pb2.VersionResponse]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_cri_pb2.StatusRequest, _cri_pb2.StatusResponse]  # type: ignore[assignment]
-    UpdateRuntimeConfig: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.UpdateRuntimeConfigRequest, _cri_pb2.UpdateRuntimeConfigResponse
-    ]  # type: ignore[assignment]
-    RunPodSandbox: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.RunPodSandboxRequest, _cri_pb2.RunPodSandboxResponse
-    ]  # type: ignore[assignment]
-    StopPodSandbox: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.StopPodSandboxRequest, _cri_pb2.StopPodSandboxResponse
-    ]  # type: ignore[assignment]
-    RemovePodSandbox: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.RemovePodSandboxRequest, _cri_pb2.RemovePodSandboxResponse
-    ]  # type: ignore[assignment]
-    PodSandboxStatus: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.PodSandboxStatusRequest, _cri_pb2.PodSandboxStatusResponse
-    ]  # type: ignore[assignment]
-    ListPodSandbox: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.ListPodSandboxRequest, _cri_pb2.ListPodSandboxResponse
-    ]  # type: ignore[assignment]
-    CreateContainer: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.CreateContainerRequest, _cri_pb2.CreateContainerResponse
-    ]  # type: ignore[assignment]
-    StartContainer: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.StartContainerRequest, _cri_pb2.StartContainerResponse
-    ]  # type: ignore[assignment]
-    StopContainer: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.StopContainerRequest, _cri_pb2.StopContainerResponse
-    ]  # type: ignore[assignment]
-    RemoveContainer: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.RemoveContainerRequest, _cri_pb2.RemoveContainerResponse
-    ]  # type: ignore[assignment]
-    ListContainers: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.ListContainersRequest, _cri_pb2.ListContainersResponse
-    ]  # type: ignore[assignment]
-    ContainerStatus: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.ContainerStatusRequest, _cri_pb2.ContainerStatusResponse
-    ]  # type: ignore[assignment]
-    UpdateContainerResources: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.UpdateContainerResourcesRequest, _cri_pb2.UpdateContainerResourcesResponse
-    ]  # type: ignore[assignment]
-    ReopenContainerLog: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.ReopenContainerLogRequest, _cri_pb2.ReopenContainerLogResponse
-    ]  # type: ignore[assignment]
+    UpdateRuntimeConfig: _aio.UnaryUnaryMultiCallable[_cri_pb2.UpdateRuntimeConfigRequest, _cri_pb2.UpdateRuntimeConfigResponse]  # type: ignore[assignment]
+    RunPodSandbox: _aio.UnaryUnaryMultiCallable[_cri_pb2.RunPodSandboxRequest, _cri_pb2.RunPodSandboxResponse]  # type: ignore[assignment]
+    StopPodSandbox: _aio.UnaryUnaryMultiCallable[_cri_pb2.StopPodSandboxRequest, _cri_pb2.StopPodSandboxResponse]  # type: ignore[assignment]
+    RemovePodSandbox: _aio.UnaryUnaryMultiCallable[_cri_pb2.RemovePodSandboxRequest, _cri_pb2.RemovePodSandboxResponse]  # type: ignore[assignment]
+    PodSandboxStatus: _aio.UnaryUnaryMultiCallable[_cri_pb2.PodSandboxStatusRequest, _cri_pb2.PodSandboxStatusResponse]  # type: ignore[assignment]
+    ListPodSandbox: _aio.UnaryUnaryMultiCallable[_cri_pb2.ListPodSandboxRequest, _cri_pb2.ListPodSandboxResponse]  # type: ignore[assignment]
+    CreateContainer: _aio.UnaryUnaryMultiCallable[_cri_pb2.CreateContainerRequest, _cri_pb2.CreateContainerResponse]  # type: ignore[assignment]
+    StartContainer: _aio.UnaryUnaryMultiCallable[_cri_pb2.StartContainerRequest, _cri_pb2.StartContainerResponse]  # type: ignore[assignment]
+    StopContainer: _aio.UnaryUnaryMultiCallable[_cri_pb2.StopContainerRequest, _cri_pb2.StopContainerResponse]  # type: ignore[assignment]
+    RemoveContainer: _aio.UnaryUnaryMultiCallable[_cri_pb2.RemoveContainerRequest, _cri_pb2.RemoveContainerResponse]  # type: ignore[assignment]
+    ListContainers: _aio.UnaryUnaryMultiCallable[_cri_pb2.ListContainersRequest, _cri_pb2.ListContainersResponse]  # type: ignore[assignment]
+    ContainerStatus: _aio.UnaryUnaryMultiCallable[_cri_pb2.ContainerStatusRequest, _cri_pb2.ContainerStatusResponse]  # type: ignore[assignment]
+    UpdateContainerResources: _aio.UnaryUnaryMultiCallable[_cri_pb2.UpdateContainerResourcesRequest, _cri_pb2.UpdateContainerResourcesResponse]  # type: ignore[assignment]
+    ReopenContainerLog: _aio.UnaryUnaryMultiCallable[_cri_pb2.ReopenContainerLogRequest, _cri_pb2.ReopenContainerLogResponse]  # type: ignore[assignment]
     ExecSync: _aio.UnaryUnaryMultiCallable[_cri_pb2.ExecSyncRequest, _cri_pb2.ExecSyncResponse]  # type: ignore[assignment]
     Exec: _aio.UnaryUnaryMultiCallable[_cri_pb2.ExecRequest, _cri_pb2.ExecResponse]  # type: ignore[assignment]
     Attach: _aio.UnaryUnaryMultiCallable[_cri_pb2.AttachRequest, _cri_pb2.AttachResponse]  # type: ignore[assignment]
-    ContainerStats: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.ContainerStatsRequest, _cri_pb2.ContainerStatsResponse
-    ]  # type: ignore[assignment]
-    ListContainerStats: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.ListContainerStatsRequest, _cri_pb2.ListContainerStatsResponse
-    ]  # type: ignore[assignment]
-    GetContainerEvents: _aio.UnaryStreamMultiCallable[
-        _cri_pb2.GetEventsRequest, _cri_pb2.ContainerEventResponse
-    ]  # type: ignore[assignment]
+    ContainerStats: _aio.UnaryUnaryMultiCallable[_cri_pb2.ContainerStatsRequest, _cri_pb2.ContainerStatsResponse]  # type: ignore[assignment]
+    ListContainerStats: _aio.UnaryUnaryMultiCallable[_cri_pb2.ListContainerStatsRequest, _cri_pb2.ListContainerStatsResponse]  # type: ignore[assignment]
+    GetContainerEvents: _aio.UnaryStreamMultiCallable[_cri_pb2.GetEventsRequest, _cri_pb2.ContainerEventResponse]  # type: ignore[assignment]
 
 class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -157,202 +90,173 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cri_pb2.VersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cri_pb2.VersionResponse, _abc.Awaitable[_cri_pb2.VersionResponse]]: ...
+
     @_abc_1.abstractmethod
     def Status(
         self,
         request: _cri_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cri_pb2.StatusResponse, _abc.Awaitable[_cri_pb2.StatusResponse]]: ...
+
     @_abc_1.abstractmethod
     def UpdateRuntimeConfig(
         self,
         request: _cri_pb2.UpdateRuntimeConfigRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.UpdateRuntimeConfigResponse, _abc.Awaitable[_cri_pb2.UpdateRuntimeConfigResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.UpdateRuntimeConfigResponse, _abc.Awaitable[_cri_pb2.UpdateRuntimeConfigResponse]]: ...
+
     @_abc_1.abstractmethod
     def RunPodSandbox(
         self,
         request: _cri_pb2.RunPodSandboxRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.RunPodSandboxResponse, _abc.Awaitable[_cri_pb2.RunPodSandboxResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.RunPodSandboxResponse, _abc.Awaitable[_cri_pb2.RunPodSandboxResponse]]: ...
+
     @_abc_1.abstractmethod
     def StopPodSandbox(
         self,
         request: _cri_pb2.StopPodSandboxRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.StopPodSandboxResponse, _abc.Awaitable[_cri_pb2.StopPodSandboxResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.StopPodSandboxResponse, _abc.Awaitable[_cri_pb2.StopPodSandboxResponse]]: ...
+
     @_abc_1.abstractmethod
     def RemovePodSandbox(
         self,
         request: _cri_pb2.RemovePodSandboxRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.RemovePodSandboxResponse, _abc.Awaitable[_cri_pb2.RemovePodSandboxResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.RemovePodSandboxResponse, _abc.Awaitable[_cri_pb2.RemovePodSandboxResponse]]: ...
+
     @_abc_1.abstractmethod
     def PodSandboxStatus(
         self,
         request: _cri_pb2.PodSandboxStatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.PodSandboxStatusResponse, _abc.Awaitable[_cri_pb2.PodSandboxStatusResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.PodSandboxStatusResponse, _abc.Awaitable[_cri_pb2.PodSandboxStatusResponse]]: ...
+
     @_abc_1.abstractmethod
     def ListPodSandbox(
         self,
         request: _cri_pb2.ListPodSandboxRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.ListPodSandboxResponse, _abc.Awaitable[_cri_pb2.ListPodSandboxResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.ListPodSandboxResponse, _abc.Awaitable[_cri_pb2.ListPodSandboxResponse]]: ...
+
     @_abc_1.abstractmethod
     def CreateContainer(
         self,
         request: _cri_pb2.CreateContainerRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.CreateContainerResponse, _abc.Awaitable[_cri_pb2.CreateContainerResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.CreateContainerResponse, _abc.Awaitable[_cri_pb2.CreateContainerResponse]]: ...
+
     @_abc_1.abstractmethod
     def StartContainer(
         self,
         request: _cri_pb2.StartContainerRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.StartContainerResponse, _abc.Awaitable[_cri_pb2.StartContainerResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.StartContainerResponse, _abc.Awaitable[_cri_pb2.StartContainerResponse]]: ...
+
     @_abc_1.abstractmethod
     def StopContainer(
         self,
         request: _cri_pb2.StopContainerRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.StopContainerResponse, _abc.Awaitable[_cri_pb2.StopContainerResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.StopContainerResponse, _abc.Awaitable[_cri_pb2.StopContainerResponse]]: ...
+
     @_abc_1.abstractmethod
     def RemoveContainer(
         self,
         request: _cri_pb2.RemoveContainerRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.RemoveContainerResponse, _abc.Awaitable[_cri_pb2.RemoveContainerResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.RemoveContainerResponse, _abc.Awaitable[_cri_pb2.RemoveContainerResponse]]: ...
+
     @_abc_1.abstractmethod
     def ListContainers(
         self,
         request: _cri_pb2.ListContainersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.ListContainersResponse, _abc.Awaitable[_cri_pb2.ListContainersResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.ListContainersResponse, _abc.Awaitable[_cri_pb2.ListContainersResponse]]: ...
+
     @_abc_1.abstractmethod
     def ContainerStatus(
         self,
         request: _cri_pb2.ContainerStatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.ContainerStatusResponse, _abc.Awaitable[_cri_pb2.ContainerStatusResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.ContainerStatusResponse, _abc.Awaitable[_cri_pb2.ContainerStatusResponse]]: ...
+
     @_abc_1.abstractmethod
     def UpdateContainerResources(
         self,
         request: _cri_pb2.UpdateContainerResourcesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.UpdateContainerResourcesResponse,
-        _abc.Awaitable[_cri_pb2.UpdateContainerResourcesResponse],
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.UpdateContainerResourcesResponse, _abc.Awaitable[_cri_pb2.UpdateContainerResourcesResponse]]: ...
+
     @_abc_1.abstractmethod
     def ReopenContainerLog(
         self,
         request: _cri_pb2.ReopenContainerLogRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.ReopenContainerLogResponse, _abc.Awaitable[_cri_pb2.ReopenContainerLogResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.ReopenContainerLogResponse, _abc.Awaitable[_cri_pb2.ReopenContainerLogResponse]]: ...
+
     @_abc_1.abstractmethod
     def ExecSync(
         self,
         request: _cri_pb2.ExecSyncRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cri_pb2.ExecSyncResponse, _abc.Awaitable[_cri_pb2.ExecSyncResponse]]: ...
+
     @_abc_1.abstractmethod
     def Exec(
         self,
         request: _cri_pb2.ExecRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cri_pb2.ExecResponse, _abc.Awaitable[_cri_pb2.ExecResponse]]: ...
+
     @_abc_1.abstractmethod
     def Attach(
         self,
         request: _cri_pb2.AttachRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cri_pb2.AttachResponse, _abc.Awaitable[_cri_pb2.AttachResponse]]: ...
+
     @_abc_1.abstractmethod
     def ContainerStats(
         self,
         request: _cri_pb2.ContainerStatsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.ContainerStatsResponse, _abc.Awaitable[_cri_pb2.ContainerStatsResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.ContainerStatsResponse, _abc.Awaitable[_cri_pb2.ContainerStatsResponse]]: ...
+
     @_abc_1.abstractmethod
     def ListContainerStats(
         self,
         request: _cri_pb2.ListContainerStatsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.ListContainerStatsResponse, _abc.Awaitable[_cri_pb2.ListContainerStatsResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.ListContainerStatsResponse, _abc.Awaitable[_cri_pb2.ListContainerStatsResponse]]: ...
+
     @_abc_1.abstractmethod
     def GetContainerEvents(
         self,
         request: _cri_pb2.GetEventsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _abc.Iterator[_cri_pb2.ContainerEventResponse],
-        _abc.AsyncIterator[_cri_pb2.ContainerEventResponse],
-    ]: ...
+    ) -> _typing.Union[_abc.Iterator[_cri_pb2.ContainerEventResponse], _abc.AsyncIterator[_cri_pb2.ContainerEventResponse]]: ...
 
-def add_RuntimeServiceServicer_to_server(
-    servicer: RuntimeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_RuntimeServiceServicer_to_server(servicer: RuntimeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class ImageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ImageServiceAsyncStub: ...
-    ListImages: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.ListImagesRequest, _cri_pb2.ListImagesResponse
-    ]
-    ImageStatus: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.ImageStatusRequest, _cri_pb2.ImageStatusResponse
-    ]
+    ListImages: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ListImagesRequest, _cri_pb2.ListImagesResponse]
+    ImageStatus: _grpc.UnaryUnaryMultiCallable[_cri_pb2.ImageStatusRequest, _cri_pb2.ImageStatusResponse]
     PullImage: _grpc.UnaryUnaryMultiCallable[_cri_pb2.PullImageRequest, _cri_pb2.PullImageResponse]
-    RemoveImage: _grpc.UnaryUnaryMultiCallable[
-        _cri_pb2.RemoveImageRequest, _cri_pb2.RemoveImageResponse
-    ]
+    RemoveImage: _grpc.UnaryUnaryMultiCallable[_cri_pb2.RemoveImageRequest, _cri_pb2.RemoveImageResponse]
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    ListImages: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.ListImagesRequest, _cri_pb2.ListImagesResponse
-    ]  # type: ignore[assignment]
-    ImageStatus: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.ImageStatusRequest, _cri_pb2.ImageStatusResponse
-    ]  # type: ignore[assignment]
+    ListImages: _aio.UnaryUnaryMultiCallable[_cri_pb2.ListImagesRequest, _cri_pb2.ListImagesResponse]  # type: ignore[assignment]
+    ImageStatus: _aio.UnaryUnaryMultiCallable[_cri_pb2.ImageStatusRequest, _cri_pb2.ImageStatusResponse]  # type: ignore[assignment]
     PullImage: _aio.UnaryUnaryMultiCallable[_cri_pb2.PullImageRequest, _cri_pb2.PullImageResponse]  # type: ignore[assignment]
-    RemoveImage: _aio.UnaryUnaryMultiCallable[
-        _cri_pb2.RemoveImageRequest, _cri_pb2.RemoveImageResponse
-    ]  # type: ignore[assignment]
+    RemoveImage: _aio.UnaryUnaryMultiCallable[_cri_pb2.RemoveImageRequest, _cri_pb2.RemoveImageResponse]  # type: ignore[assignment]
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -360,32 +264,27 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _cri_pb2.ListImagesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.ListImagesResponse, _abc.Awaitable[_cri_pb2.ListImagesResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.ListImagesResponse, _abc.Awaitable[_cri_pb2.ListImagesResponse]]: ...
+
     @_abc_1.abstractmethod
     def ImageStatus(
         self,
         request: _cri_pb2.ImageStatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.ImageStatusResponse, _abc.Awaitable[_cri_pb2.ImageStatusResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.ImageStatusResponse, _abc.Awaitable[_cri_pb2.ImageStatusResponse]]: ...
+
     @_abc_1.abstractmethod
     def PullImage(
         self,
         request: _cri_pb2.PullImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cri_pb2.PullImageResponse, _abc.Awaitable[_cri_pb2.PullImageResponse]]: ...
+
     @_abc_1.abstractmethod
     def RemoveImage(
         self,
         request: _cri_pb2.RemoveImageRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _cri_pb2.RemoveImageResponse, _abc.Awaitable[_cri_pb2.RemoveImageResponse]
-    ]: ...
+    ) -> _typing.Union[_cri_pb2.RemoveImageResponse, _abc.Awaitable[_cri_pb2.RemoveImageResponse]]: ...
 
-def add_ImageServiceServicer_to_server(
-    servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
