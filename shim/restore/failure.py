@@ -12,7 +12,7 @@ import os
 
 from shim.contract import jsontext
 from shim.contract.errors import Blame, CriuRestoreFailed
-from shim.contract.paths import LOGS
+from shim.restore import logs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from shim.contract.ticket import Ticket
 
-_LOG_BYTES = 4 << 20
 _OF_THE_POD = tuple(
     os.strerror(number)
     for number in (
@@ -67,10 +66,5 @@ def _volume_files(facts: Mapping[str, str]) -> list[str]:
 
 def _keep_log(ticket: Ticket, work: str) -> str:
     """Put CRIU's log where it outlives the container, and return that place."""
-    kept = f"{LOGS}/{ticket.snapshot}.log"
-    try:
-        with open(f"{work}/restore.log", "rb") as log, open(kept, "wb") as file:
-            os.sendfile(file.fileno(), log.fileno(), 0, _LOG_BYTES)
-    except FileNotFoundError:
-        return "missing: CRIU did not start"
-    return kept
+    kept = logs.keep(f"{work}/restore.log", ticket.snapshot)
+    return kept or "missing: CRIU did not start"
