@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shim.capture import within
 from shim.capture.checkpoint import checkpoint
-from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
+from shim.capture.deleted import SHM, Copied, Remapped, give_links, inodes_by_lost_name, names_in
 from shim.capture.memorycopy import MemoryCopy
 from shim.capture.source import frozen
 from shim.contract import faults
@@ -35,11 +35,12 @@ from shim.rootfs.devshm import ShmCopy
 from shim.rootfs.diff import DiffCopy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from shim.capture.copied import CopiedMemory
     from shim.capture.source import Source
+    from shim.kernel.stopping import Stop
 
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
@@ -56,14 +57,15 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
         steps[name] = round(time.monotonic() - began, 4)
 
 
-def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -> CopiedMemory:
+def dump(source: Source, staging: Path, steps: dict[str, float], stop: Stop) -> CopiedMemory:
     """Fill `staging` with criu/, rootfs/ and shm/, and the files of data of memory/.
 
     The container runs again when this returns: the copies of its memory.
 
-    steps: seconds by step, filled while it runs. until: the deadline on
-    `time.monotonic`. Raises CaptureFailed of the step's kind.
+    steps: seconds by step, filled while it runs. stop: ends it, at its deadline or when told.
+    Raises CaptureFailed of the step's kind; Stopped.
     """
+    until = stop.until
     _check_filled(source)
     mounted = _overlay(source)
     # A restored container has the diff of its own snapshot below its upperdir.
@@ -75,12 +77,12 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
     options.write(str(source.private / CONTAINER_CRIU_CONF))
     with DiffCopy(
         layers, str(staging / SNAPSHOT_ROOTFS), container=source.container, base=base,
-        userxattr=mounted.has_userxattr(),
+        userxattr=mounted.has_userxattr(), stop=stop,
     ) as diff, ShmCopy(
-        source.shm, str(staging / SNAPSHOT_SHM), container=source.container, until=until
-    ) as shm, MemoryCopy(source.pid, staging / SNAPSHOT_MEMORY, until) as memory:  # fmt: skip
+        source.shm, str(staging / SNAPSHOT_SHM), container=source.container, stop=stop
+    ) as shm, MemoryCopy(source.pid, staging / SNAPSHOT_MEMORY, until, stop) as memory:  # fmt: skip
         with _step(steps, "precopy"):
-            _precopy(diff)
+            _precopy(diff, stop)
             shm.precopy()
         faults.point("capture.precopied", source.container)
         with _step(steps, "memory"), _of_memory(source):
@@ -107,18 +109,31 @@ def dump(source: Source, staging: Path, steps: dict[str, float], until: float) -
                 copied = memory.complete(staging / SNAPSHOT_CRIU)
             faults.point("capture.memory.copied", source.container)
             with _step(steps, "rootfs"):
-                diff.finish(always_paths=writable_shared_files(pids))
+                # It meets each file once anyway, and so finds the names of those that lost theirs.
+                diff.finish(always_paths=writable_shared_files(pids), wanted=lost.values())
             faults.point("capture.rootfs.copied", source.container)
             with _step(steps, "shm"):
                 shm.finish()
             faults.point("capture.shm.copied", source.container)
-            files = [
-                Copied("dev/shm/", source.shm, str(staging / SNAPSHOT_SHM)),
-                Copied("", mounted.upperdir, str(staging / SNAPSHOT_ROOTFS)),
-            ]
-            remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
-            give_links(remaps, lost, files, source.container)
+            names = _names(source, staging, lost, diff, stop)
+        # In copies, which nobody changes: the container runs again.
+        give_links(names, lost, source.container, stop)
     return copied
+
+
+def _names(
+    source: Source, staging: Path, lost: Mapping[str, int], diff: DiffCopy, stop: Stop
+) -> Remapped:
+    """What is left of the names of files that lost one. While nothing changes."""
+    remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
+    in_shm = names_in(SHM, source.shm, remaps, lost, stop)
+    return Remapped(
+        remaps,
+        [
+            Copied(SHM, in_shm, str(staging / SNAPSHOT_SHM)),
+            Copied("", diff.names, str(staging / SNAPSHOT_ROOTFS)),
+        ],
+    )
 
 
 @contextlib.contextmanager
@@ -150,14 +165,14 @@ def _check_filled(source: Source) -> None:
         )  # fmt: skip
 
 
-def _precopy(diff: DiffCopy) -> None:
+def _precopy(diff: DiffCopy, stop: Stop) -> None:
     """Copy what can be copied while the container runs.
 
     What was written in the last two seconds may be written again unseen, so that it would be
     copied once more in the frozen window: when that is much, it is given time to settle.
     """
     if diff.precopy().unsettled_bytes > _MUCH_BYTES:
-        time.sleep(_SETTLE_S)
+        stop.sleep(_SETTLE_S)
         diff.precopy()
 
 

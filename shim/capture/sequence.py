@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shim.capture import workload
 from shim.capture.dump import dump
+from shim.capture.estimate import amount
 from shim.capture.settle import settle
 from shim.contract import faults
 from shim.contract.errors import CaptureFailed, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
 from shim.gate.volumes import in_volumes
+from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
@@ -62,23 +64,25 @@ async def capture(
     *,
     quiesce: Call | None,
     resume: Call | None,
-    within_s: float,
+    stop: Stop,
 ) -> Taken:
     """Take everything of `source` into `staging`.
 
-    network: what the hook recorded at its start. Raises CaptureFailed; the source then runs as
-    before. Cancelling waits for the frozen window to end.
+    network: what the hook recorded at its start. stop: ends it, at its deadline or when told.
+    Raises CaptureFailed; the source then runs as before. Cancelling tells `stop`, and waits for the
+    frozen window to end.
     """
     source.check()
     steps: dict[str, float] = {}
     began = time.monotonic()
-    until = began + within_s
     async with _quiesced(source, quiesce, resume):
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            memory = await finished(asyncio.to_thread(dump, source, staging, steps, until))
+            memory = await finished(asyncio.to_thread(dump, source, staging, steps, stop), stop)
             faults.point("capture.thawed", source.container)
+        except Stopped as error:
+            raise _late(source.container, error) from error
         except (OSError, ValueError) as error:
             raise CaptureFailed(
                 "cannot capture", container=source.container,
@@ -86,14 +90,26 @@ async def capture(
             ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    return await asyncio.to_thread(_described, source, staging, network, steps, memory)
+    try:
+        return await finished(
+            asyncio.to_thread(_described, source, staging, network, steps, memory, stop), stop
+        )
+    except Stopped as error:
+        raise _late(source.container, error) from error
 
 
-async def finished(work: Coroutine[Any, Any, Result]) -> Result:
+def _late(container: str, why: Stopped) -> CaptureFailed:
+    return CaptureFailed(
+        "cannot capture", container=container, why=str(why), do="The next pod like it is tried."
+    )
+
+
+async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) -> Result:
     """Wait until `work` has ended, also when cancelled meanwhile; then be cancelled.
 
-    For threads, which cannot be cancelled: what they use must not go before they do. One that
-    does not come back ends the daemon.
+    For threads, which cannot be cancelled: what they use must not go before they do. stop: is told
+    to end it; every thread whose work may be long has one, and asks it at each step. One that does
+    not come back, because a disk does not answer it, ends the daemon.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -102,6 +118,8 @@ async def finished(work: Coroutine[Any, Any, Result]) -> Result:
             await asyncio.wait([task], timeout=_STUCK_S if cancelled else None)
         except asyncio.CancelledError as again:  # a deadline, and then the container's end
             cancelled = again
+            if stop:
+                stop.tell()
         else:
             if not task.done():
                 # It holds a turn and a staging directory for ever. Nothing in this process can end
@@ -146,14 +164,16 @@ async def _call(source: Source, wanted: Call | None) -> None:
 
 def _described(
     source: Source, staging: Path, network: dict[str, Any], steps: dict[str, float],
-    copied: CopiedMemory,
+    copied: CopiedMemory, stop: Stop,
 ) -> Taken:  # fmt: skip
     addresses = [
         str(entry["address"])
         for entry in network.get("addresses") or ()
         if entry.get("link") != "lo" and entry.get("scope") == 0
     ]
+    stop.check()
     settle(staging, copied)
+    stop.check()
     faults.point("capture.settled", source.container)
     patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
     described = {
@@ -161,22 +181,14 @@ def _described(
         "bound_addresses": sorted({address for address, _ in patches}),
         "patches": [{"address": address, "offsets": offsets} for address, offsets in patches],
     }
-    criu = _bytes_in(staging / SNAPSHOT_CRIU)
-    shm = _bytes_in(staging / SNAPSHOT_SHM)
-    memory = _bytes_in(staging / SNAPSHOT_MEMORY)
+    parts = {
+        part: amount(str(staging / part), stop, limited=False)
+        for part in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM, SNAPSHOT_MEMORY)
+    }
     pages = sum(path.stat().st_size for path in (staging / SNAPSHOT_CRIU).glob("*pages-*.img"))
-    sizes = {
-        "criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm, "memory": memory
-    }  # fmt: skip
+    in_memory = parts[SNAPSHOT_SHM].content_bytes + parts[SNAPSHOT_MEMORY].content_bytes
+    sizes = {part: found.size_bytes for part, found in parts.items()}
+    sizes["entries"] = sum(found.entries for found in parts.values())
     faults.point("capture.described")
     opened = in_volumes(source.spec, images.open_paths(staging / SNAPSHOT_CRIU))
-    return Taken(described, sizes, pages + shm + memory, steps, opened)
-
-
-def _bytes_in(directory: Path) -> int:
-    """Bytes on disk of all that is in it."""
-    return sum(
-        os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_blocks * 512
-        for _, _, names, dirfd in os.fwalk(directory)
-        for name in names
-    )
+    return Taken(described, sizes, pages + in_memory, steps, opened)

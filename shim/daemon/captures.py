@@ -16,14 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from shim import version
 from shim.capture import tool
-from shim.capture.estimate import estimate
+from shim.capture.estimate import Amount, estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import capture, finished
 from shim.capture.source import Source, thaw_left
 from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
-from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, QuickthawError
+from shim.contract.errors import (
+    CaptureFailed,
+    ContainerBusy,
+    NotCapturable,
+    QuickthawError,
+    too_big,
+)
+from shim.contract.limits import TooMuch
 from shim.contract.names import HostPid
 from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
 from shim.daemon import content
@@ -32,10 +39,13 @@ from shim.daemon.registry import State
 from shim.daemon.room import Room
 from shim.gate import volumecontent
 from shim.gate.checks import WITHIN_SPEC
+from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import SignalReady
 from shim.store.listing import told
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
     from shim.capture.sequence import Taken
     from shim.contract.manifest import File, Manifest
     from shim.daemon.config import Config
@@ -171,7 +181,7 @@ class Captures:
     async def _when_ready(self, tracked: Tracked, identity: Identity) -> None:
         try:
             tracked.become(State.WAITING)
-            source = self._source(tracked, identity)
+            source = await asyncio.to_thread(self._source, tracked, identity)
             source.check()
             condition = tracked.wish.capture_when or SignalReady()
             await wait_until_ready(source, condition, within_s=self._config.readiness_timeout_s)
@@ -187,7 +197,7 @@ class Captures:
             tracked.task = None
 
     async def _capture(self, tracked: Tracked, identity: Identity) -> Manifest:
-        source = self._source(tracked, identity)
+        source = await asyncio.to_thread(self._source, tracked, identity)
         self._trust.check_signing(tracked.container)
         async with self._turn:
             tracked.become(State.CAPTURING)
@@ -200,7 +210,7 @@ class Captures:
                     why=f"it took longer than {self._config.capture_timeout_s:g} s",
                     do="Raise capture_timeout_s in the configuration, or find what is slow.",
                 ) from error  # fmt: skip
-            except OSError as error:
+            except (OSError, Stopped) as error:
                 raise CaptureFailed(
                     "cannot capture", container=tracked.container, why=str(error),
                     do="The next pod like it is tried again.",
@@ -224,8 +234,11 @@ class Captures:
         self, tracked: Tracked, identity: Identity, source: Source
     ) -> tuple[Manifest, dict[str, float]]:
         faults.point("capture.ready", source.container)
+        stop = Stop(time.monotonic() + self._config.capture_timeout_s)
         try:
-            needed = await asyncio.to_thread(estimate, source)
+            needed = await finished(asyncio.to_thread(estimate, source, stop), stop)
+        except TooMuch as error:
+            raise too_big(source.container, error) from error
         except (OSError, ValueError) as error:
             raise NotCapturable(
                 "cannot capture", container=source.container,
@@ -233,30 +246,40 @@ class Captures:
             ) from error  # fmt: skip
         await content.check(tracked, identity, source.spec)
         async with self._room.reserved(source.container, tracked.pod.namespace, needed):
-            return await self._into_staging(tracked, identity, source, needed)
+            return await self._into_staging(tracked, identity, source, needed, stop)
+
+    @contextlib.asynccontextmanager
+    async def _staged(self) -> AsyncIterator[Path]:
+        """A directory for a capture, which is taken away in a thread: it may hold many files."""
+        staging = self._store.begin()
+        try:
+            yield staging
+        finally:
+            await finished(asyncio.to_thread(self._store.discard, staging))
 
     async def _into_staging(
-        self, tracked: Tracked, identity: Identity, source: Source, needed: int
+        self, tracked: Tracked, identity: Identity, source: Source, needed: Amount, stop: Stop
     ) -> tuple[Manifest, dict[str, float]]:
-        with self._store.staged() as staging:
+        async with self._staged() as staging:
             network = await _network(source)
             faults.point("capture.network.read", source.container)
             taken = await capture(
                 source, staging, network,
                 quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
-                within_s=self._config.capture_timeout_s,
+                stop=stop,
             )  # fmt: skip
             await content.check(tracked, identity, source.spec)
             await self._room.admit(
-                source.container, tracked.pod.namespace, needed, sum(taken.sizes.values())
+                source.container, tracked.pod.namespace, needed, _amount(taken.sizes)
             )
             software = await _software(source.runtime, self._config.criu)
             # To its end even when cancelled: what is being published must not be taken away.
             found = await finished(
                 asyncio.to_thread(
                     self._store.publish, staging,
-                    lambda files: _describe(tracked, identity, taken, software, files),
-                )
+                    lambda files: _describe(tracked, identity, taken, software, files), stop,
+                ),
+                stop,
             )  # fmt: skip
         return found, taken.steps
 
@@ -313,6 +336,11 @@ async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+def _amount(sizes: Mapping[str, int]) -> Amount:
+    """sizes: of the manifest."""
+    return Amount(sum(sizes.values()) - sizes["entries"], sizes["entries"])
+
+
 def _describe(
     tracked: Tracked, identity: Identity, taken: Taken, software: dict[str, str],
     files: tuple[File, ...],
@@ -336,7 +364,10 @@ def _describe(
         },
         network=taken.network,
         files=files,
-        sizes=taken.sizes,
+        sizes=taken.sizes | {
+            part: taken.sizes[part] + file.size
+            for part, file in zip(manifests.LISTINGS, files, strict=True)
+        },
         timings=taken.steps,
         requires={"memory_bytes": taken.memory_bytes},
     )  # fmt: skip

@@ -178,8 +178,8 @@ class Config:
     keep_free_percent: float = key(
         10.0,
         percent,
-        "The same in percent of that file system; the larger of both counts. kubelet evicts pods\n"
-        "when less than 10 percent are free.",
+        "The same in percent of that file system, and of its inodes; the larger counts. kubelet\n"
+        "evicts pods when less than 10 percent are free.",
     )
     max_namespace_bytes: int = key(
         0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from shim.contract.errors import NoSuchPod, NoSuchSnapshot
@@ -44,7 +45,8 @@ class Explaining:
                 do="Is the container still there?",
             ) from error  # fmt: skip
         wanted = text(request, "snapshot", "")
-        found, chosen = self._chosen(tracked, identity, wanted)
+        # In a thread: it may compare with every snapshot of a namespace.
+        found, chosen = await asyncio.to_thread(self._chosen, tracked, identity, wanted)
         record = self._store.quarantine.get(found.id)
         return {
             "container": {
@@ -53,7 +55,7 @@ class Explaining:
                 "reason": tracked.reason,
             },
             "chosen": chosen, "quarantine": told(record) if record else "",
-            **explained(found, identity.request),
+            **await asyncio.to_thread(explained, found, identity.request),
         }  # fmt: skip
 
     def _chosen(self, tracked: Tracked, identity: Identity, wanted: str) -> tuple[Manifest, str]:

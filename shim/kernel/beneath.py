@@ -16,7 +16,7 @@ from shim.kernel.libc import NR_OPENAT2, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _NO_MAGICLINKS = 0x02
 _NO_SYMLINKS = 0x04
@@ -148,23 +148,29 @@ def make_dir(name: str, dirfd: int) -> OwnedFd:
         return OwnedFd(os.open(".", O_WALK, dir_fd=made.fileno()))
 
 
-def remove_tree(parent_dirfd: int, name: str) -> None:
+def _nothing() -> None:
+    pass
+
+
+def remove_tree(parent_dirfd: int, name: str, tick: Callable[[], None] = _nothing) -> None:
     """Remove `name` of `parent_dirfd` and all beneath it. It is no error when it is gone.
 
-    `name` has no slash. Mount points beneath are EBUSY: they are never emptied.
+    `name` has no slash. Mount points beneath are EBUSY: they are never emptied. tick: called for
+    each entry; what it raises ends the work.
     """
+    tick()
     try:
         os.unlink(name, dir_fd=parent_dirfd)
     except FileNotFoundError:
         return
     except IsADirectoryError:
         with OwnedFd(os.open(name, O_WALK, dir_fd=parent_dirfd)) as dirfd:
-            empty_dir(dirfd.fileno())
+            empty_dir(dirfd.fileno(), tick)
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(name, dir_fd=parent_dirfd)
 
 
-def empty_dir(dirfd: int) -> None:
+def empty_dir(dirfd: int, tick: Callable[[], None] = _nothing) -> None:
     """Remove everything in the directory `dirfd` and leave the directory."""
     for name in os.listdir(dirfd):
-        remove_tree(dirfd, name)
+        remove_tree(dirfd, name, tick)

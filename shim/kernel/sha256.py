@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 try:
     from _sha2 import sha256 as _sha256  # type: ignore[import-not-found]
 except ImportError:  # before Python 3.12, or one that has OpenSSL's only
@@ -22,3 +26,27 @@ def hexdigest(data: bytes | memoryview) -> str:
     from hashlib import sha256
 
     return sha256(data).hexdigest()
+
+
+class Running:
+    """The digest of what comes piece by piece. size: of all of it, about."""
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, size: int) -> None:
+        self._hash: Any
+        if size <= _SMALL:
+            self._hash = _sha256()
+        else:
+            from hashlib import sha256
+
+            self._hash = sha256()
+
+    def update(self, data: bytes) -> None:
+        """The next piece."""
+        self._hash.update(data)
+
+    def hexdigest(self) -> str:
+        """Of all pieces, in hexadecimal."""
+        found: str = self._hash.hexdigest()
+        return found

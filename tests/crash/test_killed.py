@@ -65,6 +65,9 @@ def test_a_store_that_publishes_piece_by_piece_is_caught(original: Path) -> None
     publish = OPERATIONS["publish"]
 
     def in_pieces(staged: Path, target: Path, rename: Callable[..., None] = os.rename) -> None:
+        if target.parent.name != "snapshots":
+            rename(staged, target)
+            return
         os.mkdir(target, 0o700)
         for name in os.listdir(staged):
             rename(f"{staged}/{name}", f"{target}/{name}")

@@ -92,7 +92,7 @@ def listings(data: bytes) -> None:
     try:
         with refuses_with(ValueError, tree.Mismatch):
             for line, entry in tree.pairs("rootfs", lines, tree.walk(fd, "rootfs")):
-                same(line.path, entry.path, "a pair")
+                same(line.name, tree.text(entry.name), "a pair")
     finally:
         os.close(fd)
 
@@ -116,6 +116,7 @@ def verified_marks(data: bytes) -> None:
         with refuses_with():
             found = marks.read("s", "rootfs", str(directory))
             marks.first_changed(fd, found)
+            marks.is_sealed(fd, "marks", found)
     finally:
         os.close(fd)
 

@@ -86,13 +86,13 @@ def seeds() -> Mapping[str, Iterable[bytes]]:
         "manifests": [made().encode()],
         "signatures": [Signature("a" * keyfile.ID_DIGITS, b"s" * 64).encode()],
         "keys": [_key().pem(), _key().public.pem()],
-        "listings": [tree.encode([".", 16877, 0, 0, 0, 0, {}, ""], [], "")
-                     + tree.encode(["etc", 16877, 0, 0, 0, 0, {"user.a": "00"}, ""], ["a"], "")],
+        "listings": [tree.encode([0, ".", 16877, 0, 0, 0, 0, {}, 0], [], "")
+                     + tree.encode([1, "etc", 16877, 0, 0, 0, 0, {"user.a": "00"}, 0], ["a"], "")],
         "records": [
             quarantine.encode(quarantine.Record("why", "X", Blame.CONTENT, 2, 1.0, "quickthawd")),
             quarantine.encode(quarantine.Health(1, "why", "X", 1.0, ("uid-1",))),
         ],
-        "verified_marks": [b'{"schema":1,"marks":{"part":[1,2,3,4,5]}}'],
+        "verified_marks": [b'{"schema":2,"marks":{"part":[1,2,3,4,5]}}'],
         "memory_layouts": [
             layout.encode(
                 [{"pid": 1, "data": "d", "ranges": "r", "areas": [[0, 8192]], "huge": []}], []

@@ -118,7 +118,7 @@ def _requests() -> Requests:
     store = Store(str(place() / "store"))
     store.open()
     nobody = cast("Any", _Nobody())
-    return Requests(store, nobody, Registry(), nobody, nobody)
+    return Requests(store, nobody, Registry(), nobody, nobody, nobody)
 
 
 def control_requests(data: bytes) -> None:

@@ -71,7 +71,7 @@ def a_manifest(identity: deciding.Identity, number: int = 0, **changes: Any) -> 
             "arch": system.machine,
         },
         "facts": {**identity.facts, "processes": WITHIN_SPEC}, "network": {}, "files": made().files,
-        "sizes": {"criu": 1, "rootfs": 1, "shm": 0, "memory": 0}, "timings": {},
+        "sizes": {"criu": 1, "rootfs": 1, "shm": 0, "memory": 0, "entries": 2}, "timings": {},
         "requires": {"memory_bytes": 1},
     }  # fmt: skip
     return manifests.build(**fields | changes)
