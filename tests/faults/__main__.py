@@ -26,6 +26,7 @@ from tests.faults import capturing, outside, restoring
 from tests.faults.cases import Case, matrix
 from tests.faults.ground import Ground, Missed, WentWrong
 from tests.node.base import BUILD
+from tests.node.daemonfigures import Figures
 from tests.node.node import Node
 from tests.workers import images
 
@@ -49,10 +50,15 @@ def main() -> int:
     out = Console(highlight=False, soft_wrap=True)
     suites = options.suite.split(",")
     began = time.monotonic()
-    found = [result for suite in suites for result in _on_suite(suite, cases, out)]
-    document = {"machine": _machine(suites), "seconds": round(time.monotonic() - began, 1)}
+    figures = Figures()
+    found = [result for suite in suites for result in _on_suite(suite, cases, out, figures)]
+    document = {
+        "machine": _machine(suites), "seconds": round(time.monotonic() - began, 1),
+        "daemon": figures.as_json(),
+    }  # fmt: skip
     RESULT.write_text(json.dumps({**document, "cases": found}, indent=1) + "\n")
     out.print(_table(found))
+    out.print(str(figures))
     failed = [each for each in found if each["wrong"] or each["left_overs"]]
     out.print(
         f"{len(found)} cases, {len(failed)} wrong, {document['seconds']} s; "
@@ -65,7 +71,10 @@ def _is_meant(case: Case, words: list[str]) -> bool:
     return any(fnmatchcase(case.name, f"{word}*") for word in words)
 
 
-def _on_suite(suite: str, cases: list[Case], out: Console) -> list[dict[str, Any]]:
+def _on_suite(
+    suite: str, cases: list[Case], out: Console, figures: Figures
+) -> list[dict[str, Any]]:
+    """figures: are taken after each case; what a daemon took that a case has ended is not in it."""
     (deb,) = PACKAGES.glob("*.deb")
     archive = images.build("probe")
     with Node(suite) as node:
@@ -75,6 +84,7 @@ def _on_suite(suite: str, cases: list[Case], out: Console) -> list[dict[str, Any
         found = []
         for number, case in enumerate(cases, 1):
             result = one(ground, case)
+            figures.take(node)
             found.append({"suite": suite, **result})
             wrong = [*result["wrong"], *(f"left: {name}" for name in result["left_overs"])]
             out.print(
