@@ -477,6 +477,77 @@ class IpcDesc(_message.Message):
 Global___IpcDesc: _TypeAlias = IpcDesc  # noqa: Y015
 
 @_typing.final
+class IpcSem(_message.Message):
+    """One entry of ipcns-sem-N.img. Behind it are its values, 16 bits each, up to whole 64 bits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESC_FIELD_NUMBER: _builtins.int
+    NSEMS_FIELD_NUMBER: _builtins.int
+    nsems: _builtins.int
+    @_builtins.property
+    def desc(self) -> Global___IpcDesc: ...
+    def __init__(
+        self,
+        *,
+        desc: Global___IpcDesc | None = ...,
+        nsems: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["desc", b"desc", "nsems", b"nsems"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desc", b"desc", "nsems", b"nsems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IpcSem: _TypeAlias = IpcSem  # noqa: Y015
+
+@_typing.final
+class IpcMsgQueue(_message.Message):
+    """One entry of ipcns-msg-N.img. Behind it come its messages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESC_FIELD_NUMBER: _builtins.int
+    QNUM_FIELD_NUMBER: _builtins.int
+    qnum: _builtins.int
+    @_builtins.property
+    def desc(self) -> Global___IpcDesc: ...
+    def __init__(
+        self,
+        *,
+        desc: Global___IpcDesc | None = ...,
+        qnum: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["desc", b"desc", "qnum", b"qnum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desc", b"desc", "qnum", b"qnum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IpcMsgQueue: _TypeAlias = IpcMsgQueue  # noqa: Y015
+
+@_typing.final
+class IpcMsg(_message.Message):
+    """A message of a queue. Behind it is its text, up to whole 64 bits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MSIZE_FIELD_NUMBER: _builtins.int
+    msize: _builtins.int
+    def __init__(
+        self,
+        *,
+        msize: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["msize", b"msize"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["msize", b"msize"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IpcMsg: _TypeAlias = IpcMsg  # noqa: Y015
+
+@_typing.final
 class PstreeEntry(_message.Message):
     """One entry of pstree.img: a process, and its parent (0 for the first)."""
 

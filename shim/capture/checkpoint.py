@@ -16,7 +16,7 @@ from shim.criu import nowhere, options, sharedmem
 from shim.criu.log import first_error
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from shim.capture.source import Source
@@ -27,16 +27,17 @@ _AT_LEAST_S = 1.0
 
 def checkpoint(
     source: Source, image_dir: Path, processes: int, shared: Collection[int], *, unanswered: str,
-    until: float,
+    until: float, thaw: Callable[[], None],
 ) -> None:  # fmt: skip
     """Fill `image_dir` with CRIU's images, but for the content of memory.
 
     processes: how many there are. shared: the objects of shared memory that somebody else copies.
     unanswered: a likely cause of a failure, or empty. until: the deadline on `time.monotonic`.
+    thaw: lets the container run again: without that, CRIU may wait where no signal ends it.
     Raises CriuDumpFailed; DamagedImage, OSError.
     """
     nowhere.make(image_dir, range(1, 1 + processes + len(shared)))
-    _run(source, image_dir, unanswered, until)
+    _run(source, image_dir, unanswered, until, thaw)
     only_crius = _only_criu_has(image_dir, shared)
     if any(nowhere.is_lost(image_dir, number) for number in only_crius):
         # A memfd comes before the process that has it open, other shared memory after all
@@ -45,7 +46,7 @@ def checkpoint(
         for path in image_dir.iterdir():
             path.unlink()
         nowhere.make(image_dir, had - only_crius)
-        _run(source, image_dir, unanswered, until)
+        _run(source, image_dir, unanswered, until, thaw)
     nowhere.remove(image_dir)
 
 
@@ -57,7 +58,9 @@ def _only_criu_has(image_dir: Path, shared: Collection[int]) -> set[int]:
     return {image for number, image in images.items() if number not in copied}
 
 
-def _run(source: Source, image_dir: Path, unanswered: str, until: float) -> None:
+def _run(
+    source: Source, image_dir: Path, unanswered: str, until: float, thaw: Callable[[], None]
+) -> None:
     work = source.private / CONTAINER_WORK
     work.mkdir(mode=0o700, exist_ok=True)
     argv = [
@@ -69,10 +72,14 @@ def _run(source: Source, image_dir: Path, unanswered: str, until: float) -> None
         environment = options.write_for_dump(str(source.private / _DUMP_CONF))
         with journal.lock(str(source.private), journal.CHECKPOINT) as lock_fd:
             within_s = max(_AT_LEAST_S, until - time.monotonic())
-            ended = tool.run(argv, within_s=within_s, environment=environment, held_fd=lock_fd)
+            ended = tool.run(
+                argv, within_s=within_s, environment=environment, held_fd=lock_fd, release=thaw
+            )
         if ended.status:
             why = "; ".join(filter(None, [first_error(str(work), "dump.log"), unanswered]))
-    except (OSError, TimeoutError) as error:
+    except TimeoutError as error:
+        why = f"{error}, which its frozen window had left, and the source was thawed"
+    except OSError as error:
         why = str(error)
     if why:
         raise CriuDumpFailed(

@@ -10,11 +10,12 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from shim.capture import within
+from shim.capture import standstill, within
+from shim.capture.belongings import Belongings, checked
 from shim.capture.checkpoint import checkpoint
 from shim.capture.deleted import SHM, Copied, Remapped, give_links, inodes_by_lost_name, names_in
 from shim.capture.memorycopy import MemoryCopy
-from shim.capture.source import frozen
+from shim.capture.source import frozen, own_freezer
 from shim.contract import faults
 from shim.contract.errors import ContainerBusy, MemoryNotCopied, RootfsNotCopied
 from shim.contract.paths import (
@@ -26,8 +27,7 @@ from shim.contract.paths import (
     SNAPSHOT_SHM,
     SNAPSHOTS,
 )
-from shim.criu import images, options, passcred
-from shim.kernel.cgroup import Freezer
+from shim.criu import images, ipcobjects, options, passcred
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
 from shim.rootfs import overlay
@@ -46,6 +46,9 @@ _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
 _SPARE_S = 1.0
 """The guard thaws when we should have been done: not before a hanging CRIU is killed."""
+_FROZEN_S = 10.0
+_COMPARED_BYTES_PER_S = 512 << 20
+"""A slow machine's: one processor beside CRIU, memory that many processes share."""
 
 
 @contextlib.contextmanager
@@ -57,21 +60,21 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
         steps[name] = round(time.monotonic() - began, 4)
 
 
-def dump(source: Source, staging: Path, steps: dict[str, float], stop: Stop) -> CopiedMemory:
+def dump(
+    source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_limit_s: float
+) -> CopiedMemory:
     """Fill `staging` with criu/, rootfs/ and shm/, and the files of data of memory/.
 
     The container runs again when this returns: the copies of its memory.
 
     steps: seconds by step, filled while it runs. stop: ends it, at its deadline or when told.
-    Raises CaptureFailed of the step's kind; Stopped.
+    frozen_limit_s: how long the container stands still at most. Raises CaptureFailed of the step's
+    kind; Stopped.
     """
-    until = stop.until
     _check_filled(source)
+    own = checked(source)
     mounted = _overlay(source)
-    # A restored container has the diff of its own snapshot below its upperdir.
-    diffs = [path for path in mounted.absolute_lowerdirs() if path.startswith(f"{SNAPSHOTS}/")]
-    base = [path for path in mounted.absolute_lowerdirs() if path not in diffs]
-    layers = [mounted.upperdir, *diffs]
+    layers, base = _layers(mounted)
     for name in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM, SNAPSHOT_MEMORY):
         (staging / name).mkdir(mode=0o700)
     options.write(str(source.private / CONTAINER_CRIU_CONF))
@@ -79,15 +82,18 @@ def dump(source: Source, staging: Path, steps: dict[str, float], stop: Stop) -> 
         layers, str(staging / SNAPSHOT_ROOTFS), container=source.container, base=base,
         userxattr=mounted.has_userxattr(), stop=stop,
     ) as diff, ShmCopy(
-        source.shm, str(staging / SNAPSHOT_SHM), container=source.container, stop=stop
-    ) as shm, MemoryCopy(source.pid, staging / SNAPSHOT_MEMORY, until, stop) as memory:  # fmt: skip
+        source.shm, str(staging / SNAPSHOT_SHM), container=source.container, stop=stop, own=own
+    ) as shm, MemoryCopy(
+        source.pid, staging / SNAPSHOT_MEMORY, stop.until, stop
+    ) as memory:  # fmt: skip
         with _step(steps, "precopy"):
             _precopy(diff, stop)
-            shm.precopy()
+            _precopy_shm(source, own, shm)
         faults.point("capture.precopied", source.container)
         with _step(steps, "memory"), _of_memory(source):
-            memory.precopy(Freezer.of(source.pid).pids())
+            memory.precopy(own_freezer(source).pids())
         faults.point("capture.memory.precopied", source.container)
+        until = _until_frozen(source, memory.size, stop.until, frozen_limit_s)
         with (
             passcred.answered(source.pid) as unanswered,
             frozen(source, steps, until=until + _SPARE_S) as freezer,
@@ -96,16 +102,19 @@ def dump(source: Source, staging: Path, steps: dict[str, float], stop: Stop) -> 
             pids = freezer.pids()
             _check_alone(source, pids)
             with _of_memory(source):
-                shared = memory.compare(pids)
+                shared = memory.compare(pids, until)
             within.check(source, pids)
+            foreign = own.foreign_objects(pids)
             lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 checkpoint(
-                    source, staging / SNAPSHOT_CRIU, len(pids), shared, unanswered=unanswered,
-                    until=until,
+                    source, staging / SNAPSHOT_CRIU, len(pids),
+                    shared.union(ipcobjects.segments(foreign)), unanswered=unanswered,
+                    until=until, thaw=freezer.thaw,
                 )  # fmt: skip
             faults.point("capture.dumped", source.container)
             with _step(steps, "memory_rest"), _of_memory(source):
+                ipcobjects.leave_out(staging / SNAPSHOT_CRIU, foreign)
                 copied = memory.complete(staging / SNAPSHOT_CRIU)
             faults.point("capture.memory.copied", source.container)
             with _step(steps, "rootfs"):
@@ -134,6 +143,20 @@ def _names(
             Copied("", diff.names, str(staging / SNAPSHOT_ROOTFS)),
         ],
     )
+
+
+def _until_frozen(source: Source, memory_bytes: int, until: float, limit_s: float) -> float:
+    """Look once more, in the last moment, and return the deadline of the frozen window's steps.
+
+    Raises NotCapturable, OSError, ValueError.
+    """
+    standstill.check(source, own_freezer(source).pids())
+    return min(until, time.monotonic() + frozen_s(memory_bytes, limit_s) - _SPARE_S)
+
+
+def frozen_s(memory_bytes: int, limit_s: float) -> float:
+    """How long a container with so much memory may stand still: an estimate and 10 s, or less."""
+    return min(limit_s, memory_bytes / _COMPARED_BYTES_PER_S + _FROZEN_S)
 
 
 @contextlib.contextmanager
@@ -174,6 +197,21 @@ def _precopy(diff: DiffCopy, stop: Stop) -> None:
     if diff.precopy().unsettled_bytes > _MUCH_BYTES:
         stop.sleep(_SETTLE_S)
         diff.precopy()
+
+
+def _precopy_shm(source: Source, own: Belongings, shm: ShmCopy) -> None:
+    own.looked_at(own_freezer(source).pids())
+    shm.precopy()
+
+
+def _layers(mounted: overlay.Overlay) -> tuple[list[str], list[str]]:
+    """What is copied, the topmost first, and the image's layers below it.
+
+    A restored container has the diff of its own snapshot below its upperdir.
+    """
+    lower = mounted.absolute_lowerdirs()
+    diffs = [path for path in lower if path.startswith(f"{SNAPSHOTS}/")]
+    return [mounted.upperdir, *diffs], [path for path in lower if path not in diffs]
 
 
 def _overlay(source: Source) -> overlay.Overlay:

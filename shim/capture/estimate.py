@@ -8,10 +8,11 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shim.capture.source import own_freezer
 from shim.contract import limits
 from shim.contract.paths import SNAPSHOTS
 from shim.kernel.beneath import O_WALK, open_dir
-from shim.kernel.cgroup import Freezer
+from shim.kernel.cgroup import memory_used
 from shim.kernel.fds import OwnedFd
 from shim.rootfs import overlay
 
@@ -49,27 +50,33 @@ class Amount:
 def estimate(source: Source, stop: Stop) -> Amount:
     """What a snapshot of the container as it is now would take.
 
-    An estimate: private memory is counted for each process, as CRIU dumps it, and of shared
-    memory the largest that one process has, because most often all have the same. Raises TooMuch
-    when its files cannot be captured at all; Stopped, OSError, ValueError.
+    Memory that several processes share counts once. No more memory than is charged to the
+    container's cgroup: whatever processes do to the accounts of their pages, others' snapshots do
+    not go for more than that. Raises TooMuch when its
+    files cannot be captured at all; Stopped, OSError, ValueError.
     """
     mounted = overlay.read_overlay(source.rootfs)
     diffs = [path for path in mounted.absolute_lowerdirs() if path.startswith(f"{SNAPSHOTS}/")]
     directories = [mounted.upperdir, *diffs, *filter(None, [source.shm])]
-    found = Amount(memory(Freezer.of(source.pid).pids()), 0)
+    in_memory, swapped = memory(own_freezer(source).pids())
+    found = Amount(min(in_memory, memory_used(source.pid)) + swapped, 0)
     for each in directories:
         found = found.plus(amount(each, stop))
     return found
 
 
-def memory(pids: Iterable[int]) -> int:
-    """What the processes have in memory that is nowhere else. Source: proc_pid_status(5)."""
-    private, shared = 0, 0
+def memory(pids: Iterable[int]) -> tuple[int, int]:
+    """Bytes that the processes have in memory and in no file, and those that are swapped out.
+
+    Each has its share of a page that several have mapped (Pss), so that all together have it once.
+    Source: Documentation/ABI/testing/procfs-smaps_rollup.
+    """
+    in_memory, swapped = 0, 0
     for pid in pids:
-        found = _status(pid)
-        private += found.get("RssAnon", 0) + found.get("VmSwap", 0)
-        shared = max(shared, found.get("RssShmem", 0))
-    return private + shared
+        found = _rollup(pid)
+        in_memory += found.get("Pss_Anon", 0) + found.get("Pss_Shmem", 0)
+        swapped += found.get("SwapPss", 0)
+    return in_memory, swapped
 
 
 def amount(directory: str, stop: Stop, *, limited: bool = True) -> Amount:
@@ -106,15 +113,15 @@ def _add(found: list[int], dirfd: int, stop: Stop, depth: int, *, limited: bool)
                     raise
 
 
-def _status(pid: int) -> dict[str, int]:
-    """The fields of /proc/PID/status that are an amount of memory, in bytes; none when it died."""
+def _rollup(pid: int) -> dict[str, int]:
+    """The rows of smaps_rollup in bytes; none when the process has ended."""
     found = {}
     try:
-        with open(f"/proc/{pid}/status", errors="surrogateescape", newline="\n") as file:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            next(file, b"")  # the addresses
             for line in file:
-                name, _, value = line.partition(":")
-                if value.rstrip().endswith(" kB"):
-                    found[name] = int(value.split()[0]) * 1024
+                name, _, value = line.partition(b":")
+                found[name.decode()] = int(value.split()[0]) * 1024
     except (FileNotFoundError, ProcessLookupError):
         pass
     return found

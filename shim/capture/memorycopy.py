@@ -107,11 +107,13 @@ class MemoryCopy:
         """Bytes that are copied now."""
         return sum(copy.size for copy in self._all())
 
-    def compare(self, pids: Sequence[int]) -> frozenset[int]:
+    def compare(self, pids: Sequence[int], until: float | None = None) -> frozenset[int]:
         """Begin to bring up to date what was copied. The processes are frozen from now on.
 
-        The numbers of the objects of shared memory of which there is a copy.
+        until: another deadline from now on. Returns the numbers of the objects of shared memory of
+        which there is a copy.
         """
+        self._until = self._until if until is None else until
         here = {pid: lineage.numbers(pid)[self._level] for pid in pids}
         for pid, space in list(self._spaces.items()):
             if here.get(pid) != space.number:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from shim.kernel import othermemory
-from shim.kernel.othermemory import Watch
+from shim.kernel.othermemory import Reader, Watch
 from shim.kernel.sharedobjects import OpenObject
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class OfProcess(Readable):
 
     def __init__(self, pid: int, number: int) -> None:
         self._pid, self.name = pid, f"process {number}"
+        self._reader = Reader(pid)
         self._watch: Watch | None = None
 
     def pages(self) -> Iterator[Range]:
@@ -72,7 +73,7 @@ class OfProcess(Readable):
     def read(self, wanted: array[int], size: int, buffer: Buffer) -> int:
         """As Readable's."""
         try:
-            return othermemory.read(self._pid, wanted, size, buffer.address)
+            return self._reader.read(wanted, size, buffer)
         except ProcessLookupError:
             return 0
 
@@ -91,6 +92,7 @@ class OfProcess(Readable):
 
     def close(self) -> None:
         """As Readable's."""
+        self._reader.close()
         if self._watch:
             self._watch.close()
 

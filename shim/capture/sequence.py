@@ -14,12 +14,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shim.capture import workload
+from shim.capture import ghosts, standstill, workload
 from shim.capture.dump import dump
 from shim.capture.estimate import amount
 from shim.capture.settle import settle
+from shim.capture.source import own_freezer
+from shim.capture.toll import Toll
 from shim.contract import faults
-from shim.contract.errors import CaptureFailed, QuiesceFailed
+from shim.contract.errors import CaptureFailed, NotCapturable, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
 from shim.gate.volumes import in_volumes
@@ -27,7 +29,7 @@ from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from shim.capture.copied import CopiedMemory
@@ -57,6 +59,14 @@ class Taken:
     volume_files: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """stop: ends the capture, at its deadline or when told. frozen_s: how long it stands still."""
+
+    stop: Stop
+    frozen_s: float
+
+
 async def capture(
     source: Source,
     staging: Path,
@@ -64,22 +74,28 @@ async def capture(
     *,
     quiesce: Call | None,
     resume: Call | None,
-    stop: Stop,
+    make_room: Callable[[], Awaitable[None]],
+    bounds: Bounds,
 ) -> Taken:
     """Take everything of `source` into `staging`.
 
-    network: what the hook recorded at its start. stop: ends it, at its deadline or when told.
-    Raises CaptureFailed; the source then runs as before. Cancelling tells `stop`, and waits for the
-    frozen window to end.
+    network: what the hook recorded at its start. make_room: called right before the first copy.
+    Raises CaptureFailed; the source then runs as before. Cancelling tells the bounds' `stop`, and
+    waits for the frozen window to end.
     """
+    stop = bounds.stop
     source.check()
+    toll = await asyncio.to_thread(_before, source)
     steps: dict[str, float] = {}
     began = time.monotonic()
     async with _quiesced(source, quiesce, resume):
+        await make_room()
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            memory = await finished(asyncio.to_thread(dump, source, staging, steps, stop), stop)
+            memory = await finished(
+                asyncio.to_thread(dump, source, staging, steps, stop, bounds.frozen_s), stop
+            )
             faults.point("capture.thawed", source.container)
         except Stopped as error:
             raise _late(source.container, error) from error
@@ -91,11 +107,25 @@ async def capture(
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
     try:
-        return await finished(
+        taken = await finished(
             asyncio.to_thread(_described, source, staging, network, steps, memory, stop), stop
         )
     except Stopped as error:
         raise _late(source.container, error) from error
+    await asyncio.to_thread(toll.check)
+    return taken
+
+
+def _before(source: Source) -> Toll:
+    """Look at the source before anything is done to it."""
+    try:
+        standstill.check(source, own_freezer(source).pids())
+        return Toll(source)
+    except (OSError, ValueError) as error:
+        raise NotCapturable(
+            "cannot capture", container=source.container,
+            why=f"its processes cannot be looked at: {error}", do="Is it still running?",
+        ) from error  # fmt: skip
 
 
 def _late(container: str, why: Stopped) -> CaptureFailed:
@@ -172,6 +202,7 @@ def _described(
         if entry.get("link") != "lo" and entry.get("scope") == 0
     ]
     stop.check()
+    ghosts.check(source, staging / SNAPSHOT_CRIU)
     settle(staging, copied)
     stop.check()
     faults.point("capture.settled", source.container)

@@ -116,18 +116,18 @@ def thaw_left(container: str) -> bool:
 def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator[Freezer]:
     """Freeze the container, and let it run again whatever happens. Raises NotFrozen.
 
-    until: when it is thawed in any case, on `time.monotonic`. A daemon that is killed in between
-    leaves a guard, and a journal line, with which the next one thaws.
+    until: the guard thaws the container then in any case, on `time.monotonic`. A daemon that is
+    killed in between leaves the guard, and a journal line, with which the next one thaws.
     steps["frozen"]: seconds from the request to freeze to the end of the freeze.
     """
     with _border(source):
-        freezer = _own_freezer(source)
+        freezer = own_freezer(source)
         journal.note(journal.path_of(source.container), journal.FROZEN, freezer.path)
     with _guard(source, freezer, until) as guard_had_to_thaw:
         began = time.monotonic()
         try:
             with _border(source):
-                freezer.freeze(until=began + FREEZE_S)
+                freezer.freeze(until=min(began + FREEZE_S, until))
             yield freezer
         finally:
             with _border(source):
@@ -136,12 +136,13 @@ def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator
         if guard_had_to_thaw():
             raise NotFrozen(
                 "the container did not stay frozen", container=source.container,
-                why="quickthawd was stopped, or the capture too slow, and the container was thawed",
-                do="Raise capture_timeout_s in the configuration, or find what is slow.",
+                why="the guard thawed it: the frozen window exceeded its limit, or quickthawd "
+                f"was stopped; it was left after {steps['frozen']:g} s",
+                do="Find the slow part: CRIU, the disk of the store, or the number of files.",
             )  # fmt: skip
 
 
-def _own_freezer(source: Source) -> Freezer:
+def own_freezer(source: Source) -> Freezer:
     """The freezer of the container's cgroup. Raises OSError, ValueError.
 
     A process that is ending is shown in the root cgroup, and its number may become another's: what

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from shim.kernel import lineage
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
@@ -21,6 +25,9 @@ _TAIL_BYTES = 4096
 _CHUNK_BYTES = 64 << 10
 _MOST_BYTES = 8 << 20
 """Of what a program prints. Of more only the end is kept, for messages."""
+_DIES_WITHIN_S = 5.0
+"""How long a killed program may take to end. One that the kernel holds is left to itself then."""
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +45,65 @@ class Ended:
 
 def run(
     argv: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None,
-    held_fd: int | None = None,
+    held_fd: int | None = None, release: Callable[[], None] | None = None,
 ) -> Ended:  # fmt: skip
     """Run one program to its end, for callers in a thread of their own.
 
     environment: what it gets beside ENVIRONMENT. held_fd: a lock that it holds while it runs.
-    Raises TimeoutError after killing its process group, OSError when it cannot be executed.
+    release: called again and again while the killed program does not end, to take away what holds
+    it in the kernel. Raises TimeoutError after killing it and all that it has started, OSError
+    when it cannot be executed.
     """
-    with subprocess.Popen(
+    process = subprocess.Popen(
         list(argv), env={**ENVIRONMENT, **(environment or {})}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         pass_fds=() if held_fd is None else (held_fd,),
-    ) as process:  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=within_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise TimeoutError(f"{argv[0]} did not end within {within_s:g} s") from None
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        left = _end(process, release)
+        more = f", and did not die of SIGKILL: {left}" if left else ""
+        raise TimeoutError(f"{argv[0]} did not end within {within_s:.4g} s{more}") from None
+    except BaseException:
+        _end(process, release)
+        raise
     return Ended(_status(process.returncode), output)
+
+
+def _end(process: subprocess.Popen[bytes], release: Callable[[], None] | None) -> str:
+    """Kill a program and all that it has started; those that do not end in time.
+
+    The signal is there before they are released: none of them runs a step of its own any more.
+    """
+    with contextlib.ExitStack() as stack:
+        fds = {process.pid: os.pidfd_open(process.pid)}  # not reaped: the number is its own
+        stack.callback(os.close, fds[process.pid])
+        for pid in lineage.descendants(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                fds[pid] = os.pidfd_open(pid)
+                stack.callback(os.close, fds[pid])
+        for fd in fds.values():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # who was started meanwhile
+        until = time.monotonic() + _DIES_WITHIN_S
+        while alive := [pid for pid, fd in fds.items() if not _has_ended(fd)]:
+            if time.monotonic() > until:
+                break
+            if release:
+                release()
+        if process.stdout:
+            process.stdout.close()
+        if process.pid not in alive:
+            process.wait()
+    return ", ".join(f"process {pid}" for pid in alive)
+
+
+def _has_ended(pid_fd: int) -> bool:
+    """Wait a moment for the end of a process."""
+    return bool(select.select([pid_fd], [], [], _LOOK_S)[0])
 
 
 async def run_async(

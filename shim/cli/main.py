@@ -29,6 +29,7 @@ _VERBS: Final = {
 }
 _EPILOG = """\
 exit status: 0 done; 1 failed; 2 wrong usage; 30-39, 70-72 the capture failed, the source goes on;
+73 processes of the source were killed during its capture, or it has ended: there is no snapshot;
 24, 51 a snapshot is not whole; 40 no such snapshot; 41 the snapshot is in use; 42 no such pod;
 43 malformed request; 44 a key is refused; 45 no such key; 46 the snapshot is not in quarantine;
 47 the snapshot was not (wholly) removed; 49 the daemon refused; 52 the configuration is not

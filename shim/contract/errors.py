@@ -15,7 +15,7 @@
     |   |-- SwapTooLate 26
     |   |-- NetworkNotReady 27
     |   `-- ResumeFailed 28
-    |-- CaptureFailed (30-39, 70-72) the source goes on serving
+    |-- CaptureFailed (30-39, 70-74) the source goes on serving
     |   |-- NotCapturable 30
     |   |-- CriuDumpFailed 31
     |   |-- RootfsNotCopied 32
@@ -27,7 +27,8 @@
     |   |-- ContainerBusy 38
     |   |-- NoRoom 70
     |   |-- SnapshotTooBig 71
-    |   `-- MemoryNotCopied 72
+    |   |-- MemoryNotCopied 72
+    |   `-- SourceHarmed 73
     |-- RequestRefused (40-49)      nothing was changed: a person's request to the daemon
     |   |-- NoSuchSnapshot 40
     |   |-- SnapshotInUse 41
@@ -62,6 +63,7 @@ class Effect:
     KILLED = "the container was killed; kubelet restarts it cold"
     REFUSED_START = "the container does not start: its pod asked for no cold start"
     STILL_SERVING = "no snapshot was made; the source goes on serving"
+    NOTHING_PUBLISHED = "no snapshot was made"
     HALF_REMOVED = "it is still there, or what is left of it goes when quickthawd starts again"
     NOTHING = "nothing was changed"
 
@@ -286,6 +288,13 @@ class SnapshotTooBig(CaptureFailed):
     """One snapshot would be larger than the configuration allows."""
 
     exit_code = 71
+
+
+class SourceHarmed(CaptureFailed):
+    """Processes of the source were killed, or all of it has ended, while it was captured."""
+
+    effect = Effect.NOTHING_PUBLISHED
+    exit_code = 73
 
 
 def too_big(container: str, why: Exception) -> SnapshotTooBig:

@@ -83,25 +83,55 @@ def parsed(kind: type[Entry], raw: bytes, path: Path) -> Entry:
         raise DamagedImage(f"{path.name}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Ghost:
+    """A file that is open or mapped and has no name any more: CRIU makes it again, by its name.
+
+    path: its last name, absolute, in the container. mode: with the type.
+    """
+
+    path: str
+    mode: int
+
+
+def ghosts(directory: Path) -> list[Ghost]:
+    """The ghost files of a dump. Raises DamagedImage, OSError."""
+    found = []
+    for remap, names in _remaps(directory):
+        if remap.remap_type == criu_pb2.RemapEntry.GHOST:
+            image = directory / f"ghost-file-{remap.remap_id:x}.img"
+            made = parsed(criu_pb2.GhostFile, first(image), image)
+            found.append(Ghost(f"/{names[remap.orig_id]}", made.mode))
+    return found
+
+
 def link_remaps(directory: Path) -> list[LinkRemap]:
     """The link remaps of a dump. Raises DamagedImage, OSError."""
+    return [
+        LinkRemap(names[remap.orig_id], names[remap.remap_id])
+        for remap, names in _remaps(directory)
+        if remap.remap_type == criu_pb2.RemapEntry.LINKED
+    ]
+
+
+def _remaps(directory: Path) -> Iterator[tuple[criu_pb2.RemapEntry, dict[int, str]]]:
+    """Each remap, and the names of all files by their id."""
     remaps = directory / "remap-fpath.img"
     if not remaps.exists():
-        return []
+        return
     names = {}
     for entry in entries(directory / "files.img"):
         file = _file(entry)
         if file.HasField("reg"):
             names[file.reg.id] = os.fsdecode(file.reg.name).lstrip("/")
-    found = []
     for entry in entries(remaps):
-        try:
-            remap = criu_pb2.RemapEntry.FromString(entry)
-            if remap.remap_type == criu_pb2.RemapEntry.LINKED:
-                found.append(LinkRemap(names[remap.orig_id], names[remap.remap_id]))
-        except (DecodeError, KeyError) as error:
-            raise DamagedImage(f"remap-fpath.img: {error}") from error
-    return found
+        remap = parsed(criu_pb2.RemapEntry, entry, remaps)
+        needed = {remap.orig_id}
+        if remap.remap_type == criu_pb2.RemapEntry.LINKED:
+            needed.add(remap.remap_id)
+        if remap.remap_type != criu_pb2.RemapEntry.PROCFS and not needed <= names.keys():
+            raise DamagedImage("remap-fpath.img: of a file that is not in files.img")
+        yield remap, names
 
 
 def open_paths(directory: Path) -> list[str]:

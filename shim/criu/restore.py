@@ -27,6 +27,8 @@ _DELETE_S = 10.0
 _DIES_WITHIN_S = 5.0
 _RUNC_ROOT = "/run/runc"
 _LOOK_S = 0.001
+_UMASK = 0o022
+"""CRIU makes deleted files again with it: `shim.capture.ghosts` counts on this one."""
 
 DESCRIPTORS = "descriptors.json"
 """The pipes and files that the container's standard streams were. Source: runc, checkpoint."""
@@ -56,6 +58,7 @@ def start(
     ]  # fmt: skip
 
     def first() -> None:
+        os.umask(_UMASK)
         # `runc create` does so, `runc restore` does not: CRIU's children would keep containerd's.
         # Not in our own process: `runc create` in its place could not join what it has already.
         if "--no-new-keyring" not in call.options:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import version
-from shim.capture import tool
+from shim.capture import record, tool
 from shim.capture.estimate import Amount, estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
-from shim.capture.sequence import capture, finished
+from shim.capture.sequence import Bounds, capture, finished
 from shim.capture.source import Source, thaw_left
 from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
@@ -28,6 +28,7 @@ from shim.contract.errors import (
     ContainerBusy,
     NotCapturable,
     QuickthawError,
+    SourceHarmed,
     too_big,
 )
 from shim.contract.limits import TooMuch
@@ -122,12 +123,22 @@ class Captures:
                 why=f"it is {tracked.state}", do="Wait for it, and look at `quickthaw status`.",
             )  # fmt: skip
         before = tracked.state, tracked.reason
-        tracked.task = asyncio.current_task()
+        # Not the task of the request: it goes on when the container ends, and answers.
+        tracked.task = task = asyncio.ensure_future(self._capture(tracked, tracked.identity))
         try:
-            return await self._capture(tracked, tracked.identity)
+            return await task
         except CaptureFailed:
             tracked.become(*before)
             raise
+        except asyncio.CancelledError as error:
+            asking = asyncio.current_task()
+            if asking and asking.cancelling():
+                raise
+            raise SourceHarmed(
+                "cannot capture", container=tracked.container,
+                why="the container ended during its capture",
+                do="Look for why it ended: `kubectl describe pod` tells of the OOM killer.",
+            ) from error  # fmt: skip
         finally:
             tracked.task = None
 
@@ -199,6 +210,7 @@ class Captures:
     async def _capture(self, tracked: Tracked, identity: Identity) -> Manifest:
         source = await asyncio.to_thread(self._source, tracked, identity)
         self._trust.check_signing(tracked.container)
+        await self._note_company(tracked)
         async with self._turn:
             tracked.become(State.CAPTURING)
             try:
@@ -208,7 +220,7 @@ class Captures:
                 raise CaptureFailed(
                     "cannot capture", container=tracked.container,
                     why=f"it took longer than {self._config.capture_timeout_s:g} s",
-                    do="Raise capture_timeout_s in the configuration, or find what is slow.",
+                    do="Find the slow part: the workload's own calls, or the disk of the store.",
                 ) from error  # fmt: skip
             except (OSError, Stopped) as error:
                 raise CaptureFailed(
@@ -219,6 +231,20 @@ class Captures:
         tracked.become(State.CAPTURED)
         self._reporter.captured(tracked, steps["frozen"], steps["total"])
         return found
+
+    async def _note_company(self, tracked: Tracked) -> None:
+        """Who came to its pod while no daemon was there may have made what is in /dev/shm."""
+        if record.has(tracked.container, record.OTHERS):
+            return
+        try:
+            if await self._decider.later_ones(tracked):
+                record.write(tracked.container, record.OTHERS, record.NOTHING_KNOWN)
+        except (ContainerdRefused, OSError) as error:
+            raise NotCapturable(
+                "cannot capture", container=tracked.container,
+                why=f"nobody tells which containers its pod has had: {error}",
+                do="Is containerd there?",
+            ) from error  # fmt: skip
 
     async def _undisturbed(
         self, tracked: Tracked, identity: Identity, source: Source
@@ -266,7 +292,8 @@ class Captures:
             taken = await capture(
                 source, staging, network,
                 quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
-                stop=stop,
+                make_room=lambda: self._room.make(source.container, tracked.pod.namespace),
+                bounds=Bounds(stop, self._config.frozen_limit_s),
             )  # fmt: skip
             await content.check(tracked, identity, source.spec)
             await self._room.admit(

@@ -151,6 +151,12 @@ class Config:
         "How long a swap may take where the pod does not say. kubelet gives up after 120 s.",
     )
     capture_timeout_s: float = key(600.0, seconds, "How long a capture may take.")
+    frozen_limit_s: float = key(
+        30.0,
+        seconds,
+        "How long a container may stand still while it is captured, at most. Where the estimate\n"
+        "for its memory and 10 s are less, that is the limit. Then it is thawed, and not captured.",
+    )
     readiness_timeout_s: float = key(
         3600.0, seconds, "How long we wait for a container to become worth capturing."
     )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _CONTAINER = "io.cri-containerd.container.metadata"
 _SANDBOX = "io.cri-containerd.sandbox.metadata"
+_POD_UID, _NAME = "io.kubernetes.pod.uid", "io.kubernetes.container.name"
+_KIND = "io.cri-containerd.kind"
 _CALL_S = 5.0
 
 
@@ -84,6 +86,28 @@ class Containerd:
         metadata = await asyncio.to_thread(_metadata, record, _SANDBOX)
         found = [metadata.get("IP"), *(metadata.get("AdditionalIPs") or ())]
         return tuple(str(address) for address in found if address)
+
+    async def later_ones(self, container: ContainerId) -> list[str]:
+        """The names of other containers of the same pod that were created after this one.
+
+        Also of those that have ended, until kubelet removes them. Raises ContainerdRefused.
+        """
+        own = await self._container(container)
+        wanted = {_POD_UID: own.labels[_POD_UID], _KIND: "container"}
+        filters = [f'labels."{name}"=={jsontext.compose(value)}' for name, value in wanted.items()]
+        request = containerd_containers_pb2.ListContainersRequest(filters=[",".join(filters)])
+        try:
+            answer = await self._containers.List(
+                request, metadata=self._metadata, timeout=_CALL_S
+            )  # fmt: skip
+        except grpc.RpcError as error:
+            raise ContainerdRefused(f"the containers of {container}'s pod: {error}") from error
+        since = own.created_at.ToNanoseconds()
+        return [
+            each.labels[_NAME]
+            for each in answer.containers
+            if each.labels[_NAME] != own.labels[_NAME] and each.created_at.ToNanoseconds() > since
+        ]
 
     async def _container(self, container: str) -> containerd_containers_pb2.Container:
         try:

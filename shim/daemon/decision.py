@@ -105,6 +105,10 @@ class Decider:
             return
         self._match(tracked, tracked.identity)
 
+    async def later_ones(self, tracked: Tracked) -> list[str]:
+        """Containers of its pod that came after it: see Containerd. Raises ContainerdRefused."""
+        return await self._containerd.later_ones(tracked.container)
+
     async def identify(self, tracked: Tracked) -> Identity:
         """What the container is matched by. Raises ContainerdRefused, ValueError."""
         if not tracked.pod.addresses:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from shim.contract import faults, outcome
 from shim.contract.errors import BadAnnotation
 from shim.contract.names import ContainerId
+from shim.daemon.company import Company
 from shim.daemon.registry import Pod, State, Tracked
 from shim.nri import adjust
 from shim.nri.annotations import parse, wanted
@@ -44,6 +45,7 @@ class NodePlugin(Plugin):
     ) -> None:  # fmt: skip
         self._registry, self._decider, self._prefetch = registry, decider, prefetch
         self._captures, self._reporter, self._health = captures, reporter, health
+        self._company = Company(registry)
 
     async def run_pod_sandbox(self, pod: nri_pb2.PodSandbox) -> None:
         if names := wanted(dict(pod.annotations)):
@@ -53,11 +55,13 @@ class NodePlugin(Plugin):
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
     ) -> nri_pb2.ContainerAdjustment | None:
         tracked = self._track(pod, container)
+        arrived = self._company.arrives(container, is_ours=tracked is not None)
         if tracked is None:
             return None
         faults.point("daemon.create", tracked.container)
         self._learn_of_killed(tracked)
         adjust.prepare(tracked.container)
+        arrived.tell(tracked.container)
         faults.point("daemon.create.prepared", tracked.container)
         self._registry.add(tracked)
         return adjust.adjustment(tracked.container)
@@ -79,12 +83,14 @@ class NodePlugin(Plugin):
             self._started(tracked)
 
     async def stop_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
+        self._company.leaves(container)
         if tracked := self._registry.get(container.id):
             self._captures.give_up(tracked, "the container ended")
             tracked.let_go()
             self._take_outcome(tracked)  # of a page server that could not go on
 
     async def remove_container(self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> None:
+        self._company.leaves(container)
         if tracked := self._registry.remove(container.id):
             self._captures.give_up(tracked, "the container was removed")
             faults.point("daemon.removed", tracked.container)
@@ -103,6 +109,7 @@ class NodePlugin(Plugin):
             if (pod := by_id.get(container.pod_sandbox_id))
             if (tracked := self._track(pod, container, quiet=True))
         )
+        self._company.replace_all(containers)
         for container in containers:
             tracked = known.get(container.id)
             if tracked and container.state == _RUNNING:

@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shim.contract import outcome
 from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, SWAPPED, TICKETS
@@ -75,7 +75,7 @@ class Tracked:
     snapshot: str = ""
     identity: Identity | None = None
     since: float = field(default_factory=time.monotonic)
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[Any] | None = None
 
     def runs(self, pid: int) -> None:
         """Its process is known now. One that has ended meanwhile is not held."""

@@ -2,7 +2,9 @@
 
 When there is none, snapshots that nobody uses go, the least recently used first, and those of the
 own namespace before those of others. Where that does not help nothing is removed, and the capture
-is refused.
+is refused. They go for bytes that exist: for the store's limits when the snapshot is made and its
+size known, for the disk's right before it is copied, when the workload has been quiesced and
+nothing is known to speak against the capture. A capture that is only asked for removes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import errno
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shim.capture.estimate import Amount, amount
@@ -72,13 +74,13 @@ class Room:
 
     @contextlib.asynccontextmanager
     async def reserved(self, container: str, namespace: str, needed: Amount) -> AsyncIterator[None]:
-        """Room for a capture that will probably take `needed`. namespace: of Kubernetes.
+        """Reserve room for a capture that will probably take `needed`. Removes nothing.
 
-        Raises SnapshotTooBig, NoRoom.
+        namespace: of Kubernetes. Raises SnapshotTooBig, NoRoom.
         """
         self._check_size(container, needed.size_bytes, "will probably take")
         async with self._one_at_a_time:
-            await self._make(_Wanted(container, namespace, needed))
+            await self._make(_Wanted(container, namespace, needed), self._limits, remove=False)
             self._reserved[namespace] = self._reserved.get(namespace, _NOTHING).plus(needed)
         try:
             with self._full_disk_told(container):
@@ -86,12 +88,18 @@ class Room:
         finally:
             self._reserved[namespace] = self._reserved[namespace].less(needed)
 
+    async def make(self, container: str, namespace: str) -> None:
+        """Make room on the disk for all that is reserved: it is copied now. Raises NoRoom."""
+        of_disk = replace(self._limits, max_store_bytes=0, max_namespace_bytes=0)
+        async with self._one_at_a_time:
+            await self._make(_Wanted(container, namespace, _NOTHING), of_disk)
+
     async def admit(self, container: str, namespace: str, estimated: Amount, real: Amount) -> None:
         """What was captured takes `real` and is on the disk. Raises as `reserved` does."""
         self._check_size(container, real.size_bytes, "takes")
         wanted = _Wanted(container, namespace, real, real, estimated)
         async with self._one_at_a_time:
-            await self._make(wanted)
+            await self._make(wanted, self._limits)
 
     def _check_size(self, container: str, found: int, does: str) -> None:
         most = self._limits.max_snapshot_bytes
@@ -103,24 +111,27 @@ class Room:
                 "(quickthaw.io/quiesce).",
             )  # fmt: skip
 
-    async def _make(self, wanted: _Wanted) -> None:
-        await self._make_in_namespace(wanted)
+    async def _make(self, wanted: _Wanted, limits: Limits, *, remove: bool = True) -> None:
+        """Remove snapshots, or see whether removing some would do. Raises NoRoom."""
+        await self._make_in_namespace(wanted, limits, remove)
         used = await asyncio.to_thread(self._used)
         there = disk(self._store.root)
         needed = wanted.amount.less(wanted.reserved)
-        for each in self._reserved.values():
-            needed = needed.plus(each)
+        for reserved in self._reserved.values():
+            needed = needed.plus(reserved)
         new = needed.less(wanted.there)
         found = excess(
-            self._limits, there, sum(used.values()), needed.size_bytes, new.size_bytes, new.entries
+            limits, there, sum(used.values()), needed.size_bytes, new.size_bytes, new.entries
         )  # fmt: skip
         own = self._own(wanted)
-        given = shares(self._limits, there, used, wanted.namespace, own)
-        await self._evicted(wanted, found, self._candidates(), given)
+        given = shares(limits, there, used, wanted.namespace, own)
+        for each in self._chosen(wanted, found, self._candidates(), given):
+            if remove:
+                await self._remove(each, wanted.container)
 
-    async def _make_in_namespace(self, wanted: _Wanted) -> None:
+    async def _make_in_namespace(self, wanted: _Wanted, limits: Limits, remove: bool) -> None:
         """Keep within the quota of the namespace, at nobody else's expense."""
-        most, name = self._limits.max_namespace_bytes, wanted.namespace
+        most, name = limits.max_namespace_bytes, wanted.namespace
         if most:
             used = await asyncio.to_thread(self._used)
             would = used.get(name, 0) + self._own(wanted)
@@ -129,18 +140,21 @@ class Room:
                 f"is {most}"
             )
             own = [each for each in self._candidates() if each.namespace == name]
-            await self._evicted(wanted, Excess(would - most, why), own, Shares(name))
+            for each in self._chosen(wanted, Excess(would - most, why), own, Shares(name)):
+                if remove:
+                    await self._remove(each, wanted.container)
 
     def _own(self, wanted: _Wanted) -> int:
         """What all captures of the namespace that are under way will take."""
         reserved = self._reserved.get(wanted.namespace, _NOTHING)
         return reserved.less(wanted.reserved).plus(wanted.amount).size_bytes
 
-    async def _evicted(
+    def _chosen(
         self, wanted: _Wanted, found: Excess, candidates: list[Candidate], given: Shares
-    ) -> None:
+    ) -> list[Candidate]:
+        """The snapshots that have to go. Raises NoRoom when those that may go are not enough."""
         if found.fits:
-            return
+            return []
         chosen = None
         if self._evict:
             chosen = victims(found.size_bytes, candidates, given, found.inodes)
@@ -149,8 +163,7 @@ class Room:
                 "no room for the snapshot", container=wanted.container, why=found.why,
                 do=_MAKE_ROOM if self._evict else _EVICT,
             )  # fmt: skip
-        for each in chosen:
-            await self._remove(each, wanted.container)
+        return chosen
 
     def _used(self) -> dict[str, int]:
         """Bytes on disk by namespace; nobody knows whose a damaged one is."""

@@ -64,6 +64,70 @@ class Freezer:
             return f"frozen {int(wanted)}" in file.read().splitlines()
 
 
+class OomKills:
+    """The OOM killer's count in one cgroup and those beneath. path: its directory.
+
+    Sources: cgroup-v1/memory (memory.oom_control), cgroup-v2 (memory.events).
+    """
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, pid: int) -> OomKills:
+        """Of the cgroup that process `pid` is in. Raises OSError, ValueError without one."""
+        return cls(memory_cgroup(pid))
+
+    def count(self) -> int:
+        """How many processes were killed. Raises OSError when the cgroup is gone."""
+        if os.path.exists(f"{self.path}/memory.events"):
+            return _row(f"{self.path}/memory.events", "oom_kill")
+        return sum(
+            _row(f"{directory}/memory.oom_control", "oom_kill")
+            for directory in _all_below(self.path)
+        )
+
+
+def memory_cgroup(pid: int) -> str:
+    """The directory of the cgroup that counts the memory of process `pid`.
+
+    Raises OSError, ValueError when none does.
+    """
+    for controllers, path in _cgroups_of(pid):
+        if controllers == "" or "memory" in controllers.split(","):
+            for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
+                return directory
+    raise ValueError(f"no cgroup counts the memory of process {pid}")
+
+
+def memory_used(pid: int) -> int:
+    """Bytes that are charged to the cgroup of process `pid` now. Raises OSError, ValueError."""
+    directory = memory_cgroup(pid)
+    for name in ("memory.current", "memory.usage_in_bytes"):
+        if os.path.exists(f"{directory}/{name}"):
+            with open(f"{directory}/{name}") as file:
+                return int(file.read())
+    raise ValueError(f"{directory} does not tell its memory")
+
+
+def _all_below(path: str) -> list[str]:
+    """The cgroup and all beneath. Raises OSError when it is gone."""
+    os.stat(path)
+    return [directory for directory, _, _ in os.walk(path)]
+
+
+def _row(path: str, name: str) -> int:
+    """The number in a file's row. 0 where an older kernel has none. Raises OSError."""
+    with open(path) as file:
+        for line in file:
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    return 0
+
+
 class QuickMoves:
     """Has others move processes between cgroups without waiting, as long as `again` is called
     every few milliseconds.
@@ -108,12 +172,7 @@ def charge_to(pid: int) -> None:
     It becomes a member. Memory is charged to whoever touches it first, also memory of a file that
     somebody else has made. Raises OSError, ValueError when no cgroup there counts memory.
     """
-    for controllers, path in _cgroups_of(pid):
-        if controllers == "" or "memory" in controllers.split(","):
-            for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
-                _write(f"{directory}/cgroup.procs", str(os.getpid()))
-                return
-    raise ValueError(f"no cgroup counts the memory of process {pid}")
+    _write(f"{memory_cgroup(pid)}/cgroup.procs", str(os.getpid()))
 
 
 def _mounted(

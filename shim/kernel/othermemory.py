@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = mmap.PAGESIZE
 MAX_RANGES: Final = 1024
-"""Of one call of `read`. Source: UIO_MAXIOV."""
+"""Of one call of `Reader.read`. Source: UIO_MAXIOV."""
 MAX_BYTES: Final = 4 << 20
 """Of one call of `is_zero`."""
 
@@ -48,6 +48,10 @@ _THERE = bytes(int(byte & 0xC0 != 0) for byte in range(256))
 """By the highest byte of an entry: whether the page is in memory or swapped out."""
 _WRITTEN = bytes(int(byte & 0x80 != 0) for byte in range(256))
 """By the second highest byte: the soft-dirty bit."""
+_SHARED = bytes(int(byte & 0x40 != 0 or byte & 0x81 == 0x80) for byte in range(256))
+"""By the highest byte: mapped more than once, as far as bit 56 tells, or swapped out."""
+_SPAN = 4
+"""Ranges are looked at in one go when they lie within a few times their size."""
 _YES, _NO = b"\1", b"\0"
 _CLEAR_WRITTEN = b"4"
 _RUN = re.compile(b"\x01+")
@@ -178,16 +182,83 @@ def can_watch() -> bool:
 
 
 def vectors(ranges: Iterable[Range]) -> array[int]:
-    """Ranges as `read` takes them."""
+    """Ranges as `Reader.read` takes them."""
     return array("Q", [word for start, end in ranges for word in (start, end - start)])
 
 
-def read(pid: int, wanted: array[int], size: int, into: int) -> int:
-    """Read ranges of another process, one behind the other; how many bytes were there.
+class Reader:
+    """Read the memory of a process, and leave it as it is.
 
-    It ends at the first range that cannot be read, perhaps in it. wanted: of `vectors`. size: of
-    all of them. into: an address of ours. Raises OSError when the process is gone.
+    process_vm_readv is the fast way, and it pins pages: of each page that is mapped more than once
+    (since a fork, or by KSM) the kernel first makes a copy of its own for the process that is read
+    (gup_must_unshare in mm/gup.c), on the account of its container. So a range with such a page is
+    read through /proc/PID/mem, which does not pin. A page that becomes shared between the look and
+    the reading is copied nevertheless: a range's worth at most for each fork.
+
+    Methods are for several threads at once. Raises OSError when the process is gone.
     """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._pages_fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._memory_fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(self._pages_fd)
+            raise
+
+    def close(self) -> None:
+        """Read no more."""
+        os.close(self._pages_fd)
+        os.close(self._memory_fd)
+
+    def read(self, wanted: array[int], size: int, buffer: Buffer) -> int:
+        """Read ranges, one behind the other; how many bytes were there.
+
+        It ends at the first range that cannot be read, perhaps in it. wanted: of `vectors`. size:
+        of all of them. Raises OSError when the process is gone.
+        """
+        if self._is_shared(wanted, size):
+            return self._read_unpinned(wanted, buffer)
+        return read_pinned(self._pid, wanted, size, buffer.address)
+
+    def _is_shared(self, wanted: array[int], size: int) -> bool:
+        """Whether a page may be mapped more than once. A swapped one may: nothing tells."""
+        first, end = wanted[0], wanted[-2] + wanted[-1]
+        if 0 < end - first <= _SPAN * size:  # one look at all between them is cheaper than many
+            return self._has_shared(first, end - first)
+        words = iter(wanted)
+        pairs = zip(words, words, strict=True)
+        return any(self._has_shared(start, length) for start, length in pairs)
+
+    def _has_shared(self, start: int, length: int) -> bool:
+        size = length // PAGE * _ENTRY_BYTES
+        entries = os.pread(self._pages_fd, size, start // PAGE * _ENTRY_BYTES)
+        if len(entries) < size:
+            return True  # the process has executed another program: nothing is known of that one
+        return _YES in entries[_ENTRY_BYTES - 1 :: _ENTRY_BYTES].translate(_SHARED)
+
+    def _read_unpinned(self, wanted: array[int], buffer: Buffer) -> int:
+        words, done = iter(wanted), 0
+        for start, length in zip(words, words, strict=True):
+            end = done + length
+            while done < end:
+                try:
+                    got = os.preadv(
+                        self._memory_fd, [buffer.view[done:end]], start + length - (end - done)
+                    )
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    return done
+                if not got:
+                    return done
+                done += got
+        return done
+
+
+def read_pinned(pid: int, wanted: array[int], size: int, into: int) -> int:
+    """As `Reader.read`, into memory at an address of ours; the process gets pages of its own."""
     local = array("Q", [into, size])
     got: int = _read(
         pid, local.buffer_info()[0], 1, wanted.buffer_info()[0], len(wanted) // 2, 0

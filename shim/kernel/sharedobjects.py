@@ -70,6 +70,11 @@ def _mapped(pid: int) -> Iterator[tuple[int, str, bool]]:
                 yield int(fields[4]), path, fields[5].startswith(_SEGMENT)
 
 
+def segments(pid: int) -> set[int]:
+    """The ids of the System V segments that a process has attached. Raises OSError."""
+    return {number for number, _, is_segment in _mapped(pid) if is_segment}
+
+
 def _descriptors(pid: int, most: int) -> list[str]:
     with os.scandir(f"/proc/{pid}/fd") as entries:
         return [entry.name for entry in islice(entries, most)]

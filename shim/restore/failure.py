@@ -11,15 +11,19 @@ import errno
 import os
 
 from shim.contract import jsontext
-from shim.contract.errors import Blame, CriuRestoreFailed
+from shim.contract.errors import Blame, CriuRestoreFailed, SwapTooLate
+from shim.gate.facts import section
 from shim.restore import logs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from shim.contract.ticket import Ticket
 
+_PERIOD_US = 100_000
+"""The kernel's own, where the spec has none."""
 _OF_THE_POD = tuple(
     os.strerror(number)
     for number in (
@@ -46,6 +50,28 @@ def of_criu(
     if not began or is_of_the_pod(reason, _volume_files(facts)):
         error.blame = Blame.OTHER
     return error
+
+
+def too_late(ticket: Ticket, spec: Mapping[str, Any], where: str, why: str) -> SwapTooLate:
+    """The error for a deadline that passed. spec: of the new container.
+
+    CRIU works in the container's cgroup: with less than one processor it is as slow as the pod's
+    author wants it.
+    """
+    error = SwapTooLate(
+        f"the swap's deadline passed {where}", container=ticket.container, why=why,
+        do="Raise quickthaw.io/deadline, or find what is slow.",
+    )  # fmt: skip
+    if has_slow_cpu(spec):
+        error.blame = Blame.OTHER
+    return error
+
+
+def has_slow_cpu(spec: Mapping[str, Any]) -> bool:
+    """Whether the container may use less than one processor. Source: OCI, config-linux.md."""
+    cpu = section(section(section(spec, "linux"), "resources"), "cpu")
+    quota, period = cpu.get("quota"), cpu.get("period") or _PERIOD_US
+    return isinstance(quota, int) and isinstance(period, int) and 0 < quota < period
 
 
 def is_of_the_pod(reason: str, volume_files: Sequence[str]) -> bool:

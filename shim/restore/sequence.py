@@ -20,7 +20,6 @@ from shim.contract.errors import (
     RootfsNotMountable,
     SnapshotDoesNotFit,
     SwapFailed,
-    SwapTooLate,
 )
 from shim.contract.paths import (
     CONTAINER_CRIU_CONF,
@@ -50,6 +49,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from shim.contract.errors import SwapTooLate
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
@@ -182,10 +182,9 @@ class Swap:
             ) from error  # fmt: skip
 
     def _late(self, where: str, why: str) -> SwapTooLate:
-        return SwapTooLate(
-            f"the swap's deadline passed {where}", container=self.ticket.container, why=why,
-            do="Raise quickthaw.io/deadline, or find what is slow.",
-        )  # fmt: skip
+        from shim.restore import failure
+
+        return failure.too_late(self.ticket, self.bundle.spec, where, why)
 
     def _checked(self, held: contextlib.ExitStack) -> tuple[Manifest, Check]:
         """The manifest of a snapshot that fits the spec that runc would be given.

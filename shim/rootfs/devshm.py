@@ -11,7 +11,7 @@ import contextlib
 import os
 import stat
 from itertools import islice
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from shim.contract.errors import ShmNotCopied, too_big
 from shim.contract.limits import MAX_SHM_ENTRIES, TooMuch
@@ -30,15 +30,31 @@ _MOST_LOOKED_AT = 10_000
 """Names in a directory. Where there are more, big files are found when all is copied."""
 
 
+class Selection(Protocol):
+    """Which entries are the container's own. Its methods may raise to refuse the capture."""
+
+    def early(self, status: os.stat_result) -> bool:
+        """Whether a file is surely its own, while everything runs."""
+
+    def file(self, status: os.stat_result, path: str) -> bool:
+        """Whether a file is its own. path: relative."""
+
+    def directory(self, status: os.stat_result, path: str, *, is_empty: bool) -> bool:
+        """Whether a directory is its own, even when nothing in it is."""
+
+
 class ShmCopy:
     """Copies what is in the directory `shm` into the empty directory `target`.
 
-    shm: on the host; empty when the container has none. stop: ends the work. A context manager,
-    which raises OSError when `shm` cannot be opened.
+    shm: on the host; empty when the container has none. stop: ends the work. own: what is copied;
+    None for everything. A context manager, which raises OSError when `shm` cannot be opened.
     """
 
-    def __init__(self, shm: str, target: str, *, container: str, stop: Stop) -> None:
-        self._shm, self._target, self._container, self._stop = shm, target, container, stop
+    def __init__(
+        self, shm: str, target: str, *, container: str, stop: Stop, own: Selection | None = None
+    ) -> None:  # fmt: skip
+        self._shm, self._target, self._container, self._own = shm, target, container, own
+        self._stop = stop
         self._copier = PrecopyingCopier(stop)
         self._dir: OwnedFd | None = None
 
@@ -56,7 +72,7 @@ class ShmCopy:
         """Copy big files, which may change meanwhile. What fails is left to `finish`."""
         if self._dir:
             with contextlib.suppress(OSError), open_dir(self._target) as target:
-                _precopy(self._copier, self._dir.fileno(), target.fileno(), 0)
+                _precopy(self._copier, self._dir.fileno(), target.fileno(), 0, self._own)
 
     def finish(self) -> None:
         """Copy everything; nothing changes any more. Sizes, holes, owners, modes, xattrs and times
@@ -67,7 +83,7 @@ class ShmCopy:
             return
         try:
             with open_dir(self._target) as target:
-                capture = _Capture(self._copier, target.fileno(), self._stop)
+                capture = _Capture(self._copier, target.fileno(), self._own, self._stop)
                 capture.directory(self._dir.fileno(), target.fileno(), "")
         except TooMuch as error:
             raise too_big(self._container, error) from error
@@ -78,27 +94,34 @@ class ShmCopy:
             ) from error  # fmt: skip
 
 
-def _precopy(copier: PrecopyingCopier, source_dirfd: int, target_dirfd: int, depth: int) -> None:
+def _precopy(
+    copier: PrecopyingCopier, source_dirfd: int, target_dirfd: int, depth: int,
+    own: Selection | None,
+) -> None:  # fmt: skip
     with os.scandir(source_dirfd) as listing:
         entries = list(islice(listing, _MOST_LOOKED_AT))
     for entry in entries:
         with contextlib.suppress(OSError):  # gone, or no room
             if not entry.is_dir(follow_symlinks=False):
-                copier.precopy(source_dirfd, entry.name, target_dirfd)
+                if own is None or own.early(entry.stat(follow_symlinks=False)):
+                    copier.precopy(source_dirfd, entry.name, target_dirfd)
             elif depth < _MAX_DEPTH:
                 with OwnedFd(os.open(entry.name, O_SOURCE_DIR, dir_fd=source_dirfd)) as inner:
-                    _precopy(copier, inner.fileno(), target_dirfd, depth + 1)
+                    _precopy(copier, inner.fileno(), target_dirfd, depth + 1, own)
 
 
 class _Capture:
     """One walk; remembers hard links."""
 
-    def __init__(self, copier: Copier, root_dirfd: int, stop: Stop) -> None:
-        self._copier, self._root_dirfd, self._stop = copier, root_dirfd, stop
+    def __init__(
+        self, copier: Copier, root_dirfd: int, own: Selection | None, stop: Stop
+    ) -> None:  # fmt: skip
+        self._copier, self._root_dirfd, self._own, self._stop = copier, root_dirfd, own, stop
         self._left = MAX_SHM_ENTRIES
         self._links: dict[tuple[int, int], str] = {}
 
-    def directory(self, source_dirfd: int, target_dirfd: int, path: str) -> None:
+    def directory(self, source_dirfd: int, target_dirfd: int, path: str) -> bool:
+        """Copy what is in a directory. Returns whether there is anything of it in the copy."""
         if path.count("/") > _MAX_DEPTH:
             raise TooMuch("directories in each other in /dev/shm", _MAX_DEPTH)
         with os.scandir(source_dirfd) as listing:
@@ -106,21 +129,33 @@ class _Capture:
         self._left -= len(entries)
         if self._left < 0:
             raise TooMuch("files and directories in /dev/shm", MAX_SHM_ENTRIES)
+        copied = False
         for entry in entries:
             self._stop.check()
             if entry.is_dir(follow_symlinks=False):
-                self._subdirectory(source_dirfd, entry.name, target_dirfd, path)
-            else:
+                copied |= self._subdirectory(source_dirfd, entry.name, target_dirfd, path)
+            elif self._own is None or self._own.file(
+                entry.stat(follow_symlinks=False), path + entry.name
+            ):
                 self._file(source_dirfd, entry, target_dirfd, path)
+                copied = True
+        if not copied and path and self._own is not None:
+            status = os.fstat(source_dirfd)
+            if not self._own.directory(status, path.rstrip("/"), is_empty=not entries):
+                return False
         self._copier.copy_attributes(source_dirfd, target_dirfd)
         set_times(target_dirfd, os.fstat(source_dirfd))
+        return True
 
-    def _subdirectory(self, source_dirfd: int, name: str, target_dirfd: int, path: str) -> None:
+    def _subdirectory(self, source_dirfd: int, name: str, target_dirfd: int, path: str) -> bool:
         with (
             OwnedFd(os.open(name, O_SOURCE_DIR, dir_fd=source_dirfd)) as source,
             make_dir(name, target_dirfd) as target,
         ):
-            self.directory(source.fileno(), target.fileno(), f"{path}{name}/")
+            if self.directory(source.fileno(), target.fileno(), f"{path}{name}/"):
+                return True
+        os.rmdir(name, dir_fd=target_dirfd)
+        return False
 
     def _file(
         self, source_dirfd: int, entry: os.DirEntry[str], target_dirfd: int, path: str

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.demo import asking, overhead
 from tests.demo.figures import Spread
 from tests.demo.overhead import Overhead
+from tests.node import source
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
-from tests.node.swapping import SnapshotRef, is_restored, published, said, wishes
+from tests.node.swapping import QUICKTHAW, SnapshotRef, is_restored, published, said, wishes
 from tests.workers import images
 from tests.workers.inputs import Input
 
@@ -114,9 +115,9 @@ class Story:
 
     def run(self) -> Found:
         """Tell it from the first pod to the last. Raises AssertionError, OSError."""
-        with self._pod("first", annotated=True) as source:
-            self._first(source)
-            snapshot = SnapshotRef(self.node, published(source), source, "", 0.0)
+        with self._pod("first", annotated=True) as first:
+            self._first(first)
+            snapshot = SnapshotRef(self.node, published(first), first, "", 0.0)
             self._captured(snapshot)
             for number, kind in enumerate(TURNS, 1):
                 with self._pod(f"{kind}-{number}", annotated=kind == "restore") as pod:
@@ -126,7 +127,8 @@ class Story:
                             "What quickthaw-runc adds to calls that are none of its business…"
                         )
                         self.found.overheads = overhead.measure(pod.container())
-            self.found.source_serves = self._source_serves(source)
+            self.found.source_serves = self._source_serves(first)
+            self._captured_again(first)
         return self.found
 
     def _pod(self, name: str, *, annotated: bool) -> Pod:
@@ -139,14 +141,14 @@ class Story:
         pod.container().create()
         return asking.start(pod.container(), self.inputs[0].document)
 
-    def _first(self, source: Pod) -> None:
-        started = self._start(source)
+    def _first(self, pod: Pod) -> None:
+        started = self._start(pod)
         self.tell(
             f"Pod [b]first[/b] started cold: first answer after {started.first_answer_s:.2f} s"
         )
-        self.expected = asking.answers(source, self.inputs)
+        self.expected = asking.answers(pod, self.inputs)
         wrong = [i.name for i in self.inputs if not i.is_answered_by(self.expected[i.name])]
-        self._note(source, "first", started, [f"wrong answer for {name}" for name in wrong])
+        self._note(pod, "first", started, [f"wrong answer for {name}" for name in wrong])
 
     def _captured(self, snapshot: SnapshotRef) -> None:
         manifest = snapshot.manifest()
@@ -162,12 +164,19 @@ class Story:
             raise AssertionError("the captured pod does not serve as before")
         self.tell(f"It goes on serving: the same {len(self.inputs)} answers, the same process")
 
-    def _source_serves(self, source: Pod) -> bool:
-        now = asking.state(source)
+    def _captured_again(self, pod: Pod) -> None:
+        """Compare the source before and after one more capture. Raises AssertionError."""
+        before = source.settled(pod.container())
+        self.node.run([QUICKTHAW, "capture", pod.spec.name])
+        source.assert_unharmed(pod.container(), before)
+        self.tell("Captured once more, it has the memory, descriptors and areas that it had")
+
+    def _source_serves(self, pod: Pod) -> bool:
+        now = asking.state(pod)
         return (
             now["nonce"] == self.captured["nonce"]
             and all(now["kept"].values())
-            and asking.answers(source, self.inputs) == self.expected
+            and asking.answers(pod, self.inputs) == self.expected
         )
 
     def _next(self, pod: Pod, kind: str) -> None:

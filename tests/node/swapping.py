@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shim.contract.paths import CONTAINER_WORK, CONTAINERS
+from tests.node import source
 from tests.node.enclosure import HttpAnswer
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
@@ -89,7 +90,7 @@ def captured(
     before: Callable[[Pod], object] | None = None,
     **rest: Any,
 ) -> SnapshotRef:
-    """Run a pod cold and wait until its snapshot is published. The pod is left running.
+    """Run a pod cold and wait until its snapshot is published. The pod is left running, and sound.
 
     before: called with the running pod; with `capture-when` signal or file it can make the
     container ready. rest: fields of PodSpec. Raises AssertionError with the journal.
@@ -107,7 +108,10 @@ def captured(
 
 
 def published(pod: Pod, container: str = "main") -> str:
-    """Wait until the container is captured; the snapshot's id. Raises AssertionError."""
+    """Wait until the container is captured, and see that it is sound; the snapshot's id.
+
+    Raises AssertionError.
+    """
     node, short = pod.node, pod.containers[container].id[:12]
     marker = f"({short}) captured as "
 
@@ -122,6 +126,7 @@ def published(pod: Pod, container: str = "main") -> str:
     wait_until(lines, f"{pod.spec.name} is not captured", node, within_s=PUBLISHED_WITHIN_S)
     begins = lines()[0].partition(marker)[2].split(":")[0]
     (directory,) = node.path(SNAPSHOTS).glob(f"{begins}*")
+    source.assert_sound(pod.containers[container])
     return directory.name
 
 

@@ -9,16 +9,20 @@ from typing import Any, Final
 
 import pytest
 
-from tests.node.attacking import SHARED, own_spec, shared_directory
+from tests.node.attacking import SHARED, line_taken_out, mutant, own_spec, shared_directory
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    RUN,
     ask,
     assert_restored,
     captured,
     first_answer,
     probe,
+    published,
+    restored,
+    said,
     wipe_snapshots,
     wishes,
 )
@@ -159,3 +163,82 @@ def nothing_of_ours(container: Container) -> list[str]:
     """Names in /dev/shm that only the swap itself can have made."""
     listed = container.output(["ls", "-A", "/dev/shm"]).split()
     return [name for name in listed if name.startswith(".quickthaw")]
+
+
+# Deleted files, which CRIU makes again by their names
+
+DROPPED: Final = f"{SHARED}/dropped"
+OWN_DIRECTORY: Final = f"""
+import os
+os.mkdir("/dev/shm/d", 0o755)
+os.chown("/dev/shm/d", {NEIGHBOUR}, {NEIGHBOUR})
+"""
+SWAPS_DIRECTORY: Final = f"""
+import os, time
+print("armed", flush=True)
+while not os.path.isdir("/dev/shm/d"):
+    time.sleep(0.0005)
+while True:
+    try:
+        os.rename("/dev/shm/d", "/dev/shm/was-d")
+        break
+    except PermissionError:  # root's still
+        pass
+os.symlink("{DROPPED}", "/dev/shm/d")
+time.sleep(1000)
+"""
+
+
+def source_with_deleted(node: Node, case: str, *, path: str, mode: str = "") -> Pod:
+    """A container that keeps a file open whose name is gone, ready to be captured."""
+    pod = node.kubelet.run_pod(
+        "source", [own_spec(case)], annotations=wishes(capture_when="signal")
+    )
+    first_answer(pod)
+    pod.container().output(["python3", "-c", OWN_DIRECTORY])
+    ask(pod, f"/hold?name=gone&path={path}&size=8192&seed=1")
+    if mode:
+        ask(pod, f"/chmod?path={path}&mode={mode}")
+    ask(pod, f"/delete?path={path}")
+    ask(pod, "/ready")
+    return pod
+
+
+@pytest.mark.attack("a neighbour has CRIU make a deleted file in a directory of the node")
+def test_a_deleted_file_below_a_directory_of_shm_is_made_nowhere_on_the_node(
+    swap_node: Node,
+) -> None:
+    source = source_with_deleted(swap_node, "ghost", path="/dev/shm/d/gone")
+    line = said(swap_node, source.container().id[:12], "cannot capture a deleted file", within_s=30)
+    assert "/dev/shm/d/gone is open without a name" in line
+    assert ask(source, "/held")["gone"]["ok"], "the source goes on"
+    source.remove(grace_s=0)
+    with mutant(swap_node, "shim/capture/sequence.py", line_taken_out("ghosts.check(")):
+        source = source_with_deleted(swap_node, "ghost", path="/dev/shm/d/gone")
+        taken = published(source)
+        source.remove(grace_s=0)
+        dropped = swap_node.path(DROPPED)
+        dropped.mkdir(mode=0o700)
+        before = dropped.stat().st_mtime_ns
+        specs = with_neighbour(own_spec("ghost"), SWAPS_DIRECTORY, **POWERLESS)
+        attacked(swap_node, specs, taken).remove(grace_s=0)
+        assert dropped.stat().st_mtime_ns != before, "then root would have made a file there"
+        swap_node.run(["sh", "-c", f"rm -f {RUN}/logs/*"])  # of a restore that may have failed
+
+
+@pytest.mark.parametrize("mode", ["0o4600", "0o666"])
+def test_a_deleted_file_whose_mode_criu_sets_by_name_is_not_captured(
+    swap_node: Node, mode: str
+) -> None:
+    source = source_with_deleted(swap_node, f"ghost {mode}", path="/dev/shm/gone", mode=mode)
+    line = said(swap_node, source.container().id[:12], "cannot capture a deleted file", within_s=30)
+    assert f"its mode {int(mode, 8):04o} has bits of 7022" in line
+
+
+def test_a_deleted_file_of_shm_is_captured_where_nobody_can_be_in_the_way(swap_node: Node) -> None:
+    source = source_with_deleted(swap_node, "ghost at the top", path="/dev/shm/gone")
+    published(source)
+    source.remove(grace_s=0)
+    pod = restored(swap_node, own_spec("ghost at the top"), annotations=wishes())
+    held = ask(pod, "/held")["gone"]
+    assert (held["ok"], held["deleted"]) == (True, True)

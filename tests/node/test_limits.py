@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.node.attacking import run_helper
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
 from tests.node.pageserver import armed
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    QUICKTHAW,
     RESTORE,
     RUN,
     SNAPSHOTS,
@@ -323,3 +325,42 @@ def test_a_namespace_makes_room_at_its_own_expense(swap_node: Node) -> None:
     with configured(swap_node, max_namespace_bytes=int(size * 1.5), evict_after_s=0.001):
         third = snapshot_of(swap_node, "greedy", "third")
         assert snapshots(swap_node) == {victims.id, third.id}
+
+
+@pytest.mark.attack("A pod whose capture never happens has other tenants' snapshots removed")
+@pytest.mark.parametrize("obstacle", ["quiesce", "stopped"])
+def test_capture_that_never_happens_removes_nothing(swap_node: Node, obstacle: str) -> None:
+    wipe_snapshots(swap_node)
+    taken = own_snapshot(swap_node, "stays")
+    size = sum(taken.manifest()["sizes"].values())
+    annotations = RESTORE | (
+        {"quickthaw.io/quiesce": "exec:false"} if obstacle == "quiesce" else {}
+    )
+    with configured(swap_node, max_store_bytes=size + size // 2, evict_after_s=0.001):
+        pod = swap_node.kubelet.run_pod("source", [own_spec("never")], annotations=annotations)
+        first_answer(pod)
+        if obstacle == "stopped":
+            run_helper(pod.container(), "os.kill(os.getpid(), 19)\ntime.sleep(1000)")
+            wait_until(lambda: "T" in states(pod.container()), "nothing is stopped", swap_node)
+        assert swap_node.call([QUICKTHAW, "capture", "source"]).returncode != 0
+        assert {path.name for path in swap_node.path(SNAPSHOTS).iterdir()} == {taken.id}
+
+
+def states(container: Container) -> list[str]:
+    found = [Path(f"/proc/{pid}/stat").read_text() for pid in tree(container.host_pid)]
+    return [text.rpartition(")")[2].split()[0] for text in found]
+
+
+@pytest.mark.attack("A pod makes its capture look large, and other snapshots are removed for it")
+def test_memory_that_processes_share_is_estimated_once(swap_node: Node) -> None:
+    """Nine processes share 64 MiB; counted for each they would be 600."""
+    wipe_snapshots(swap_node)
+    spec = probe(
+        command=["python3", "-m", "workers.memory"], env={"SIZE_MIB": "64", "CHILDREN": "8"}
+    )
+    with configured(swap_node, max_snapshot_bytes=200 << 20):
+        pod = swap_node.kubelet.run_pod("source", [spec], annotations=RESTORE)
+        wait_until(
+            lambda: first_answer(pod, "/health", within_s=60) is not None, "not ready", swap_node
+        )
+        swap_node.run([QUICKTHAW, "capture", "source"])

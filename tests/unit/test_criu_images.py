@@ -204,6 +204,16 @@ def test_link_remaps_name_files_that_are_not_utf8(tmp_path: Path) -> None:
     ]
 
 
+def test_ghosts_have_their_path_and_mode(tmp_path: Path) -> None:
+    file = field(1, 1) + field(2, 1) + field(3, field(1, 1) + field(6, b"dev/shm/d/gone"))
+    (tmp_path / "files.img").write_bytes(image([file]))
+    (tmp_path / "remap-fpath.img").write_bytes(image([field(1, 1) + field(2, 26) + field(3, 1)]))
+    (tmp_path / "ghost-file-1a.img").write_bytes(
+        image([field(1, 5) + field(2, 6) + field(3, 0o104600)]) + b"the content"
+    )
+    assert images.ghosts(tmp_path) == [images.Ghost("/dev/shm/d/gone", 0o104600)]
+
+
 def test_a_remap_of_an_unknown_file_is_damage(tmp_path: Path) -> None:
     (tmp_path / "files.img").write_bytes(image([]))
     (tmp_path / "remap-fpath.img").write_bytes(image([field(1, 1) + field(2, 2) + field(3, 0)]))

@@ -21,6 +21,7 @@ from shim.store.quarantine import Health as Count
 from shim.store.quarantine import Quarantine, Record, decode, encode
 from shim.store.store import Store
 from tests.unit.manifests import made
+from tests.unit.test_told import TICKET
 
 IDS = [char * 64 for char in "abc"]
 AFTER = 2
@@ -285,6 +286,26 @@ def test_the_second_failure_in_a_row_is_one_too_many(store: Store) -> None:
     reporter = told(again, an_outcome())
     assert again.quarantine.get(made().id), "counts outlive a daemon"
     assert reporter.counters() == {'quickthaw_quarantines_total{reason="CriuRestoreFailed"}': 1.0}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "is_its"),
+    [
+        ({"quota": 10_000, "period": 100_000}, True),
+        ({"quota": 10_000}, True),
+        ({"quota": 100_000, "period": 100_000}, False),
+        ({"quota": 0, "period": 100_000}, False),
+        ({"quota": -1}, False),
+        ({"shares": 2}, False),
+        ({"quota": "1"}, False),
+        (None, False),
+    ],
+)
+def test_a_pod_without_a_whole_processor_is_late_by_itself(cpu: object, is_its: bool) -> None:
+    spec = {"linux": {"resources": {"cpu": cpu}}}
+    given = TICKET
+    found = failure_of.too_late(given, spec, "in step criu", "100 s are over")
+    assert blame_of(found) == (Blame.OTHER if is_its else Blame.RESTORE)
 
 
 def test_one_pod_is_one_cause_and_a_short_deadline_is_none(store: Store) -> None:

@@ -144,6 +144,7 @@ def a_container(wish: Wish, state: State = State.COLD, snapshot: str = "") -> Tr
 def captured(room: Room, estimated: int, real: int | None = None) -> None:
     async def run() -> None:
         async with room.reserved("c", "models", Amount(estimated, 1)):
+            await room.make("c", "models")
             await room.admit(
                 "c", "models", Amount(estimated, 1),
                 Amount(estimated if real is None else real, 1),
@@ -334,11 +335,37 @@ def test_other_failures_stay_what_they_are(store: Store) -> None:
         asyncio.run(run())
 
 
+def test_capture_that_never_happens_removes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is reserved, and the capture fails before anything is copied."""
+    one = put(store, 1, size=100)
+    monkeypatch.setattr(rooms, "disk", lambda _: Disk(2000, 1000))
+
+    async def run(room: Room, *, copied: bool) -> None:
+        async with room.reserved("c", "models", Amount(950, 1)):
+            if copied:
+                await room.make("c", "models")
+
+    for config in ({"max_store_bytes": 1000}, {"keep_free_bytes": 100}):
+        asyncio.run(run(a_room(store, **config), copied=False))
+    asyncio.run(run(a_room(store, max_store_bytes=1000), copied=True))
+    assert left(store) == {one}, "the store's limit is for snapshots that exist"
+    asyncio.run(run(a_room(store, keep_free_bytes=100), copied=True))
+    assert left(store) == set(), "nothing is copied into what has to stay free"
+
+
+def test_snapshot_smaller_than_its_estimate_removes_nothing(store: Store) -> None:
+    one = put(store, 1, size=100)
+    captured(a_room(store, max_store_bytes=200), 150, 100)
+    assert left(store) == {one}
+
+
 def test_an_estimate_has_memory_and_files(tmp_path: Path) -> None:
     held = bytearray(os.urandom(MIB) * 8)
-    before = estimate.memory([os.getpid()])
-    assert before > len(held)
-    assert estimate.memory([2**22 + 1]) == 0, "a process that has ended has none"
+    in_memory, _ = estimate.memory([os.getpid()])
+    assert in_memory > len(held)
+    assert estimate.memory([2**22 + 1]) == (0, 0), "a process that has ended has none"
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(held)
     (tmp_path / "a" / "link").symlink_to("b")
@@ -388,3 +415,22 @@ def test_inodes_are_kept_free_as_bytes_are(store: Store, monkeypatch: pytest.Mon
         captured(a_room(store, keep_free_percent=10.1), 1)
     monkeypatch.setattr(rooms, "disk", lambda _: Disk(10_000, 10_000, 0, 0))
     captured(a_room(store, keep_free_percent=10.1), 1)  # btrfs makes inodes as it needs them
+
+
+def test_estimate_counts_shared_memory_once() -> None:
+    held = bytearray(os.urandom(MIB) * 64)
+    alone, _ = estimate.memory([os.getpid()])
+    told, tell = os.pipe()
+    children = []
+    for _ in range(4):
+        if not (child := os.fork()):
+            os.close(tell)
+            os.read(told, 1)
+            os._exit(0)
+        children.append(child)
+    together, _ = estimate.memory([os.getpid(), *children])
+    os.close(tell)
+    os.close(told)
+    for child in children:
+        os.waitpid(child, 0)
+    assert len(held) < together < alone + 32 * MIB

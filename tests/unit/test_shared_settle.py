@@ -170,7 +170,7 @@ def test_a_second_dump_has_all_that_only_criu_has_and_there_is_no_third(
                 file.write(b"content")
 
     monkeypatch.setattr(checkpoint, "_run", dump)
-    checkpoint.checkpoint(None, criu, 1, copied, unanswered="", until=0)  # type: ignore[arg-type]
+    checkpoint.checkpoint(None, criu, 1, copied, unanswered="", until=0, thaw=int)  # type: ignore[arg-type]
     assert len(done) == dumps
     there = {path.name for path in criu.glob("pages-*")}
     objects = {7: 1, 8: 2} | {each: each - 96 for each in range(100, 700)}

@@ -1,0 +1,124 @@
+"""What was in a pod's /dev/shm and IPC namespace when a container of it was created.
+
+Two records for each container that opted in, root's alone: `before`, from its own creation, and
+`others`, from the creation of the first other container after that. What is in the second and not
+in the first it has made itself, because nobody else was there. While there is no second one it has
+been the pod's only container. Bounded: NRI's caller waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from shim.contract.paths import CONTAINERS
+from shim.kernel import replace, sysvipc
+from shim.kernel.beneath import O_WALK, open_dir
+from shim.kernel.fds import OwnedFd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BEFORE: Final = "pod-before.json"
+OTHERS: Final = "pod-others.json"
+_SCHEMA = 1
+_MOST_ENTRIES = 2000
+_MOST_DEEP = 20
+_MOST_S = 0.02
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """inodes: of /dev/shm. objects: names of `shim.kernel.sysvipc`.
+
+    is_whole: whether nothing was left out, because there was too much of it or it could not be
+    read.
+    """
+
+    inodes: frozenset[int]
+    objects: frozenset[str]
+    is_whole: bool
+
+
+NOTHING_KNOWN: Final = Record(frozenset(), frozenset(), is_whole=False)
+
+
+class _TooMuch(Exception):
+    """There is more than is looked at while somebody waits."""
+
+
+def take(shm: str, ipc: str) -> Record:
+    """What is there now. shm: the host directory behind /dev/shm. ipc: path of the namespace.
+
+    Either is empty when the container has none of the pod's.
+    """
+    inodes: set[int] = set()
+    try:
+        if shm:
+            until = time.monotonic() + _MOST_S
+            with open_dir(shm) as top:
+                for inode in _inodes(top.fileno(), _MOST_DEEP):
+                    inodes.add(inode)
+                    if len(inodes) > _MOST_ENTRIES or time.monotonic() > until:
+                        raise _TooMuch
+        objects = frozenset(each.name for each in sysvipc.objects(ipc)) if ipc else frozenset()
+        if len(objects) > _MOST_ENTRIES:
+            raise _TooMuch
+    except (OSError, ValueError, _TooMuch):
+        return NOTHING_KNOWN
+    return Record(frozenset(inodes), objects, is_whole=True)
+
+
+def _inodes(dirfd: int, deep: int) -> Iterator[int]:
+    if not deep:
+        raise _TooMuch
+    with os.scandir(dirfd) as listing:
+        for entry in listing:
+            yield entry.inode()
+            if entry.is_dir(follow_symlinks=False):
+                with (
+                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                    OwnedFd(os.open(entry.name, O_WALK, dir_fd=dirfd)) as inner,
+                ):
+                    yield from _inodes(inner.fileno(), deep - 1)
+
+
+def write(container: str, name: str, record: Record) -> None:
+    """Put the record where it goes with the container. Raises OSError.
+
+    name: BEFORE or OTHERS.
+    """
+    told = {
+        "schema": _SCHEMA, "inodes": sorted(record.inodes), "objects": sorted(record.objects),
+        "is_whole": record.is_whole,
+    }  # fmt: skip
+    replace.put(f"{CONTAINERS}/{container}/{name}", json.dumps(told))
+
+
+def has(container: str, name: str) -> bool:
+    """Whether there is such a record."""
+    return os.path.exists(f"{CONTAINERS}/{container}/{name}")
+
+
+def read(container: str, name: str) -> Record | None:
+    """The record; None when there is none. Raises OSError, ValueError for what is none."""
+    path = f"{CONTAINERS}/{container}/{name}"
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            told = json.loads(file.read(_MAX_BYTES))
+    except FileNotFoundError:
+        return None
+    found = told if isinstance(told, dict) else {}
+    inodes, objects = found.get("inodes"), found.get("objects")
+    if (
+        found.get("schema") != _SCHEMA
+        or not isinstance(inodes, list)
+        or not isinstance(objects, list)
+    ):
+        raise ValueError(f"{path} is no record of a pod")
+    return Record(frozenset(inodes), frozenset(objects), is_whole=found.get("is_whole") is True)

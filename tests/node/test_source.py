@@ -1,0 +1,143 @@
+"""A capture does no harm to its source: it needs, holds and does afterwards what it did before."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from shim.contract.errors import SourceHarmed
+from tests.node import source
+from tests.node.attacking import mutant
+from tests.node.kubelet import Pod
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec, EmptyDir, VolumeMount
+from tests.node.swapping import (
+    PREFIX,
+    QUICKTHAW,
+    RESTORE,
+    SNAPSHOTS,
+    answer,
+    ask,
+    first_answer,
+    probe,
+    published,
+    wait_until,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+MIB: Final = 128
+CHILDREN: Final = 8
+LIMIT_MIB: Final = 400
+SHM: Final = VolumeMount("/dev/shm", EmptyDir("shm", in_memory=True))
+
+
+def worker(name: str, **fields: object) -> ContainerSpec:
+    """A container of one of tests/workers."""
+    return probe(command=["python3", "-m", f"workers.{name}"], **fields)
+
+
+FORKED: Final = worker("memory", env={"SIZE_MIB": str(MIB), "CHILDREN": str(CHILDREN)})
+LIMITED: Final = worker(
+    "memory",
+    env={"SIZE_MIB": str(MIB), "CHILDREN": str(CHILDREN), "CASE": "limited"},
+    memory_limit_bytes=LIMIT_MIB << 20,
+)
+WORKERS: Final[dict[str, ContainerSpec]] = {
+    "probe": probe(),
+    "forked": FORKED,
+    "memory": worker("memory", env={"SIZE_MIB": "96"}),
+    "half-zero": worker("memory", env={"SIZE_MIB": "96", "CONTENT": "half-zero"}),
+    "anonymous": worker("memory", env={"SIZE_MIB": "64", "BACKING": "anonymous"}),
+    "memfd": worker("memory", env={"SIZE_MIB": "64", "BACKING": "memfd"}),
+    "shared": worker(
+        "shared",
+        env={"MEMFD_MIB": "16", "ANON_MIB": "16", "SYSV_MIB": "16", "SHM_MIB": "8"},
+        mounts=(SHM,),
+    ),
+    "fork": worker("fork", mounts=(SHM,)),
+    "storm": worker("storm", env={"SIZE_MIB": "24"}),
+}
+"""Those that run in the image of the probe; `make demo` looks at its inference server."""
+
+
+@pytest.fixture(autouse=True)
+def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
+    yield
+    swap_node.run(["sh", "-c", f"{QUICKTHAW} rm $(ls {SNAPSHOTS}) || true"])
+
+
+def settled(node: Node, spec: ContainerSpec) -> Pod:
+    """A pod that has become ready, and answers nobody any more."""
+    pod = node.kubelet.run_pod("source", [spec], annotations=RESTORE)
+    first_answer(pod, "/state")
+    wait_until(lambda: answer(pod, "/health").status == 200, "it is not ready", node, within_s=60)
+    return pod
+
+
+@pytest.mark.parametrize("name", list(WORKERS))
+def test_the_source_is_as_it_was(swap_node: Node, name: str) -> None:
+    pod = settled(swap_node, WORKERS[name])
+    before = source.settled(pod.container())
+    swap_node.run([QUICKTHAW, "capture", "source"])
+    published(pod)
+    source.assert_unharmed(pod.container(), before)
+    nonce = ask(pod, "/state")["nonce"]
+    # Once more: what the first capture has changed for good would be hidden by the bounds.
+    before = source.settled(pod.container())
+    swap_node.run([QUICKTHAW, "capture", "source"])
+    source.assert_unharmed(pod.container(), before)
+    assert ask(pod, "/state")["nonce"] == nonce
+
+
+@pytest.mark.attack("A workload that forks makes its capture use up the memory of its container")
+def test_forked_processes_share_their_memory_after_a_capture(swap_node: Node) -> None:
+    pod = settled(swap_node, LIMITED)
+    before = source.settled(pod.container())
+    needed = sum(each.memory["Pss_Anon"] for each in before.processes.values()) / 2**20
+    assert MIB < needed < 2 * MIB
+    swap_node.run([QUICKTHAW, "capture", "source"])
+    after = source.settled(pod.container())
+    now = sum(each.memory["Pss_Anon"] for each in after.processes.values()) / 2**20
+    print(f"{swap_node.suite}: {needed:.1f} MiB before the capture, {now:.1f} MiB after it")
+    source.assert_unharmed(pod.container(), before)
+    assert ask(pod, "/children") == {"ok": True, "children": CHILDREN}
+
+
+@pytest.mark.attack("A process is killed for lack of memory while it is captured")
+def test_source_whose_processes_are_killed_meanwhile_is_not_published(swap_node: Node) -> None:
+    spec = probe(env={"CASE": "killed"}, memory_limit_bytes=LIMIT_MIB << 20)
+    hog = "sh -c 'python3 -c \"bytes([1]) * (600 << 20)\"; true'"
+    annotations = {**RESTORE, f"{PREFIX}quiesce": f"exec:{hog}"}
+    pod = swap_node.kubelet.run_pod("source", [spec], annotations=annotations)
+    nonce = first_answer(pod)["nonce"]
+    assert refused(swap_node, "the OOM killer killed 1 processes") == SourceHarmed.exit_code
+    assert snapshots(swap_node) == set()
+    source.assert_sound(pod.container())
+    assert ask(pod, "/state")["nonce"] == nonce
+
+
+def reads_pinned(text: str) -> str:
+    """The product as it was: all memory is read by pinning its pages."""
+    assert text.count("if self._is_shared(wanted, size):") == 1
+    return text.replace("if self._is_shared(wanted, size):", "if not size:")
+
+
+def test_source_that_its_capture_kills_is_not_published(swap_node: Node) -> None:
+    """With the fault put back for which processes were killed: their limit is used up."""
+    with mutant(swap_node, "shim/kernel/othermemory.py", reads_pinned):
+        pod = settled(swap_node, LIMITED)
+        assert refused(swap_node, "") != 0, "and the exit status tells where that was noticed"
+        assert snapshots(swap_node) == set()
+        assert source.killed(pod.container()) != 0
+
+
+def refused(node: Node, why: str) -> int:
+    """Ask for a capture that is refused; the exit status."""
+    done = node.call([QUICKTHAW, "capture", "source"])
+    assert why in done.stderr, done.stderr
+    return done.returncode
+
+
+def snapshots(node: Node) -> set[str]:
+    return {path.name for path in node.path(SNAPSHOTS).iterdir()}

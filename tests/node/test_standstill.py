@@ -1,0 +1,228 @@
+"""No container is left frozen, neither by stopped and traced processes nor by a slow capture."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from shim.contract.errors import CriuDumpFailed, NotCapturable
+from shim.contract.paths import CONTAINER_WORK, CONTAINERS
+from tests.node import source
+from tests.node.attacking import mutant, run_helper
+from tests.node.kubelet import Container, Pod
+from tests.node.node import Node
+from tests.node.swapping import (
+    PREFIX,
+    QUICKTHAW,
+    RESTORE,
+    SNAPSHOTS,
+    ask,
+    first_answer,
+    probe,
+    wait_until,
+)
+from tests.node.test_limits import stopped_criu, telling_criu
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+FROZEN_AT_MOST_S: Final = 11.0
+"""The estimate of a small worker, 10 s, and what it takes to thaw."""
+LOOKED: Final = "/run/quickthaw/looked"
+HELPER: Final = """
+with open("/tmp/helper", "w") as file:
+    file.write(str(os.getpid()))
+while True:
+    time.sleep(0.05)
+"""
+TRACER: Final = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+PTRACE_SEIZE = 0x4206
+assert libc.ptrace(PTRACE_SEIZE, int(sys.argv[1]), None, None) == 0
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
+    yield
+    swap_node.run(["sh", "-c", f"{QUICKTHAW} rm $(ls {SNAPSHOTS}) || true"])
+
+
+def with_helper(node: Node, name: str = "source", **annotations: str) -> tuple[Pod, int]:
+    """A pod with a second process, and that one as the host numbers it."""
+    pod = node.kubelet.run_pod(name, [probe()], annotations=RESTORE | annotations)
+    first_answer(pod)
+    container = pod.container()
+    run_helper(container, HELPER)
+    init = container.host_pid
+
+    def helper() -> list[int]:
+        children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+        return [int(pid) for pid in children if set(source.members(container)) >= {int(pid)}]
+
+    wait_until(lambda: len(helper()) == 1, "there is no helper", node)
+    return pod, helper()[0]
+
+
+def capture(node: Node, name: str = "source") -> tuple[int, str, float]:
+    """Ask for a capture: exit status, message, seconds."""
+    began = time.monotonic()
+    done = node.call([QUICKTHAW, "capture", name])
+    return done.returncode, done.stderr, time.monotonic() - began
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+@contextlib.contextmanager
+def watched(container: Container) -> Iterator[Callable[[], float]]:
+    """Gives a function: how long the container was frozen at a stretch, inside of the `with`."""
+    longest, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        since = time.monotonic()
+        while not ended.wait(0.02):
+            if source.frozen(container):
+                longest[0] = max(longest[0], time.monotonic() - since)
+            else:
+                since = time.monotonic()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: longest[0]
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.attack("A pod stops one of its processes, and its capture never ends")
+def test_stopped_process_is_refused_by_name(swap_node: Node) -> None:
+    pod, helper = with_helper(swap_node)
+    stop(helper)
+    before = source.settled(pod.container(), stopped=True)
+    with watched(pod.container()) as frozen_s:
+        status, told, _ = capture(swap_node)
+        assert frozen_s() == 0
+    assert status == NotCapturable.exit_code, told
+    assert "(python3) is stopped" in told
+    source.assert_unharmed(pod.container(), before, stopped=True)
+    os.kill(helper, signal.SIGCONT)
+    assert capture(swap_node)[0] == 0
+
+
+def test_process_that_quiesce_stops_is_refused_by_name(swap_node: Node) -> None:
+    """Between the first look and the freeze there is the call to the workload."""
+    stopping = {f"{PREFIX}quiesce": "exec:sh -c 'kill -STOP $(cat /tmp/helper)'"}
+    pod, _ = with_helper(swap_node, **stopping)
+    with watched(pod.container()) as frozen_s:
+        status, told, _ = capture(swap_node)
+        assert frozen_s() == 0
+    assert status == NotCapturable.exit_code, told
+    assert "(python3) is stopped" in told
+
+
+def test_traced_process_is_refused_by_name(swap_node: Node) -> None:
+    pod, helper = with_helper(swap_node)
+    with traced(swap_node, helper), watched(pod.container()) as frozen_s:
+        status, told, _ = capture(swap_node)
+        assert frozen_s() == 0
+        assert status == NotCapturable.exit_code, told
+        assert "(python3) is traced by process" in told
+    assert capture(swap_node)[0] == 0
+
+
+@contextlib.contextmanager
+def traced(node: Node, pid: int) -> Iterator[None]:
+    """A debugger of the node's looks at the process, which runs on."""
+    rows = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (numbers,) = (row.split()[1:] for row in rows if row.startswith("NSpid:"))
+    tracer = node.popen(["python3", "-c", TRACER, numbers[1]], stdin=subprocess.PIPE)
+    try:
+        wait_until(lambda: "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text(),
+                   "it is not traced", node)  # fmt: skip
+        yield
+    finally:
+        tracer.communicate(b"")
+
+
+def waits_after_the_look(text: str) -> str:
+    """The product with a pause between its last look at the processes and the freeze."""
+    line = "    standstill.check(source, own_freezer(source).pids())\n"
+    assert text.count(line) == 1
+    pause = (
+        f"    open({LOOKED!r}, 'w').close()\n"
+        f"    import os\n    while os.path.exists({LOOKED!r}): time.sleep(0.01)\n"
+    )
+    return text.replace(line, line + pause)
+
+
+@pytest.mark.attack("A pod stops a process just before the freeze, and stands still for ever")
+def test_process_that_is_stopped_in_the_last_moment_freezes_nothing_for_long(
+    swap_node: Node,
+) -> None:
+    with mutant(swap_node, "shim/capture/dump.py", waits_after_the_look):
+        pod, helper = with_helper(swap_node)
+        nonce = ask(pod, "/state")["nonce"]
+        found: list[tuple[int, str, float]] = []
+        asking = threading.Thread(target=lambda: found.append(capture(swap_node)))
+        with watched(pod.container()) as frozen_s:
+            asking.start()
+            looked = swap_node.path(LOOKED)
+            wait_until(looked.exists, "it does not look", swap_node)
+            stop(helper)
+            wait_until(lambda: state(helper) == "T", "it does not stop", swap_node)
+            looked.unlink()
+            asking.join()
+            longest_s = frozen_s()
+    ((status, told, took_s),) = found
+    print(f"{swap_node.suite}: frozen for {longest_s:.2f} s, {took_s:.2f} s in all: {told}")
+    assert 1 < longest_s < FROZEN_AT_MOST_S, "the limit ends it, and not something else"
+    assert status == CriuDumpFailed.exit_code, told
+    assert "capture_timeout_s" not in told
+    assert not source.wrong(source.look(pod.container()), stopped=True)
+    assert ask(pod, "/state")["nonce"] == nonce
+    os.kill(helper, signal.SIGCONT)
+    assert capture(swap_node)[0] == 0, "the turn was given back, and CRIU has left nothing"
+    assert ask(pod, "/state")["nonce"] == nonce
+
+
+@pytest.mark.parametrize("seen", [b"Seized task", b"Putting parasite blob", b"Dumping pages"])
+def test_criu_that_hangs_is_ended_with_the_window(swap_node: Node, seen: bytes) -> None:
+    """Wherever it is, the source goes on. CRIU's code may stay in it, but in no snapshot."""
+    pod, _ = with_helper(swap_node)
+    nonce = ask(pod, "/state")["nonce"]
+    log = swap_node.path(f"{CONTAINERS}/{pod.container().id}/{CONTAINER_WORK}/dump.log")
+    found: list[tuple[int, str, float]] = []
+    with telling_criu(swap_node) as pids, watched(pod.container()) as frozen_s:
+        asking = threading.Thread(target=lambda: found.append(capture(swap_node)))
+        asking.start()
+        hung = stopped_criu(swap_node, pids, lambda: log.exists() and seen in log.read_bytes())
+        asking.join()
+        longest_s = frozen_s()
+    ((status, told, took_s),) = found
+    print(f"{swap_node.suite}: {seen!r}: frozen {longest_s:.2f} s, {took_s:.2f} s in all: {told}")
+    assert status == CriuDumpFailed.exit_code, told
+    assert longest_s < FROZEN_AT_MOST_S
+    assert took_s < FROZEN_AT_MOST_S + 5
+    assert not Path(f"/proc/{hung}").exists(), "CRIU is still there"
+    assert ask(pod, "/state")["nonce"] == nonce
+    left = source.wrong(source.look(pod.container()))
+    assert all("CRIU left" in each for each in left), left
+    status, told, _ = capture(swap_node)
+    assert status == (NotCapturable.exit_code if left else 0), told
+    assert ("has code of CRIU mapped" in told) == bool(left)
+    assert ask(pod, "/state")["nonce"] == nonce
