@@ -6,7 +6,6 @@ end of it. The restore looks for that name, so the copies that we take get it.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,11 +13,9 @@ from shim.contract.errors import NotCapturable
 from shim.kernel.beneath import O_WALK, files_beneath, link_beneath, open_beneath, open_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from shim.criu.images import LinkRemap
-
-_GONE = " (deleted)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,38 +27,13 @@ class Copied:
     copy: str
 
 
-def inodes_by_lost_name(pids: Iterable[int]) -> dict[str, int]:
-    """Inode numbers by the name that is gone, relative to the container's root.
-
-    Call it while the processes are frozen. A process that has died meanwhile has none.
-    """
-    found = {}
-    for pid in pids:
-        for link in _links(pid):
-            try:
-                name, status = os.readlink(link), os.stat(link)
-            except OSError:
-                continue  # died, or a file without a path
-            if name.endswith(_GONE) and status.st_nlink:
-                found[name.removesuffix(_GONE).lstrip("/")] = status.st_ino
-    return found
-
-
-def _links(pid: int) -> Iterator[str]:
-    for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
-        try:
-            yield from (f"{directory}/{name}" for name in os.listdir(directory))
-        except OSError:
-            continue
-
-
 def give_links(
     remaps: Iterable[LinkRemap], inodes: Mapping[str, int], copied: Sequence[Copied], container: str
 ) -> None:
     """Link the copy of each remapped file to the name that the restore looks for.
 
-    inodes: as of `inodes_by_lost_name`. copied: the deepest mount first. Call it while the
-    originals cannot change. Raises NotCapturable when a file cannot be found again.
+    inodes: as of `shim.capture.opened.lost_names`. copied: the deepest mount first. Call it while
+    the originals cannot change. Raises NotCapturable when a file cannot be found again.
     """
     for remap in remaps:
         tree = next(tree for tree in copied if remap.original.startswith(tree.prefix))

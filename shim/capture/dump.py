@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shim.capture import standstill, within
+from shim.capture import opened, standstill, within
 from shim.capture.belongings import Belongings, checked
 from shim.capture.checkpoint import checkpoint
-from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
+from shim.capture.deleted import Copied, give_links
 from shim.capture.memorycopy import MemoryCopy
 from shim.capture.source import frozen, own_freezer
 from shim.contract import faults
@@ -28,6 +29,7 @@ from shim.contract.paths import (
     SNAPSHOTS,
 )
 from shim.criu import images, ipcobjects, options, passcred
+from shim.gate.descriptors import reachable
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
 from shim.rootfs import overlay
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.copied import CopiedMemory
+    from shim.capture.opened import Opened
     from shim.capture.source import Source
 
 _MUCH_BYTES = 32 << 20
@@ -59,12 +62,25 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
         steps[name] = round(time.monotonic() - began, 4)
 
 
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """What was seen in the frozen window, and is not in `staging`.
+
+    memory: the copies of the processes' memory. opened: all that they had open. has: the
+    capabilities that the container's spec reaches, as a mask.
+    """
+
+    memory: CopiedMemory
+    opened: list[Opened]
+    has: int
+
+
 def dump(
     source: Source, staging: Path, steps: dict[str, float], until: float, frozen_limit_s: float
-) -> CopiedMemory:
+) -> Dumped:
     """Fill `staging` with criu/, rootfs/ and shm/, and the files of data of memory/.
 
-    The container runs again when this returns: the copies of its memory.
+    The container runs again when this returns.
 
     steps: seconds by step, filled while it runs. until: the deadline on `time.monotonic`.
     frozen_limit_s: how long the container stands still at most. Raises CaptureFailed of the step's
@@ -100,9 +116,8 @@ def dump(
             _check_alone(source, pids)
             with _of_memory(source):
                 shared = memory.compare(pids, until)
-            within.check(source, pids)
+            found, has = _looked_at(source, pids)
             foreign = own.foreign_objects(pids)
-            lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 checkpoint(
                     source, staging / SNAPSHOT_CRIU, len(pids),
@@ -120,8 +135,8 @@ def dump(
             with _step(steps, "shm"):
                 shm.finish()
             faults.point("capture.shm.copied", source.container)
-            _give_links(source, staging, mounted, lost)
-    return copied
+            _give_links(source, staging, mounted, opened.lost_names(found))
+    return Dumped(copied, found, has)
 
 
 def _give_links(
@@ -167,6 +182,18 @@ def _check_alone(source: Source, pids: Sequence[int]) -> None:
             "cannot capture now", container=source.container,
             why=f"{len(found)} processes of `exec` are in it", do="It is tried again.",
         )  # fmt: skip
+
+
+def _looked_at(source: Source, pids: Sequence[int]) -> tuple[list[Opened], int]:
+    """What the processes have open, and the capabilities that the spec reaches.
+
+    Raises NotCapturable for what has more power than the spec gives.
+    """
+    within.check(source, pids)
+    has = reachable(source.spec, within.permitted(pids))
+    found = opened.look(pids)
+    opened.check(source, found, has)
+    return found, has
 
 
 def _check_filled(source: Source) -> None:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shim.capture import ghosts, standstill, workload
+from shim.capture import ghosts, opened, standstill, workload
 from shim.capture.dump import dump
 from shim.capture.settle import settle
 from shim.capture.source import own_freezer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
-    from shim.capture.copied import CopiedMemory
+    from shim.capture.dump import Dumped
     from shim.capture.source import Source
     from shim.nri.annotations import Call
 
@@ -48,6 +48,7 @@ class Taken:
     """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds.
 
     volume_files: paths, in the container, of what the restore will open by its name in volumes.
+    by_network: the fact `descriptors`.
     """
 
     network: dict[str, Any]
@@ -55,6 +56,7 @@ class Taken:
     memory_bytes: int
     steps: dict[str, float]
     volume_files: list[str]
+    by_network: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ async def capture(
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            memory = await finished(
+            dumped = await finished(
                 asyncio.to_thread(dump, source, staging, steps, until, bounds.frozen_s)
             )
             faults.point("capture.thawed", source.container)
@@ -102,7 +104,7 @@ async def capture(
             ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    taken = await asyncio.to_thread(_described, source, staging, network, steps, memory)
+    taken = await asyncio.to_thread(_described, source, staging, network, steps, dumped)
     await asyncio.to_thread(toll.check)
     return taken
 
@@ -176,15 +178,17 @@ async def _call(source: Source, wanted: Call | None) -> None:
 
 def _described(
     source: Source, staging: Path, network: dict[str, Any], steps: dict[str, float],
-    copied: CopiedMemory,
+    dumped: Dumped,
 ) -> Taken:  # fmt: skip
+    criu_images = staging / SNAPSHOT_CRIU
+    by_network = opened.check_images(source, criu_images, dumped.opened, dumped.has, network)
     addresses = [
         str(entry["address"])
         for entry in network.get("addresses") or ()
         if entry.get("link") != "lo" and entry.get("scope") == 0
     ]
     ghosts.check(source, staging / SNAPSHOT_CRIU)
-    settle(staging, copied)
+    settle(staging, dumped.memory)
     faults.point("capture.settled", source.container)
     patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
     described = {
@@ -200,8 +204,8 @@ def _described(
         "criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm, "memory": memory
     }  # fmt: skip
     faults.point("capture.described")
-    opened = in_volumes(source.spec, images.open_paths(staging / SNAPSHOT_CRIU))
-    return Taken(described, sizes, pages + shm + memory, steps, opened)
+    files = in_volumes(source.spec, images.open_paths(staging / SNAPSHOT_CRIU))
+    return Taken(described, sizes, pages + shm + memory, steps, files, by_network)
 
 
 def _bytes_in(directory: Path) -> int:

@@ -95,6 +95,21 @@ def _processes(captured: Manifest, _wanted: Request) -> Compared:
     return have, WITHIN_SPEC, have == WITHIN_SPEC
 
 
+def _descriptors(captured: Manifest, wanted: Request) -> Compared:
+    """The swap compares ports and pings that the captured pod's network let everybody use."""
+    have = captured.facts.get("descriptors")
+    if have is None or wanted.at_swap is None:
+        return have, WITHIN_SPEC, have is not None
+    used = jsontext.parse(have)
+    if not used["lowest_port"] and not used["pings"]:
+        return have, WITHIN_SPEC, True
+    first_port, pings = wanted.at_swap.open_to_all()
+    fits = (not used["lowest_port"] or used["lowest_port"] >= first_port) and (
+        pings or not used["pings"]
+    )
+    return have, canonical({"first_port": first_port, "pings": pings}), fits
+
+
 def _key(captured: Manifest, wanted: Request) -> Compared:
     """A fact of the workload that differs is told by its own name, and not again by the key."""
     told = any(captured.facts.get(name) != wanted.facts.get(name) for name in WORKLOAD_FACTS)
@@ -172,6 +187,8 @@ CHECKS: tuple[Check, ...] = (
     _power("other", "fields of the spec that quickthaw does not know"),
     Check("processes", 2, BOTH, "whether a captured process had more power than its spec gives",
           _processes),
+    Check("descriptors", 2, BOTH, "whether a captured descriptor took more power than its spec, or "
+          "the pod's network, gives", _descriptors),
     Check("volume_files", 2, SWAP, "open files in volumes: no link lies on the way to one",
           _volume_files),
     Check("key", 1, DECISION, "digest over what makes two containers the same workload", _key),
