@@ -19,6 +19,7 @@ from shim.criu import openfiles
 from shim.gate import descriptors
 from shim.gate.kinds import Bounds
 from shim.gate.network import open_to_all
+from shim.kernel.lineage import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -37,9 +38,13 @@ _CORE = "/proc/sys/net/core"
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """One descriptor, mapping, working directory or root. name: as /proc tells it."""
+    """One descriptor, mapping, working directory or root. name: as /proc tells it.
+
+    number: of the process in the container.
+    """
 
     pid: int
+    number: int
     link: str
     name: str
     status: os.stat_result
@@ -47,7 +52,7 @@ class Opened:
 
 def look(pids: Iterable[int]) -> list[Opened]:
     """All that they have. Call it while they are frozen; one that has died meanwhile has none."""
-    return [found for pid in pids for link in _links(pid) for found in _seen(pid, link)]
+    return [found for pid in pids for found in _of_process(pid)]
 
 
 def lost_names(opened: Iterable[Opened]) -> dict[str, int]:
@@ -155,11 +160,16 @@ def _links(pid: int) -> Iterator[str]:
     yield from (f"/proc/{pid}/{name}" for name in ("cwd", "root"))
 
 
-def _seen(pid: int, link: str) -> Iterator[Opened]:
+def _of_process(pid: int) -> Iterator[Opened]:
     try:
-        yield Opened(pid, link, os.readlink(link), os.stat(link))
+        number = numbers(pid)[-1]
     except OSError:
-        return  # died, or a file without a path
+        return
+    for link in _links(pid):
+        try:
+            yield Opened(pid, number, link, os.readlink(link), os.stat(link))
+        except OSError:
+            continue  # died, or a file without a path
 
 
 def _third(sysctls: Mapping[str, str], name: str) -> int:

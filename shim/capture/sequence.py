@@ -19,11 +19,11 @@ from shim.capture.dump import dump
 from shim.capture.settle import settle
 from shim.capture.source import own_freezer
 from shim.capture.toll import Toll
+from shim.capture.volumefiles import volume_files
 from shim.contract import faults
 from shim.contract.errors import CaptureFailed, NotCapturable, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
-from shim.gate.volumes import in_volumes
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
@@ -47,15 +47,14 @@ Result = TypeVar("Result")
 class Taken:
     """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds.
 
-    volume_files: paths, in the container, of what the restore will open by its name in volumes.
-    by_network: the fact `descriptors`.
+    volume_files, by_network: the facts `volume_files` and `descriptors`.
     """
 
     network: dict[str, Any]
     sizes: dict[str, int]
     memory_bytes: int
     steps: dict[str, float]
-    volume_files: list[str]
+    volume_files: dict[str, object]
     by_network: dict[str, object]
 
 
@@ -204,7 +203,7 @@ def _described(
         "criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm, "memory": memory
     }  # fmt: skip
     faults.point("capture.described")
-    files = in_volumes(source.spec, images.open_paths(staging / SNAPSHOT_CRIU))
+    files = volume_files(source, criu_images, dumped.opened, dumped.has)
     return Taken(described, sizes, pages + shm + memory, steps, files, by_network)
 
 

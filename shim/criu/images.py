@@ -134,17 +134,14 @@ def _remaps(directory: Path) -> Iterator[tuple[criu_pb2.RemapEntry, dict[int, st
         yield remap, names
 
 
-def open_paths(directory: Path) -> list[str]:
-    """Absolute paths, in the container, of what the restore will open by its name.
+def socket_directories(directory: Path) -> list[str]:
+    """Absolute paths, in the container, of the directories in which sockets are bound.
 
-    Files, directories and fifos that are open or mapped, and where sockets are bound. Raises
-    DamagedImage, OSError.
+    Raises DamagedImage, OSError.
     """
     found = set()
     for entry in entries(directory / "files.img"):
         file = _file(entry)
-        if file.HasField("reg"):
-            found.add(f"/{os.fsdecode(file.reg.name).lstrip('/')}")
         if file.HasField("usk") and file.usk.name.startswith(b"/"):
             found.add(os.path.dirname(os.fsdecode(file.usk.name.rstrip(b"\0"))))
     return sorted(found)

@@ -147,8 +147,11 @@ def _volume_files(captured: Manifest, wanted: Request) -> Compared:
     have = captured.facts.get("volume_files")
     if have is None or wanted.at_swap is None:
         return have, None, False
-    linked = wanted.at_swap.linked(jsontext.parse(have))
-    return have, canonical({"links on the way to": linked}), not linked
+    try:
+        changed = wanted.at_swap.changed(jsontext.parse(have))
+    except ValueError as error:
+        changed = [str(error)]
+    return have, canonical({"changed": changed}), not changed
 
 
 def _volume_content(captured: Manifest, wanted: Request) -> Compared:
@@ -189,7 +192,8 @@ CHECKS: tuple[Check, ...] = (
           _processes),
     Check("descriptors", 2, BOTH, "whether a captured descriptor took more power than its spec, or "
           "the pod's network, gives", _descriptors),
-    Check("volume_files", 2, SWAP, "open files in volumes: no link lies on the way to one",
+    Check("volume_files", 2, SWAP,
+          "open files in volumes: type, owner and mode of each, and no link on the way",
           _volume_files),
     Check("key", 1, DECISION, "digest over what makes two containers the same workload", _key),
     _workload("args", "command line"),

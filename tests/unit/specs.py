@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]
 OF_CAPTURE = {
-    "processes": WITHIN_SPEC, "volume_files": '["/models/f"]',
+    "processes": WITHIN_SPEC, "volume_files": '{"files":[],"sockets_in":[]}',
     "descriptors": '{"lowest_port":0,"pings":false}',
 }  # fmt: skip
 """What a capture adds to the facts of its container."""
@@ -148,7 +148,7 @@ def wanted(
         "facts": found, "memory_limit_bytes": memory_limit(chosen), "namespace": "models",
         "key": key_of(found), "node": node,
         "at_swap": AtSwap(
-            ours=ours, named=ours, linked=lambda _: [], open_to_all=lambda: (1024, False)
+            ours=ours, named=ours, changed=lambda _: [], open_to_all=lambda: (1024, False)
         ),
     }  # fmt: skip
     return Request(**fields | changes)

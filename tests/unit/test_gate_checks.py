@@ -214,12 +214,12 @@ def test_a_node_with_more_is_accepted(here: Node) -> None:
 OURS = "/run/quickthaw/containers/c2/criu.conf"
 
 
-def no_links(_paths: object) -> list[str]:
+def nothing_changed(_fact: object) -> list[str]:
     return []
 
 
-def at_swap(named: str = OURS, linked: Any = no_links) -> AtSwap:
-    return AtSwap(ours=OURS, named=named, linked=linked, open_to_all=lambda: (1024, False))
+def at_swap(named: str = OURS, changed: Any = nothing_changed) -> AtSwap:
+    return AtSwap(ours=OURS, named=named, changed=changed, open_to_all=lambda: (1024, False))
 
 
 def using(network: str) -> dict[str, Any]:
@@ -236,7 +236,7 @@ OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("criu_options", {}, {"at_swap": at_swap("None")}),
     ("descriptors", using('{"lowest_port":80,"pings":false}'), {}),
     ("descriptors", using('{"lowest_port":0,"pings":true}'), {}),
-    ("volume_files", {}, {"at_swap": at_swap(linked=list)}),
+    ("volume_files", {}, {"at_swap": at_swap(changed=lambda _: ["/data/f is of another type"])}),
 ]
 
 
