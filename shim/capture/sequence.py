@@ -24,6 +24,7 @@ from shim.contract import faults
 from shim.contract.errors import CaptureFailed, NotCapturable, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
+from shim.integrity import tree
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def _described(
     ghosts.check(source, staging / SNAPSHOT_CRIU)
     settle(staging, dumped.memory)
     faults.point("capture.settled", source.container)
+    _check_small_images(source, criu_images)
     patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
     described = {
         **network,
@@ -205,6 +207,18 @@ def _described(
     faults.point("capture.described")
     files = volume_files(source, criu_images, dumped.opened, dumped.has)
     return Taken(described, sizes, pages + shm + memory, steps, files, by_network)
+
+
+def _check_small_images(source: Source, directory: Path) -> None:
+    """A restore has them in memory, on the node's account. Raises NotCapturable."""
+    sizes = [(path.name, path.stat().st_size) for path in directory.iterdir()]
+    found = sum(size for name, size in sizes if not tree.is_big_image(name, size))
+    if found > tree.MOST_IMAGE_BYTES:
+        raise NotCapturable(
+            "cannot capture", container=source.container,
+            why=f"CRIU's small images are {found} bytes, {tree.MOST_IMAGE_BYTES} are allowed",
+            do="It has very many deleted files open, or processes, areas and descriptors.",
+        )  # fmt: skip
 
 
 def _bytes_in(directory: Path) -> int:
