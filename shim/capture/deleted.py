@@ -6,7 +6,6 @@ end of it. The restore looks for that name, so the copies that we take get it.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,14 +13,13 @@ from shim.contract.errors import NotCapturable
 from shim.kernel.beneath import O_WALK, files_beneath, link_beneath, open_beneath, open_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from shim.criu.images import LinkRemap
     from shim.kernel.stopping import Stop
 
 SHM = "dev/shm/"
 """Where a container has /dev/shm, relative to its root."""
-_GONE = " (deleted)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +34,6 @@ class Copied:
     copy: str
 
 
-def inodes_by_lost_name(pids: Iterable[int]) -> dict[str, int]:
-    """Inode numbers by the name that is gone, relative to the container's root.
-
-    Call it while the processes are frozen. A process that has died meanwhile has none.
-    """
-    found = {}
-    for pid in pids:
-        for link in _links(pid):
-            try:
-                name, status = os.readlink(link), os.stat(link)
-            except OSError:
-                continue  # died, or a file without a path
-            if name.endswith(_GONE) and status.st_nlink:
-                found[name.removesuffix(_GONE).lstrip("/")] = status.st_ino
-    return found
-
-
-def _links(pid: int) -> Iterator[str]:
-    for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
-        try:
-            yield from (f"{directory}/{name}" for name in os.listdir(directory))
-        except OSError:
-            continue
-
-
 @dataclass(frozen=True, slots=True)
 class Remapped:
     """What CRIU gave new names, and the trees that these are in, the deepest mount first."""
@@ -72,8 +45,8 @@ class Remapped:
 def give_links(found: Remapped, inodes: Mapping[str, int], container: str, stop: Stop) -> None:
     """Link the copy of each remapped file to the name that the restore looks for.
 
-    inodes: as of `inodes_by_lost_name`. Raises NotCapturable when a file cannot be found again;
-    Stopped.
+    inodes: as of `shim.capture.opened.lost_names`. Raises NotCapturable when a file cannot be found
+    again; Stopped.
     """
     for remap in found.remaps:
         stop.check()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shim.capture import standstill, within
+from shim.capture import opened, standstill, within
 from shim.capture.belongings import Belongings, checked
 from shim.capture.checkpoint import checkpoint
-from shim.capture.deleted import SHM, Copied, Remapped, give_links, inodes_by_lost_name, names_in
+from shim.capture.deleted import SHM, Copied, Remapped, give_links, names_in
 from shim.capture.memorycopy import MemoryCopy
 from shim.capture.source import frozen, own_freezer
 from shim.contract import faults
@@ -28,6 +29,7 @@ from shim.contract.paths import (
     SNAPSHOTS,
 )
 from shim.criu import images, ipcobjects, options, passcred
+from shim.gate.descriptors import reachable
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
 from shim.rootfs import overlay
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.copied import CopiedMemory
+    from shim.capture.opened import Opened
     from shim.capture.source import Source
     from shim.kernel.stopping import Stop
 
@@ -60,12 +63,25 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
         steps[name] = round(time.monotonic() - began, 4)
 
 
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """What was seen in the frozen window, and is not in `staging`.
+
+    memory: the copies of the processes' memory. opened: all that they had open. has: the
+    capabilities that the container's spec reaches, as a mask.
+    """
+
+    memory: CopiedMemory
+    opened: list[Opened]
+    has: int
+
+
 def dump(
     source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_limit_s: float
-) -> CopiedMemory:
+) -> Dumped:
     """Fill `staging` with criu/, rootfs/ and shm/, and the files of data of memory/.
 
-    The container runs again when this returns: the copies of its memory.
+    The container runs again when this returns.
 
     steps: seconds by step, filled while it runs. stop: ends it, at its deadline or when told.
     frozen_limit_s: how long the container stands still at most. Raises CaptureFailed of the step's
@@ -103,9 +119,9 @@ def dump(
             _check_alone(source, pids)
             with _of_memory(source):
                 shared = memory.compare(pids, until)
-            within.check(source, pids)
+            found, has = _looked_at(source, pids)
+            lost = opened.lost_names(found)
             foreign = own.foreign_objects(pids)
-            lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 checkpoint(
                     source, staging / SNAPSHOT_CRIU, len(pids),
@@ -127,7 +143,7 @@ def dump(
             names = _names(source, staging, lost, diff, stop)
         # In copies, which nobody changes: the container runs again.
         give_links(names, lost, source.container, stop)
-    return copied
+    return Dumped(copied, found, has)
 
 
 def _names(
@@ -177,6 +193,18 @@ def _check_alone(source: Source, pids: Sequence[int]) -> None:
             "cannot capture now", container=source.container,
             why=f"{len(found)} processes of `exec` are in it", do="It is tried again.",
         )  # fmt: skip
+
+
+def _looked_at(source: Source, pids: Sequence[int]) -> tuple[list[Opened], int]:
+    """What the processes have open, and the capabilities that the spec reaches.
+
+    Raises NotCapturable for what has more power than the spec gives.
+    """
+    within.check(source, pids)
+    has = reachable(source.spec, within.permitted(pids))
+    found = opened.look(pids)
+    opened.check(source, found, has)
+    return found, has
 
 
 def _check_filled(source: Source) -> None:

@@ -14,17 +14,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shim.capture import ghosts, standstill, workload
+from shim.capture import ghosts, opened, standstill, workload
 from shim.capture.dump import dump
 from shim.capture.estimate import amount
 from shim.capture.settle import settle
 from shim.capture.source import own_freezer
 from shim.capture.toll import Toll
+from shim.capture.volumefiles import volume_files
 from shim.contract import faults
 from shim.contract.errors import CaptureFailed, NotCapturable, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
-from shim.gate.volumes import in_volumes
+from shim.integrity import tree
 from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import ExecCall
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
-    from shim.capture.copied import CopiedMemory
+    from shim.capture.dump import Dumped
     from shim.capture.source import Source
     from shim.nri.annotations import Call
 
@@ -49,14 +50,15 @@ Result = TypeVar("Result")
 class Taken:
     """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds.
 
-    volume_files: paths, in the container, of what the restore will open by its name in volumes.
+    volume_files, by_network: the facts `volume_files` and `descriptors`.
     """
 
     network: dict[str, Any]
     sizes: dict[str, int]
     memory_bytes: int
     steps: dict[str, float]
-    volume_files: list[str]
+    volume_files: dict[str, object]
+    by_network: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ async def capture(
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            memory = await finished(
+            dumped = await finished(
                 asyncio.to_thread(dump, source, staging, steps, stop, bounds.frozen_s), stop
             )
             faults.point("capture.thawed", source.container)
@@ -108,7 +110,7 @@ async def capture(
     steps["total"] = round(time.monotonic() - began, 4)
     try:
         taken = await finished(
-            asyncio.to_thread(_described, source, staging, network, steps, memory, stop), stop
+            asyncio.to_thread(_described, source, staging, network, steps, dumped, stop), stop
         )
     except Stopped as error:
         raise _late(source.container, error) from error
@@ -194,8 +196,10 @@ async def _call(source: Source, wanted: Call | None) -> None:
 
 def _described(
     source: Source, staging: Path, network: dict[str, Any], steps: dict[str, float],
-    copied: CopiedMemory, stop: Stop,
+    dumped: Dumped, stop: Stop,
 ) -> Taken:  # fmt: skip
+    criu_images = staging / SNAPSHOT_CRIU
+    by_network = opened.check_images(source, criu_images, dumped.opened, dumped.has, network)
     addresses = [
         str(entry["address"])
         for entry in network.get("addresses") or ()
@@ -203,9 +207,10 @@ def _described(
     ]
     stop.check()
     ghosts.check(source, staging / SNAPSHOT_CRIU)
-    settle(staging, copied)
+    settle(staging, dumped.memory)
     stop.check()
     faults.point("capture.settled", source.container)
+    _check_small_images(source, criu_images)
     patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
     described = {
         **network,
@@ -221,5 +226,17 @@ def _described(
     sizes = {part: found.size_bytes for part, found in parts.items()}
     sizes["entries"] = sum(found.entries for found in parts.values())
     faults.point("capture.described")
-    opened = in_volumes(source.spec, images.open_paths(staging / SNAPSHOT_CRIU))
-    return Taken(described, sizes, pages + in_memory, steps, opened)
+    files = volume_files(source, criu_images, dumped.opened, dumped.has)
+    return Taken(described, sizes, pages + in_memory, steps, files, by_network)
+
+
+def _check_small_images(source: Source, directory: Path) -> None:
+    """A restore has them in memory, on the node's account. Raises NotCapturable."""
+    sizes = [(path.name, path.stat().st_size) for path in directory.iterdir()]
+    found = sum(size for name, size in sizes if not tree.is_big_image(name, size))
+    if found > tree.MOST_IMAGE_BYTES:
+        raise NotCapturable(
+            "cannot capture", container=source.container,
+            why=f"CRIU's small images are {found} bytes, {tree.MOST_IMAGE_BYTES} are allowed",
+            do="It has very many deleted files open, or processes, areas and descriptors.",
+        )  # fmt: skip

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.contract.names import ContainerId, SnapshotId
 
-SCHEMA = 2
+SCHEMA = 3
 _MAX_BYTES = 64 * 1024
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "container": str,
@@ -28,6 +28,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "deadline_s": (int, float),
     "turns": int,
     "turn_wait_s": (int, float),
+    "turn_hold_s": (int, float),
     "pod_namespace": str,
     "pod_name": str,
     "pod_uid": str,
@@ -40,8 +41,9 @@ class Ticket:
     """One container id and the snapshot that it is to be restored from.
 
     fallback: `cold` or `fail`. deadline_s: seconds for the whole swap. turns: how many
-    restores the node allows at once. turn_wait_s: how long to wait to be one of them. resume: the
-    annotation's value (`http POST :8000/…`, `exec:…`) or the empty string.
+    restores the node allows at once. turn_wait_s: how long to wait to be one of them. turn_hold_s:
+    how long to be one. resume: the annotation's value (`http POST :8000/…`, `exec:…`) or the empty
+    string.
     """
 
     __slots__ = tuple(_FIELDS)
@@ -51,6 +53,7 @@ class Ticket:
     deadline_s: float
     turns: int
     turn_wait_s: float
+    turn_hold_s: float
     pod_namespace: str
     pod_name: str
     pod_uid: str
@@ -69,8 +72,8 @@ class Ticket:
             raise ValueError("malformed id")
         if self.fallback not in ("cold", "fail") or not 0 < self.deadline_s < 1e6:
             raise ValueError("fallback or deadline_s out of range")
-        if self.turns < 1 or not 0 <= self.turn_wait_s < 1e6:
-            raise ValueError("turns or turn_wait_s out of range")
+        if self.turns < 1 or not 0 <= self.turn_wait_s < 1e6 or not 0 < self.turn_hold_s < 1e8:
+            raise ValueError("turns, turn_wait_s or turn_hold_s out of range")
 
     def encode(self) -> bytes:
         """The ticket as the JSON that `decode` takes."""

@@ -134,17 +134,14 @@ def _remaps(directory: Path) -> Iterator[tuple[criu_pb2.RemapEntry, dict[int, st
         yield remap, names
 
 
-def open_paths(directory: Path) -> list[str]:
-    """Absolute paths, in the container, of what the restore will open by its name.
+def socket_directories(directory: Path) -> list[str]:
+    """Absolute paths, in the container, of the directories in which sockets are bound.
 
-    Files, directories and fifos that are open or mapped, and where sockets are bound. Raises
-    DamagedImage, OSError.
+    Raises DamagedImage, OSError.
     """
     found = set()
     for entry in entries(directory / "files.img"):
         file = _file(entry)
-        if file.HasField("reg"):
-            found.add(f"/{os.fsdecode(file.reg.name).lstrip('/')}")
         if file.HasField("usk") and file.usk.name.startswith(b"/"):
             found.add(os.path.dirname(os.fsdecode(file.usk.name.rstrip(b"\0"))))
     return sorted(found)
@@ -193,41 +190,44 @@ def _padded(entry: bytes) -> tuple[bytes, list[int]]:
     """The file entry with the words of isk.src_addr padded, and where they are in it."""
     out = bytearray()
     offsets: list[int] = []
-    for number, start, body, end in _fields(entry):
+    for number, start, body, end in fields(entry):
         if number != _FILE_ISK:
             out += entry[start:end]
             continue
         socket, inner = bytearray(), []
-        for field, begin, value, stop in _fields(entry[body:end]):
+        for field, begin, value, stop in fields(entry[body:end]):
             chunk = entry[body:end][begin:stop]
             if field == _ISK_SRC_ADDR:
-                word, _ = _varint(entry[body:end], value)
+                word, _ = varint(entry[body:end], value)
                 tag = entry[body:end][begin:value]
                 inner.append(len(socket) + len(tag))
                 chunk = tag + encode_word(word)
             socket += chunk
         # The length's own width depends on the new size.
-        tag_end = _varint(entry, start)[1]
+        tag_end = varint(entry, start)[1]
         out += entry[start:tag_end] + _minimal(len(socket))
         offsets = [len(out) + offset for offset in inner]
         out += socket
     return bytes(out), offsets
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, start of its tag, start of its value, end) for each field."""
+def fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, start of its tag, start of its value, end) for each field.
+
+    Raises DamagedImage.
+    """
     at = 0
     while at < len(message):
         start = at
-        tag, at = _varint(message, at)
+        tag, at = varint(message, at)
         number, wire = tag >> 3, tag & 7
         value = at
         if wire == 0:
-            _, at = _varint(message, at)
+            _, at = varint(message, at)
         elif wire == 1:
             at += 8
         elif wire == 2:
-            size, value = _varint(message, at)
+            size, value = varint(message, at)
             at = value + size
         elif wire == 5:
             at += 4
@@ -238,7 +238,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
         yield number, start, value, at
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at `at`, and where it ends. Raises DamagedImage."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

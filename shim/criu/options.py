@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from shim.contract.paths import CONTAINER_CRIU_CONF, CONTAINERS
+from shim.contract.paths import CONTAINER_CRIU_CONF, CONTAINERS, PREFIX
 
 ANNOTATION = "org.criu.config"
 """On the container's OCI spec: path of the file. Source: runc's docs/checkpoint-restore.md."""
@@ -46,9 +46,17 @@ _DUMP_OPTIONS = (
 _BRIEF_OPTIONS = ("verbosity=2",)
 
 
-def write(path: str, *, is_brief: bool = False) -> None:
-    """Write the file for one container. is_brief: no notes in its log. Raises OSError."""
-    _write(path, _OPTIONS + _BRIEF_OPTIONS if is_brief else _OPTIONS)
+# Run at each step of a restore, beside what CRIU tells runc: see `shim.restore.opened`.
+_ASKING_OPTIONS = (f"action-script {PREFIX}/bin/quickthaw-opened",)
+
+
+def write(path: str, *, is_brief: bool = False, is_asking: bool = False) -> None:
+    """Write the file for one container. Raises OSError.
+
+    is_brief: no notes in its log. is_asking: a restore asks for a look at what it has opened.
+    """
+    brief, asking = _BRIEF_OPTIONS if is_brief else (), _ASKING_OPTIONS if is_asking else ()
+    _write(path, _OPTIONS + brief + asking)
 
 
 def is_brief(path: str) -> bool:

@@ -38,7 +38,7 @@ def start(
     call: Call, runtime: Sequence[str], images: str, work: str,
     undo: contextlib.ExitStack, held: contextlib.ExitStack,
 ) -> process.Child:  # fmt: skip
-    """Start to restore the container of `call`, with CRIU's work directory `work`; see `finish`.
+    """Start to restore the container of `call`, with CRIU's work directory `work`; see `go_on`.
 
     images: a directory that is made and has no image yet. On `undo` goes what takes away what the
     runtime left, on `held` what ends the runtime. Raises OSError.
@@ -71,17 +71,23 @@ def start(
     return child
 
 
-def finish(
-    child: process.Child, call: Call, images: str, descriptors: bytes, work: str,
-    undo: contextlib.ExitStack, *, until: float,
-) -> str:  # fmt: skip
-    """Have the runtime go on, with all images in `images`, and wait until it has ended.
+def go_on(
+    child: process.Child, call: Call, images: str, descriptors: bytes, undo: contextlib.ExitStack,
+    *, until: float,
+) -> None:  # fmt: skip
+    """Have the runtime go on, with all images in `images`.
 
-    Returns the empty string when the container runs, else why not. On `undo` goes what takes
-    a running or half restored container away. Raises process.TooLate at the deadline.
+    On `undo` goes what takes a running or half restored container away.
     """
     undo.callback(_end_survivors, call.container)
     _hand_over(child, f"{images}/{DESCRIPTORS}", descriptors, until)
+
+
+def finish(child: process.Child, call: Call, work: str, *, until: float) -> str:
+    """Wait until the runtime has ended. Empty when the container runs, else why not.
+
+    Raises process.TooLate at the deadline.
+    """
     status = child.wait(until)
     faults.point("restore.criu.ended", call.container)
     return first_error(work, "restore.log") if status else ""

@@ -387,6 +387,7 @@ def _describe(
         software=software,
         facts={
             **identity.facts, "processes": WITHIN_SPEC,
+            "descriptors": jsontext.canonical(taken.by_network),
             "volume_files": jsontext.canonical(taken.volume_files),
         },
         network=taken.network,

@@ -187,8 +187,9 @@ class Decider:
         ticket.write(
             ticket.Ticket(
                 container=tracked.container, snapshot=found.id, fallback=wish.fallback,
-                deadline_s=wish.deadline_s or self._config.default_deadline_s,
+                deadline_s=self._deadline_s(tracked),
                 turns=self._config.max_restores_at_once, turn_wait_s=self._config.restore_wait_s,
+                turn_hold_s=self._config.restore_hold_s,
                 pod_namespace=tracked.pod.namespace, pod_name=tracked.pod.name,
                 pod_uid=tracked.pod.uid, container_name=tracked.name,
                 resume=wish.resume.encode() if wish.resume else "",
@@ -198,6 +199,16 @@ class Decider:
         tracked.snapshot = found.id
         tracked.become(State.RESTORING)
         self._reporter.decided(tracked)
+
+    def _deadline_s(self, tracked: Tracked) -> float:
+        """The pod's own, or the configuration's. Capped: a restore holds what others need."""
+        asked, most = tracked.wish.deadline_s, self._config.max_deadline_s
+        if asked > most:
+            log.warning(
+                "%s/%s/%s: quickthaw.io/deadline asks for %g s, max_deadline_s allows %g s",
+                tracked.pod.namespace, tracked.pod.name, tracked.name, asked, most,
+            )  # fmt: skip
+        return min(asked or self._config.default_deadline_s, most)
 
     def _refuse(self, tracked: Tracked, why: str, codes: Sequence[str]) -> None:
         self._reporter.refused(codes)

@@ -111,7 +111,7 @@ class Check:
         self.big_images: list[str] = []
         self.memory: dict[str, bytes] = {}
         self.unchecked: dict[str, Unchecked] = {}
-        self.hashed_bytes = 0
+        self.hashed_bytes = self._image_bytes = 0
 
     def __enter__(self) -> Check:
         return self
@@ -239,6 +239,12 @@ class Check:
         if tree.is_marked(entry):
             self.big_images.append(entry.path)
         else:
+            self._image_bytes += entry.status.st_size
+            if self._image_bytes > tree.MOST_IMAGE_BYTES:
+                raise Mismatch(
+                    tree.printable(entry.below), f"{tree.MOST_IMAGE_BYTES} bytes of small images",
+                    "more",
+                )  # fmt: skip
             self.images[entry.path] = content.read(line, entry)
 
     @contextlib.contextmanager

@@ -38,6 +38,12 @@ MAX_LINE_BYTES = 64 << 20
 """The line of a file of 3.5 TiB."""
 BIG_BYTES = 1 << 20
 """From here on an image of CRIU's is checked where it lies; smaller ones are used from memory."""
+DATA_IMAGES, BIG_DATA_BYTES = ("ghost-file-", "pages-"), 64 << 10
+"""Images of content, behind a head of a few bytes: of these already from here on. A container can
+have very many of them, one for each deleted file that it has open.
+"""
+MOST_IMAGE_BYTES = 32 << 20
+"""How much all smaller ones of a snapshot may be together: restores hold them in memory."""
 IN_MEMORY = ("files.img",)
 """Images that the swap patches: from memory whatever their size."""
 DATA_SUFFIX = ".data"
@@ -142,8 +148,14 @@ def is_marked(entry: Entry) -> bool:
     if entry.part == SNAPSHOT_MEMORY:
         return is_data(text(entry.name))
     return entry.part != SNAPSHOT_CRIU or (
-        entry.is_content and entry.status.st_size >= BIG_BYTES and text(entry.name) not in IN_MEMORY
+        entry.is_content and is_big_image(text(entry.name), entry.status.st_size)
     )
+
+
+def is_big_image(name: str, size: int) -> bool:
+    """Whether an image of CRIU's is checked where it lies, instead of being used from memory."""
+    least = BIG_DATA_BYTES if name.startswith(DATA_IMAGES) else BIG_BYTES
+    return size >= least and name not in IN_MEMORY
 
 
 def is_data(name: str) -> bool:

@@ -40,6 +40,17 @@ def raising(until: float) -> Iterator[None]:
         cancel()
 
 
+@contextlib.contextmanager
+def sooner(until: float, last: float) -> Iterator[None]:
+    """Within `raising`, which ends at `last`: ring at `until` already, if that comes before."""
+    at = min(until, last)
+    signal.setitimer(signal.ITIMER_REAL, max(_SOONEST_S, at - time.monotonic()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, max(_SOONEST_S, last - time.monotonic()))
+
+
 def kill_us_after(seconds: float) -> None:
     """End this process with SIGALRM, as kill -9 would, unless `cancel` comes before."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

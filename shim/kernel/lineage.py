@@ -6,7 +6,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 def strangers(pids: Iterable[int], ancestor: int) -> list[int]:
@@ -74,3 +74,13 @@ def _parent(pid: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def tree(pid: int) -> Iterator[int]:
+    """The process and all that descend from it. Raises OSError."""
+    yield pid
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children") as file:
+            children = [int(child) for child in file.read().split()]
+        for child in children:
+            yield from tree(child)

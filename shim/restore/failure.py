@@ -12,6 +12,7 @@ import os
 
 from shim.contract import jsontext
 from shim.contract.errors import Blame, CriuRestoreFailed, SwapTooLate
+from shim.gate import volumes
 from shim.gate.facts import section
 from shim.restore import logs
 
@@ -59,8 +60,10 @@ def too_late(ticket: Ticket, spec: Mapping[str, Any], where: str, why: str) -> S
     author wants it.
     """
     error = SwapTooLate(
-        f"the swap's deadline passed {where}", container=ticket.container, why=why,
-        do="Raise quickthaw.io/deadline, or find what is slow.",
+        f"the swap's deadline passed {where}", container=ticket.container,
+        why=f"{why}; {ticket.deadline_s:g} s are allowed, {ticket.turn_hold_s:g} s with a turn",
+        do="Find what is slow, or raise quickthaw.io/deadline, and restore_hold_s in the "
+        "configuration.",
     )  # fmt: skip
     if has_slow_cpu(spec):
         error.blame = Blame.OTHER
@@ -86,8 +89,11 @@ def is_of_the_pod(reason: str, volume_files: Sequence[str]) -> bool:
 
 
 def _volume_files(facts: Mapping[str, str]) -> list[str]:
-    found = jsontext.parse(facts.get("volume_files", "[]"))
-    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+    try:
+        files, sockets_in = volumes.parse(jsontext.parse(facts.get("volume_files", "null")))
+    except ValueError:
+        return []  # the gate has refused it already
+    return [*(each.path for each in files), *sockets_in]
 
 
 def _keep_log(ticket: Ticket, work: str) -> str:

@@ -192,7 +192,8 @@ def test_what_is_in_use_or_wanted_stays(
         ticket.write(
             ticket.Ticket(
                 container="abc", snapshot=one, fallback="cold", deadline_s=1, turns=1,
-                turn_wait_s=1, pod_namespace="", pod_name="", pod_uid="", container_name="",
+                turn_wait_s=1, turn_hold_s=60, pod_namespace="",
+                pod_name="", pod_uid="", container_name="",
                 resume="",
             )
         )  # fmt: skip
