@@ -1,6 +1,6 @@
-"""The layout of a snapshot's memory: which ranges of which process lie where in which file.
+"""Reads and writes the layout of a snapshot's memory: each range of a process, and its content.
 
-`memory/layout.json`, and for each address space a file of ranges and one of data:
+`memory/layout.json`, and for each address space a file of ranges and a file of data:
 
     {"schema": 1, "spaces": [
         {"pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[start, end], …],
@@ -9,15 +9,17 @@
         {"image": "pagemap-shmem-7.img", "data": "shared-7.data", "ranges": "shared-7.ranges",
          "size": …}]}
 
-pid: as CRIU's images have it. areas: those that CRIU registers with the page server; huge: those
-of them in which the process wanted huge pages. Shared memory is by object, not by process:
-addresses of its ranges are offsets in the object, which has `size` bytes, and image is the one with
-which CRIU asks for its content. A file of ranges is 8 bytes of magic and then for each range three
-64 bit little endian numbers: address, length and offset in the file of data; in the order of
-addresses, disjoint, whole pages. A page of an area or object that is in no range reads as zeros.
-compression: always none; sampled_ratio: what zlib made of samples
-(docs/decisions/0008-memory-is-copied-beside-criu.md says why). All are written by
-`shim.capture.settle`, and read from memory after their digests were checked. Lean.
+pid: as in CRIU's images. areas: the areas that CRIU registers with the page server. huge: the areas
+in which the process wanted huge pages. Shared memory is listed by object, not by process: addresses
+of its ranges are offsets in the object, which has `size` bytes, and image is the name by which CRIU
+asks for the object's content.
+
+A file of ranges is 8 bytes of magic and then for each range three 64 bit little endian numbers:
+address, length and offset in the file of data; in the order of addresses, disjoint, whole pages. A
+page of an area or object in no range reads as zeros. compression: always none; sampled_ratio: the
+compression ratio that zlib reached on samples (docs/decisions/0008-memory-is-copied-beside-criu.md
+says why). `shim.capture.settle` writes all of these files; a restore parses them from memory after
+it has checked their digests. Lean.
 """
 
 from __future__ import annotations
@@ -43,11 +45,11 @@ _TOP = 1 << 56
 
 
 class BadLayout(ValueError):
-    """It is not what a capture writes."""
+    """The layout is not as a capture writes it."""
 
 
 class SpaceLayout:
-    """One address space. pid: in the container. data: name of the file."""
+    """The layout of an address space. pid: in the container. data: name of its file."""
 
     __slots__ = ("areas", "data", "extents", "huge", "pid")
 
@@ -59,7 +61,9 @@ class SpaceLayout:
 
 
 class SharedLayout:
-    """One object of shared memory. image: of CRIU's. data: name of the file. size: its own."""
+    """The layout of an object of shared memory, `size` bytes. image: CRIU's. data: name of its
+    file.
+    """
 
     __slots__ = ("data", "extents", "image", "size")
 
@@ -68,7 +72,7 @@ class SharedLayout:
 
 
 class Layout:
-    """All of it."""
+    """The layout of all memory of a snapshot."""
 
     __slots__ = ("shared", "spaces")
 
@@ -77,16 +81,16 @@ class Layout:
 
 
 def encode_ranges(extents: Iterable[Extent]) -> bytes:
-    """The content of a file of ranges."""
+    """Returns the content of a file of ranges."""
     return MAGIC + b"".join(
         _RANGE.pack(start, end - start, offset) for start, end, offset in extents
     )
 
 
 def decode_ranges(data: bytes) -> list[Extent]:
-    """What is in a file of ranges. Raises BadLayout."""
+    """Returns the extents of a file of ranges. Raises BadLayout."""
     if data[: len(MAGIC)] != MAGIC or (len(data) - len(MAGIC)) % _RANGE.size:
-        raise BadLayout("not a file of ranges")
+        raise BadLayout("not a file of ranges: wrong magic, or not a whole number of ranges")
     found: list[Extent] = []
     behind = 0
     for start, size, offset in _RANGE.iter_unpack(data[len(MAGIC) :]):
@@ -98,13 +102,14 @@ def decode_ranges(data: bytes) -> list[Extent]:
 
 
 def encode(spaces: Sequence[Mapping[str, object]], shared: Sequence[Mapping[str, object]]) -> bytes:
-    """The content of layout.json. The keys of both are in the docstring above."""
+    """Returns the content of layout.json. The module's docstring has the keys of both."""
     found = {"schema": SCHEMA, "spaces": list(spaces), "shared": list(shared)}
     return jsontext.compose(found).encode() + b"\n"
 
 
 def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> Layout:
-    """The layout. files: the small files of `memory/` by name. sizes: of those of data.
+    """Returns the layout. files: the small files of `memory/`. sizes: of the files of data. By
+    name.
 
     Raises BadLayout.
     """
