@@ -1,6 +1,6 @@
-"""Files beneath a directory descriptor: a path never leaves it and never follows a symlink.
+"""Opens files beneath a directory descriptor: a path never leaves it and never follows a symlink.
 
-For every name that a pod, an image or a snapshot had a say in. Lean.
+Use it for every name that a pod, an image or a snapshot had a say in. Lean.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_DEEP = 200
 
 O_PATH_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW
 O_WALK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""To list a directory by its own single name, where openat2 would tell nothing more."""
+"""To list a directory by its own single name, where openat2 would give no more safety."""
 
 
 class NotMade(Exception):
@@ -46,7 +46,7 @@ def open_beneath(
 
 
 def open_in_root(root_dirfd: int, path: str, flags: int = os.O_RDONLY) -> OwnedFd:
-    """Open `path` as a process would whose root is `root_dirfd`: its links lead nowhere else.
+    """Open `path` as a process whose root is `root_dirfd` would: links lead nowhere else.
 
     For names inside of a container, where links such as /var/run are usual. Raises OSError.
     """
@@ -61,7 +61,7 @@ def _openat2(root_dirfd: int, path: str | bytes, flags: int, mode: int, resolve:
                 NR_OPENAT2, root_dirfd, os.fsencode(path), how, len(how), about=os.fsdecode(path)
             )
         except OSError as error:
-            # The kernel could not prove it while something beneath was being renamed.
+            # The kernel could not prove it while a directory beneath was being renamed.
             if error.errno != errno.EAGAIN or not left:
                 raise
         else:
@@ -70,13 +70,15 @@ def _openat2(root_dirfd: int, path: str | bytes, flags: int, mode: int, resolve:
 
 
 def open_dir(path: str) -> OwnedFd:
-    """Open a directory of ours by its trusted path, as the root of what follows."""
+    """Open a directory of ours by its trusted path, as the root of further names."""
     return OwnedFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def read_beneath(root_dirfd: int, path: str, *, limit_bytes: int) -> bytes:
-    """The content of a regular file. Raises OSError; EFBIG beyond the limit, EINVAL otherwise."""
-    # O_NONBLOCK: a fifo in its place must not hold us up.
+    """Returns the content of a regular file. Raises OSError: EFBIG beyond the limit, EINVAL for no
+    file.
+    """
+    # O_NONBLOCK: a fifo in the file's place must not hold us up.
     with open_beneath(root_dirfd, path, os.O_RDONLY | os.O_NONBLOCK) as fd:
         if not stat.S_ISREG(os.fstat(fd.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
@@ -149,7 +151,7 @@ def make_dir(name: str, dirfd: int) -> OwnedFd:
 
 
 def remove_tree(parent_dirfd: int, name: str) -> None:
-    """Remove `name` of `parent_dirfd` and all beneath it. It is no error when it is gone.
+    """Remove `name` of `parent_dirfd` and all beneath; no error when `name` is gone.
 
     `name` has no slash. Mount points beneath are EBUSY: they are never emptied.
     """

@@ -1,4 +1,4 @@
-"""Network namespaces by path: going in, coming back, a look without netlink. Lean."""
+"""Enters network namespaces by path, for good or for a moment. Lean."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def enter(path: str, known: list[int] | None = None) -> None:
 def entered(path: str) -> Iterator[None]:
     """Be in the namespace at `path` for a moment. Raises OSError.
 
-    Only the calling thread is: a process with an event loop or other threads must not do this.
+    Only the calling thread enters: a process with an event loop or other threads must not do this.
     """
     with OwnedFd(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as here:
         enter(path)

@@ -1,8 +1,9 @@
-"""Processes of a container that the runtime does not know, or not yet. Lean.
+"""Finds and kills processes of a container that the runtime does not know, or not yet. Lean.
 
 CRIU's new tree is in the container's cgroup from its first process on, and in no process group of
-ours. When CRIU is killed, what it has restored so far goes on: it would hold the ports of the pod
-against the cold start. `runc delete` does not help before the runtime has written its state.
+ours. When CRIU is killed, the processes that it has restored go on: they would hold the ports of
+the pod against the cold start. `runc delete` does not help before the runtime has written its
+state.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.002
 _ID_CHARS = 32
-"""A shorter name might be part of another cgroup's by chance. containerd's ids have 64."""
+"""A shorter name might be part of another cgroup's name by chance. containerd's ids have 64."""
 
 
 def kill(container: str, *, until: float) -> list[int]:
-    """SIGKILL to every process in the container's cgroups, until there is none.
+    """Send SIGKILL to every process in the container's cgroups, until none is left.
 
-    Only for a container that the runtime has not created: everything in its cgroup is what a
-    restore left. Returns those that are still there at `until` (on `time.monotonic`).
+    Only for a container that the runtime has not created: everything in its cgroup is left from a
+    restore. Returns the processes that are still there at `until` (on `time.monotonic`).
     """
     if len(container) < _ID_CHARS:
         return []
@@ -44,16 +45,19 @@ def kill(container: str, *, until: float) -> list[int]:
 
 
 def members(container: str) -> list[int]:
-    """The living processes in cgroups of which a part is named for the container; not us.
+    """Returns the living processes, without us, in cgroups that have the container's name in their
+    path.
 
-    By the name, because every driver (cgroupfs, systemd) has another way to it and the same name.
+    By the name, because every driver (cgroupfs, systemd) has another path and the same name.
     """
     return list(newest_first(container))
 
 
 def newest_first(container: str) -> Iterator[int]:
-    """The same, one by one, what has the highest pid first: whoever looks for what was just made
-    does not wait until every process of the machine was looked at.
+    """Yields `members` one by one, the highest pid first.
+
+    So a caller that looks for a new process need not wait for a look at every process of the
+    machine.
     """
     name = container.encode()
     own = os.getpid()
@@ -70,7 +74,7 @@ def is_member(pid: int, container: str) -> bool:
 
 
 def numbered(container: str, pid: int) -> int:
-    """The process of the container that has this pid in it. Raises ProcessLookupError."""
+    """Returns the process whose pid in the container is `pid`. Raises ProcessLookupError."""
     for found in members(container):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if lineage.numbers(found)[-1] == pid:
@@ -90,7 +94,7 @@ def _is_in(pid: int, name: bytes) -> bool:
 
 
 def _is_named(path: bytes, name: bytes) -> bool:
-    """Whether a part of the path is the id, or a unit's name that ends with it."""
+    """Whether a part of the path is the id, or the name of a unit that ends with the id."""
     return any(
         part == name or (part.endswith(b"-" + name + b".scope"))
         for part in path.strip().split(b"/")
