@@ -1,13 +1,13 @@
 """The errors of a connection. None of these says anything about a pod.
 
-    RpcError
-    |-- ProtocolViolated        the peer sent bytes that the protocol forbids: close the connection
-    |   |-- MuxViolated
-    |   `-- TtrpcViolated
-    |-- ConnectionLost          the peer went away, or we closed
-    |   `-- PeerTooFast         we closed because the peer outran our limits
-    |-- CallTooLate             the peer did not answer our call in time
-    `-- CallRefused             the peer answered our call with a status other than OK
+RpcError
+|-- ProtocolViolated        the peer sent bytes that the protocol forbids: close the connection
+|   |-- MuxViolated
+|   `-- TtrpcViolated
+|-- ConnectionLost          the peer went away, or we closed
+|   `-- PeerTooFast         we closed because the peer outran our limits
+|-- CallTooLate             the peer did not answer our call in time
+`-- CallRefused             the peer answered our call with a status other than OK
 """
 
 from enum import IntEnum
