@@ -27,7 +27,9 @@ SCRATCH = "QUICKTHAW_FUZZ_SCRATCH"
 
 @functools.cache
 def place() -> Path:
-    """A directory in memory for targets that take a path. Whoever sets SCRATCH removes it."""
+    """Returns a directory in memory for targets that take a path. The caller that sets SCRATCH
+    removes it.
+    """
     if given := os.environ.get(SCRATCH):
         return Path(given)
     made = Path(tempfile.mkdtemp(prefix="quickthaw-fuzz-", dir="/dev/shm"))
@@ -36,16 +38,16 @@ def place() -> Path:
 
 
 def tickets(data: bytes) -> None:
-    """A ticket encodes to what it was."""
+    """A ticket encodes to the same ticket."""
     with refuses_with(ValueError):
         found = ticket.decode(data)
         same(ticket.decode(found.encode()).encode(), found.encode(), "encoded and decoded")
         if not names.is_container_id(found.container) or not names.is_snapshot_id(found.snapshot):
-            raise Violated("a ticket with names that are none")
+            raise Violated("a ticket with malformed names")
 
 
 def manifests(data: bytes) -> None:
-    """A manifest encodes to what it was, and all of its paths are beneath the snapshot."""
+    """A manifest encodes to the same manifest, and all of its paths are beneath the snapshot."""
     with refuses_with(BadManifest):
         found = manifest.decode(data)
         same(manifest.decode(found.encode()), found, "encoded and decoded")
@@ -55,13 +57,13 @@ def manifests(data: bytes) -> None:
 
 
 def signatures(data: bytes) -> None:
-    """A signature file has one form only."""
+    """A signature file has a single form."""
     with refuses_with(ValueError):
         same(signature.decode(data).encode(), data, "decoded and encoded")
 
 
 def keys(data: bytes) -> None:
-    """Key files, also those that another node has sent."""
+    """Key files, also from another node."""
     for parse in (keyfile.parse_public, keyfile.parse_private):
         with refuses_with(ValueError):
             found = parse(data)
@@ -79,7 +81,7 @@ def kubeconfigs(data: bytes) -> None:
 
 
 def listings(data: bytes) -> None:
-    """The listing of a part: its lines, and the comparison with what lies on the disk."""
+    """The listing of a part: its lines, and the comparison with the files on the disk."""
     lines = data.splitlines()
     for raw in lines:
         with refuses_with(ValueError):
@@ -98,7 +100,7 @@ def listings(data: bytes) -> None:
 
 
 def records(data: bytes) -> None:
-    """What is known about a snapshot: in quarantine, or counted."""
+    """Records about a snapshot: of quarantine, or of counted failures."""
     for kind in (quarantine.Record, quarantine.Health):
         with refuses_with(ValueError):
             found = quarantine.decode(data, kind)
@@ -107,7 +109,7 @@ def records(data: bytes) -> None:
 
 
 def verified_marks(data: bytes) -> None:
-    """Marks: what cannot be read is none, and what is read can be compared."""
+    """Marks: unreadable marks count as none, readable marks can be compared."""
     directory = place() / "marks"
     (directory / "s").mkdir(parents=True, exist_ok=True)
     (directory / "s/rootfs").write_bytes(data)
@@ -121,7 +123,7 @@ def verified_marks(data: bytes) -> None:
 
 
 def memory_layouts(data: bytes) -> None:
-    """A layout and a file of ranges: what is read lies in order, within the file of data."""
+    """A layout and a file of ranges: decoded ranges lie in order, within the file of data."""
     text, _, ranges = data.partition(b"\n")
     size = 1 << 30
     with refuses_with(layout.BadLayout, ValueError):
@@ -137,7 +139,7 @@ def memory_layouts(data: bytes) -> None:
 
 
 def working_sets(data: bytes) -> None:
-    """What earlier restores asked for first: what cannot be read is nothing."""
+    """The working set of earlier restores: an unreadable file counts as none."""
     directory = place() / "working-sets"
     directory.mkdir(exist_ok=True)
     (directory / "s.json").write_bytes(data)
@@ -166,7 +168,7 @@ def journals(data: bytes) -> None:
 
 
 def outcomes(data: bytes) -> None:
-    """An outcome is an object, and gone once it was read."""
+    """An outcome is an object, and gone after it was read."""
     path = place() / "c1.json"
     path.write_bytes(data)
     with refuses_with(ValueError):
