@@ -147,7 +147,7 @@ class Sender:
         if time.monotonic() - self._told_at < _TELL_EVERY_S:
             return
         log.warning(
-            "cannot tell Kubernetes (%s): %s; %d events lost. Pods are not affected.",
+            "cannot send Kubernetes events (%s): %s; %d events lost. Pods are not affected.",
             self._path, why, self._lost,
         )  # fmt: skip
         self._told_at, self._lost = time.monotonic(), 0

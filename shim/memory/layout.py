@@ -125,7 +125,7 @@ def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> Layout:
 
 def _space(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> SpaceLayout:
     if not isinstance(found, dict) or type(found["pid"]) is not int:
-        raise BadLayout("not a space")
+        raise BadLayout("a space of the layout has no whole number as pid")
     extents = _extents(found, files, sizes)
     areas, huge = _areas(found["areas"]), _areas(found["huge"])
     return SpaceLayout(found["pid"], found["data"], extents, areas, huge)
@@ -134,13 +134,13 @@ def _space(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) 
 def _areas(found: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     areas = [(start, end) for start, end in found]
     if not all(type(start) is int and type(end) is int for start, end in areas):
-        raise BadLayout("areas whose addresses are no whole numbers")
+        raise BadLayout("an area of the layout has addresses that are not whole numbers")
     return areas
 
 
 def _shared(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> SharedLayout:
     if not isinstance(found, dict) or type(found["size"]) is not int:
-        raise BadLayout("not an object of shared memory")
+        raise BadLayout("a shared object of the layout has no whole number as size")
     image, extents = found["image"], _extents(found, files, sizes)
     if not isinstance(image, str) or "/" in image or not image.startswith(_SHARED_IMAGE):
         raise BadLayout(f"not an image of shared memory: {image!r:.80}")

@@ -39,7 +39,9 @@ class MuxDecoder:
         while len(self._pending) - start >= HEADER.size:
             conn, length = HEADER.unpack_from(self._pending, start)
             if length > MAX_FRAME_BYTES:
-                raise MuxViolated(f"frame of {length} bytes on connection {conn}")
+                raise MuxViolated(
+                    f"frame of {length} bytes on connection {conn}; {MAX_FRAME_BYTES} is the limit"
+                )
             end = start + HEADER.size + length
             if len(self._pending) < end:
                 break
