@@ -41,7 +41,7 @@ class Pages:
 
     @property
     def size(self) -> int:
-        """The size in bytes."""
+        """Returns the size in bytes."""
         return self.end - self.start
 
 

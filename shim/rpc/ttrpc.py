@@ -153,7 +153,7 @@ class Server(_Side):
 
     @property
     def unanswered(self) -> int:
-        """The number of calls that `receive` has returned and that still wait for an answer."""
+        """Returns the number of calls that `receive` has returned and nobody has answered yet."""
         return len(self._open)
 
     def receive(self, data: bytes) -> list[Call]:

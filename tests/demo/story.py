@@ -62,12 +62,12 @@ class Found:
 
     @property
     def speedup(self) -> float:
-        """The ratio of the medians."""
+        """Returns the ratio of the medians."""
         return self.seconds("cold").median / self.seconds("restore").median
 
     @property
     def overhead_ms(self) -> float:
-        """The milliseconds added to the slower of the measured calls."""
+        """Returns the milliseconds added to the slower of the measured calls."""
         return max(each.added_ms.median for each in self.overheads)
 
     @property
@@ -82,7 +82,7 @@ class Found:
 
     @property
     def differences(self) -> list[str]:
-        """All failed checks, for people."""
+        """Returns all failed checks, for people."""
         return [f"{run.pod}: {what}" for run in self.runs for what in run.differences]
 
     def as_json(self) -> dict[str, object]:

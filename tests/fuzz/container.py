@@ -32,7 +32,7 @@ _HOSTILE = ("a" * 60 + "!", "ab" * 30, "aaab" * 15, " " * 60, "a" * 30 + "b" * 3
 
 
 def criu_images(data: bytes) -> None:
-    """CRIU's images: damaged, or with the same entries after their addresses were padded."""
+    """Read CRIU's images: damaged, or with the same entries after padding the addresses."""
     directory = place() / "criu"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -57,7 +57,7 @@ def _entry(raw: bytes) -> bytes:
 
 
 def oci_specs(data: bytes) -> None:
-    """An OCI spec: facts, keys, the requests of the gate, and the bundle."""
+    """Read an OCI spec: facts, keys, the requests of the gate, and the bundle."""
     bundle = place() / "bundle"
     bundle.mkdir(exist_ok=True)
     (bundle / "config.json").write_bytes(data)
@@ -90,7 +90,7 @@ def _facts(spec: Mapping[str, Any]) -> None:
 
 
 def snapshot_facts(data: bytes) -> None:
-    """Facts of a snapshot and of a container: every check finds something, and says it."""
+    """Compare facts of a snapshot and of a container: every check must give its findings."""
     texts = [text.decode(errors="replace") for text in data.split(b"\n")]
     half = len(texts) // 2
     captured = _named(texts[:half])
@@ -114,7 +114,7 @@ def _named(texts: list[str]) -> dict[str, str]:
 
 
 def pod_annotations(data: bytes) -> None:
-    """Annotations of a pod: a wish within bounds, no wish, or the single error."""
+    """Parse annotations of a pod: a wish within bounds, no wish, or the single error."""
     pairs = [line.partition(b"=") for line in data.split(b"\n")]
     found = {
         key.decode(errors="surrogateescape"): value.decode(errors="surrogateescape")
@@ -130,7 +130,7 @@ def pod_annotations(data: bytes) -> None:
 
 
 def log_expressions(data: bytes) -> None:
-    """A regular expression of a pod's author: refused, or matched without exponential time."""
+    """Match a regular expression of a pod's author, or refuse it; never in exponential time."""
     with refuses_with(ValueError):
         pattern = data.decode()
         logregex.checked(pattern)
@@ -144,7 +144,7 @@ def _searched(pattern: str) -> None:
 
 
 def overlays(data: bytes) -> None:
-    """A line of the mount table, and the options of an overlay in the line."""
+    """Parse a line of the mount table, and the options of an overlay in the line."""
     with refuses_with(ValueError):
         for mount in mounts.parse_mountinfo(data):
             mounts.mount_flags(mount.options)

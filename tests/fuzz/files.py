@@ -38,7 +38,7 @@ def place() -> Path:
 
 
 def tickets(data: bytes) -> None:
-    """A ticket encodes to the same ticket."""
+    """Decode a ticket, which must encode to the same ticket."""
     with refuses_with(ValueError):
         found = ticket.decode(data)
         same(ticket.decode(found.encode()).encode(), found.encode(), "encoded and decoded")
@@ -47,7 +47,7 @@ def tickets(data: bytes) -> None:
 
 
 def manifests(data: bytes) -> None:
-    """A manifest encodes to the same manifest, and all of its paths are beneath the snapshot."""
+    """Decode a manifest, whose paths must all be beneath the snapshot."""
     with refuses_with(BadManifest):
         found = manifest.decode(data)
         same(manifest.decode(found.encode()), found, "encoded and decoded")
@@ -57,13 +57,13 @@ def manifests(data: bytes) -> None:
 
 
 def signatures(data: bytes) -> None:
-    """A signature file has a single form."""
+    """Decode a signature file, which must have a single form."""
     with refuses_with(ValueError):
         same(signature.decode(data).encode(), data, "decoded and encoded")
 
 
 def keys(data: bytes) -> None:
-    """Key files, also from another node."""
+    """Parse key files, also from another node."""
     for parse in (keyfile.parse_public, keyfile.parse_private):
         with refuses_with(ValueError):
             found = parse(data)
@@ -71,7 +71,7 @@ def keys(data: bytes) -> None:
 
 
 def kubeconfigs(data: bytes) -> None:
-    """The file with which an operator names an API server."""
+    """Load a kubeconfig, with which an operator names an API server."""
     path = place() / "kubeconfig"
     path.write_bytes(data)
     with refuses_with(kubeconfig.BadKubeconfig, OSError):
@@ -81,7 +81,7 @@ def kubeconfigs(data: bytes) -> None:
 
 
 def listings(data: bytes) -> None:
-    """The listing of a part: its lines, and the comparison with the files on the disk."""
+    """Parse the listing of a part, and compare it with the files on the disk."""
     lines = data.splitlines()
     for raw in lines:
         with refuses_with(ValueError):
@@ -100,7 +100,7 @@ def listings(data: bytes) -> None:
 
 
 def records(data: bytes) -> None:
-    """Records about a snapshot: of quarantine, or of counted failures."""
+    """Decode records about a snapshot: of quarantine, or of counted failures."""
     for kind in (quarantine.Record, quarantine.Health):
         with refuses_with(ValueError):
             found = quarantine.decode(data, kind)
@@ -109,7 +109,7 @@ def records(data: bytes) -> None:
 
 
 def verified_marks(data: bytes) -> None:
-    """Marks: unreadable marks count as none, readable marks can be compared."""
+    """Read marks: unreadable marks count as none, readable marks can be compared."""
     directory = place() / "marks"
     (directory / "s").mkdir(parents=True, exist_ok=True)
     (directory / "s/rootfs").write_bytes(data)
@@ -123,7 +123,7 @@ def verified_marks(data: bytes) -> None:
 
 
 def memory_layouts(data: bytes) -> None:
-    """A layout and a file of ranges: decoded ranges lie in order, within the file of data."""
+    """Decode a layout and its ranges, which must lie in order, within the file of data."""
     text, _, ranges = data.partition(b"\n")
     size = 1 << 30
     with refuses_with(layout.BadLayout, ValueError):
@@ -139,7 +139,7 @@ def memory_layouts(data: bytes) -> None:
 
 
 def working_sets(data: bytes) -> None:
-    """The working set of earlier restores: an unreadable file counts as none."""
+    """Read the working set of earlier restores: an unreadable file counts as none."""
     directory = place() / "working-sets"
     directory.mkdir(exist_ok=True)
     (directory / "s.json").write_bytes(data)
@@ -151,7 +151,7 @@ def working_sets(data: bytes) -> None:
 
 
 def hook_states(data: bytes) -> None:
-    """The OCI state that a runtime gives to a hook."""
+    """Read the OCI state that a runtime gives to a hook."""
     with refuses_with(ValueError):
         found = read_state(io.BytesIO(data))
         if not names.is_container_id(found.container) or found.pid < 0:
@@ -159,7 +159,7 @@ def hook_states(data: bytes) -> None:
 
 
 def journals(data: bytes) -> None:
-    """A journal gives kinds and subjects, the last first."""
+    """Read a journal, which gives kinds and subjects, the last first."""
     path = place() / "journal"
     path.write_bytes(data)
     with refuses_with(ValueError):
@@ -168,7 +168,7 @@ def journals(data: bytes) -> None:
 
 
 def outcomes(data: bytes) -> None:
-    """An outcome is an object, and gone after it was read."""
+    """Take an outcome, which must be an object, and gone afterwards."""
     path = place() / "c1.json"
     path.write_bytes(data)
     with refuses_with(ValueError):
@@ -179,7 +179,7 @@ def outcomes(data: bytes) -> None:
 
 
 def criu_logs(data: bytes) -> None:
-    """The logs of CRIU and runc, in which a container's names appear."""
+    """Search the logs of CRIU and runc, in which a container's names appear."""
     (place() / "restore.log").write_bytes(data)
     (place() / "runc.log").write_bytes(data)
     with refuses_with():
@@ -187,7 +187,7 @@ def criu_logs(data: bytes) -> None:
 
 
 def patches(data: bytes) -> None:
-    """The manifest's patches of files.img never change its length."""
+    """Patch files.img as a manifest says: the length must stay."""
     text, _, image = data.partition(b"\n")
     with refuses_with(ValueError):
         network = jsontext.parse(text)

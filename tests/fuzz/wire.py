@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def mux_frames(data: bytes) -> None:
-    """NRI's multiplexing: any cut gives the same frames; frames encode to the same bytes."""
+    """Decode NRI's multiplexing: any cut gives the same frames, which encode to the same bytes."""
     stream, pieces = cuts(data)
     with refuses_with():
         whole = outcome(lambda: mux.MuxDecoder().feed(stream), MuxViolated)
@@ -44,7 +44,7 @@ def mux_frames(data: bytes) -> None:
 
 
 def ttrpc_frames(data: bytes) -> None:
-    """ttrpc: any cut gives the same calls, answers and output; frames encode to the same bytes."""
+    """Decode ttrpc: any cut gives the same calls, answers and output, and the same bytes."""
     stream, pieces = cuts(data)
     with refuses_with():
         same(_told([stream]), _told(pieces), "cut differently")
@@ -90,7 +90,7 @@ _METHODS = ("Configure", "Synchronize", "UpdateContainer", "StateChange", "Shutd
 
 
 def nri_calls(data: bytes) -> None:
-    """NRI: every call of the protocol is answered, whatever its content."""
+    """Answer every call of NRI, whatever its content."""
     loop = _loop()
     troubles: list[object] = []
     reports = service.Reports(lambda _: None, lambda *_: None, troubles.append)
@@ -122,7 +122,7 @@ def _requests() -> Requests:
 
 
 def control_requests(data: bytes) -> None:
-    """The control socket: parsing, then every verb of the daemon on an empty store."""
+    """Parse a control request, then run every verb of the daemon on an empty store."""
     with refuses_with(BadRequest):
         control.parse(data)
     with refuses_with():

@@ -124,7 +124,7 @@ class Shared:
 
 
 def echo_on_pipe(have: Inherited) -> None:
-    """Child 0: answers each word on the pipe reversed; counts in the shared mappings."""
+    """Answer each word on the pipe reversed, and count in the shared mappings. Child 0."""
     while data := os.read(have.to_child[0], 4096):
         for mapping in (have.memory, have.memfd_map):
             _COUNTER.pack_into(mapping, 0, _COUNTER.unpack_from(mapping)[0] + 1)
@@ -133,7 +133,7 @@ def echo_on_pipe(have: Inherited) -> None:
 
 
 def echo_on_sockets(have: Inherited) -> None:
-    """Child 1: answers on the socket pair and both named sockets, with a single epoll."""
+    """Answer on the socket pair and both named sockets, with a single epoll. Child 1."""
     poll = select.epoll()
     for sock in (have.pair[1], have.stream, have.datagram):
         poll.register(sock, select.EPOLLIN)
@@ -150,7 +150,7 @@ def echo_on_sockets(have: Inherited) -> None:
 
 
 def hold_file_lock(have: Inherited) -> None:
-    """Child 2: holds a POSIX lock on a file as long as it lives."""
+    """Hold a POSIX lock on a file for life. Child 2."""
     with open(have.lock_path, "w", encoding="ascii") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         os.write(have.from_child[1], b"locked")
@@ -158,13 +158,13 @@ def hold_file_lock(have: Inherited) -> None:
 
 
 def answer_queue(shared: Shared) -> None:
-    """First multiprocessing child: answers a question reversed."""
+    """Answer questions reversed. First multiprocessing child."""
     while True:
         shared.answers.put(shared.questions.get()[::-1])
 
 
 def count_on_semaphore(shared: Shared) -> None:
-    """Second multiprocessing child: counts in POSIX shared memory, under the lock."""
+    """Count in POSIX shared memory, under the lock. Second multiprocessing child."""
     while True:
         shared.semaphore.acquire()
         with shared.lock:

@@ -245,9 +245,7 @@ def _is_readable(address: int) -> bool:
 
 
 def filled(number: int, size_mib: int, seed: int) -> tuple[list[Area], list[tuple[int, int]]]:
-    """Makes memory with content. Returns areas, and the regions that contain them (address and
-    end).
-    """
+    """Make memory with content. Returns areas, and their regions (address and end)."""
     chance = random.Random(f"memory {seed} {number}")  # noqa: S311
     owned, regions = [], []
     label = (number + 1) << 57

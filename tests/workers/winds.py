@@ -273,7 +273,7 @@ class Wind:
     # Advice
 
     def do_drop(self) -> None:
-        """MADV_DONTNEED, sometimes of a size that is not whole pages."""
+        """Drop pages (MADV_DONTNEED), sometimes by a size that is not whole pages."""
         area = self._any()
         first, count = self._range(area, 48)
         self.note(f"drop {area.at(first):#x} {count}")
@@ -286,7 +286,7 @@ class Wind:
         self.areas.append(area)
 
     def do_drop_unaligned(self) -> None:
-        """MADV_DONTNEED from the middle of a page: the kernel refuses, and nothing happens."""
+        """Drop from the middle of a page (MADV_DONTNEED): the kernel must refuse."""
         area = self._any()
         try:
             areas.advised(area.address + 512, PAGE, areas.DONTNEED)
@@ -297,7 +297,7 @@ class Wind:
             raise Wrong("MADV_DONTNEED took half a page")
 
     def do_free(self) -> None:
-        """MADV_FREE."""
+        """Free pages lazily (MADV_FREE)."""
         area = self._any()
         first, count = self._range(area, 32)
         self.note(f"free {area.at(first):#x} {count}")
