@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     Range = tuple[int, int]
 
 PREFIX: Final = "parent-"
-"""The prefix of images that belong into the directory `parent`; a snapshot has a single
-directory."""
+"""The prefix of images for the directory `parent`; a snapshot has a single directory."""
 _PSTREE = "pstree.img"
 _GROWS_DOWN, _MAP_SHARED = 0x100, 1
 
@@ -60,8 +59,7 @@ def inherited(directory: Path, parent: int, child: int) -> list[Range]:
 
 
 def align(directory: Path, parent: int, child: int) -> None:
-    """Add empty entries to the parent's list of areas, so that CRIU finds all that the child
-    inherits.
+    """Add empty entries to the parent's areas, so that CRIU finds all that the child inherits.
 
     CRIU goes through both lists side by side, and where the child has an area that the parent
     lacks, CRIU misses the next area that both have. So the parent's list gets an entry there, of no

@@ -34,8 +34,7 @@ class DamagedImage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class LinkRemap:
-    """A name that CRIU made for the time of the dump. Both names are relative to the container's
-    root.
+    """A name that CRIU made for the time of the dump. Names are relative to the container's root.
 
     original: the name that was deleted. link: the name that the restore will look for.
     """

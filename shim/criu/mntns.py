@@ -13,14 +13,12 @@ import time
 from shim.kernel import mounts
 
 _CGROUPS = ".criu.cg"
-"""The beginning of the directories in which CRIU mounts cgroup hierarchies (v1): `yard`,
-`mounts`."""
+"""The prefix of directories where CRIU mounts cgroup hierarchies (v1): `yard`, `mounts`."""
 _RUNC_ROOT = "criu-root"
 _MAX_BYTES = 4 << 20
 _TREES, _TREE = "/tmp", ".criu.mntns."
 _UNUSED_S = 1.0
-"""A directory that no process has mounted for this long does not belong to a restore in
-progress."""
+"""A directory that was mounted nowhere for this long belongs to no restore in progress."""
 
 
 def remove(log: str, state: str, *, is_brief: bool = False) -> None:
@@ -48,9 +46,7 @@ def _remove_cgroups(work: str) -> None:
 
 
 def _tree(log: str) -> str:
-    """Returns the path of CRIU's tree, the first name in the log: the container's mounts come
-    later.
-    """
+    """Returns the path of CRIU's tree: the first in the log, before the container's mounts."""
     import re  # late: only for a killed restore
 
     try:

@@ -64,9 +64,7 @@ def read(path: Path) -> Pagemap:
 
 
 def pages_id(path: Path) -> int:
-    """Returns the pages_id of the image at `path`, without its entries. Raises DamagedImage,
-    OSError.
-    """
+    """Returns the pages_id of an image; reads no entries. Raises DamagedImage, OSError."""
     return parsed(criu_pb2.PagemapHead, first(path), path).pages_id
 
 
@@ -112,9 +110,7 @@ def lazy_areas(path: Path) -> list[tuple[int, int]]:
 
 
 def huge_areas(path: Path) -> list[tuple[int, int]]:
-    """Returns the lazy areas for which the process has asked for huge pages. Raises as
-    `lazy_areas`.
-    """
+    """Returns the lazy areas in which the process wants huge pages. Raises as `lazy_areas`."""
     return [(vma.start, vma.end) for vma in lazy(path) if vma.madv >> _MADV_HUGEPAGE & 1]
 
 
@@ -142,9 +138,7 @@ def _is_lazy(vma: criu_pb2.Vma) -> bool:
 
 
 def clipped(pages: Iterable[Pages], areas: Iterable[tuple[int, int]]) -> list[Pages]:
-    """Returns `pages`, cut where areas end: a range that is filled at once must lie in a single
-    area.
-    """
+    """Returns `pages`, cut where areas end: a range that is filled at once lies in one area."""
     borders = sorted({end for _, end in areas})
     found: list[Pages] = []
     at = 0

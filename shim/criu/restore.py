@@ -95,9 +95,7 @@ def finish(child: process.Child, call: Call, work: str, *, until: float) -> str:
 
 
 def _hand_over(child: process.Child, fifo: str, content: bytes, until: float) -> None:
-    """Write into the fifo when the runtime has opened it. Returns without writing if the runtime
-    ends.
-    """
+    """Write into the fifo when the runtime has opened it. Returns early if the runtime ends."""
     while True:
         try:
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)

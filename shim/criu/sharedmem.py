@@ -24,9 +24,7 @@ _ANON_SHARED, _SEGMENT = 1 << 8, 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class SharedObject:
-    """An object of shared memory. shmid: CRIU's number. size: bytes, whole pages. is_huge: hugetlb
-    pages.
-    """
+    """An object of shared memory. shmid: CRIU's number. size: whole pages. is_huge: hugetlb."""
 
     shmid: int
     size: int

@@ -58,9 +58,7 @@ def kill_us_after(seconds: float) -> None:
 
 
 def cancel() -> None:
-    """Cancel the alarm. A timer outlives exec: call this before this process becomes another
-    program.
-    """
+    """Cancel the alarm. A timer outlives exec: call this before becoming another program."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
 

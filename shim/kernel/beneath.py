@@ -75,9 +75,7 @@ def open_dir(path: str) -> OwnedFd:
 
 
 def read_beneath(root_dirfd: int, path: str, *, limit_bytes: int) -> bytes:
-    """Returns the content of a regular file. Raises OSError: EFBIG beyond the limit, EINVAL for no
-    file.
-    """
+    """Returns a regular file's content. Raises OSError; EFBIG beyond the limit, else EINVAL."""
     # O_NONBLOCK: a fifo in the file's place must not hold us up.
     with open_beneath(root_dirfd, path, os.O_RDONLY | os.O_NONBLOCK) as fd:
         if not stat.S_ISREG(os.fstat(fd.fileno()).st_mode):

@@ -10,9 +10,7 @@ if TYPE_CHECKING:
 
 
 class OwnedFd:
-    """A descriptor with a single owner. `steal` passes ownership on; otherwise leaving `with`
-    closes it.
-    """
+    """A descriptor with a single owner. `steal` passes ownership on; else `with` closes it."""
 
     __slots__ = ("_fd",)
 
@@ -26,9 +24,7 @@ class OwnedFd:
         return self._fd
 
     def steal(self) -> int:
-        """Returns the descriptor, which the caller owns now; -1 when it was closed or stolen
-        before.
-        """
+        """Returns the descriptor, which the caller owns now; -1 if it was closed or stolen."""
         fd, self._fd = self._fd, -1
         return fd
 

@@ -27,8 +27,7 @@ class HugePages:
         self._against = 0
 
     def make(self, address: int) -> int:
-        """Make a huge page at a multiple of HUGE_BYTES. Returns the number of bytes that are there
-        now.
+        """Make a huge page at a multiple of HUGE_BYTES. Returns the bytes that are there now.
 
         HUGE_BYTES; less when no huge page is free; 0 when none is tried any more. Not where a
         userfaultfd is registered. Raises OSError when the kernel has no page at all.

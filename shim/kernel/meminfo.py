@@ -4,9 +4,7 @@ from __future__ import annotations
 
 
 def available_bytes() -> int:
-    """Returns MemAvailable: the memory that can be had without swapping. Raises OSError,
-    ValueError.
-    """
+    """Returns MemAvailable, the memory to be had without swapping. Raises OSError, ValueError."""
     with open("/proc/meminfo", "rb") as file:
         for line in file:
             if line.startswith(b"MemAvailable:"):

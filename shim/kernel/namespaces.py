@@ -38,8 +38,7 @@ def unshare(kinds: int) -> None:
 
 
 def open_namespace(pid: int, name: str) -> OwnedFd:
-    """Returns a descriptor of a namespace of process `pid`. name: as in /proc/PID/ns (`net`, `mnt`,
-    …).
+    """Returns a descriptor of a namespace of `pid`. name: as in /proc/PID/ns (`net`, `mnt`, …).
 
     Raises OSError. The caller makes sure that `pid` is still the intended process.
     """

@@ -45,8 +45,7 @@ def kill(container: str, *, until: float) -> list[int]:
 
 
 def members(container: str) -> list[int]:
-    """Returns the living processes, without us, in cgroups that have the container's name in their
-    path.
+    """Returns the living processes, without us, in cgroups with the container's name.
 
     By the name, because every driver (cgroupfs, systemd) has another path and the same name.
     """

@@ -102,9 +102,7 @@ def copy(fd: int, address: int, source: int, size: int) -> int:
 
 
 def copy_all(fd: int, address: int, source: int, size: int) -> None:
-    """Call `copy` for all of it, into memory that nobody else changes. Raises as `copy`, but
-    Changing.
-    """
+    """Copy all, into memory that nobody else changes. Raises as `copy`, but not Changing."""
     done = 0
     while done < size:
         with contextlib.suppress(Changing):

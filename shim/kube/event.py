@@ -101,9 +101,7 @@ class Memory:
         self._known: OrderedDict[tuple[str, ...], Known] = OrderedDict()
 
     def again(self, event: Event) -> Known | None:
-        """Returns the event that the server has already, with its count raised; None when it has
-        none.
-        """
+        """Returns the event that the server has already, with a raised count; None without one."""
         known = self._known.get(_same(event))
         return Known(known.name, known.first, known.count + 1) if known else None
 

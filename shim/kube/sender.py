@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("quickthawd")
 
 SENT, DROPPED, FAILED = "sent", "dropped", "failed"
-"""The fate of an event. DROPPED: beyond the rate or the queue. FAILED: the server refused the
-event."""
+"""The fate of an event. DROPPED: beyond the rate or the queue. FAILED: the server refused it."""
 
 _QUEUE: Final = 256
 _REQUEST_S: Final = 10.0
@@ -59,9 +58,7 @@ class Refused(Exception):
 
 
 class Sender:
-    """Sends queued events. path: of the kubeconfig. counted: is called with SENT, DROPPED or
-    FAILED.
-    """
+    """Sends queued events. path: of the kubeconfig. counted: gets SENT, DROPPED or FAILED."""
 
     def __init__(
         self, path: str, counted: Callable[[str], None], *, node: str, wait_s: float = _WAIT_S

@@ -28,8 +28,7 @@ class NotFilled(Exception):
 
 
 class Asked:
-    """Holds the fifos in `view`. answers: for each fifo's name, the bytes that CRIU will read from
-    it.
+    """Holds the fifos in `view`. answers: for each fifo's name, the bytes for CRIU to read.
 
     Create it before CRIU starts. Raises OSError.
     """

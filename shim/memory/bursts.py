@@ -35,9 +35,7 @@ class Bursts:
         return now - self._last < LATELY_S
 
     def stands_aside(self, now: float, *, goes_on: bool) -> bool:
-        """Whether a thread must pause now. goes_on: the thread is the one that fills during a long
-        burst.
-        """
+        """Whether a thread must pause now. goes_on: this thread fills during long bursts."""
         if now - self._last > ASIDE_S:
             return False
         return not goes_on or now - self._began < BURST_S

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 
 
 def started(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
-    """Run `serve` in a fork, in a session of its own. Returns the fork's pid, and our end of a
-    socket.
+    """Run `serve` in a fork, in its own session. Returns the fork's pid, and our end of a socket.
 
     serve: is given the other end. The fork exits when `serve` returns or raises: no code of the
     caller runs on in the fork. Call it in a process without threads. Raises OSError.

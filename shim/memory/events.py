@@ -70,8 +70,7 @@ def settle(
 
 
 class _Group:
-    """Orders events about the same memory. now, forks: the memory after all events, and each
-    child's.
+    """Orders events about the same memory. now, forks: the memory after them, and each child's.
 
     ranges: the addresses that the events are about. bounds: where the range of an event begins or
     ends.
@@ -110,8 +109,7 @@ class _Group:
         return sorted(each for each in found if any(s <= each < e for s, e in self.ranges))
 
     def _surprises(self, memory: Memory) -> int:
-        """Counts the places that are registered although no event says so and no area grew to
-        there.
+        """Counts places that are registered although no event says so and no area grew there.
 
         Returns IMPOSSIBLE when a place is not registered that must be.
         """

@@ -1,5 +1,4 @@
-"""Keeps the ranges of an address space that are still missing, and the place of their content.
-Pure.
+"""Keeps the ranges of an address space that are missing, and their content's places. Pure.
 
 Ranges are whole pages. A page in no extent has no content: it reads as zeros.
 """
@@ -66,9 +65,7 @@ class Extents:
         return [_clipped(each, start, end) for each in found]
 
     def take_next(self, address: int, size: int) -> Extent | None:
-        """Remove part of an extent, and return it: the first from `address` on, up to a multiple of
-        `size`.
-        """
+        """Remove part of an extent: the first from `address` on, up to a multiple of `size`."""
         first, _ = self._reach(address, 1 << 64)
         if first == len(self._all):
             return None

@@ -65,9 +65,7 @@ class Forked:
                 self._look(address)
 
     def look_at_areas(self, areas: Iterable[Extent]) -> None:
-        """Ask about areas that the child may have, before any event was read from it. Raises
-        OSError.
-        """
+        """Ask about areas of the child, before any event was read from it. Raises OSError."""
         whole = []
         with contextlib.suppress(Changing, Gone):
             for start, end, _ in areas:
@@ -125,9 +123,7 @@ class Children:
         self._patience = Patience()
 
     def look_at(self, events: Sequence[Message], areas: Extents) -> None:
-        """Ask the children of these events about all addresses of the events; new children about
-        areas, too.
-        """
+        """Ask the children about all addresses of the events; new children about areas, too."""
         places = dict.fromkeys(place for event in events for place in _places(event))
         for child in self._all.values():
             child.look_at(places)

@@ -59,9 +59,7 @@ class Guard:
             socket.send_fds(self._socket, [_KEEP], [fd])
 
     def renew(self) -> int:
-        """Start another guard, because the guard was killed. Returns its descriptor. Raises
-        OSError.
-        """
+        """Start another guard: the last was killed. Returns its descriptor. Raises OSError."""
         self._socket.close()
         os.waitpid(self._pid, 0)
         self._pid, self._socket = _started(self._ticket, self._pulse)
@@ -105,9 +103,7 @@ def _started(
 
 
 def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) -> None:
-    """Run the guard. Returns when the server is done; otherwise ends the container, then the
-    server.
-    """
+    """Run the guard. Returns when the server is done; else ends the container and the server."""
     kept: list[int] = []
     last, stalled, is_filled = pulse[0], 0, False
     why = ""

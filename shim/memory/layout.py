@@ -61,9 +61,7 @@ class SpaceLayout:
 
 
 class SharedLayout:
-    """The layout of an object of shared memory, `size` bytes. image: CRIU's. data: name of its
-    file.
-    """
+    """The layout of a shared object of `size` bytes. image: CRIU's. data: name of its file."""
 
     __slots__ = ("data", "extents", "image", "size")
 
@@ -108,8 +106,7 @@ def encode(spaces: Sequence[Mapping[str, object]], shared: Sequence[Mapping[str,
 
 
 def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> Layout:
-    """Returns the layout. files: the small files of `memory/`. sizes: of the files of data. By
-    name.
+    """Returns the layout. files: the small files of `memory/`. sizes: of its data files. By name.
 
     Raises BadLayout.
     """

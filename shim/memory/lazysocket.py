@@ -41,8 +41,7 @@ class LazySocket:
         self._connection.close()
 
     def received(self) -> Iterator[tuple[int, int]]:
-        """Yields the pid and the userfaultfd of each process that CRIU has sent since the last
-        call.
+        """Yields the pid and the userfaultfd of each process that CRIU sent since the last call.
 
         The caller owns the descriptors. Raises NotCriu, OSError.
         """

@@ -39,12 +39,10 @@ ZEROS = 1 << 62
 """Origins from here on mean memory without content."""
 IMPOSSIBLE = 1 << 20
 _AT_ONCE = 4
-"""The cost of assuming that two events of a turn come from the same thread, which waits after the
-first."""
+"""The cost of assuming that two events of a turn come from one thread, which waits in between."""
 _MOST_EVENTS = 200
 _MOST_STEPS = 5000
-"""Steps of a search, half a second in all; after that, events are applied in the order of
-reports."""
+"""Steps of a search, half a second; after that, events are applied as they were reported."""
 
 
 class Memory:
@@ -79,9 +77,7 @@ class Memory:
         return self.is_used(address, address + PAGE)
 
     def growth(self, address: int) -> int:
-        """Returns the cost of assuming that an unknown page is registered: an area must have grown
-        to there.
-        """
+        """Returns the cost of assuming that an area has grown to an unknown page."""
         before = address - PAGE
         if self.has(before) or self._around.within(before, address):
             return 0
@@ -128,8 +124,7 @@ _NUMBER = (1 << 32) - 1
 
 
 def _state(came: int, last: int, origin: int) -> int:
-    """Packs the state of a page into a number, the origin lowest: so a state is divided with its
-    range.
+    """Packs the state of a page into a number, the origin lowest, so that clipping works.
 
     came, last: the numbers of the event that brought the page, and of its last event; 0 for none.
     """
@@ -175,9 +170,7 @@ class Order:
     def _from(
         self, memory: Memory, rest: tuple[int, ...], late: int, forks: dict[int, Memory]
     ) -> tuple[Memory, dict[int, Memory]] | None:  # fmt: skip
-        """Search an order of `rest`. late: the lateness that events of `rest` may still have in
-        all.
-        """
+        """Search an order of `rest`. late: the lateness that `rest` may still have in all."""
         if not rest:
             return (memory, forks) if self._surprises(memory) <= late else None
         self._steps += 1
@@ -201,9 +194,7 @@ class Order:
     def _happens(
         self, memory: Memory, number: int, others: tuple[int, ...]
     ) -> Iterator[tuple[Memory, tuple[int, ...], int]]:  # fmt: skip
-        """Yields each way in which an event may happen: the memory after it, the events left, the
-        cost.
-        """
+        """Yields each way in which an event may happen: memory afterwards, events left, cost."""
         event = self._events[number]
         if event.kind == FORK:
             yield memory, others, sum(self._doubt(event.start, at, memory) for at in self._bounds)
@@ -242,17 +233,14 @@ class Order:
         return max(1, event.turn - told[0].turn) + is_end
 
     def _over(self, number: int, others: tuple[int, ...]) -> Iterator[int]:
-        """Yields moves that may have freed the place themselves: MREMAP_FIXED unmaps and moves at
-        once.
-        """
+        """Yields moves that may have freed their own place: MREMAP_FIXED does both at once."""
         for other in others:
             each = self._events[other]
             if other > number and each.kind == REMAP and each.to == self._events[number].start:
                 yield other
 
     def _its_end(self, number: int, others: tuple[int, ...]) -> tuple[int, int]:
-        """Returns the event that reports the end of a move's old place, and the cost of that
-        assumption.
+        """Returns the event that reports the end of a move's old place, and that assumption's cost.
 
         The end more likely belongs to the last such move of an earlier turn. The event is 0 when
         there is none.
@@ -279,9 +267,7 @@ class Order:
         return after
 
     def _doubt(self, child: int, address: int, memory: Memory) -> int:
-        """Returns the cost of assuming that a child forked at this memory, given its registered
-        addresses.
-        """
+        """Returns the cost of assuming that a child, given its addresses, forked at this memory."""
         had = self._child_has(child, address)
         if had is None or had == memory.has(address):
             return 0

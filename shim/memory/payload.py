@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _KEPT_CHUNKS = 4
-"""Checked chunks that are kept: one for each thread that fills, and the last that faults asked
-for."""
+"""Checked chunks that are kept: one for each thread that fills, and the last for faults."""
 
 
 class Damaged(Exception):

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 _TICK_MS = 1000
 _RETRY_MS = 5
 _FIRST = -20
-"""Without this, the thread that serves faults waits for a thread that fills, until the next
-tick."""
+"""Otherwise the thread that serves faults waits for a filling thread until the next tick."""
 
 
 class Abandoned(Exception):
@@ -78,8 +77,7 @@ class Server:
         self._poll.register(filler.fileno(), select.POLLIN)
 
     def run(self) -> None:
-        """Serve until all memory is there. Raises Abandoned; any other exception must end the
-        container.
+        """Serve until all memory is there. Raises Abandoned; any other error ends the container.
 
         Afterwards the descriptors are still open: see `close`.
         """

@@ -54,9 +54,7 @@ class Filler:
         self.is_done = False
 
     def fileno(self) -> int:
-        """Returns a descriptor, readable when the filler is done or has failed; -1 when it has
-        ended.
-        """
+        """Returns a descriptor, readable when the filler is done or failed; -1 after its end."""
         return self._its.fileno()
 
     def hear(self) -> None:

@@ -41,11 +41,9 @@ on."""
 _SETTLES_S = 0.001
 _SOON_S = 0.00005
 _TURN_S = 0.0005
-"""A thread whose event was read goes on at once; a thread that lost its processor needs this
-time."""
+"""A thread whose event was read goes on at once; a thread without processor needs this."""
 _TURNS = 20
-"""After so many turns we do not wait: a thread that moves memory without end is quiet for moments
-only."""
+"""After so many turns we do not wait: a thread that moves without end is quiet only briefly."""
 _UNSETTLED_S = 30.0
 
 
@@ -77,9 +75,7 @@ class Space:
         return self.fd
 
     def close(self) -> None:
-        """Close the userfaultfd: the areas become ordinary, and missing pages read as zeros.
-        Idempotent.
-        """
+        """Close the userfaultfd: areas become ordinary, missing pages read as zeros. Idempotent."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -118,8 +114,7 @@ class Space:
             return userfault.copy(self.fd, start, address, size)
 
     def serve(self, address: int, asked: Callable[[int, int], None]) -> None:
-        """Give a thread the page that it waits for, and the page's neighbours. All copying must be
-        stopped.
+        """Give a thread the page that it waits for, and neighbours. All copying must be stopped.
 
         asked: is called when content was still missing there. Raises as `fill` does.
         """
@@ -139,9 +134,7 @@ class Space:
             self._zero(page, start + AROUND_BYTES)
 
     def _zero(self, page: int, end: int) -> None:
-        """Install a page without content, and the pages behind; or wake the thread if the page is
-        there.
-        """
+        """Install a page without content, and pages behind; or wake the thread if it is there."""
         try:
             userfault.zero(self.fd, page, end - page)
         except Present:
@@ -191,9 +184,7 @@ class Space:
                 self._let_others_tell()
 
     def _let_others_tell(self) -> None:
-        """Wait while more changes are under way: each blocks the threads behind it until it is
-        read.
-        """
+        """Wait while changes are under way: each blocks the threads behind it until it is read."""
         time.sleep(_SOON_S)
         if userfault.is_changing(self.fd):
             time.sleep(_TURN_S)

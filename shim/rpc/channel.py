@@ -21,8 +21,7 @@ Handler = Callable[[ttrpc.Call], Coroutine[None, None, bytes]]
 """Answers one call, or raises CallRefused to refuse it. Cancelled when the connection ends."""
 
 OnFault = Callable[[ttrpc.Call, BaseException], None]
-"""Called with an exception of a handler other than CallRefused. Its caller gets `internal`, no
-details."""
+"""Called with a handler's exception that is no CallRefused. Its caller gets only `internal`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +83,7 @@ class Channel(asyncio.Protocol):
             del self._waiting[stream]
 
     async def wait_closed(self) -> RpcError:
-        """Wait until the connection has ended. Returns, and does not raise, the error that ended
-        it.
-        """
+        """Wait until the connection has ended. Returns, and does not raise, the error."""
         await self._closed.wait()
         return self._reason or ConnectionLost("closed")
 
@@ -128,9 +125,7 @@ class Channel(asyncio.Protocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Close the channel: the peer closed the socket, unless `close` came first and gave its
-        reason.
-        """
+        """Close the channel: by the peer, unless `close` came first and gave its reason."""
         cut = " in the middle of a frame" if self._demux.mid_frame else ""
         self.close(ConnectionLost(f"closed by the peer{cut}{f': {exc}' if exc else ''}"))
 

@@ -32,8 +32,7 @@ MIN_PREFIX: Final = 4
 
 
 def initialise(keys: KeyDirectory) -> tuple[PublicKey, bool]:
-    """Make the node's key if it has none, and rewrite the public half if it does not belong to the
-    key.
+    """Make the node's key if missing, and the public half if it does not belong to the key.
 
     Returns the key, and whether it is new. Raises KeyRefused, OSError.
     """
@@ -143,9 +142,7 @@ def _checked(name: str) -> str:
 
 
 def _former(dirfd: int, keys: KeyDirectory) -> Entry | None:
-    """Returns the key that is to be replaced, also if others could have read it: rotating mends
-    that.
-    """
+    """Returns the key to be replaced, also if others could read it: rotating mends that."""
     try:
         data = read_key(dirfd, NODE_KEY, keys.uid, 0)
         key = keyfile.parse_private(data).public

@@ -115,9 +115,7 @@ class KeyDirectory:
         return self._ring
 
     def private(self) -> PrivateKey:
-        """Returns the key with which this node signs. Raises KeyRefused, also when the key is
-        revoked.
-        """
+        """Returns the key with which this node signs. Raises KeyRefused, also if it is revoked."""
         ring = self.current()
         if ring.broken:
             raise self.refused("cannot sign", NODE_KEY, ring.broken, "See `quickthaw keys ls`.")
@@ -135,9 +133,7 @@ class KeyDirectory:
         return key
 
     def private_at(self, dirfd: int) -> PrivateKey:
-        """Returns the node's key in the directory `dirfd`. Raises KeyRefused; OSError if it is
-        missing.
-        """
+        """Returns the node's key in directory `dirfd`. Raises KeyRefused; OSError if missing."""
         try:
             return keyfile.parse_private(read_key(dirfd, NODE_KEY, self.uid, _OTHERS_READ))
         except ValueError as error:
@@ -226,9 +222,7 @@ class _Reading:
         return Entry("this node", NODE_KEY, key.public)
 
     def _check_public(self, own: Entry) -> None:
-        """Note a problem when node.pub does not fit. Only other nodes use it: we read the private
-        key.
-        """
+        """Note a problem when node.pub does not fit. Only other nodes use that file."""
         try:
             found = self._public(NODE_PUBLIC)
             if found == own.key:
@@ -253,9 +247,7 @@ class _Reading:
         return tuple(found), problems
 
     def _names(self, directory: str, problems: list[Problem]) -> list[str]:
-        """Returns the names of files, without hidden files: of editors, and of a change that was
-        cut short.
-        """
+        """Returns names of files, without hidden files: of editors, and of killed changes."""
         try:
             with open_beneath(self._dirfd, directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
                 _refuse_shared(os.fstat(fd.fileno()), self._uid, _OTHERS_WRITE)
@@ -272,8 +264,7 @@ class _Reading:
 
 
 def read_key(dirfd: int, file: str, uid: int, forbidden: int) -> bytes:
-    """Returns the content of a key file, which must be `uid`'s and have none of the `forbidden`
-    bits.
+    """Returns the content of a key file, which must be `uid`'s, without `forbidden` mode bits.
 
     Follows no link. Raises OSError, ValueError.
     """

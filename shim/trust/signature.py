@@ -51,9 +51,7 @@ class Signature:
 
 
 def decode(data: bytes) -> Signature:
-    """Returns the signature of a file. Raises ValueError unless `Signature.encode` can have written
-    it.
-    """
+    """Returns the signature of a file. Raises ValueError if `encode` cannot have written it."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"longer than {MAX_BYTES} bytes")
     try:

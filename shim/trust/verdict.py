@@ -1,5 +1,4 @@
-"""Decides whether a snapshot may be used: a key that this node trusts must have signed its
-manifest.
+"""Decides whether a snapshot may be used: a trusted key must have signed its manifest.
 
 Every decision asks, so the answers come from memory: a signature is verified once, and again after
 the keys have changed. Decoding a manifest checks that the manifest and its id belong together, and
@@ -66,9 +65,7 @@ class Verdict:
 
 
 class Trust:
-    """Gives verdicts over the snapshots of a store. signature_of: id to content of the file, or
-    b"".
-    """
+    """Gives verdicts over a store's snapshots. signature_of: id to the file's content, or b""."""
 
     def __init__(self, keys: KeyDirectory, signature_of: Callable[[str], bytes]) -> None:
         self._keys, self._signature_of = keys, signature_of

@@ -79,9 +79,7 @@ class Client:
         raise TimeoutError(f"no answer within {self.wanted['within_s']} s")
 
     def steadily(self, since: float) -> tuple[list[tuple[float, float]], int]:
-        """Returns each latency by the time at which the request was due, and the number of
-        failures.
-        """
+        """Returns each latency by the time at which it was due, and the number of failures."""
         latencies, errors = [], 0
         for number in range(1, int(self.wanted["steady_s"] / self.wanted["interval_s"]) + 1):
             due = since + number * self.wanted["interval_s"]

@@ -39,9 +39,7 @@ def earlier() -> dict[str, Any]:
 def write(
     before: dict[str, Any], results: Results, plan: Plan, facts: dict[str, str], failed: list[str]
 ) -> dict[str, Any]:
-    """Write both files: this run's figures over the figures of an earlier run. Returns the
-    document.
-    """
+    """Write both files: this run's figures over an earlier run's. Returns the document."""
     known = results.over(Results.from_json(before.get("series", [])))
     document = {
         "made": now(),

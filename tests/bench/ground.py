@@ -76,9 +76,7 @@ class Ground:
             os.close(fd)
 
     def cgroup(self, path: str) -> Path:
-        """Returns a cgroup of the node as a path of the host, in a hierarchy that has every
-        process.
-        """
+        """Returns a cgroup of the node as a path of the host, in a hierarchy with every process."""
         top = next((each for each in self.node.cgroups if "/memory/" in str(each)), None)
         return (top or self.node.cgroups[0]) / path.lstrip("/")
 

@@ -85,7 +85,5 @@ class AtOnce:
 
 
 def _cgroups(places: Sequence[Place]) -> list[Path]:
-    """Returns the cgroups of all places. For podman every place names the cgroups of all
-    containers.
-    """
+    """Returns the cgroups of all places. For podman every place names all."""
     return sorted({cgroup for place in places for cgroup in place.cgroups()})

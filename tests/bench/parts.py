@@ -48,9 +48,7 @@ class Bench:
     failed: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Run every part that the plan names; a part that fails does not keep the others from
-        running.
-        """
+        """Run every part of the plan; a part that fails does not keep the others from running."""
         parts: Mapping[str, Callable[[Ground], None]] = {
             "limit": self._limit,
             "memory": self._memory,
@@ -104,8 +102,7 @@ class Bench:
             self.after()
 
     def _growth(self, ground: Ground) -> None:
-        """Measure the smallest and the largest worker by turns, from snapshots that are there
-        already.
+        """Measure the smallest and the largest worker by turns, from existing snapshots.
 
         Each start follows a start of the other worker on the same machine.
         """

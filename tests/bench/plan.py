@@ -40,8 +40,7 @@ class WrongPlan(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of a run. sizes: GiB, in the order in which they run. contents: for the part of that
-    name.
+    """The plan of a run. sizes: GiB, in the order of the run. contents: of that part.
 
     steady_s: how long a replica is asked. many: numbers of replicas at once. storm_s: seconds of
     the event stress test.

@@ -117,9 +117,7 @@ class Sampler:
         return [pid for pid in listed if self._is_inside(pid)]
 
     def _is_inside(self, pid: int) -> bool:
-        """Whether a process is the container's own. Its helpers from outside may be in the same
-        cgroup.
-        """
+        """Whether a process is the container's own. Helpers may be in the same cgroup."""
         if pid not in self._inside:
             try:
                 status = Path(f"/proc/{pid}/status").read_text()

@@ -46,9 +46,7 @@ class Results:
         return Spread.of(values).median if values else None
 
     def run_of(self, part: str, worker: str) -> str:
-        """Returns the run in which a worker was measured: only figures of the same run can be
-        compared.
-        """
+        """Returns the run in which a worker was measured: only figures of one run compare."""
         return self.runs.get((part, worker), self.run)
 
     def parts(self) -> list[str]:
@@ -87,8 +85,7 @@ class Results:
         return found
 
     def over(self, older: Results) -> Results:
-        """Returns these results, and those parts of `older` that these lack: parts may run one by
-        one.
+        """Returns these results, and the parts of `older` that these lack.
 
         A worker of a part is taken whole from a single run: its ways were interleaved.
         """

@@ -105,9 +105,7 @@ class Sources:
         self.results.add(CAPTURE, worker.name, name, **found)
 
     def _pauses(self, pod: Pod) -> float | None:
-        """Returns the worker's longest pause since the last question; None when it keeps no
-        account.
-        """
+        """Returns the worker's longest pause since the last question; None without an account."""
         answer = self.ground.node.http("GET", pod.ip, PORT, "/pauses?watch=1")
         return float(answer.json()["longest_s"]) if answer.status == 200 else None
 

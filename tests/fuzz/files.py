@@ -27,9 +27,7 @@ SCRATCH = "QUICKTHAW_FUZZ_SCRATCH"
 
 @functools.cache
 def place() -> Path:
-    """Returns a directory in memory for targets that take a path. The caller that sets SCRATCH
-    removes it.
-    """
+    """Returns a directory in memory for targets that take a path. SCRATCH's setter removes it."""
     if given := os.environ.get(SCRATCH):
         return Path(given)
     made = Path(tempfile.mkdtemp(prefix="quickthaw-fuzz-", dir="/dev/shm"))

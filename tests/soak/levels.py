@@ -27,8 +27,7 @@ ALLOWED: Final = {
     "daemon_memory_kib": 1024,  # the allocator's own ups and downs: about 1 KiB in a cycle
     "store_kib": 64,  # directories of ext4 do not shrink
 }
-"""How much a level may be higher at the end; a level that is not listed may not be higher at
-all."""
+"""How much a level may be higher at the end; without an entry, not at all."""
 
 Levels = dict[str, int]
 

@@ -34,9 +34,7 @@ def worker(size_mib: int = SIZE_MIB) -> ContainerSpec:
 
 
 def rounds(node: Node, spec: ContainerSpec) -> Iterator[Round]:
-    """Yields rounds, one after another, without end. The image must be there. Raises
-    AssertionError.
-    """
+    """Yields rounds without end. The image must be there. Raises AssertionError."""
     source = captured(node, spec, name="storm", annotations=wishes())
     source.source.remove(grace_s=0)
     number = 0

@@ -48,9 +48,7 @@ def _squeeze(lines: list[str]) -> list[str]:
 
 
 def picture(lines: list[str], width: int = 480) -> bytes:
-    """Returns a PNG with black text on white. Needs Pillow; its own font makes the same pixels
-    anywhere.
-    """
+    """Returns a PNG, black on white. Needs Pillow; its own font gives the same pixels anywhere."""
     from PIL import Image, ImageDraw, ImageFont
 
     size = 28

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from .storm import Process
 
 SIZES: Final = (1, 2, 4, 8, 16, 32)
-"""Pages of new areas: few sizes, so that other threads get the addresses that a thread gives
-back."""
+"""Pages of new areas: few sizes, so that threads get addresses that others gave back."""
 MOST_AREAS: Final = 80
 MOST_GROWN: Final = 256
 _TRUE: Final = shutil.which("true") or "/bin/true"
