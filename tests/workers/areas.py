@@ -29,8 +29,8 @@ _ODD: Final = 0x9E3779B97F4A7C15
 _MASK: Final = (1 << 64) - 1
 ZEROS: Final = bytes(PAGE)
 PAGE_OR_ZEROS, REST_OR_ZEROS = 1, 2
-"""What MADV_FREE leaves open until a page is written: all of the page, or all but its first stamp;
-or both, when the page is freed again."""
+"""MADV_FREE leaves open, until a page is written, all of the page, or all but its first stamp; or
+both, when the page is freed again."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
