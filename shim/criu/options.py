@@ -68,7 +68,7 @@ def is_brief(path: str) -> bool:
 
 
 def write_for_dump(path: str) -> dict[str, str]:
-    """Write the options that hold for the dump only. Returns its environment. Raises OSError.
+    """Write the options for the dump only. Returns variables for its environment. Raises OSError.
 
     Source: criu(8), CRIU_CONFIG_FILE. Options that runc sets over RPC have precedence.
     """

@@ -2,7 +2,7 @@
 
 We start runc before the snapshot is checked, and check the snapshot while runc starts: before it
 calls CRIU, runc reads `descriptors.json` from the images. That file is a fifo, into which we write
-when all is ready. Until then the images are empty, and nothing of the snapshot runs.
+when all is ready. Until then the directory has no image, and nothing of the snapshot runs.
 """
 
 from __future__ import annotations

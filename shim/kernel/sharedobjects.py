@@ -38,7 +38,7 @@ def found(pids: Iterable[int]) -> dict[int, str]:
 
     The number is the inode's, or the id of a System V segment; a number of both a segment and
     another object is left out. A process that has ended has no objects. Returns nothing at all when
-    there are more than a server has: the caller opens each, and the processes are not to be
+    there are more than any server has: the caller opens each, and the processes are not to be
     trusted.
     """
     paths: dict[int, str] = {}

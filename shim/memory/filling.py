@@ -4,10 +4,9 @@ A single thread begins while CRIU restores, because CRIU keeps one processor bus
 page tables for the content, and fills the working set as soon as CRIU has an area ready. When the
 processes run, all threads fill the rest.
 
-The threads copy side by side. To read the events of an address space, `hold` the threads
-first: then no copy is under way, and each thread has filled or put back the extent that it had
-taken. The threads run at a low priority: the workload comes first, and a page fault before
-everything.
+The threads copy side by side. To read the events of an address space, `hold` the threads first:
+then no copy is under way, and each thread has filled or put back the extent that it had taken. The
+threads run at a low priority: the workload comes first, and a page fault before everything.
 """
 
 from __future__ import annotations
