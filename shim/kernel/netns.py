@@ -20,7 +20,7 @@ _SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 
 
 def identity(path: str) -> list[int]:
-    """Device and inode: what tells the namespace at `path` from every other one that exists."""
+    """Returns device and inode, which identify the namespace at `path` among all others."""
     found = os.stat(path)
     return [found.st_dev, found.st_ino]
 
@@ -28,12 +28,12 @@ def identity(path: str) -> list[int]:
 def enter(path: str, known: list[int] | None = None) -> None:
     """Enter the namespace at `path` for good: for programs that do nothing else.
 
-    known: its `identity`, where the path has the number of a process that may be another by now.
-    Raises OSError; ESTALE when it is another namespace.
+    known: the expected `identity`, if the path has a pid that may belong to another process by now.
+    Raises OSError; ESTALE when the namespace is another.
     """
     with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as there:
         if known is not None and identity(f"/proc/self/fd/{there.fileno()}") != known:
-            raise OSError(errno.ESTALE, "it is another network namespace by now", path)
+            raise OSError(errno.ESTALE, "another network namespace has this path by now", path)
         setns(there.fileno(), CLONE_NEWNET)
 
 

@@ -47,17 +47,17 @@ def protect(name: str) -> None:
 
 
 def be_a_helper_of(parent: int) -> None:
-    """Be killed when the process `parent` ends, and before any pod when memory runs short.
+    """Have this process killed when `parent` ends, and before any pod when memory runs short.
 
-    For helpers of the daemon: they inherit its place at the end of the OOM killer's list, and work
-    on behalf of a pod's author. Raises OSError.
+    For helpers of the daemon: they inherit the daemon's place at the end of the OOM killer's list,
+    and work on behalf of a pod's author. Raises OSError.
     """
     killed_with_parent(parent)
     be_expendable()
 
 
 def be_expendable() -> None:
-    """Be one of the first that the OOM killer takes. Raises OSError."""
+    """Make this process one of the first that the OOM killer takes. Raises OSError."""
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write(_EXPENDABLE)
 

@@ -37,7 +37,7 @@ def kill(container: str, *, until: float) -> list[int]:
         found = members(container)
         for pid in found:
             with contextlib.suppress(ProcessLookupError), OwnedFd(os.pidfd_open(pid)) as pidfd:
-                if is_member(pid, container):  # its number may have become another's
+                if is_member(pid, container):  # the pid may have become another process's
                     signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
         if not found or time.monotonic() > until:
             return found
@@ -65,9 +65,9 @@ def newest_first(container: str) -> Iterator[int]:
 
 
 def is_member(pid: int, container: str) -> bool:
-    """Whether the process lives in a cgroup of which a part is named for the container.
+    """Whether the process lives in a cgroup that has the container's name in its path.
 
-    Whoever must know that it is still the same process holds a pidfd of it.
+    A caller that must know that the process is still the same holds a pidfd.
     """
     return len(container) >= _ID_CHARS and _is_in(pid, container.encode())
 
