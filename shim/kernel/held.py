@@ -31,7 +31,7 @@ class Held:
         with contextlib.ExitStack() as undo:
             self.pid, self._pidfd = pid, undo.enter_context(OwnedFd(os.pidfd_open(pid)))
             if not survivors.is_member(pid, container):
-                raise ProcessLookupError(f"process {pid} is not of container {container}")
+                raise ProcessLookupError(f"process {pid} is none of container {container}")
             self._network = undo.enter_context(self.open("ns/net"))
             undo.pop_all()
 
