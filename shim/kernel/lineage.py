@@ -32,7 +32,7 @@ def numbers(pid: int) -> list[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes that descend from process `pid` now, as far as none on the way has ended.
+    """Returns the descendants of process `pid`, as far as no process in between has ended.
 
     Source: proc_tid_children(5).
     """

@@ -72,7 +72,7 @@ def _mapped(pid: int) -> Iterator[tuple[int, str, bool]]:
 
 
 def segments(pid: int) -> set[int]:
-    """The ids of the System V segments that a process has attached. Raises OSError."""
+    """Returns the ids of the System V segments that a process has attached. Raises OSError."""
     return {number for number, _, is_segment in _mapped(pid) if is_segment}
 
 
