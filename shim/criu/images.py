@@ -241,7 +241,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at `at`, and where it ends. Raises DamagedImage."""
+    """Returns the number at `at`, and the offset behind it. Raises DamagedImage."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

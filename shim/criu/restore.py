@@ -85,7 +85,7 @@ def go_on(
 
 
 def finish(child: process.Child, call: Call, work: str, *, until: float) -> str:
-    """Wait until the runtime has ended. Empty when the container runs, else why not.
+    """Wait until the runtime has ended. Returns the cause, or empty when the container runs.
 
     Raises process.TooLate at the deadline.
     """

@@ -42,7 +42,7 @@ def raising(until: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sooner(until: float, last: float) -> Iterator[None]:
-    """Within `raising`, which ends at `last`: ring at `until` already, if that comes before."""
+    """Within `raising`, which ends at `last`: ring at `until` already, if that is earlier."""
     at = min(until, last)
     signal.setitimer(signal.ITIMER_REAL, max(_SOONEST_S, at - time.monotonic()))
     try:
