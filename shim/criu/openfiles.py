@@ -1,4 +1,4 @@
-"""The entries of files.img, field by field, whatever their kind: for a look that misses nothing.
+"""Reads the entries of files.img, field by field, of every kind: so that no entry is missed.
 
 A message of protobuf would hide the fields that it does not know. Source: CRIU, images/fdinfo.proto
 and the images that it names.
@@ -27,7 +27,7 @@ _TTY, _TTY_INFO, _TTY_TYPE = 11, "tty-info.img", 2
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """One open file. kind: CRIU's number. entry: by field number. terminal: its type, or 0."""
+    """An open file. kind: CRIU's number. entry: by field number. terminal: its type, or 0."""
 
     kind: int
     entry: Body
@@ -44,7 +44,7 @@ class NamedFile:
 
 
 def open_files(directory: Path) -> Iterator[OpenFile]:
-    """All open files of a dump, also those that are mapped or lie in a socket's queue.
+    """Returns all open files of a dump, also files that are mapped or lie in a socket's queue.
 
     Raises DamagedImage, OSError.
     """
@@ -59,7 +59,7 @@ def open_files(directory: Path) -> Iterator[OpenFile]:
 
 
 def named_files(directory: Path) -> Iterator[NamedFile]:
-    """Files, directories, devices and fifos that are open or mapped.
+    """Returns the files, directories, devices and fifos that are open or mapped.
 
     Raises DamagedImage, OSError.
     """
@@ -73,7 +73,7 @@ def named_files(directory: Path) -> Iterator[NamedFile]:
 
 
 def network_namespace(directory: Path) -> int | None:
-    """CRIU's number of the network namespace of the captured processes, which all have the same.
+    """Returns CRIU's number of the network namespace of the captured processes, the same for all.
 
     None when it has none. Raises DamagedImage, OSError.
     """
@@ -84,7 +84,7 @@ def network_namespace(directory: Path) -> int | None:
 
 
 def decoded(message: bytes) -> dict[int, list[Value]]:
-    """Every field of a message by its number. Raises DamagedImage."""
+    """Returns every field of a message by its number. Raises DamagedImage."""
     found: dict[int, list[Value]] = {}
     for number, start, at, end in images.fields(message):
         wire = message[start] & 7

@@ -1,9 +1,9 @@
-"""Which GPUs this node has, told by the driver's own library.
+"""Lists the GPUs of this node, through the driver's own library.
 
-A program of its own, because initialising the library can take seconds or hang: it prints one JSON
-object, `{"driver", "gpus": [{"minor", "name", "memory_bytes", "mig"}]}`, or ends with a status of 1
-and the reason. A node without the driver has an empty list. Standard library only.
-Source: NVML API reference, nvmlInit_v2, nvmlDeviceGet*, nvmlSystemGetDriverVersion.
+A program of its own, because initialising the library can take seconds or hang: it prints a JSON
+object, `{"driver", "gpus": [{"minor", "name", "memory_bytes", "mig"}]}`, or exits with status 1 and
+the reason. A node without the driver has an empty list. Standard library only. Source: NVML API
+reference, nvmlInit_v2, nvmlDeviceGet*, nvmlSystemGetDriverVersion.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NAME_BYTES = 96
 
 
 class NvmlFailed(Exception):
-    """A call of the library did not succeed. The message has the call and NVML's status."""
+    """A call of the library failed. The message has the call and NVML's status."""
 
 
 def inventory() -> dict[str, object]:
-    """The driver's version and every GPU. Raises NvmlFailed, OSError."""
+    """Returns the driver's version and every GPU. Raises NvmlFailed, OSError."""
     if not os.path.exists(DRIVER):
         return {"driver": "", "gpus": []}
     library = ctypes.CDLL(_LIBRARY)

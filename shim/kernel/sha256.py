@@ -1,4 +1,4 @@
-"""SHA-256 of what is in memory. What is small needs no OpenSSL, which takes 5 ms to load. Lean."""
+"""Hashes memory with SHA-256. Small data needs no OpenSSL, which takes 5 ms to load. Lean."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ if TYPE_CHECKING:
 
 try:
     from _sha2 import sha256 as _sha256  # type: ignore[import-not-found]
-except ImportError:  # before Python 3.12, or one that has OpenSSL's only
+except ImportError:  # before Python 3.12, or a Python with OpenSSL's only
     try:
         from _sha256 import sha256 as _sha256  # type: ignore[import-not-found]
     except ImportError:
         from hashlib import sha256 as _sha256
 
 _SMALL = 64 << 10
-"""CPython's own has a third of the speed: what is longer is worth the wait for the other."""
+"""CPython's own has a third of the speed: longer data is worth the wait for OpenSSL."""
 
 
 def hexdigest(data: bytes | memoryview) -> str:
-    """The digest of `data` in hexadecimal."""
+    """Returns the digest of `data` in hexadecimal."""
     if len(data) <= _SMALL:
         small: str = _sha256(data).hexdigest()
         return small

@@ -1,4 +1,4 @@
-"""The first inputs of each target: `python -m tests.fuzz.seeds` writes them into the corpus.
+"""Makes the first inputs of each target: `python -m tests.fuzz.seeds` writes them to the corpus.
 
 Made by the product's own encoders where there are any, so that fuzzing begins behind the checks.
 """
@@ -73,7 +73,7 @@ users: [{name: u, user: {token: abc}}]
 
 
 def seeds() -> Mapping[str, Iterable[bytes]]:
-    """For each target."""
+    """Returns the first inputs of each target."""
     return {
         "mux_frames": [b"\x07" + mux.encode(1, b"a") + mux.encode(2, b"b" * 70)],
         "ttrpc_frames": [b"\x05" + _request() + _response()],
@@ -165,7 +165,7 @@ def _images() -> list[bytes]:
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all of them."""
     for name, inputs in seeds().items():
         directory = CORPUS / name
         directory.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 A real node with the package as it is installed. RESTORES and CAPTURES in the environment set the
 size; 0 leaves a part out. Writes build/soak.json with every level of every cycle. The exit status
-is 1 when something grew from the 50th cycle to the last, or a cycle went wrong.
+is 1 when a level grew from the 50th cycle to the last, or a cycle failed.
 """
 
 import json
@@ -33,7 +33,7 @@ TELL_EVERY: Final = 50
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Run the soak. Returns the exit status."""
     out = Console(highlight=False, soft_wrap=True)
     if any(0 < count < levels.LEAST for _, count in PARTS.values()):
         out.print(f"RESTORES and CAPTURES are 0, or {levels.LEAST} and more.")
