@@ -1,6 +1,7 @@
-"""The network namespace that this process is in, through pyroute2: the one importer of it here.
+"""Reads and changes the network namespace of this process. Only this module imports pyroute2.
 
-pyroute2 takes 123 ms to import, so nobody imports this module who has nothing to change or record.
+pyroute2 takes 123 ms to import: import this module only where there is something to change or
+record.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _RECORDED = (
     "ipv6/conf/all/disable_ipv6",
     "ipv6/ip_nonlocal_bind",
 )
-"""What a process can come to depend on and a pod's spec or the runtime can set."""
+"""The sysctls that a process can depend on and that a pod's spec or the runtime can set."""
 _IFA_F_NODAD = 0x02
 
 
 def facts() -> dict[str, object]:
-    """Addresses, routes, links with their MTU and the net sysctls, as plain JSON.
+    """Returns addresses, routes, links with their MTU and the net sysctls, as plain JSON.
 
     Raises OSError or pyroute2's NetlinkError.
     """
@@ -82,13 +83,13 @@ def _sysctls() -> dict[str, str]:
 
 
 def bring_up_loopback() -> None:
-    """Set `lo` up; it is no error when it is."""
+    """Set `lo` up; no error when `lo` is up already."""
     with IPRoute() as route:
         route.link("set", index=1, state="up")
 
 
 def add_to_loopback(address: str) -> None:
-    """Make `address` bindable by giving it to `lo`; it is no error when it is there."""
+    """Make `address` bindable by giving it to `lo`; no error when `lo` has it already."""
     try:
         with IPRoute() as route:
             route.addr(
@@ -100,7 +101,7 @@ def add_to_loopback(address: str) -> None:
 
 
 def remove_from_loopback(address: str) -> None:
-    """The reverse; it is no error when it is not there."""
+    """Take `address` from `lo`; no error when `lo` does not have it."""
     try:
         with IPRoute() as route:
             route.addr("del", index=1, address=address, prefixlen=_host(address))

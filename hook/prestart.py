@@ -1,9 +1,9 @@
-"""prestart: what a restored process must find in its network namespace.
+"""Prepares the network namespace of a restored process, as prestart hook.
 
 runc runs the hook at CRIU's setup-namespaces point. `quickthaw-runc` has looked at the namespace
-before and left a plan where something must be done: `lo` up, or addresses made bindable that
-restored sockets have and this pod has not. Without a plan the shell part of this hook has ended
-already, at cold starts and at most restores.
+before, and left a plan if there is work: bring up `lo`, or make addresses bindable that restored
+sockets have and this pod has not. Without a plan, at cold starts and at most restores, the shell
+part of this hook has ended already.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ def staged() -> Iterator[tuple[Path, str, int]]:
         yield launchers / program, f"bin/{program}", 0o755
     yield TOP / "shim" / "front" / "quickthaw-runc", "bin/quickthaw-runc", 0o755
     yield TOP / "hook" / "quickthaw-hook", "bin/quickthaw-hook", 0o755
+    yield TOP / "hook" / "quickthaw-opened", "bin/quickthaw-opened", 0o755
 
 
 def stage() -> None:

@@ -20,10 +20,10 @@ from typing import Final
 
 TOP: Final = Path(__file__).parents[1]
 NOT_YET: Final = (
-    "docs", "hook", "packaging", "shim/capture", "shim/cli", "shim/contract", "shim/criu",
-    "shim/daemon", "shim/front", "shim/gate", "shim/integrity", "shim/kernel", "shim/kube",
-    "shim/memory", "shim/nri", "shim/restore", "shim/rootfs", "shim/rpc",
-    "shim/store", "shim/trust", "tests",
+    "docs", "packaging", "shim/capture", "shim/cli", "shim/contract",
+    "shim/daemon", "shim/gate", "shim/integrity", "shim/kernel",
+    "shim/nri", "shim/restore", "shim/rootfs",
+    "shim/store", "tests",
 )  # fmt: skip
 """Folders that the rules have not reached. A folder that passes must leave the list."""
 _WORD: Final = re.compile(r"[A-Za-z][\w'-]*")

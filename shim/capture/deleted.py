@@ -6,7 +6,6 @@ end of it. The restore looks for that name, so the copies that we take get it.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,58 +13,45 @@ from shim.contract.errors import NotCapturable
 from shim.kernel.beneath import O_WALK, files_beneath, link_beneath, open_beneath, open_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from shim.criu.images import LinkRemap
+    from shim.kernel.stopping import Stop
 
-_GONE = " (deleted)"
+SHM = "dev/shm/"
+"""Where a container has /dev/shm, relative to its root."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """A tree that was copied. prefix: where the container has it, `dev/shm/`, or empty for /."""
+    """A tree that was copied. prefix: where the container has it, `dev/shm/`, or empty for /.
+
+    names: of the files that lost one, a name that is left, relative to the tree, by the inode.
+    """
 
     prefix: str
-    original: str
+    names: Mapping[int, str]
     copy: str
 
 
-def inodes_by_lost_name(pids: Iterable[int]) -> dict[str, int]:
-    """Inode numbers by the name that is gone, relative to the container's root.
+@dataclass(frozen=True, slots=True)
+class Remapped:
+    """What CRIU gave new names, and the trees that these are in, the deepest mount first."""
 
-    Call it while the processes are frozen. A process that has died meanwhile has none.
-    """
-    found = {}
-    for pid in pids:
-        for link in _links(pid):
-            try:
-                name, status = os.readlink(link), os.stat(link)
-            except OSError:
-                continue  # died, or a file without a path
-            if name.endswith(_GONE) and status.st_nlink:
-                found[name.removesuffix(_GONE).lstrip("/")] = status.st_ino
-    return found
+    remaps: Sequence[LinkRemap]
+    copied: Sequence[Copied]
 
 
-def _links(pid: int) -> Iterator[str]:
-    for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
-        try:
-            yield from (f"{directory}/{name}" for name in os.listdir(directory))
-        except OSError:
-            continue
-
-
-def give_links(
-    remaps: Iterable[LinkRemap], inodes: Mapping[str, int], copied: Sequence[Copied], container: str
-) -> None:
+def give_links(found: Remapped, inodes: Mapping[str, int], container: str, stop: Stop) -> None:
     """Link the copy of each remapped file to the name that the restore looks for.
 
-    inodes: as of `inodes_by_lost_name`. copied: the deepest mount first. Call it while the
-    originals cannot change. Raises NotCapturable when a file cannot be found again.
+    inodes: as of `shim.capture.opened.lost_names`. Raises NotCapturable when a file cannot be found
+    again; Stopped.
     """
-    for remap in remaps:
-        tree = next(tree for tree in copied if remap.original.startswith(tree.prefix))
-        name = _name_of(inodes.get(remap.original), tree.original)
+    for remap in found.remaps:
+        stop.check()
+        tree = next(tree for tree in found.copied if remap.original.startswith(tree.prefix))
+        name = tree.names.get(inodes.get(remap.original, 0))
         if not name:
             raise NotCapturable(
                 "cannot capture a deleted file", container=container,
@@ -82,12 +68,25 @@ def _link(copy: str, name: str, link: str) -> None:
         link_beneath(top.fileno(), name, directory.fileno(), last)
 
 
-def _name_of(inode: int | None, directory: str) -> str:
-    """A name beneath `directory` of the file with this inode number, or empty."""
-    if inode is None:
-        return ""
+def names_in(
+    prefix: str, directory: str, remaps: Iterable[LinkRemap], inodes: Mapping[str, int], stop: Stop
+) -> dict[int, str]:
+    """A name beneath `directory` of each remapped file that the container has beneath `prefix`.
+
+    One walk however many there are, and none when there is none. Call it while the originals
+    cannot change. Raises Stopped, OSError.
+    """
+    wanted = {
+        inodes[remap.original]
+        for remap in remaps
+        if remap.original.startswith(prefix) and remap.original in inodes
+    }
+    found: dict[int, str] = {}
+    if not wanted:
+        return found
     with open_dir(directory) as top:
         for path, status in files_beneath(top.fileno()):
-            if status.st_ino == inode:
-                return path
-    return ""
+            stop.check()
+            if status.st_ino in wanted:
+                found.setdefault(status.st_ino, path)
+    return found

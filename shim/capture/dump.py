@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shim.capture import standstill, within
+from shim.capture import opened, standstill, within
 from shim.capture.belongings import Belongings, checked
 from shim.capture.checkpoint import checkpoint
-from shim.capture.deleted import Copied, give_links, inodes_by_lost_name
+from shim.capture.deleted import SHM, Copied, Remapped, give_links, names_in
 from shim.capture.memorycopy import MemoryCopy
 from shim.capture.source import frozen, own_freezer
 from shim.contract import faults
@@ -28,6 +29,7 @@ from shim.contract.paths import (
     SNAPSHOTS,
 )
 from shim.criu import images, ipcobjects, options, passcred
+from shim.gate.descriptors import reachable
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
 from shim.rootfs import overlay
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.copied import CopiedMemory
+    from shim.capture.opened import Opened
     from shim.capture.source import Source
+    from shim.kernel.stopping import Stop
 
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
@@ -59,16 +63,29 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
         steps[name] = round(time.monotonic() - began, 4)
 
 
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """What was seen in the frozen window, and is not in `staging`.
+
+    memory: the copies of the processes' memory. opened: all that they had open. has: the
+    capabilities that the container's spec reaches, as a mask.
+    """
+
+    memory: CopiedMemory
+    opened: list[Opened]
+    has: int
+
+
 def dump(
-    source: Source, staging: Path, steps: dict[str, float], until: float, frozen_limit_s: float
-) -> CopiedMemory:
+    source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_limit_s: float
+) -> Dumped:
     """Fill `staging` with criu/, rootfs/ and shm/, and the files of data of memory/.
 
-    The container runs again when this returns: the copies of its memory.
+    The container runs again when this returns.
 
-    steps: seconds by step, filled while it runs. until: the deadline on `time.monotonic`.
+    steps: seconds by step, filled while it runs. stop: ends it, at its deadline or when told.
     frozen_limit_s: how long the container stands still at most. Raises CaptureFailed of the step's
-    kind.
+    kind; Stopped.
     """
     _check_filled(source)
     own = checked(source)
@@ -79,18 +96,20 @@ def dump(
     options.write(str(source.private / CONTAINER_CRIU_CONF))
     with DiffCopy(
         layers, str(staging / SNAPSHOT_ROOTFS), container=source.container, base=base,
-        userxattr=mounted.has_userxattr(),
+        userxattr=mounted.has_userxattr(), stop=stop,
     ) as diff, ShmCopy(
-        source.shm, str(staging / SNAPSHOT_SHM), container=source.container, until=until, own=own
-    ) as shm, MemoryCopy(source.pid, staging / SNAPSHOT_MEMORY, until) as memory:  # fmt: skip
+        source.shm, str(staging / SNAPSHOT_SHM), container=source.container, stop=stop, own=own
+    ) as shm, MemoryCopy(
+        source.pid, staging / SNAPSHOT_MEMORY, stop.until, stop
+    ) as memory:  # fmt: skip
         with _step(steps, "precopy"):
-            _precopy(diff)
+            _precopy(diff, stop)
             _precopy_shm(source, own, shm)
         faults.point("capture.precopied", source.container)
         with _step(steps, "memory"), _of_memory(source):
             memory.precopy(own_freezer(source).pids())
         faults.point("capture.memory.precopied", source.container)
-        until = _until_frozen(source, memory.size, until, frozen_limit_s)
+        until = _until_frozen(source, memory.size, stop.until, frozen_limit_s)
         with (
             passcred.answered(source.pid) as unanswered,
             frozen(source, steps, until=until + _SPARE_S) as freezer,
@@ -100,9 +119,9 @@ def dump(
             _check_alone(source, pids)
             with _of_memory(source):
                 shared = memory.compare(pids, until)
-            within.check(source, pids)
+            found, has = _looked_at(source, pids)
+            lost = opened.lost_names(found)
             foreign = own.foreign_objects(pids)
-            lost = inodes_by_lost_name(pids)
             with _step(steps, "criu"):
                 checkpoint(
                     source, staging / SNAPSHOT_CRIU, len(pids),
@@ -115,24 +134,31 @@ def dump(
                 copied = memory.complete(staging / SNAPSHOT_CRIU)
             faults.point("capture.memory.copied", source.container)
             with _step(steps, "rootfs"):
-                diff.finish(always_paths=writable_shared_files(pids))
+                # It meets each file once anyway, and so finds the names of those that lost theirs.
+                diff.finish(always_paths=writable_shared_files(pids), wanted=lost.values())
             faults.point("capture.rootfs.copied", source.container)
             with _step(steps, "shm"):
                 shm.finish()
             faults.point("capture.shm.copied", source.container)
-            _give_links(source, staging, mounted, lost)
-    return copied
+            names = _names(source, staging, lost, diff, stop)
+        # In copies, which nobody changes: the container runs again.
+        give_links(names, lost, source.container, stop)
+    return Dumped(copied, found, has)
 
 
-def _give_links(
-    source: Source, staging: Path, mounted: overlay.Overlay, lost: Mapping[str, int]
-) -> None:
-    files = [
-        Copied("dev/shm/", source.shm, str(staging / SNAPSHOT_SHM)),
-        Copied("", mounted.upperdir, str(staging / SNAPSHOT_ROOTFS)),
-    ]
+def _names(
+    source: Source, staging: Path, lost: Mapping[str, int], diff: DiffCopy, stop: Stop
+) -> Remapped:
+    """What is left of the names of files that lost one. While nothing changes."""
     remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
-    give_links(remaps, lost, files, source.container)
+    in_shm = names_in(SHM, source.shm, remaps, lost, stop)
+    return Remapped(
+        remaps,
+        [
+            Copied(SHM, in_shm, str(staging / SNAPSHOT_SHM)),
+            Copied("", diff.names, str(staging / SNAPSHOT_ROOTFS)),
+        ],
+    )
 
 
 def _until_frozen(source: Source, memory_bytes: int, until: float, limit_s: float) -> float:
@@ -169,6 +195,18 @@ def _check_alone(source: Source, pids: Sequence[int]) -> None:
         )  # fmt: skip
 
 
+def _looked_at(source: Source, pids: Sequence[int]) -> tuple[list[Opened], int]:
+    """What the processes have open, and the capabilities that the spec reaches.
+
+    Raises NotCapturable for what has more power than the spec gives.
+    """
+    within.check(source, pids)
+    has = reachable(source.spec, within.permitted(pids))
+    found = opened.look(pids)
+    opened.check(source, found, has)
+    return found, has
+
+
 def _check_filled(source: Source) -> None:
     """What a page server has not filled yet CRIU would take for zeros."""
     if (source.private / CONTAINER_FILLING).exists():
@@ -178,14 +216,14 @@ def _check_filled(source: Source) -> None:
         )  # fmt: skip
 
 
-def _precopy(diff: DiffCopy) -> None:
+def _precopy(diff: DiffCopy, stop: Stop) -> None:
     """Copy what can be copied while the container runs.
 
     What was written in the last two seconds may be written again unseen, so that it would be
     copied once more in the frozen window: when that is much, it is given time to settle.
     """
     if diff.precopy().unsettled_bytes > _MUCH_BYTES:
-        time.sleep(_SETTLE_S)
+        stop.sleep(_SETTLE_S)
         diff.precopy()
 
 

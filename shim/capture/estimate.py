@@ -2,35 +2,67 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shim.capture.source import own_freezer
+from shim.contract import limits
 from shim.contract.paths import SNAPSHOTS
+from shim.kernel.beneath import O_WALK, open_dir
 from shim.kernel.cgroup import memory_used
+from shim.kernel.fds import OwnedFd
 from shim.rootfs import overlay
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shim.capture.source import Source
+    from shim.kernel.stopping import Stop
 
 _BLOCK_BYTES = 512
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def estimate(source: Source) -> int:
-    """Bytes on disk of a snapshot of the container as it is now. Raises OSError, ValueError.
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """size_bytes: on disk, with what each entry costs. entries: inodes."""
+
+    size_bytes: int
+    entries: int
+
+    @property
+    def content_bytes(self) -> int:
+        """Without what the entries cost."""
+        return self.size_bytes - self.entries * limits.ENTRY_BYTES
+
+    def plus(self, other: Amount) -> Amount:
+        """Both together."""
+        return Amount(self.size_bytes + other.size_bytes, self.entries + other.entries)
+
+    def less(self, other: Amount) -> Amount:
+        """The rest."""
+        return Amount(self.size_bytes - other.size_bytes, self.entries - other.entries)
+
+
+def estimate(source: Source, stop: Stop) -> Amount:
+    """What a snapshot of the container as it is now would take.
 
     Memory that several processes share counts once. No more memory than is charged to the
     container's cgroup: whatever processes do to the accounts of their pages, others' snapshots do
-    not go for more than that.
+    not go for more than that. Raises TooMuch when its
+    files cannot be captured at all; Stopped, OSError, ValueError.
     """
     mounted = overlay.read_overlay(source.rootfs)
     diffs = [path for path in mounted.absolute_lowerdirs() if path.startswith(f"{SNAPSHOTS}/")]
     directories = [mounted.upperdir, *diffs, *filter(None, [source.shm])]
     in_memory, swapped = memory(own_freezer(source).pids())
-    in_memory = min(in_memory, memory_used(source.pid))
-    return in_memory + swapped + sum(map(on_disk, directories))
+    found = Amount(min(in_memory, memory_used(source.pid)) + swapped, 0)
+    for each in directories:
+        found = found.plus(amount(each, stop))
+    return found
 
 
 def memory(pids: Iterable[int]) -> tuple[int, int]:
@@ -47,16 +79,38 @@ def memory(pids: Iterable[int]) -> tuple[int, int]:
     return in_memory, swapped
 
 
-def on_disk(directory: str) -> int:
-    """Bytes on disk, or in memory of a tmpfs, of all that is in it now."""
-    found = 0
-    for _, _, names, dirfd in os.fwalk(directory):
-        for name in names:
+def amount(directory: str, stop: Stop, *, limited: bool = True) -> Amount:
+    """What takes all that is in the directory, on disk or in memory of a tmpfs.
+
+    What vanishes meanwhile is not counted. limited: raises TooMuch for more than a snapshot may
+    hold. Raises Stopped, OSError.
+    """
+    found = [0, 0]
+    with open_dir(directory) as dirfd:
+        _add(found, dirfd.fileno(), stop, 0, limited=limited)
+    return Amount(found[0] + found[1] * limits.ENTRY_BYTES, found[1])
+
+
+def _add(found: list[int], dirfd: int, stop: Stop, depth: int, *, limited: bool) -> None:
+    if depth > limits.MAX_DEPTH:
+        if limited:
+            raise limits.TooMuch("directories in each other", limits.MAX_DEPTH)
+        return
+    with os.scandir(dirfd) as entries:
+        for entry in entries:
+            stop.check()
             try:
-                found += os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_blocks * _BLOCK_BYTES
-            except FileNotFoundError:
-                continue  # the container runs and removes what it likes
-    return found
+                status = entry.stat(follow_symlinks=False)
+                found[0] += status.st_blocks * _BLOCK_BYTES
+                found[1] += 1
+                if limited and found[1] > limits.MAX_ENTRIES:
+                    raise limits.TooMuch("files and directories", limits.MAX_ENTRIES)
+                if stat.S_ISDIR(status.st_mode):
+                    with OwnedFd(os.open(entry.name, O_WALK, dir_fd=dirfd)) as inner:
+                        _add(found, inner.fileno(), stop, depth + 1, limited=limited)
+            except OSError as error:
+                if error.errno not in _GONE:  # the container runs and removes what it likes
+                    raise
 
 
 def _rollup(pid: int) -> dict[str, int]:

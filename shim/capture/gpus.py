@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from shim.capture.copied import CopiedMemory
+    from shim.capture.dump import Dumped
     from shim.capture.source import Source
     from shim.gpu.support import Look
+    from shim.kernel.stopping import Stop
 
 _GPUS_S = 20.0
 _LOOK_S = 10.0
@@ -104,20 +105,20 @@ def examine(source: Source) -> Seen:
 
 
 def dump_stopped(
-    source: Source, staging: Path, steps: dict[str, float], until: float, frozen_limit_s: float
-) -> tuple[CopiedMemory, Payload | None]:
+    source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_limit_s: float
+) -> tuple[Dumped, Payload | None]:
     """`shim.capture.dump.dump`, while the CUDA driver keeps the GPUs' content in memory."""
     way = ways.named(ways.DRIVER)
     lock = str(source.private / CONTAINER_GPU_LOCK)
-    with Team(spawn, guard_until=until + GUARD_S, lock=lock) as team:
-        engine = Engine(source.container, _listed(source), team, steps, until)
+    with Team(spawn, guard_until=stop.until + GUARD_S, lock=lock) as team:
+        engine = Engine(source.container, _listed(source), team, steps, stop.until)
         if not processes.candidates(_listed(source)()) or not engine.find():
-            return dump(source, staging, steps, until, frozen_limit_s), None
+            return dump(source, staging, steps, stop, frozen_limit_s), None
         with contextlib.ExitStack() as held:
             evacuation = held.enter_context(way.evacuation(source.container, -1))
             with engine.stopped(evacuation):
-                copied = dump(source, staging, steps, until, frozen_limit_s)
-            about = evacuation.finish(until)
+                copied = dump(source, staging, steps, stop, frozen_limit_s)
+            about = evacuation.finish(stop.until)
     payload = Payload(
         way=way.name, about=about, gpus=source.gpus or (),
         processes=processes.numbers_within(source.pid, engine.pids),

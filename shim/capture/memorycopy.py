@@ -25,6 +25,7 @@ from shim.capture.readable import OfObject, OfProcess
 from shim.capture.spacecopy import JOB_BYTES, SpaceCopy
 from shim.criu import nowhere, pagemap, sharedmem
 from shim.kernel import lineage, othermemory, sharedobjects
+from shim.kernel.stopping import Stop
 from shim.memory.layout import DATA_SUFFIX
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ _MAX_PIECES = 1 << 20
 class MemoryCopy:
     """One copy, of a container whose first process is `init_pid`, into files in `directory`.
 
-    until: the deadline on `time.monotonic`. Leaving it ends its threads. All methods raise
-    OSError; ValueError for what cannot be copied; TimeoutError.
+    until: the deadline on `time.monotonic`. stop: ends it earlier. Leaving it ends its threads. All
+    methods raise OSError; ValueError for what cannot be copied; TimeoutError, Stopped.
     """
 
-    def __init__(self, init_pid: int, directory: Path, until: float) -> None:
+    def __init__(
+        self, init_pid: int, directory: Path, until: float, stop: Stop | None = None
+    ) -> None:
         self._level = len(lineage.numbers(init_pid)) - 1
         self._directory, self._until = directory, until
+        self._stop = stop or Stop()
         self._spaces: dict[int, SpaceCopy] = {}
         self._objects: dict[int, SpaceCopy] = {}
         self._undo = contextlib.ExitStack()
@@ -197,6 +201,7 @@ class MemoryCopy:
         for job in left:
             if self._stopped:
                 return
+            self._stop.check()
             if time.monotonic() > self._until:
                 raise TimeoutError("copying the memory took too long")
             try:

@@ -14,23 +14,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shim.capture import ghosts, standstill, workload
+from shim.capture import ghosts, opened, standstill, workload
 from shim.capture.dump import dump
+from shim.capture.estimate import amount
 from shim.capture.settle import settle
 from shim.capture.source import own_freezer
 from shim.capture.toll import Toll
+from shim.capture.volumefiles import volume_files
 from shim.contract import faults
 from shim.contract.errors import CaptureFailed, GpuLost, NotCapturable, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
-from shim.gate.volumes import in_volumes
+from shim.integrity import tree
+from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
-    from shim.capture.copied import CopiedMemory
+    from shim.capture.dump import Dumped
     from shim.capture.source import Source
     from shim.gpu.payload import Payload
     from shim.nri.annotations import Call
@@ -48,23 +51,24 @@ Result = TypeVar("Result")
 class Taken:
     """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds.
 
-    volume_files: paths, in the container, of what the restore will open by its name in volumes.
-    gpus: what the snapshot says about CUDA processes, None without any.
+    volume_files, by_network: the facts `volume_files` and `descriptors`. gpus: what the snapshot
+    says about CUDA processes, None without any.
     """
 
     network: dict[str, Any]
     sizes: dict[str, int]
     memory_bytes: int
     steps: dict[str, float]
-    volume_files: list[str]
+    volume_files: dict[str, object]
+    by_network: dict[str, object]
     gpus: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Seconds: of the whole capture, and of those how long the source stands still at most."""
+    """stop: ends the capture, at its deadline or when told. frozen_s: how long it stands still."""
 
-    within_s: float
+    stop: Stop
     frozen_s: float
 
 
@@ -81,23 +85,25 @@ async def capture(
     """Take everything of `source` into `staging`.
 
     network: what the hook recorded at its start. make_room: called right before the first copy.
-    Raises CaptureFailed; the source then runs as before. Cancelling waits for the frozen window to
-    end.
+    Raises CaptureFailed; the source then runs as before. Cancelling tells the bounds' `stop`, and
+    waits for the frozen window to end.
     """
+    stop = bounds.stop
     source.check()
     toll = await asyncio.to_thread(_before, source)
     steps: dict[str, float] = {}
     began = time.monotonic()
-    until = began + bounds.within_s
     async with _quiesced(source, quiesce, resume):
         await make_room()
         try:
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
-            memory, gpus = await finished(
-                asyncio.to_thread(_dumped, source, staging, steps, until, bounds.frozen_s)
+            dumped, gpus = await finished(
+                asyncio.to_thread(_dumped, source, staging, steps, stop, bounds.frozen_s), stop
             )
             faults.point("capture.thawed", source.container)
+        except Stopped as error:
+            raise _late(source.container, error) from error
         except (OSError, ValueError) as error:
             raise CaptureFailed(
                 "cannot capture", container=source.container,
@@ -105,19 +111,24 @@ async def capture(
             ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    taken = await asyncio.to_thread(_described, source, staging, network, steps, memory)
+    try:
+        taken = await finished(
+            asyncio.to_thread(_described, source, staging, network, steps, dumped, stop), stop
+        )
+    except Stopped as error:
+        raise _late(source.container, error) from error
     await asyncio.to_thread(toll.check)
     return replace(taken, gpus=gpus)
 
 
 def _dumped(
-    source: Source, staging: Path, steps: dict[str, float], until: float, frozen_s: float
-) -> tuple[CopiedMemory, Payload | None]:
+    source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_s: float
+) -> tuple[Dumped, Payload | None]:
     if source.gpus == ():
-        return dump(source, staging, steps, until, frozen_s), None
+        return dump(source, staging, steps, stop, frozen_s), None
     from shim.capture import gpus  # late: most containers have none
 
-    return gpus.dump_stopped(source, staging, steps, until, frozen_s)
+    return gpus.dump_stopped(source, staging, steps, stop, frozen_s)
 
 
 def _before(source: Source) -> Toll:
@@ -132,11 +143,18 @@ def _before(source: Source) -> Toll:
         ) from error  # fmt: skip
 
 
-async def finished(work: Coroutine[Any, Any, Result]) -> Result:
+def _late(container: str, why: Stopped) -> CaptureFailed:
+    return CaptureFailed(
+        "cannot capture", container=container, why=str(why), do="The next pod like it is tried."
+    )
+
+
+async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) -> Result:
     """Wait until `work` has ended, also when cancelled meanwhile; then be cancelled.
 
-    For threads, which cannot be cancelled: what they use must not go before they do. One that
-    does not come back ends the daemon.
+    For threads, which cannot be cancelled: what they use must not go before they do. stop: is told
+    to end it; every thread whose work may be long has one, and asks it at each step. One that does
+    not come back, because a disk does not answer it, ends the daemon.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -145,6 +163,8 @@ async def finished(work: Coroutine[Any, Any, Result]) -> Result:
             await asyncio.wait([task], timeout=_STUCK_S if cancelled else None)
         except asyncio.CancelledError as again:  # a deadline, and then the container's end
             cancelled = again
+            if stop:
+                stop.tell()
         else:
             if not task.done():
                 # It holds a turn and a staging directory for ever. Nothing in this process can end
@@ -196,38 +216,47 @@ async def _call(source: Source, wanted: Call | None) -> None:
 
 def _described(
     source: Source, staging: Path, network: dict[str, Any], steps: dict[str, float],
-    copied: CopiedMemory,
+    dumped: Dumped, stop: Stop,
 ) -> Taken:  # fmt: skip
+    criu_images = staging / SNAPSHOT_CRIU
+    by_network = opened.check_images(source, criu_images, dumped.opened, dumped.has, network)
     addresses = [
         str(entry["address"])
         for entry in network.get("addresses") or ()
         if entry.get("link") != "lo" and entry.get("scope") == 0
     ]
+    stop.check()
     ghosts.check(source, staging / SNAPSHOT_CRIU)
-    settle(staging, copied)
+    settle(staging, dumped.memory)
+    stop.check()
     faults.point("capture.settled", source.container)
+    _check_small_images(source, criu_images)
     patches = images.make_patchable(staging / SNAPSHOT_CRIU, addresses)
     described = {
         **network,
         "bound_addresses": sorted({address for address, _ in patches}),
         "patches": [{"address": address, "offsets": offsets} for address, offsets in patches],
     }
-    criu = _bytes_in(staging / SNAPSHOT_CRIU)
-    shm = _bytes_in(staging / SNAPSHOT_SHM)
-    memory = _bytes_in(staging / SNAPSHOT_MEMORY)
+    parts = {
+        part: amount(str(staging / part), stop, limited=False)
+        for part in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM, SNAPSHOT_MEMORY)
+    }
     pages = sum(path.stat().st_size for path in (staging / SNAPSHOT_CRIU).glob("*pages-*.img"))
-    sizes = {
-        "criu": criu, "rootfs": _bytes_in(staging / SNAPSHOT_ROOTFS), "shm": shm, "memory": memory
-    }  # fmt: skip
+    in_memory = parts[SNAPSHOT_SHM].content_bytes + parts[SNAPSHOT_MEMORY].content_bytes
+    sizes = {part: found.size_bytes for part, found in parts.items()}
+    sizes["entries"] = sum(found.entries for found in parts.values())
     faults.point("capture.described")
-    opened = in_volumes(source.spec, images.open_paths(staging / SNAPSHOT_CRIU))
-    return Taken(described, sizes, pages + shm + memory, steps, opened)
+    files = volume_files(source, criu_images, dumped.opened, dumped.has)
+    return Taken(described, sizes, pages + in_memory, steps, files, by_network)
 
 
-def _bytes_in(directory: Path) -> int:
-    """Bytes on disk of all that is in it."""
-    return sum(
-        os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_blocks * 512
-        for _, _, names, dirfd in os.fwalk(directory)
-        for name in names
-    )
+def _check_small_images(source: Source, directory: Path) -> None:
+    """A restore has them in memory, on the node's account. Raises NotCapturable."""
+    sizes = [(path.name, path.stat().st_size) for path in directory.iterdir()]
+    found = sum(size for name, size in sizes if not tree.is_big_image(name, size))
+    if found > tree.MOST_IMAGE_BYTES:
+        raise NotCapturable(
+            "cannot capture", container=source.container,
+            why=f"CRIU's small images are {found} bytes, {tree.MOST_IMAGE_BYTES} are allowed",
+            do="It has very many deleted files open, or processes, areas and descriptors.",
+        )  # fmt: skip

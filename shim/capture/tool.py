@@ -22,6 +22,9 @@ ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
 _TAIL_BYTES = 4096
+_CHUNK_BYTES = 64 << 10
+_MOST_BYTES = 8 << 20
+"""Of what a program prints. Of more only the end is kept, for messages."""
 _DIES_WITHIN_S = 5.0
 """How long a killed program may take to end. One that the kernel holds is left to itself then."""
 _LOOK_S = 0.05
@@ -116,7 +119,9 @@ async def run_async(
     )  # fmt: skip
     try:
         async with asyncio.timeout(within_s):
-            output, _ = await process.communicate()
+            assert process.stdout is not None  # noqa: S101 - it is a pipe
+            output = await _bounded(process.stdout)
+            await process.wait()
     except TimeoutError:
         raise TimeoutError(f"{argv[0]} did not end within {within_s:g} s") from None
     finally:
@@ -125,6 +130,16 @@ async def run_async(
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     return Ended(_status(process.returncode or 0), output)
+
+
+async def _bounded(stream: asyncio.StreamReader) -> bytes:
+    """All that it gives, or the end of it: a command of a pod's may print for ever."""
+    output = bytearray()
+    while chunk := await stream.read(_CHUNK_BYTES):
+        output += chunk
+        if len(output) > _MOST_BYTES:
+            del output[:-_TAIL_BYTES]
+    return bytes(output)
 
 
 def _status(returncode: int) -> int:

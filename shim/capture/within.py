@@ -39,6 +39,14 @@ def check(source: Source, pids: Iterable[int]) -> None:
         )  # fmt: skip
 
 
+def permitted(pids: Iterable[int], proc: str = "/proc") -> int:
+    """The capabilities that any of the processes has permitted, as a mask. Raises OSError."""
+    held = 0
+    for pid in pids:
+        held |= int(_status(f"{proc}/{pid}")["CapPrm"], 16)
+    return held
+
+
 def excess(spec: Mapping[str, Any], init_pid: int, pids: set[int], proc: str = "/proc") -> str:
     """What a process of the container has beyond the spec; empty when there is nothing.
 

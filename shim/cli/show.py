@@ -89,10 +89,11 @@ def _origin(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def _content(manifest: dict[str, Any]) -> dict[str, str]:
-    sizes, timings = manifest["sizes"], manifest["timings"]
+    sizes, timings = dict(manifest["sizes"]), manifest["timings"]
+    entries = sizes.pop("entries", 0)
     parts = ", ".join(f"{part} {output.size(sizes[part])}" for part in sizes)
     return {
-        "size": f"{output.size(sum(sizes.values()))} ({parts})",
+        "size": f"{output.size(sum(sizes.values()))} ({parts}; {entries} inodes)",
         "files": str(len(manifest["files"])),
         "needs memory": output.size(manifest["requires"]["memory_bytes"]),
         "bound to": ", ".join(map(str, manifest["network"].get("bound_addresses") or ())),

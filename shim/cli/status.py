@@ -53,6 +53,20 @@ def _daemon(daemon: dict[str, Any]) -> dict[str, str]:
         f"up {output.duration(daemon['uptime_s'])}",
         "NRI": connected if nri["connected"] else away,
         "runtime": str(daemon.get("containerd") or ""),
+        **_takes(daemon),
+    }
+
+
+def _takes(daemon: dict[str, Any]) -> dict[str, str]:
+    """How busy it was at most. One of an older version does not say."""
+    loop, memory = daemon.get("loop"), daemon.get("memory")
+    if not loop or not memory:
+        return {}
+    cpu_ms, wall_ms = loop["greatest_step_cpu_s"] * 1000, loop["greatest_step_s"] * 1000
+    return {
+        "event loop": f"busy for {cpu_ms:.0f} ms at most ({wall_ms:.0f} ms with waiting for a "
+        f"processor), {loop['slow_steps']} of {loop['steps']} steps slow",
+        "memory": f"{output.size(memory['bytes'])}, {output.size(memory['peak_bytes'])} at most",
     }
 
 

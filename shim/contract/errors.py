@@ -330,6 +330,14 @@ class SourceHarmed(CaptureFailed):
     exit_code = 73
 
 
+def too_big(container: str, why: Exception) -> SnapshotTooBig:
+    """A container has more files, or longer names, than `shim.contract.limits` lets it have."""
+    return SnapshotTooBig(
+        "no snapshot of so many files", container=container, why=str(why),
+        do="Keep such files in a volume, or remove them before the container is ready.",
+    )  # fmt: skip
+
+
 class RequestRefused(QuickthawError):
     """A request on the control socket cannot be done."""
 

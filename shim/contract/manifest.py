@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from shim.contract.names import SnapshotId
 
-SCHEMA = 4
+SCHEMA = 5
 MAX_BYTES = 8 * 1024 * 1024
 LISTINGS = {
     SNAPSHOT_CRIU: "criu.tree", SNAPSHOT_ROOTFS: "rootfs.tree", SNAPSHOT_SHM: "shm.tree",
@@ -182,16 +182,17 @@ class File(_Record):
 
 
 class Sizes(_Record):
-    """Bytes on disk of the parts."""
+    """Bytes on disk of the parts, with what their names and listings cost. entries: inodes."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
-        "criu": _count, "rootfs": _count, "shm": _count, "memory": _count,
+        "criu": _count, "rootfs": _count, "shm": _count, "memory": _count, "entries": _count,
     }  # fmt: skip
     __slots__ = tuple(_parsers)
     criu: int
     rootfs: int
     shm: int
     memory: int
+    entries: int
 
     @property
     def total(self) -> int:
@@ -319,7 +320,7 @@ def _decode(data: bytes) -> Manifest:
         raise _NewerSchema(
             f"schema {schema}, this quickthaw reads {SCHEMA}; upgrade quickthaw on this node"
         )
-    if schema in (1, 2, 3) and not isinstance(schema, bool):
+    if schema in (1, 2, 3, 4) and not isinstance(schema, bool):
         raise _OlderSchema(f"schema {schema}, of an older quickthaw")
     if schema != SCHEMA or isinstance(schema, bool):
         raise ValueError(f"no schema that this quickthaw reads: {schema!r:.40}")

@@ -29,6 +29,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "deadline_s": (int, float),
     "turns": int,
     "turn_wait_s": (int, float),
+    "turn_hold_s": (int, float),
     "pod_namespace": str,
     "pod_name": str,
     "pod_uid": str,
@@ -42,9 +43,10 @@ class Ticket:
     """One container id and the snapshot that it is to be restored from.
 
     fallback: `cold` or `fail`. deadline_s: seconds for the whole swap. turns: how many
-    restores the node allows at once. turn_wait_s: how long to wait to be one of them. resume: the
-    annotation's value (`http POST :8000/…`, `exec:…`) or the empty string. gpu_pairs: UUIDs
-    (`GPU-…`) of captured GPUs, each with that of the container's GPU that takes its place.
+    restores the node allows at once. turn_wait_s: how long to wait to be one of them. turn_hold_s:
+    how long to be one. resume: the annotation's value (`http POST :8000/…`, `exec:…`) or the empty
+    string. gpu_pairs: UUIDs (`GPU-…`) of captured GPUs, each with the UUID of the container's GPU
+    that takes its place.
     """
 
     __slots__ = tuple(_FIELDS)
@@ -54,6 +56,7 @@ class Ticket:
     deadline_s: float
     turns: int
     turn_wait_s: float
+    turn_hold_s: float
     pod_namespace: str
     pod_name: str
     pod_uid: str
@@ -75,8 +78,8 @@ class Ticket:
             raise ValueError("fallback or deadline_s out of range")
         if not all(_is_pair(pair) for pair in self.gpu_pairs):
             raise ValueError("gpu_pairs are no pairs of UUIDs")
-        if self.turns < 1 or not 0 <= self.turn_wait_s < 1e6:
-            raise ValueError("turns or turn_wait_s out of range")
+        if self.turns < 1 or not 0 <= self.turn_wait_s < 1e6 or not 0 < self.turn_hold_s < 1e8:
+            raise ValueError("turns, turn_wait_s or turn_hold_s out of range")
 
     def encode(self) -> bytes:
         """The ticket as the JSON that `decode` takes."""

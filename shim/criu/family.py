@@ -1,11 +1,11 @@
-"""Memory that a process has from its parent: which areas CRIU gives to a child by forking.
+"""Makes CRIU restore the memory that a child shares with its parent by forking.
 
-CRIU lets a child inherit an area of the same addresses, keeps a page that is equal, and so the
-kernel goes on sharing it until one of both writes to it. Therefore CRIU itself must read both: the
-page in the parent before it forks, and then the child's, to compare. That one is in the images
-only once: CRIU looks for a page that is marked PARENT in the images of an earlier dump, in the
-directory `parent`, where each process has its own list of pages, and all lists can name the same
-content. T2: imports protobuf.
+CRIU lets a child inherit an area of the same addresses, and keeps each page that is equal, so that
+the kernel goes on sharing the page until parent or child writes to it. For that CRIU itself must
+read both pages: the parent's before it forks, and then the child's, to compare. The images contain
+such a page only once: CRIU looks for a page that is marked PARENT in the images of an earlier dump,
+in the directory `parent`, where each process has its own list of pages, and all lists can name the
+same content. T2: imports protobuf.
 
 Source: CRIU, criu/mem.c, check_cow_vmas and restore_priv_vma_content; criu/pagemap.c.
 """
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     Range = tuple[int, int]
 
 PREFIX: Final = "parent-"
-"""Of images that belong into the directory `parent`; in a snapshot all are in one directory."""
+"""The prefix of images for the directory `parent`; a snapshot has a single directory."""
 _PSTREE = "pstree.img"
 _GROWS_DOWN, _MAP_SHARED = 0x100, 1
 
 
 def parents(directory: Path) -> list[tuple[int, int]]:
-    """Each process and its parent, parents first. Raises DamagedImage, OSError."""
+    """Returns each process and its parent, parents first. Raises DamagedImage, OSError."""
     found = []
     try:
         for raw in entries(directory / _PSTREE):
@@ -46,7 +46,7 @@ def parents(directory: Path) -> list[tuple[int, int]]:
 
 
 def inherited(directory: Path, parent: int, child: int) -> list[Range]:
-    """Areas that a child inherits, of those that a page server may fill. Raises as `parents`."""
+    """Returns the areas that a child inherits and a page server may fill. Raises as `parents`."""
     of_parent = {
         (vma.start, vma.end): vma.flags & _GROWS_DOWN
         for vma in pagemap.lazy(directory / f"mm-{parent}.img")
@@ -59,11 +59,12 @@ def inherited(directory: Path, parent: int, child: int) -> list[Range]:
 
 
 def align(directory: Path, parent: int, child: int) -> None:
-    """See to it that CRIU finds all areas that a child inherits. Raises as `parents`.
+    """Add empty entries to the parent's areas, so that CRIU finds all that the child inherits.
 
-    CRIU goes through both lists side by side, and where a child has an area that its parent has
-    not, it misses the next one that both have. So the parent's list gets an entry there, of no
-    length and no kind: nothing is restored for it. Source: CRIU, criu/mem.c, prepare_cow_vmas_for.
+    CRIU goes through both lists side by side, and where the child has an area that the parent
+    lacks, CRIU misses the next area that both have. So the parent's list gets an entry there, of no
+    length and no kind: CRIU restores nothing for it. Raises as `parents`. Source: CRIU, criu/mem.c,
+    prepare_cow_vmas_for.
     """
     path = directory / f"mm-{parent}.img"
     mm = pagemap.read_mm(path)
@@ -84,7 +85,7 @@ def align(directory: Path, parent: int, child: int) -> None:
 
 
 def write_parent(directory: Path, pid: int, listed: Pagemap) -> None:
-    """The list of pages of a process in the earlier dump. Raises OSError."""
+    """Write the list of pages of a process in the earlier dump. Raises OSError."""
     path = directory / f"{PREFIX}pagemap-{pid}.img"
     path.write_bytes((directory / f"pagemap-{pid}.img").read_bytes())  # for its magic
     pagemap.write(path, listed)
@@ -92,5 +93,5 @@ def write_parent(directory: Path, pid: int, listed: Pagemap) -> None:
 
 
 def pages_of(directory: Path, pages_id: int) -> Path:
-    """Where the content of such lists is."""
+    """Returns the path of the pages that such lists name."""
     return directory / f"{PREFIX}pages-{pages_id}.img"

@@ -1,4 +1,4 @@
-"""CRIU's images: framing, the entries that we read, and the padding that lets us patch addresses.
+"""Reads CRIU's images, and pads addresses in them so that a restore can patch the addresses.
 
 An image is two magic words, then for each entry its length (32 bit, little endian) and protobuf
 bytes. Source: CRIU, images/*.proto and criu/include/magic.h. T2: imports protobuf.
@@ -29,14 +29,14 @@ _FILE_ISK, _ISK_SRC_ADDR = 4, 11
 
 
 class DamagedImage(ValueError):
-    """The image is not one of CRIU's, or ends in the middle of an entry."""
+    """The file is not an image of CRIU, or ends in the middle of an entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkRemap:
-    """A name that CRIU made for the time of the dump. Both are relative to the container's root.
+    """A name that CRIU made for the time of the dump. Names are relative to the container's root.
 
-    original: the name that is gone. link: what the restore will look for.
+    original: the name that was deleted. link: the name that the restore will look for.
     """
 
     original: str
@@ -44,18 +44,20 @@ class LinkRemap:
 
 
 def entries(path: Path) -> Iterator[bytes]:
-    """The protobuf bytes of each entry. Raises DamagedImage, OSError."""
+    """Yields the protobuf bytes of each entry. Raises DamagedImage, OSError."""
     yield from _split(path.read_bytes())
 
 
 def first(path: Path) -> bytes:
-    """The first of them, which is a small one. Raises DamagedImage, OSError."""
+    """Returns the bytes of the first entry, which must be small. Raises DamagedImage, OSError."""
     with path.open("rb") as file:
         start = file.read(_HEADER_BYTES + _LENGTH.size)
         is_whole = len(start) == _HEADER_BYTES + _LENGTH.size
         size = _LENGTH.unpack_from(start, _HEADER_BYTES)[0] if is_whole else 0
         if size > _SMALL_BYTES:
-            raise DamagedImage(f"{path.name}: its first entry is too large")
+            raise DamagedImage(
+                f"{path.name}: first entry of {size} bytes, {_SMALL_BYTES} is the limit"
+            )
         for found in _split(start + file.read(size)):
             return found
     raise DamagedImage(f"{path.name}: empty")
@@ -63,7 +65,7 @@ def first(path: Path) -> bytes:
 
 def _split(data: bytes) -> Iterator[bytes]:
     if len(data) < _HEADER_BYTES or _LENGTH.unpack_from(data)[0] != _COMMON_MAGIC:
-        raise DamagedImage("not an image of CRIU")
+        raise DamagedImage("not an image of CRIU: wrong magic")
     at = _HEADER_BYTES
     while at < len(data):
         if at + _LENGTH.size > len(data):
@@ -76,7 +78,7 @@ def _split(data: bytes) -> Iterator[bytes]:
 
 
 def parsed(kind: type[Entry], raw: bytes, path: Path) -> Entry:
-    """An entry of the image at `path`. Raises DamagedImage."""
+    """Returns an entry of the image at `path`. Raises DamagedImage."""
     try:
         return kind.FromString(raw)
     except DecodeError as error:
@@ -85,7 +87,7 @@ def parsed(kind: type[Entry], raw: bytes, path: Path) -> Entry:
 
 @dataclass(frozen=True, slots=True)
 class Ghost:
-    """A file that is open or mapped and has no name any more: CRIU makes it again, by its name.
+    """A file, open or mapped, without a name: CRIU makes the file again, by its last name.
 
     path: its last name, absolute, in the container. mode: with the type.
     """
@@ -95,7 +97,7 @@ class Ghost:
 
 
 def ghosts(directory: Path) -> list[Ghost]:
-    """The ghost files of a dump. Raises DamagedImage, OSError."""
+    """Returns the ghost files of a dump. Raises DamagedImage, OSError."""
     found = []
     for remap, names in _remaps(directory):
         if remap.remap_type == criu_pb2.RemapEntry.GHOST:
@@ -106,7 +108,7 @@ def ghosts(directory: Path) -> list[Ghost]:
 
 
 def link_remaps(directory: Path) -> list[LinkRemap]:
-    """The link remaps of a dump. Raises DamagedImage, OSError."""
+    """Returns the link remaps of a dump. Raises DamagedImage, OSError."""
     return [
         LinkRemap(names[remap.orig_id], names[remap.remap_id])
         for remap, names in _remaps(directory)
@@ -115,7 +117,7 @@ def link_remaps(directory: Path) -> list[LinkRemap]:
 
 
 def _remaps(directory: Path) -> Iterator[tuple[criu_pb2.RemapEntry, dict[int, str]]]:
-    """Each remap, and the names of all files by their id."""
+    """Yields each remap, and the names of all files by their id."""
     remaps = directory / "remap-fpath.img"
     if not remaps.exists():
         return
@@ -134,17 +136,14 @@ def _remaps(directory: Path) -> Iterator[tuple[criu_pb2.RemapEntry, dict[int, st
         yield remap, names
 
 
-def open_paths(directory: Path) -> list[str]:
-    """Absolute paths, in the container, of what the restore will open by its name.
+def socket_directories(directory: Path) -> list[str]:
+    """Returns the absolute paths, in the container, of directories in which sockets are bound.
 
-    Files, directories and fifos that are open or mapped, and where sockets are bound. Raises
-    DamagedImage, OSError.
+    Raises DamagedImage, OSError.
     """
     found = set()
     for entry in entries(directory / "files.img"):
         file = _file(entry)
-        if file.HasField("reg"):
-            found.add(f"/{os.fsdecode(file.reg.name).lstrip('/')}")
         if file.HasField("usk") and file.usk.name.startswith(b"/"):
             found.add(os.path.dirname(os.fsdecode(file.usk.name.rstrip(b"\0"))))
     return sorted(found)
@@ -161,8 +160,8 @@ def make_patchable(directory: Path, addresses: Sequence[str]) -> list[tuple[str,
     """Give each word of a socket's source address in `addresses` a fixed width in files.img.
 
     Returns address and offsets in the rewritten file for each such socket, the input of
-    `shim.restore.images.readdressed`; the file is left alone when there is none. Protobuf
-    readers take padded varints. Raises DamagedImage, OSError.
+    `shim.restore.images.readdressed`; without such a socket the file stays as it is. Protobuf
+    readers accept padded varints. Raises DamagedImage, OSError.
     """
     path = directory / "files.img"
     data = path.read_bytes()
@@ -190,44 +189,47 @@ def make_patchable(directory: Path, addresses: Sequence[str]) -> list[tuple[str,
 
 
 def _padded(entry: bytes) -> tuple[bytes, list[int]]:
-    """The file entry with the words of isk.src_addr padded, and where they are in it."""
+    """Returns the file entry with the words of isk.src_addr padded, and the words' offsets."""
     out = bytearray()
     offsets: list[int] = []
-    for number, start, body, end in _fields(entry):
+    for number, start, body, end in fields(entry):
         if number != _FILE_ISK:
             out += entry[start:end]
             continue
         socket, inner = bytearray(), []
-        for field, begin, value, stop in _fields(entry[body:end]):
+        for field, begin, value, stop in fields(entry[body:end]):
             chunk = entry[body:end][begin:stop]
             if field == _ISK_SRC_ADDR:
-                word, _ = _varint(entry[body:end], value)
+                word, _ = varint(entry[body:end], value)
                 tag = entry[body:end][begin:value]
                 inner.append(len(socket) + len(tag))
                 chunk = tag + encode_word(word)
             socket += chunk
         # The length's own width depends on the new size.
-        tag_end = _varint(entry, start)[1]
+        tag_end = varint(entry, start)[1]
         out += entry[start:tag_end] + _minimal(len(socket))
         offsets = [len(out) + offset for offset in inner]
         out += socket
     return bytes(out), offsets
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, start of its tag, start of its value, end) for each field."""
+def fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yields (field number, start of its tag, start of its value, end) for each field.
+
+    Raises DamagedImage.
+    """
     at = 0
     while at < len(message):
         start = at
-        tag, at = _varint(message, at)
+        tag, at = varint(message, at)
         number, wire = tag >> 3, tag & 7
         value = at
         if wire == 0:
-            _, at = _varint(message, at)
+            _, at = varint(message, at)
         elif wire == 1:
             at += 8
         elif wire == 2:
-            size, value = _varint(message, at)
+            size, value = varint(message, at)
             at = value + size
         elif wire == 5:
             at += 4
@@ -238,7 +240,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
         yield number, start, value, at
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """Returns the number at `at`, and the offset behind it. Raises DamagedImage."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

@@ -1,4 +1,4 @@
-"""System V objects taken out of CRIU's images: those that are another container's. T2.
+"""Removes System V objects of other containers from CRIU's images. T2.
 
 CRIU dumps an IPC namespace as a whole. Source: CRIU, criu/ipc_ns.c.
 """
@@ -26,12 +26,12 @@ _VALUE_BYTES, _WHOLE_BYTES = 2, 8
 
 
 def segments(objects: Iterable[Object]) -> set[int]:
-    """The ids of those that are shared memory."""
+    """Returns the ids of the objects that are shared memory."""
     return {each.number for each in objects if each.kind == "shm"}
 
 
 def leave_out(criu: Path, objects: Iterable[Object]) -> None:
-    """Take these objects out of the dump in `criu`. Raises DamagedImage, OSError."""
+    """Remove these objects from the dump in `criu`. Raises DamagedImage, OSError."""
     numbers: dict[str, set[int]] = {"shm": set(), "sem": set(), "msg": set()}
     for each in objects:
         numbers[each.kind].add(each.number)
@@ -73,7 +73,7 @@ class _Reader:
 
 
 def _split(kind: str, data: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
-    """Each object's number, and all bytes about it."""
+    """Yields each object's number, and all its bytes."""
     reader = _Reader(data, path)
     while not reader.is_at_end:
         start = reader.at

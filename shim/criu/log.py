@@ -1,4 +1,4 @@
-"""CRIU's and runc's logs reduced to a cause."""
+"""Finds the cause of a failure in CRIU's and runc's logs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from shim.contract import jsontext
 _MAX_BYTES = 4 << 20
 _CRIU_ERROR = r"^\([\d.]+\)\s+(?:\d+: )?Error \([^)]*\): (.*)$"
 _HARMLESS = ("rlimit: Can't setup RLIMIT_NOFILE",)
-"""CRIU goes on after these. The first one comes wherever CAP_SYS_RESOURCE is missing."""
+"""CRIU goes on after these errors. The first comes wherever CAP_SYS_RESOURCE is missing."""
 
 
 def first_error(directory: str, name: str) -> str:
-    """The first Error line of CRIU's log `name` in `directory`, else runc's last message.
+    """Returns the first Error line of CRIU's log `name` in `directory`, else runc's last message.
 
-    The first one, because CRIU's later ones are consequences. Never raises: a missing log is
-    said in words.
+    The first line, because later errors are consequences of the first. Never raises: for a missing
+    log, the text says so.
     """
-    import re  # late: nobody wants to know while all goes well
+    import re  # late: needed only after a failure
 
     errors = re.compile(_CRIU_ERROR, re.MULTILINE)
     for criu in errors.finditer(_tail(f"{directory}/{name}")):
@@ -25,7 +25,7 @@ def first_error(directory: str, name: str) -> str:
     messages = []
     for line in _tail(f"{directory}/runc.log").splitlines():
         try:
-            # In one line: a journal has no others.
+            # On a single line, as a journal needs.
             messages.append(" ".join(str(jsontext.parse(line)["msg"]).split()))
         except (ValueError, KeyError, TypeError):
             continue

@@ -1,4 +1,4 @@
-"""What a restore that was killed leaves mounted. Lean.
+"""Removes the mounts that a killed restore left behind. Lean.
 
 CRIU's new tree in /tmp, its view of the cgroups in its work directory, runc's root.
 """
@@ -13,23 +13,24 @@ import time
 from shim.kernel import mounts
 
 _CGROUPS = ".criu.cg"
-"""How the directories begin in which CRIU mounts cgroup hierarchies (v1): `yard`, `mounts`."""
+"""The prefix of directories where CRIU mounts cgroup hierarchies (v1): `yard`, `mounts`."""
 _RUNC_ROOT = "criu-root"
 _MAX_BYTES = 4 << 20
 _TREES, _TREE = "/tmp", ".criu.mntns."
 _UNUSED_S = 1.0
-"""What nobody has mounted for so long is not of a restore that has just made it."""
+"""A directory that was mounted nowhere for this long belongs to no restore in progress."""
 
 
 def remove(log: str, state: str, *, is_brief: bool = False) -> None:
     """Unmount and remove what the restore with this log left behind, if anything. Raises OSError.
 
-    Only for a restore that has ended. state: where runc keeps the state of this container.
-    is_brief: the log has no notes. Then every such directory is removed that nobody uses.
+    Only for a restore that has ended. state: the directory in which runc keeps the state of this
+    container. is_brief: the log has no notes; then every such directory is removed that no process
+    uses.
     """
     _remove(f"{state}/{_RUNC_ROOT}")
     with contextlib.suppress(OSError):
-        os.rmdir(state)  # with something in it, it is the runtime's to remove
+        os.rmdir(state)  # if the directory is not empty, the runtime removes it
     if tree := _tree(log):
         _remove(tree)
     elif is_brief:
@@ -45,8 +46,8 @@ def _remove_cgroups(work: str) -> None:
 
 
 def _tree(log: str) -> str:
-    """The first name in the log is CRIU's own: what the container mounts is logged later."""
-    import re  # late: only for what was killed
+    """Returns the path of CRIU's tree: the first in the log, before the container's mounts."""
+    import re  # late: only for a killed restore
 
     try:
         with open(log, "rb") as file:
@@ -58,7 +59,7 @@ def _tree(log: str) -> str:
 
 
 def _remove_unused() -> None:
-    """The tree of a restore that goes on is mounted in its mount namespace."""
+    """Remove trees that no mount namespace has mounted: a running restore has mounted its own."""
     for name in os.listdir(_TREES):
         path = f"{_TREES}/{name}"
         with contextlib.suppress(FileNotFoundError):
@@ -73,7 +74,7 @@ def _remove_unused() -> None:
 def _is_mounted_somewhere(path: str) -> bool:
     known = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace in known:
                 continue

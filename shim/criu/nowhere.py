@@ -1,8 +1,8 @@
-"""Images of pages that lead nowhere: CRIU lists the pages, and their content is taken elsewhere.
+"""Makes CRIU write page content to /dev/null: we copy memory ourselves.
 
 CRIU opens `pages-N.img` with O_CREAT and O_TRUNC (4.1 and 4.2, criu/image.c), so it follows a
-symlink that has the name, and splices pages from a pipe into it: into /dev/null that costs next to
-nothing. N counts from 1 in the order in which CRIU comes to processes and to objects of shared
+symlink of that name, and splices pages from a pipe into the target: into /dev/null that costs next
+to nothing. N counts from 1 in the order in which CRIU comes to processes and to objects of shared
 memory.
 """
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 def make(directory: Path, numbers: Iterable[int]) -> None:
-    """The images of pages with these numbers. Raises OSError."""
+    """Make the images of pages with these numbers lead to /dev/null. Raises OSError."""
     for number in numbers:
         (directory / f"pages-{number}.img").symlink_to(os.devnull)
 
 
 def of_processes(directory: Path) -> set[int]:
-    """The numbers that processes had in a dump. Raises DamagedImage, OSError."""
+    """Returns the numbers of the processes' pages in a dump. Raises DamagedImage, OSError."""
     return {pagemap.pages_id(path) for path in directory.glob("pagemap-[0-9]*.img")}
 
 
 def of_objects(directory: Path) -> dict[int, int]:
-    """Those of objects of shared memory, by object. Raises DamagedImage, OSError."""
+    """Returns the number of each shared object's pages in a dump. Raises DamagedImage, OSError."""
     return {
         sharedmem.number_of(path): pagemap.pages_id(path)
         for path in directory.glob(sharedmem.LISTS)
@@ -38,19 +38,19 @@ def of_objects(directory: Path) -> dict[int, int]:
 
 
 def is_lost(directory: Path, number: int) -> bool:
-    """Whether what CRIU wrote into the image went nowhere. Before `remove`."""
+    """Whether CRIU wrote the content of this image to /dev/null. Call it before `remove`."""
     return (directory / f"pages-{number}.img").is_symlink()
 
 
 def remove(directory: Path) -> None:
-    """Take away what leads nowhere. Raises OSError."""
+    """Remove the symlinks to /dev/null. Raises OSError."""
     for path in directory.glob("pages-*.img"):
         if path.is_symlink():
             path.unlink()
 
 
 def without_content(directory: Path) -> list[Path]:
-    """The images that list pages of objects whose content is lost, after `remove`.
+    """Returns the images that list pages of objects without content in the dump, after `remove`.
 
     Raises DamagedImage, OSError.
     """

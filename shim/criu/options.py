@@ -1,6 +1,6 @@
-"""What CRIU is told beside runc's own flags, through the `org.criu.config` annotation.
+"""Writes CRIU's options beside runc's own flags, for the `org.criu.config` annotation.
 
-One file for one container, read by CRIU at its capture and at its restore. Source: criu(8).
+A file for each container, which CRIU reads at its capture and at its restore. Source: criu(8).
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 
-from shim.contract.paths import CONTAINER_CRIU_CONF, CONTAINERS
+from shim.contract.paths import CONTAINER_CRIU_CONF, CONTAINERS, PREFIX
 
 ANNOTATION = "org.criu.config"
-"""On the container's OCI spec: path of the file. Source: runc's docs/checkpoint-restore.md."""
+"""The annotation on the container's OCI spec: path of the file. Source: runc's
+docs/checkpoint-restore.md."""
 
 
 def path_of(container: str) -> str:
-    """The file of a container: the only one that CRIU may be told of."""
+    """Returns the path of a container's file: the only file that the annotation may name."""
     return f"{CONTAINERS}/{container}/{CONTAINER_CRIU_CONF}"
 
 
@@ -32,36 +33,44 @@ _OPTIONS = (
 )
 
 
-# CRIU up to 4.1 crashes when it finds this one in the file that RPC names: it then compares the
+# CRIU up to 4.1 crashes when it finds this option in the file that RPC names: it then compares the
 # (absent) command line with "restore". A restore takes the method from the images.
 _DUMP_OPTIONS = (
-    # The pod's network is shared with other containers, and we keep no connection: while the
-    # source is frozen nothing must be blocked, nor iptables be run.
+    # The pod's network is shared with other containers, and we keep no connection: while the source
+    # is frozen, nothing may be blocked, and iptables must not run.
     "network-lock skip",
 )
 
 
-# With an earlier dump CRIU compares page by page, and would write a line of its log for each. In
-# this form only: the value of this option is optional.
+# With an earlier dump CRIU compares page by page, and would log a line for each page. In this form
+# only: the value of this option is optional.
 _BRIEF_OPTIONS = ("verbosity=2",)
 
 
-def write(path: str, *, is_brief: bool = False) -> None:
-    """Write the file for one container. is_brief: no notes in its log. Raises OSError."""
-    _write(path, _OPTIONS + _BRIEF_OPTIONS if is_brief else _OPTIONS)
+# CRIU runs this at each step of a restore, beside its notices to runc: see `shim.restore.opened`.
+_ASKING_OPTIONS = (f"action-script {PREFIX}/bin/quickthaw-opened",)
+
+
+def write(path: str, *, is_brief: bool = False, is_asking: bool = False) -> None:
+    """Write the file for a container. Raises OSError.
+
+    is_brief: CRIU's log gets no notes. is_asking: a restore asks us to check its open files.
+    """
+    brief, asking = _BRIEF_OPTIONS if is_brief else (), _ASKING_OPTIONS if is_asking else ()
+    _write(path, _OPTIONS + brief + asking)
 
 
 def is_brief(path: str) -> bool:
-    """Whether this file was written so."""
+    """Whether this file was written with `is_brief`."""
     with contextlib.suppress(FileNotFoundError), open(path) as file:
         return _BRIEF_OPTIONS[0] in file.read().splitlines()
     return False
 
 
 def write_for_dump(path: str) -> dict[str, str]:
-    """Write what holds for the dump only; returns what its environment must have. Raises OSError.
+    """Write the options for the dump only. Returns variables for its environment. Raises OSError.
 
-    Source: criu(8), CRIU_CONFIG_FILE. What runc sets over RPC has precedence.
+    Source: criu(8), CRIU_CONFIG_FILE. Options that runc sets over RPC have precedence.
     """
     _write(path, _DUMP_OPTIONS)
     return {"CRIU_CONFIG_FILE": path}

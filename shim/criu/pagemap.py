@@ -1,4 +1,4 @@
-"""CRIU's images of memory: which pages a process has, and which of its areas may be filled lazily.
+"""Reads CRIU's images of memory: a process's pages, and its areas that may be filled lazily.
 
 T2: imports protobuf.
 """
@@ -33,7 +33,7 @@ _VMA_VSYSCALL, _VMA_VDSO, _VMA_VVAR = 1 << 2, 1 << 3, 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Pages that follow each other. start, end: addresses. flags: LAZY, PRESENT."""
+    """Contiguous pages. start, end: addresses. flags: LAZY, PRESENT."""
 
     start: int
     end: int
@@ -41,20 +41,20 @@ class Pages:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Returns the size in bytes."""
         return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Pagemap:
-    """One image. Of what is PRESENT the content is in pages-{pages_id}.img, in this order."""
+    """A pagemap image. The content of PRESENT pages is in pages-{pages_id}.img, in this order."""
 
     pages_id: int
     pages: tuple[Pages, ...]
 
 
 def read(path: Path) -> Pagemap:
-    """The image at `path`. Raises DamagedImage, OSError."""
+    """Returns the pagemap at `path`. Raises DamagedImage, OSError."""
     head, *rest = entries(path)
     try:
         found = criu_pb2.PagemapHead.FromString(head)
@@ -64,7 +64,7 @@ def read(path: Path) -> Pagemap:
 
 
 def pages_id(path: Path) -> int:
-    """Of the image at `path`, the rest of which is not read. Raises DamagedImage, OSError."""
+    """Returns the pages_id of an image; reads no entries. Raises DamagedImage, OSError."""
     return parsed(criu_pb2.PagemapHead, first(path), path).pages_id
 
 
@@ -73,7 +73,7 @@ def _pages(raw: bytes) -> Pages:
     if entry.in_parent or entry.flags & PARENT:
         raise DamagedImage("a pagemap with pages in another snapshot")
     count = entry.nr_pages or entry.compat_nr_pages
-    # An entry without flags is of a CRIU that had none yet.
+    # An entry without flags is from a CRIU that had no flags yet.
     flags = entry.flags if entry.HasField("flags") else PRESENT
     return Pages(entry.vaddr, entry.vaddr + count * PAGE, flags)
 
@@ -102,20 +102,20 @@ def _entry(pages: Pages) -> criu_pb2.PagemapEntry:
 
 
 def lazy_areas(path: Path) -> list[tuple[int, int]]:
-    """The areas in mm-PID.img that CRIU registers with a page server. Raises DamagedImage, OSError.
+    """Returns the areas in mm-PID.img that CRIU registers with a page server.
 
-    Source: CRIU, criu/include/vma.h, vma_entry_can_be_lazy.
+    Raises DamagedImage, OSError. Source: CRIU, criu/include/vma.h, vma_entry_can_be_lazy.
     """
     return [(vma.start, vma.end) for vma in lazy(path)]
 
 
 def huge_areas(path: Path) -> list[tuple[int, int]]:
-    """Those of them for which the process has asked for huge pages. Raises as `lazy_areas`."""
+    """Returns the lazy areas in which the process wants huge pages. Raises as `lazy_areas`."""
     return [(vma.start, vma.end) for vma in lazy(path) if vma.madv >> _MADV_HUGEPAGE & 1]
 
 
 def lazy(path: Path) -> list[criu_pb2.Vma]:
-    """The same as they are in the image."""
+    """Returns the entries of the lazy areas. Raises as `lazy_areas`."""
     return [vma for vma in _vmas(path) if _is_lazy(vma)]
 
 
@@ -124,7 +124,7 @@ def _vmas(path: Path) -> Sequence[criu_pb2.Vma]:
 
 
 def read_mm(path: Path) -> criu_pb2.Mm:
-    """mm-PID.img. Raises DamagedImage, OSError."""
+    """Returns the content of mm-PID.img. Raises DamagedImage, OSError."""
     (raw,) = entries(path)
     return parsed(criu_pb2.Mm, raw, path)
 
@@ -138,7 +138,7 @@ def _is_lazy(vma: criu_pb2.Vma) -> bool:
 
 
 def clipped(pages: Iterable[Pages], areas: Iterable[tuple[int, int]]) -> list[Pages]:
-    """`pages`, cut where areas end: what is filled at once must lie in one."""
+    """Returns `pages`, cut where areas end: a range that is filled at once lies in one area."""
     borders = sorted({end for _, end in areas})
     found: list[Pages] = []
     at = 0

@@ -1,12 +1,12 @@
-"""Two socket options that old CRIU asks every socket for, answered for a kernel that refuses.
+"""Answers two socket options that old CRIU asks every socket for, on a kernel that refuses them.
 
-Since Linux 6.16 getsockopt(SO_PASSCRED) and (SO_PASSSEC) fail with EOPNOTSUPP on sockets that
-are not AF_UNIX or AF_NETLINK, and CRIU before 4.2 takes that for a failed dump of every TCP
-socket. For the time of a dump a BPF program on the container's cgroup turns this one refusal
-into "off", which is what older kernels said. A restore asks for nothing that was off.
+Since Linux 6.16 getsockopt(SO_PASSCRED) and (SO_PASSSEC) fail with EOPNOTSUPP on sockets that are
+not AF_UNIX or AF_NETLINK, and CRIU before 4.2 then fails the dump of every TCP socket. For the time
+of a dump, a BPF program on the container's cgroup turns this refusal into "off", the answer of
+older kernels. A restore does not ask for an option that was off.
 
-Not a seccomp filter around CRIU: under one the kernel refuses PTRACE_SECCOMP_GET_FILTER, and
-CRIU could dump no container that has a seccomp profile. T2.
+We use no seccomp filter around CRIU: under a filter the kernel refuses PTRACE_SECCOMP_GET_FILTER,
+and CRIU could dump no container that has a seccomp profile. T2.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ _LEVEL, _OPTNAME, _RETVAL = 24, 28, 36
 
 
 def _instruction(code: int, registers: int, offset: int = 0, immediate: int = 0) -> bytes:
-    """registers: the destination, plus 16 times the source. Source: the kernel's BPF ISA."""
+    """Returns a BPF instruction. registers: the destination, plus 16 times the source.
+
+    Source: the kernel's BPF ISA.
+    """
     return struct.pack("<BBhi", code, registers, offset, immediate)
 
 
@@ -73,11 +76,12 @@ def kernel_refuses() -> bool:
 
 @contextlib.contextmanager
 def answered(pid: int) -> Iterator[str]:
-    """While inside, sockets of the cgroup of `pid` answer as they did before Linux 6.16.
+    """Within the `with`, sockets of the cgroup of `pid` answer as they did before Linux 6.16.
 
-    Nothing is done where the kernel does not refuse. Yields the empty string, or why it cannot
-    be done: not an error, because only old CRIU with such a socket needs it. The kernel takes
-    the program away with our last descriptor of it, so a kill leaves nothing.
+    Does nothing where the kernel does not refuse. Yields the empty string, or the reason why the
+    program cannot be attached: no exception, because only old CRIU with such a socket needs the
+    program. The kernel detaches the program with our last descriptor of it, so a kill leaves
+    nothing.
     """
     with contextlib.ExitStack() as held:
         why = ""
@@ -90,7 +94,7 @@ def answered(pid: int) -> Iterator[str]:
 
 
 def attach(cgroup: str) -> OwnedFd:
-    """Answer for the sockets made in `cgroup` (a directory of cgroup v2) and beneath.
+    """Attach the program to the sockets made in `cgroup` (a directory of cgroup v2) and beneath.
 
     Ends when the descriptor is closed. Raises OSError; ValueError on an unknown architecture.
     """
@@ -101,7 +105,7 @@ def attach(cgroup: str) -> OwnedFd:
 
 
 def unified_cgroup(pid: int) -> str:
-    """The cgroup v2 directory of `pid`. Raises OSError, ValueError when none is mounted."""
+    """Returns the cgroup v2 directory of `pid`. Raises OSError; ValueError when none is mounted."""
     with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
         path = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), None)
     for mount in read_mounts():
@@ -117,7 +121,7 @@ def unified_cgroup(pid: int) -> str:
 def _load() -> int:
     code = b"".join(_PROGRAM)
     text, name = ctypes.create_string_buffer(code, len(code)), b"quickthaw"
-    # The program calls no helper of the kernel's, so any license will do.
+    # The program calls no helper of the kernel, so any license will do.
     license_text = ctypes.create_string_buffer(b"Apache-2.0")
     attributes = struct.pack(
         "=IIQQIIQII16sII",

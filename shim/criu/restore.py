@@ -1,8 +1,8 @@
-"""`runc restore` in our own process tree, so that containerd's shim inherits the restored init.
+"""Runs `runc restore` in our own process tree: containerd's shim inherits the restored init. Lean.
 
-It is started before the snapshot is checked, and the check is made while it starts: before it
-calls CRIU, runc reads `descriptors.json` from the images, and that is a fifo which gets its content
-when all is ready. Until then no image is there, and nothing of the snapshot runs. Lean.
+We start runc before the snapshot is checked, and check the snapshot while runc starts: before it
+calls CRIU, runc reads `descriptors.json` from the images. That file is a fifo, into which we write
+when all is ready. Until then the directory has no image, and nothing of the snapshot runs.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _DIES_WITHIN_S = 5.0
 _RUNC_ROOT = "/run/runc"
 _LOOK_S = 0.001
 _UMASK = 0o022
-"""CRIU makes deleted files again with it: `shim.capture.ghosts` counts on this one."""
+"""CRIU makes deleted files again with this umask: `shim.capture.ghosts` relies on its value."""
 
 DESCRIPTORS = "descriptors.json"
-"""The pipes and files that the container's standard streams were. Source: runc, checkpoint."""
+"""The pipes and files of the container's standard streams. Source: runc, checkpoint."""
 
 
 def start(
     call: Call, runtime: Sequence[str], images: str, work: str,
     undo: contextlib.ExitStack, held: contextlib.ExitStack,
 ) -> process.Child:  # fmt: skip
-    """Start to restore the container of `call`, with CRIU's work directory `work`; see `finish`.
+    """Start to restore the container of `call`, with CRIU's work directory `work`; see `go_on`.
 
-    images: a directory that is made and has no image yet. On `undo` goes what takes away what the
-    runtime left, on `held` what ends the runtime. Raises OSError.
+    images: a directory, which is made here and has no image yet. undo: gets the removal of the
+    runtime's leftovers. held: gets the end of the runtime. Raises OSError.
     """
     os.mkdir(images, 0o700)
     os.mkfifo(f"{images}/{DESCRIPTORS}", 0o600)
@@ -59,8 +59,9 @@ def start(
 
     def first() -> None:
         os.umask(_UMASK)
-        # `runc create` does so, `runc restore` does not: CRIU's children would keep containerd's.
-        # Not in our own process: `runc create` in its place could not join what it has already.
+        # `runc create` joins a new keyring, `runc restore` does not: CRIU's children would keep
+        # containerd's keyring. Not in our own process: if we become `runc create` after all, it
+        # could not join the keyring again.
         if "--no-new-keyring" not in call.options:
             keyring.join_session(f"_ses.{call.container}")
 
@@ -71,24 +72,30 @@ def start(
     return child
 
 
-def finish(
-    child: process.Child, call: Call, images: str, descriptors: bytes, work: str,
-    undo: contextlib.ExitStack, *, until: float,
-) -> str:  # fmt: skip
-    """Have the runtime go on, with all images in `images`, and wait until it has ended.
+def go_on(
+    child: process.Child, call: Call, images: str, descriptors: bytes, undo: contextlib.ExitStack,
+    *, until: float,
+) -> None:  # fmt: skip
+    """Let the runtime go on, with all images in `images`.
 
-    Returns the empty string when the container runs, else why not. On `undo` goes what takes
-    a running or half restored container away. Raises process.TooLate at the deadline.
+    undo: gets the end of a running or half restored container.
     """
     undo.callback(_end_survivors, call.container)
     _hand_over(child, f"{images}/{DESCRIPTORS}", descriptors, until)
+
+
+def finish(child: process.Child, call: Call, work: str, *, until: float) -> str:
+    """Wait until the runtime has ended. Returns the cause, or empty when the container runs.
+
+    Raises process.TooLate at the deadline.
+    """
     status = child.wait(until)
     faults.point("restore.criu.ended", call.container)
     return first_error(work, "restore.log") if status else ""
 
 
 def _hand_over(child: process.Child, fifo: str, content: bytes, until: float) -> None:
-    """Write into the fifo when the runtime has opened it, unless that ends before."""
+    """Write into the fifo when the runtime has opened it. Returns early if the runtime ends."""
     while True:
         try:
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -105,18 +112,18 @@ def _hand_over(child: process.Child, fifo: str, content: bytes, until: float) ->
 
 
 def state_directory(call: Call) -> str:
-    """Where the runtime keeps the state of this container. Source: runc(8), --root."""
+    """Returns the path of the runtime's state of this container. Source: runc(8), --root."""
     roots = [flag.partition("=")[2] for flag in call.root_flags if flag.startswith("--root=")]
     return f"{roots[0] if roots else _RUNC_ROOT}/{call.container}"
 
 
 def _end_survivors(container: str) -> None:
-    """What CRIU has restored outlives CRIU when that is killed at the deadline."""
+    """Kill restored processes: they outlive CRIU when the deadline kills CRIU."""
     survivors.kill(container, until=time.monotonic() + _DIES_WITHIN_S)
 
 
 def _take_away(container: str, runtime: Sequence[str]) -> None:
-    """Kill and forget what `runc restore` left; it mostly has cleaned up itself."""
+    """Kill and delete what `runc restore` left; mostly runc has cleaned up itself."""
     with contextlib.suppress(process.TooLate):
         until = time.monotonic() + _DELETE_S
         process.run([*runtime, "delete", "--force", container], until=until, quiet=True)

@@ -1,7 +1,7 @@
-"""Which objects of shared memory are in CRIU's images: memfds, anonymous ones, System V segments.
+"""Lists the objects of shared memory in CRIU's images: memfds, anonymous, System V segments.
 
-CRIU numbers them by inode, the segments by their id; the number is in the name of the image that
-lists an object's pages. T2: imports protobuf.
+CRIU numbers memfds and anonymous objects by inode, segments by their id; the number is in the name
+of the image that lists an object's pages. T2: imports protobuf.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LISTS: Final = "pagemap-shmem-*.img"
-"""The images that list their pages."""
+"""The images that list the pages of shared objects."""
 _ANON_SHARED, _SEGMENT = 1 << 8, 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class SharedObject:
-    """shmid: CRIU's number. size: bytes, whole pages. is_huge: it is of hugetlb pages."""
+    """An object of shared memory. shmid: CRIU's number. size: whole pages. is_huge: hugetlb."""
 
     shmid: int
     size: int
@@ -32,17 +32,17 @@ class SharedObject:
 
 
 def number_of(image: Path) -> int:
-    """Of the object whose pages an image lists. Raises DamagedImage."""
+    """Returns the number of the object whose pages an image lists. Raises DamagedImage."""
     number = image.name.removeprefix("pagemap-shmem-").removesuffix(".img")
     if not number.isdecimal():
-        raise DamagedImage(f"{image.name}: of no object")
+        raise DamagedImage(f"{image.name}: no number of a shared object in its name")
     return int(number)
 
 
 def objects(directory: Path) -> dict[int, SharedObject]:
-    """The objects of a dump by number. Raises DamagedImage, OSError.
+    """Returns the objects of a dump by number. Raises DamagedImage, OSError.
 
-    A number that two of them have is left out: a memfd may have that of a System V segment.
+    A number of two objects is left out: a memfd may have the number of a System V segment.
     """
     found: dict[int, SharedObject] = {}
     twice = set()
@@ -65,14 +65,14 @@ def _segments(directory: Path) -> Iterator[SharedObject]:
         for raw in entries(path):
             segment = parsed(criu_pb2.IpcShm, raw, path)
             if not segment.in_pagemaps:
-                raise DamagedImage(f"{path.name}: of a CRIU that is too old")
+                raise DamagedImage(f"{path.name}: made by a CRIU that is too old")
             yield SharedObject(
                 segment.desc.id, _whole(segment.size), bool(segment.hugetlb_flag)
             )  # fmt: skip
 
 
 def _anonymous(directory: Path) -> Iterator[SharedObject]:
-    """As large as the furthest of its mappings reaches."""
+    """Yields anonymous objects, as large as the furthest of their mappings reaches."""
     sizes: dict[int, int] = {}
     huge = set()
     for path in sorted(directory.glob("mm-*.img")):

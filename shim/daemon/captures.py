@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shim import version
 from shim.capture import gpus, record, tool
-from shim.capture.estimate import estimate
+from shim.capture.estimate import Amount, estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import Bounds, capture, finished
@@ -31,7 +31,9 @@ from shim.contract.errors import (
     NotCapturable,
     QuickthawError,
     SourceHarmed,
+    too_big,
 )
+from shim.contract.limits import TooMuch
 from shim.contract.names import HostPid
 from shim.contract.paths import GPU_PAYLOAD, PREFIX, RUNTIME, SWAPPED
 from shim.daemon import content
@@ -41,10 +43,13 @@ from shim.daemon.room import Room
 from shim.gate import gpu, volumecontent
 from shim.gate.checks import WITHIN_SPEC
 from shim.gpu import engine, support
+from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import SignalReady
 from shim.store.listing import told
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
     from shim.capture.sequence import Taken
     from shim.contract.manifest import File, Manifest
     from shim.daemon.config import Config
@@ -215,7 +220,7 @@ class Captures:
     async def _when_ready(self, tracked: Tracked, identity: Identity) -> None:
         try:
             tracked.become(State.WAITING)
-            source = self._source(tracked, identity)
+            source = await asyncio.to_thread(self._source, tracked, identity)
             source.check()
             condition = tracked.wish.capture_when or SignalReady()
             await wait_until_ready(source, condition, within_s=self._config.readiness_timeout_s)
@@ -231,7 +236,7 @@ class Captures:
             tracked.task = None
 
     async def _capture(self, tracked: Tracked, identity: Identity) -> Manifest:
-        source = self._source(tracked, identity)
+        source = await asyncio.to_thread(self._source, tracked, identity)
         self._trust.check_signing(tracked.container)
         await self._note_company(tracked)
         async with self._turn:
@@ -245,7 +250,7 @@ class Captures:
                     why=f"it took longer than {self._config.capture_timeout_s:g} s",
                     do="Find the slow part: the workload's own calls, or the disk of the store.",
                 ) from error  # fmt: skip
-            except OSError as error:
+            except (OSError, Stopped) as error:
                 raise CaptureFailed(
                     "cannot capture", container=tracked.container, why=str(error),
                     do="The next pod like it is tried again.",
@@ -283,8 +288,11 @@ class Captures:
         self, tracked: Tracked, identity: Identity, source: Source
     ) -> tuple[Manifest, dict[str, float]]:
         faults.point("capture.ready", source.container)
+        stop = Stop(time.monotonic() + self._config.capture_timeout_s)
         try:
-            needed = await asyncio.to_thread(estimate, source)
+            needed = await finished(asyncio.to_thread(estimate, source, stop), stop)
+        except TooMuch as error:
+            raise too_big(source.container, error) from error
         except (OSError, ValueError) as error:
             raise NotCapturable(
                 "cannot capture", container=source.container,
@@ -292,33 +300,44 @@ class Captures:
             ) from error  # fmt: skip
         await content.check(tracked, identity, source.spec)
         if source.gpus != ():
-            needed += await asyncio.to_thread(gpus.check, source)
+            staged = await asyncio.to_thread(gpus.check, source)
+            needed = needed.plus(Amount(staged, 0))
         async with self._room.reserved(source.container, tracked.pod.namespace, needed):
-            return await self._into_staging(tracked, identity, source, needed)
+            return await self._into_staging(tracked, identity, source, needed, stop)
+
+    @contextlib.asynccontextmanager
+    async def _staged(self) -> AsyncIterator[Path]:
+        """A directory for a capture, which is taken away in a thread: it may hold many files."""
+        staging = self._store.begin()
+        try:
+            yield staging
+        finally:
+            await finished(asyncio.to_thread(self._store.discard, staging))
 
     async def _into_staging(
-        self, tracked: Tracked, identity: Identity, source: Source, needed: int
+        self, tracked: Tracked, identity: Identity, source: Source, needed: Amount, stop: Stop
     ) -> tuple[Manifest, dict[str, float]]:
-        with self._store.staged() as staging:
+        async with self._staged() as staging:
             network = await _network(source)
             faults.point("capture.network.read", source.container)
             taken = await capture(
                 source, staging, network,
                 quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
                 make_room=lambda: self._room.make(source.container, tracked.pod.namespace),
-                bounds=Bounds(self._config.capture_timeout_s, self._config.frozen_limit_s),
+                bounds=Bounds(stop, self._config.frozen_limit_s),
             )  # fmt: skip
             await content.check(tracked, identity, source.spec)
             await self._room.admit(
-                source.container, tracked.pod.namespace, needed, sum(taken.sizes.values())
+                source.container, tracked.pod.namespace, needed, _amount(taken.sizes)
             )
             software = await _software(source.runtime, self._config.criu)
             # To its end even when cancelled: what is being published must not be taken away.
             found = await finished(
                 asyncio.to_thread(
                     self._store.publish, staging,
-                    lambda files: _describe(tracked, identity, taken, software, files),
-                )
+                    lambda files: _describe(tracked, identity, taken, software, files), stop,
+                ),
+                stop,
             )  # fmt: skip
         return found, taken.steps
 
@@ -380,6 +399,11 @@ def _gpu_facts(taken: Taken) -> dict[str, str]:
     return {GPU_PAYLOAD: taken.gpus.encode()} if taken.gpus else {}
 
 
+def _amount(sizes: Mapping[str, int]) -> Amount:
+    """sizes: of the manifest."""
+    return Amount(sum(sizes.values()) - sizes["entries"], sizes["entries"])
+
+
 def _describe(
     tracked: Tracked, identity: Identity, taken: Taken, software: dict[str, str],
     files: tuple[File, ...],
@@ -399,12 +423,16 @@ def _describe(
         software=software,
         facts={
             **identity.facts, "processes": WITHIN_SPEC,
+            "descriptors": jsontext.canonical(taken.by_network),
             "volume_files": jsontext.canonical(taken.volume_files),
             **_gpu_facts(taken),
         },
         network=taken.network,
         files=files,
-        sizes=taken.sizes,
+        sizes=taken.sizes | {
+            part: taken.sizes[part] + file.size
+            for part, file in zip(manifests.LISTINGS, files, strict=True)
+        },
         timings=taken.steps,
         requires={"memory_bytes": taken.memory_bytes},
     )  # fmt: skip

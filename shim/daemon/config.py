@@ -150,6 +150,11 @@ class Config:
         seconds,
         "How long a swap may take where the pod does not say. kubelet gives up after 120 s.",
     )
+    max_deadline_s: float = key(
+        110.0,
+        seconds,
+        "How long a swap may take at most, whatever a pod says in quickthaw.io/deadline.",
+    )
     capture_timeout_s: float = key(600.0, seconds, "How long a capture may take.")
     frozen_limit_s: float = key(
         30.0,
@@ -169,6 +174,12 @@ class Config:
         "How long a restore waits until it is its turn; then the container starts cold. It waits\n"
         "no longer than the pod's deadline.",
     )
+    restore_hold_s: float = key(
+        60.0,
+        seconds,
+        "How long a restore may hold its turn; then the container starts cold. Longer than the\n"
+        "pod's deadline it holds none.",
+    )
     max_captures_at_once: int = key(1, count, "How many captures may run at the same time.")
     max_snapshot_bytes: int = key(
         0, count_or_none, "How much one snapshot may take on the disk. 0: as much as there is room."
@@ -184,8 +195,8 @@ class Config:
     keep_free_percent: float = key(
         10.0,
         percent,
-        "The same in percent of that file system; the larger of both counts. kubelet evicts pods\n"
-        "when less than 10 percent are free.",
+        "The same in percent of that file system, and of its inodes; the larger counts. kubelet\n"
+        "evicts pods when less than 10 percent are free.",
     )
     max_namespace_bytes: int = key(
         0,

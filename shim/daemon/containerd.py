@@ -6,6 +6,7 @@ it has the whole OCI spec, adjustments included.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from protos import (
     containerd_images_pb2_grpc,
 )
 from shim.contract import jsontext
+from shim.contract.limits import MAX_SPEC_BYTES
 
 if TYPE_CHECKING:
     from shim.contract.names import ContainerId
@@ -68,15 +70,20 @@ class Containerd:
             ).image  # fmt: skip
         except grpc.RpcError as error:
             raise ContainerdRefused(f"image {found.image}: {error}") from error
-        log_path = str(_metadata(found, _CONTAINER).get("LogPath") or "")
-        return Record(jsontext.parse(found.spec.value), found.image, image.target.digest, log_path)
+        if len(found.spec.value) > MAX_SPEC_BYTES:
+            size = len(found.spec.value)
+            raise ContainerdRefused(f"its spec has {size} bytes; {MAX_SPEC_BYTES} are read")
+        spec, metadata = await asyncio.to_thread(_parsed, found, _CONTAINER)
+        log_path = str(metadata.get("LogPath") or "")
+        return Record(spec, found.image, image.target.digest, log_path)
 
     async def addresses(self, sandbox: str) -> tuple[str, ...]:
         """The pod's addresses, which NRI tells from containerd 2.0 on only.
 
         Raises ContainerdRefused.
         """
-        metadata = _metadata(await self._container(sandbox), _SANDBOX)
+        record = await self._container(sandbox)
+        metadata = await asyncio.to_thread(_metadata, record, _SANDBOX)
         found = [metadata.get("IP"), *(metadata.get("AdditionalIPs") or ())]
         return tuple(str(address) for address in found if address)
 
@@ -113,9 +120,18 @@ class Containerd:
         return answer.container
 
 
+def _parsed(
+    found: containerd_containers_pb2.Container, name: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The spec and the CRI plugin's record. In a thread: a pod's author chose how long they are."""
+    return jsontext.parse(found.spec.value), _metadata(found, name)
+
+
 def _metadata(found: containerd_containers_pb2.Container, name: str) -> dict[str, Any]:
     """The CRI plugin's own record of a container or sandbox, empty when there is none."""
     if name not in found.extensions:
+        return {}
+    if len(found.extensions[name].value) > MAX_SPEC_BYTES:
         return {}
     record = jsontext.parse(found.extensions[name].value).get("Metadata")
     return record if isinstance(record, dict) else {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ _MAX_BYTES = 1 << 20
 _WITHIN_S = 1.0
 """Half of the time that containerd gives a plugin by default."""
 _LATE = canonical({"volumes": f"{volumecontent.NOT_READ}it took longer than {_WITHIN_S:g} s"})
-_READERS = ThreadPoolExecutor(4, "volume-content")
-"""Not asyncio's own threads: a decision must not wait for captures that have all of those."""
+_AT_ONCE = 8
+_NAME = "volume-content"
 
 
 def pod_of(tracked: Tracked) -> Pod:
@@ -54,14 +55,20 @@ async def at_creation(tracked: Tracked, spec: Mapping[str, Any]) -> str | None:
 
 
 async def _read(how: Callable[..., str], *arguments: object) -> str:
-    """Like asyncio.to_thread. A thread that does not come back holds up four of its kind at most:
-    without them pods start cold.
+    """Like asyncio.to_thread, in a thread that is for this alone and ends with it: a decision must
+    not wait for captures that have all of asyncio's own. With as many as _AT_ONCE that do not come
+    back nothing more is read, and pods start cold.
     """
+    if sum(each.name.startswith(_NAME) for each in threading.enumerate()) >= _AT_ONCE:
+        return _LATE
+    pool = ThreadPoolExecutor(1, _NAME)
     try:
         async with asyncio.timeout(_WITHIN_S):
-            return await asyncio.get_running_loop().run_in_executor(_READERS, how, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(pool, how, *arguments)
     except TimeoutError:
         return _LATE
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _remembered(container: str, spec: Mapping[str, Any], pod: Pod) -> str:

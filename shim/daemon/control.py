@@ -128,7 +128,7 @@ async def _answer(
         async with asyncio.timeout(within_s):
             line = await reader.readline()
         answer = {"result": await _dispatch(parse(line), handlers)}
-        return json.dumps(answer).encode() + b"\n"
+        return (await asyncio.to_thread(json.dumps, answer)).encode() + b"\n"
     except QuickthawError as error:
         return refusal(error)
     except TimeoutError:

@@ -6,6 +6,7 @@ PostCreateContainer, and kubelet for containerd. From memory, but for two calls 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, assert_never
@@ -42,6 +43,16 @@ log = logging.getLogger(__name__)
 
 
 _TOLD_AT_MOST = 3
+
+
+_COMMAND_ARGS, _COMMAND_CHARS = 256, 1024
+
+
+def _command(args: object) -> tuple[str, ...]:
+    """For people, in `quickthaw show`: the fact `args` is what is compared."""
+    found = args if isinstance(args, list) else []
+    shown = [f"{arg!s:.{_COMMAND_CHARS}}" for arg in found[:_COMMAND_ARGS]]
+    return (*shown, "…") if len(found) > _COMMAND_ARGS else tuple(shown)
 
 
 def _told(untrusted: list[_Untrusted]) -> list[str]:
@@ -114,7 +125,8 @@ class Decider:
             tracked.pod = replace(tracked.pod, addresses=addresses)
         record = await self._containerd.record(tracked.container)
         held = await content.at_creation(tracked, record.spec)
-        return self._identity(tracked, record, held)
+        # In a thread: how long the spec is, the pod's author has chosen.
+        return await asyncio.to_thread(self._identity, tracked, record, held)
 
     def _identity(self, tracked: Tracked, record: Record, held: str | None) -> Identity:
         request = request_of(
@@ -123,7 +135,7 @@ class Decider:
             any_namespace=self._config.cross_namespace, volume_content=held,
         )  # fmt: skip
         request.any_volume_content = tracked.wish.volume_content == "ignore"
-        command = tuple(record.spec["process"].get("args") or ())
+        command = _command(record.spec["process"].get("args"))
         gpus = gpu.chosen(record.spec, self._node.node.gpus) or ()
         return Identity(request, record.image, record.image_digest, record.log_path, command, gpus)
 
@@ -185,8 +197,9 @@ class Decider:
         ticket.write(
             ticket.Ticket(
                 container=tracked.container, snapshot=found.id, fallback=wish.fallback,
-                deadline_s=wish.deadline_s or self._config.default_deadline_s,
+                deadline_s=self._deadline_s(tracked),
                 turns=self._config.max_restores_at_once, turn_wait_s=self._config.restore_wait_s,
+                turn_hold_s=self._config.restore_hold_s,
                 pod_namespace=tracked.pod.namespace, pod_name=tracked.pod.name,
                 pod_uid=tracked.pod.uid, container_name=tracked.name,
                 resume=wish.resume.encode() if wish.resume else "",
@@ -197,6 +210,16 @@ class Decider:
         tracked.snapshot = found.id
         tracked.become(State.RESTORING)
         self._reporter.decided(tracked)
+
+    def _deadline_s(self, tracked: Tracked) -> float:
+        """The pod's own, or the configuration's. Capped: a restore holds what others need."""
+        asked, most = tracked.wish.deadline_s, self._config.max_deadline_s
+        if asked > most:
+            log.warning(
+                "%s/%s/%s: quickthaw.io/deadline asks for %g s, max_deadline_s allows %g s",
+                tracked.pod.namespace, tracked.pod.name, tracked.name, asked, most,
+            )  # fmt: skip
+        return min(asked or self._config.default_deadline_s, most)
 
     def _refuse(self, tracked: Tracked, why: str, codes: Sequence[str]) -> None:
         self._reporter.refused(codes)

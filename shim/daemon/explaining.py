@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from shim.contract.errors import NoSuchPod, NoSuchSnapshot
@@ -56,7 +57,9 @@ class Explaining:
             "capture": await self._captures.gpu_findings(tracked, identity),
         }  # fmt: skip
         try:
-            found, chosen = self._chosen(tracked, identity, text(request, "snapshot", ""))
+            wanted = text(request, "snapshot", "")
+            # In a thread: it may compare with every snapshot of a namespace.
+            found, chosen = await asyncio.to_thread(self._chosen, tracked, identity, wanted)
         except NoSuchSnapshot as error:
             if not answer["capture"]:
                 raise
@@ -64,7 +67,7 @@ class Explaining:
         record = self._store.quarantine.get(found.id)
         return answer | {
             "chosen": chosen, "quarantine": told(record) if record else "",
-            **explained(found, identity.request),
+            **await asyncio.to_thread(explained, found, identity.request),
         }  # fmt: skip
 
     def _chosen(self, tracked: Tracked, identity: Identity, wanted: str) -> tuple[Manifest, str]:

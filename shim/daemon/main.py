@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from shim.capture import kerndat, nodefacts
+from shim.capture.sequence import finished
 from shim.capture.source import thaw_left
 from shim.contract import faults
 from shim.contract.errors import KeyRefused, NoTurn, QuickthawError
@@ -41,6 +43,8 @@ from shim.daemon.registry import Registry
 from shim.daemon.reporter import Reporter
 from shim.daemon.requests import Requests
 from shim.daemon.reverify import forget_gone, reverify
+from shim.daemon.watch import Watch, watched
+from shim.kernel import stopping
 from shim.nri import session
 from shim.restore import turns
 from shim.store.store import Store
@@ -54,6 +58,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("quickthawd")
 
 _QUEUE_S = 1.0
+_SHORT_THREADS, _THREADS_OF_CAPTURE = 8, 2
+"""A capture has one at work at a time, and the one before it may still take its staging away."""
 
 
 class Stopped(Exception):
@@ -74,10 +80,13 @@ def main() -> int:
         _recover()
         keys = KeyDirectory()
         _own_key(keys)
-        store = Store(sign=keys.sign, marks_directory=VERIFIED)
+        store = Store(sign=keys.sign, marks_directory=VERIFIED, logs_directory=LOGS)
         store.open()
         forget_gone(store)
-        asyncio.run(_serve(loaded.config, store, _trust(keys, store)))
+        store.forget_logs()
+        watch = Watch()
+        with asyncio.Runner(loop_factory=lambda: watched(watch)) as runner:
+            runner.run(_serve(loaded.config, store, _trust(keys, store), watch))
     except QuickthawError as error:
         log.error("%s", error)
         return error.exit_code
@@ -130,14 +139,18 @@ def _trust(keys: KeyDirectory, store: Store) -> Trust:
     return trust
 
 
-async def _serve(config: Config, store: Store, trust: Trust) -> None:
+async def _serve(config: Config, store: Store, trust: Trust, watch: Watch) -> None:
     registry, reporter = Registry(), Reporter()
+    reporter.watch_daemon(watch)
+    # Decisions have their threads however many captures wait for a disk.
+    threads = _SHORT_THREADS + _THREADS_OF_CAPTURE * config.max_captures_at_once
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "work"))
     containerd = Containerd(config.containerd_socket, config.containerd_namespace)
     node = await nodefacts.learn(config.criu, trust)
     decider = Decider(config, store, trust, containerd, reporter, node)
     try:
         with reporter.served(config.metrics_listen), reporter.telling_kubernetes(config.kubeconfig):
-            await _run(config, store, trust, registry, reporter, decider)
+            await _run(config, store, trust, registry, reporter, decider, watch)
     except* Stopped:
         log.info("stopping")
         notify("STOPPING=1")
@@ -147,7 +160,7 @@ async def _serve(config: Config, store: Store, trust: Trust) -> None:
 
 async def _run(
     config: Config, store: Store, trust: Trust, registry: Registry, reporter: Reporter,
-    decider: Decider,
+    decider: Decider, watch: Watch,
 ) -> None:  # fmt: skip
     """All tasks of the daemon, until one raises Stopped."""
     async with asyncio.TaskGroup() as tasks:
@@ -158,7 +171,7 @@ async def _run(
         )  # fmt: skip
         prefetch = Prefetch(store)
         plugin = NodePlugin(registry, decider, captures, reporter, health, prefetch)
-        requests = Requests(store, trust, registry, captures, reporter)
+        requests = Requests(store, trust, registry, captures, reporter, watch)
         explaining = Explaining(store, registry, decider, captures)
         tasks.create_task(_until_told(), name="stop")
         tasks.create_task(health.serve(), name="health of snapshots")
@@ -178,6 +191,16 @@ async def _run(
         await asyncio.sleep(0)  # each task has run to its first wait: the sockets are there
         notify("READY=1")
         log.info("serving, %d snapshots", len(store.all()))
+        tasks.create_task(_emptied(store), name="left in staging")
+
+
+async def _emptied(store: Store) -> None:
+    """Remove what captures of a daemon that was killed have left: pods do not wait for that."""
+    stop = stopping.Stop()
+    try:
+        await finished(asyncio.to_thread(store.empty_leaving, stop), stop)
+    except (OSError, stopping.Stopped) as error:
+        log.warning("what is left in staging goes at the next start: %s", error)
 
 
 async def _until_told() -> None:

@@ -5,6 +5,7 @@ containerd waits for every answer, and the pod with it: what is slow is handed t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ class NodePlugin(Plugin):
             faults.point("daemon.removed", tracked.container)
             # A create that failed or was refused is known by its outcome alone.
             self._take_outcome(tracked)
-            forget(tracked.container)
+            await asyncio.to_thread(forget, tracked.container)
 
     async def synchronize(
         self, pods: Sequence[nri_pb2.PodSandbox], containers: Sequence[nri_pb2.Container]

@@ -21,6 +21,7 @@ from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu.family import PREFIX
 from shim.kernel.beneath import open_beneath, open_dir
 from shim.kernel.meminfo import available_bytes
+from shim.kernel.stopping import Stop, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +46,7 @@ class Prefetch:
         self._store = store
         self._queue: asyncio.Queue[Manifest] = asyncio.Queue()
         self._last: dict[str, float] = {}
-        self._stopped = False
+        self._stop = Stop()
 
     def guess(self, pod: Pod, wanted: Iterable[str]) -> None:
         """A pod is coming. wanted: what its annotations name."""
@@ -67,12 +68,9 @@ class Prefetch:
 
     async def serve(self) -> None:
         """Take up what is asked for, until cancelled."""
-        try:
-            while True:
-                found = await self._queue.get()
-                await finished(asyncio.to_thread(self._read, found))
-        finally:
-            self._stopped = True
+        while True:
+            found = await self._queue.get()
+            await finished(asyncio.to_thread(self._read, found), self._stop)
 
     def _guessed(self, pod: Pod, wanted: str) -> Manifest | None:
         found = self._store.find(namespace=pod.namespace)
@@ -88,7 +86,7 @@ class Prefetch:
     def _read(self, found: Manifest) -> None:
         """Blocking. What fails here fails again, and is told, when it is needed."""
         began, size = time.monotonic(), 0
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, Stopped):
             for path in _payloads(self._store.snapshots / found.id):
                 with (
                     open_dir(str(path.parent)) as directory,
@@ -101,7 +99,8 @@ class Prefetch:
     def _read_file(self, fd: int) -> int:
         size = os.fstat(fd).st_size
         at = 0
-        while at < size and not self._stopped and available_bytes() > 2 * (size - at):
+        while at < size and available_bytes() > 2 * (size - at):
+            self._stop.check()
             os.posix_fadvise(fd, at, _STEP_BYTES, os.POSIX_FADV_WILLNEED)
             at += _STEP_BYTES
         return min(at, size)

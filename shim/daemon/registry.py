@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_REASON_CHARS = 4096
+"""Of the reason for a state: all containers are in one answer."""
+
+
 class State(StrEnum):
     """What a person sees in `quickthaw status`."""
 
@@ -90,7 +94,7 @@ class Tracked:
 
     def become(self, state: State, reason: str = "") -> None:
         """Change the state, with the reason for it."""
-        self.state, self.reason, self.since = state, reason, time.monotonic()
+        self.state, self.reason, self.since = state, reason[:_REASON_CHARS], time.monotonic()
 
 
 class Registry:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from shim.contract.errors import Effect
+from shim.daemon.watch import memory
 from shim.gate import volumecontent
 from shim.kube.event import NORMAL, WARNING, Event
 from shim.store.listing import told
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from shim.contract.errors import QuickthawError
     from shim.daemon.registry import Pod, Tracked
+    from shim.daemon.watch import Watch
     from shim.kube.sender import Sender
     from shim.store.quarantine import Record
     from shim.store.store import Store
@@ -123,6 +125,17 @@ class Reporter:
             ("store_free_bytes", "Bytes left on its disk.", lambda: disk(store.root).free_bytes),
         ):
             Gauge(f"quickthaw_{name}", about, registry=self.metrics).set_function(count)
+
+    def watch_daemon(self, watch: Watch) -> None:
+        """Show what the daemon itself takes, whenever somebody looks at the metrics."""
+        for name, about, value in (
+            ("loop_greatest_step_seconds", "Longest time that the event loop was busy at once.",
+             lambda: watch.wall_s),
+            ("loop_greatest_step_cpu_seconds", "The same in processor time.", lambda: watch.cpu_s),
+            ("daemon_peak_memory_bytes", "Memory of the daemon at most, since its start.",
+             lambda: memory()["peak_bytes"]),
+        ):  # fmt: skip
+            Gauge(f"quickthaw_{name}", about, registry=self.metrics).set_function(value)
 
     @contextlib.contextmanager
     def served(self, listen: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ from shim.daemon.asked import container_asked_for
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.control import text
 from shim.daemon.users import users, with_diff_mounted
+from shim.daemon.watch import memory
 from shim.nri.session import Configured, Lost, Synchronized
 from shim.store import listing
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from shim.daemon.captures import Captures
     from shim.daemon.registry import Registry, Tracked
     from shim.daemon.reporter import Reporter
+    from shim.daemon.watch import Watch
     from shim.nri.session import State as NriState
     from shim.store.store import Store
     from shim.trust.verdict import Trust
@@ -40,8 +42,9 @@ class Requests:
 
     def __init__(
         self, store: Store, trust: Trust, registry: Registry, captures: Captures,
-        reporter: Reporter,
+        reporter: Reporter, watch: Watch,
     ) -> None:  # fmt: skip
+        self._watch = watch
         self._store, self._trust, self._registry = store, trust, registry
         self._captures, self._reporter = captures, reporter
         reporter.watch(store)
@@ -95,7 +98,6 @@ class Requests:
                 "cannot remove the snapshot", container=found[:12], why=str(error),
                 do=f"Can {SNAPSHOTS} be written to?",
             ) from error  # fmt: skip
-        await asyncio.to_thread(Path(LOGS, f"{found}.log").unlink, missing_ok=True)
         return {"removed": found}
 
     async def _quarantine(self, _: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +138,8 @@ class Requests:
                     "reason": "" if self._connected_since else self._lost,
                 },
                 "containerd": self._runtime,
+                "loop": self._watch.as_json(),
+                "memory": memory(),
             },
             "containers": [_container(tracked) for tracked in self._registry],
             "snapshots": len(self._store.all()),

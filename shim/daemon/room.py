@@ -18,10 +18,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shim.capture.estimate import on_disk
+from shim.capture.estimate import Amount, amount
 from shim.contract.errors import CaptureFailed, NoRoom, SnapshotTooBig
 from shim.contract.names import SnapshotId
 from shim.daemon.users import is_wanted, users
+from shim.kernel.stopping import Stop
 from shim.store.room import Candidate, Excess, Limits, Shares, disk, excess, shares, victims
 
 if TYPE_CHECKING:
@@ -39,19 +40,20 @@ _MAKE_ROOM = (
     "only beyond their share."
 )
 _EVICT = "Remove snapshots with `quickthaw rm`, or set evict = true."
+_NOTHING = Amount(0, 0)
 _FULL_BYTES = 1 << 20
 """With less than this free on the disk, it is that which a capture failed for."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What a capture takes. there_bytes: what of it is on the disk. reserved_bytes: for it."""
+    """What a capture takes. there: what of it is on the disk. reserved: for it."""
 
     container: str
     namespace: str
-    bytes: int
-    there_bytes: int = 0
-    reserved_bytes: int = 0
+    amount: Amount
+    there: Amount = _NOTHING
+    reserved: Amount = _NOTHING
 
 
 class Room:
@@ -66,41 +68,36 @@ class Room:
             config.max_snapshot_bytes, config.max_store_bytes, config.keep_free_bytes,
             config.keep_free_percent, config.max_namespace_bytes, config.namespace_percent,
         )  # fmt: skip
-        self._reserved: Counter[str] = Counter()
+        self._reserved: dict[str, Amount] = {}
+        self._amounts: dict[str, Amount] = {}
         self._one_at_a_time = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def reserved(
-        self, container: str, namespace: str, needed_bytes: int
-    ) -> AsyncIterator[None]:
-        """Reserve room for a capture that will probably take `needed_bytes`. Removes nothing.
+    async def reserved(self, container: str, namespace: str, needed: Amount) -> AsyncIterator[None]:
+        """Reserve room for a capture that will probably take `needed`. Removes nothing.
 
         namespace: of Kubernetes. Raises SnapshotTooBig, NoRoom.
         """
-        self._check_size(container, needed_bytes, "will probably take")
+        self._check_size(container, needed.size_bytes, "will probably take")
         async with self._one_at_a_time:
-            await self._make(
-                _Wanted(container, namespace, needed_bytes), self._limits, remove=False
-            )
-            self._reserved[namespace] += needed_bytes
+            await self._make(_Wanted(container, namespace, needed), self._limits, remove=False)
+            self._reserved[namespace] = self._reserved.get(namespace, _NOTHING).plus(needed)
         try:
             with self._full_disk_told(container):
                 yield
         finally:
-            self._reserved[namespace] -= needed_bytes
+            self._reserved[namespace] = self._reserved[namespace].less(needed)
 
     async def make(self, container: str, namespace: str) -> None:
         """Make room on the disk for all that is reserved: it is copied now. Raises NoRoom."""
         of_disk = replace(self._limits, max_store_bytes=0, max_namespace_bytes=0)
         async with self._one_at_a_time:
-            await self._make(_Wanted(container, namespace, 0), of_disk)
+            await self._make(_Wanted(container, namespace, _NOTHING), of_disk)
 
-    async def admit(
-        self, container: str, namespace: str, estimated_bytes: int, real_bytes: int
-    ) -> None:
-        """What was captured takes `real_bytes` and is on the disk. Raises as `reserved` does."""
-        self._check_size(container, real_bytes, "takes")
-        wanted = _Wanted(container, namespace, real_bytes, real_bytes, estimated_bytes)
+    async def admit(self, container: str, namespace: str, estimated: Amount, real: Amount) -> None:
+        """What was captured takes `real` and is on the disk. Raises as `reserved` does."""
+        self._check_size(container, real.size_bytes, "takes")
+        wanted = _Wanted(container, namespace, real, real, estimated)
         async with self._one_at_a_time:
             await self._make(wanted, self._limits)
 
@@ -119,8 +116,13 @@ class Room:
         await self._make_in_namespace(wanted, limits, remove)
         used = await asyncio.to_thread(self._used)
         there = disk(self._store.root)
-        needed = sum(self._reserved.values()) - wanted.reserved_bytes + wanted.bytes
-        found = excess(limits, there, sum(used.values()), needed, needed - wanted.there_bytes)
+        needed = wanted.amount.less(wanted.reserved)
+        for reserved in self._reserved.values():
+            needed = needed.plus(reserved)
+        new = needed.less(wanted.there)
+        found = excess(
+            limits, there, sum(used.values()), needed.size_bytes, new.size_bytes, new.entries
+        )  # fmt: skip
         own = self._own(wanted)
         given = shares(limits, there, used, wanted.namespace, own)
         for each in self._chosen(wanted, found, self._candidates(), given):
@@ -144,15 +146,18 @@ class Room:
 
     def _own(self, wanted: _Wanted) -> int:
         """What all captures of the namespace that are under way will take."""
-        return self._reserved[wanted.namespace] - wanted.reserved_bytes + wanted.bytes
+        reserved = self._reserved.get(wanted.namespace, _NOTHING)
+        return reserved.less(wanted.reserved).plus(wanted.amount).size_bytes
 
     def _chosen(
         self, wanted: _Wanted, found: Excess, candidates: list[Candidate], given: Shares
     ) -> list[Candidate]:
         """The snapshots that have to go. Raises NoRoom when those that may go are not enough."""
-        if found.size_bytes <= 0:
+        if found.fits:
             return []
-        chosen = victims(found.size_bytes, candidates, given) if self._evict else None
+        chosen = None
+        if self._evict:
+            chosen = victims(found.size_bytes, candidates, given, found.inodes)
         if chosen is None:
             raise NoRoom(
                 "no room for the snapshot", container=wanted.container, why=found.why,
@@ -164,20 +169,32 @@ class Room:
         """Bytes on disk by namespace; nobody knows whose a damaged one is."""
         used: Counter[str] = Counter()
         for name in list(self._store.damaged):
-            used[""] += on_disk(str(self._store.snapshots / name))
+            used[""] += self._damaged(name).size_bytes
         for found in self._store.all():
             used[found.source.namespace] += found.sizes.total
         return used
 
+    def _damaged(self, name: str) -> Amount:
+        """What a snapshot takes whose manifest does not tell it. Nothing of it changes any more."""
+        if name not in self._amounts:
+            place = str(self._store.snapshots / name)
+            self._amounts[name] = amount(place, Stop(), limited=False)
+        return self._amounts[name]
+
     def _candidates(self) -> list[Candidate]:
         in_use, young = users(self._registry), time.time() - self._evict_after_s
         found = []
+        for name in self._store.damaged.keys() - in_use.keys() & self._amounts.keys():
+            its = self._amounts[name]  # of an older version, or really damaged: of no use
+            found.append(Candidate(name, its.size_bytes, 0.0, useless=True, entries=its.entries))
         for each in self._store.all():
             last, kept = self._store.last_use(each), self._store.quarantine.get(each.id)
             if each.id in in_use or (not kept and last > young) or is_wanted(self._registry, each):
                 continue
-            useless, namespace = kept is not None, each.source.namespace
-            found.append(Candidate(each.id, each.sizes.total, last, useless, namespace))
+            useless, sizes = kept is not None, each.sizes
+            found.append(
+                Candidate(each.id, sizes.total, last, useless, each.source.namespace, sizes.entries)
+            )
         return found
 
     async def _remove(self, chosen: Candidate, container: str) -> None:

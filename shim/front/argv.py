@@ -1,7 +1,7 @@
-"""runc's command line, read and never rewritten.
+"""Parses runc's command line, and never rewrites it.
 
-What we cannot read for certain is none of our business: `parse` returns None and the caller
-hands everything to the real runtime. Source: runc(8), runc-create(8), runc-start(8).
+When a call is not clear, `parse` returns None, and the caller hands everything to the real runtime.
+Source: runc(8), runc-create(8), runc-start(8).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _SWITCHES = {"create": {"--no-pivot", "--no-new-keyring"}, "start": set[str]()}
 
 
 class Call:
-    """One `create` or `start`.
+    """A call of `create` or `start`.
 
-    command: which. container: the id as given. root_flags: the global flags that say where the
-    runtime keeps its state and how it makes cgroups, to be repeated in calls of our own.
-    options: the command's flags; a switch has the value "".
+    command: its name. container: the id as given. root_flags: the global flags that tell the place
+    of the runtime's state and the kind of cgroups, to be repeated in our own calls. options: the
+    command's flags; a switch has the value "".
     """
 
     __slots__ = ("command", "container", "options", "root_flags")
@@ -33,12 +33,12 @@ class Call:
         self.root_flags, self.options = root_flags, options
 
     def option(self, *names: str) -> str:
-        """The value of the first of `names` that was given, or the empty string."""
+        """Returns the value of the first of `names` that was given, or the empty string."""
         return next((self.options[name] for name in names if name in self.options), "")
 
 
 def parse(arguments: list[str]) -> Call | None:
-    """The call that `arguments` (without the program's name) make, or None when unsure."""
+    """Returns the call in `arguments` (without the program's name), or None when unsure."""
     flags, rest = _take(arguments, _GLOBAL_VALUES, _GLOBAL_SWITCHES)
     if not rest or (command := rest[0]) not in _VALUES:
         return None
@@ -53,7 +53,7 @@ def parse(arguments: list[str]) -> Call | None:
 def _take(
     arguments: list[str], values: set[str], switches: set[str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Split flags from what follows them. An unknown flag stays in front of the rest."""
+    """Split flags from the arguments behind them. An unknown flag begins the rest."""
     taken: dict[str, str] = {}
     position = 0
     while position < len(arguments) and arguments[position].startswith("-"):

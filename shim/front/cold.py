@@ -1,4 +1,4 @@
-"""The real runtime, with the caller's own arguments, environment, descriptors and signals."""
+"""Runs the real runtime, with the caller's own arguments, environment, descriptors and signals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def runtime() -> str:
-    """Path of the real OCI runtime, or its bare name for the search in PATH."""
+    """Returns the path of the real OCI runtime, or its bare name for the search in PATH."""
     try:
         with open(RUNTIME) as file:
             return file.readline().strip() or "runc"
@@ -23,7 +23,7 @@ def runtime() -> str:
 
 def become_runtime(arguments: list[str]) -> NoReturn:
     """Replace this process by the real runtime. Raises OSError when it cannot be executed."""
-    # The interpreter ignores these from its start on, and exec would pass that on.
+    # The interpreter ignores these signals from its start on, and exec would pass that on.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     program = runtime()

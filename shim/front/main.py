@@ -1,4 +1,4 @@
-"""`quickthaw-runc` from a ticket or a swapped container on: what the shell front hands over."""
+"""Runs `quickthaw-runc` for a ticket or a swapped container: the shell front hands over here."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from shim.front.argv import Call
 
 _QUICK_S = 5.0
-"""For what reads or writes a small file in memory, outside of the deadline of the swap."""
+"""For steps that read or write a small file in memory, outside of the deadline of the swap."""
 
 
 def main() -> int:
-    """Answer one call of containerd's shim. Everything unclear goes to the real runtime."""
+    """Answer a call of containerd's shim. Every unclear call goes to the real runtime."""
     arguments = sys.argv[1:]
     call = argv.parse(arguments)
     if call and call.command == "start" and os.path.exists(f"{SWAPPED}/{call.container}"):
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _swapped(call: Call) -> bool:
-    """Try the swap. False when the container is to be created cold; exits when it must not."""
+    """Try the swap. Returns False when the container must start cold; exits when it must not."""
     began = time.monotonic()
     steps: dict[str, float] = {}
     told: dict[str, object] = {"warnings": faults.arm_from_file() + faults.armed(), "steps": steps}
@@ -59,14 +59,14 @@ def _swapped(call: Call) -> bool:
 
 
 def _ticket(call: Call, began: float) -> tuple[Ticket | None, QuickthawError | None]:
-    """The ticket, or why it cannot be read."""
+    """Returns the ticket, or the error that made it unreadable."""
     try:
         with alarm.raising(began + _QUICK_S):
             faults.point("restore.ticket", call.container)
             return ticket.read(call.container), None
     except QuickthawError as failure:
         return None, failure
-    except Exception as failure:  # noqa: BLE001 - the border: the pod must start, whatever this is
+    except Exception as failure:  # noqa: BLE001 - the border: the pod must start on any error
         return None, _defect(call, failure)
 
 
@@ -74,7 +74,10 @@ def _tried(
     call: Call, wanted: Ticket, began: float, steps: dict[str, float],
     guarded: contextlib.ExitStack,
 ) -> QuickthawError | None:  # fmt: skip
-    """Try the swap; why it failed. On `guarded` goes what watches until its end is told."""
+    """Try the swap. Returns the error of a failed swap.
+
+    guarded: gets the guard, which watches until the outcome is written.
+    """
     try:
         # Imported late: a broken installation is a failed swap, not a failed create.
         from shim.restore.guard import watching
@@ -90,7 +93,7 @@ def _tried(
             steps.update(swap.steps)
     except QuickthawError as failure:
         return failure
-    except Exception as failure:  # noqa: BLE001 - the border: the pod must start, whatever this is
+    except Exception as failure:  # noqa: BLE001 - the border: the pod must start on any error
         return _defect(call, failure)
     return None
 
@@ -106,10 +109,10 @@ def _report(
     call: Call, wanted: Ticket | None, result: str, error: QuickthawError | None,
     told: dict[str, object],
 ) -> None:  # fmt: skip
-    """Tell the daemon, and spend the ticket. Neither may fail the container."""
+    """Write the outcome for the daemon, and remove the ticket. Neither may fail the container."""
     until = time.monotonic() + _QUICK_S
     with contextlib.suppress(OSError, alarm.TooLate), alarm.raising(until):
-        # Where /run is full or gone the daemon knows no more than that it has ended.
+        # Where /run is full or gone, the daemon learns only that the swap has ended.
         faults.point("restore.outcome", call.container)
         outcome.write(call.container, {
             "snapshot": wanted.snapshot if wanted else "",
@@ -130,7 +133,7 @@ def _report(
 
 
 def _refuse(message: str) -> None:
-    """End with an error that containerd shows in the pod's status: its shim reads runc's log."""
+    """Exit with an error that containerd shows in the pod's status: its shim reads runc's log."""
     log = sys.argv[sys.argv.index("--log") + 1] if "--log" in sys.argv[:-1] else ""
     if log:
         with open(log, "a") as file:

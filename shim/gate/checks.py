@@ -100,6 +100,21 @@ def _processes(captured: Manifest, _wanted: Request) -> Compared:
     return have, WITHIN_SPEC, have == WITHIN_SPEC
 
 
+def _descriptors(captured: Manifest, wanted: Request) -> Compared:
+    """The swap compares ports and pings that the captured pod's network let everybody use."""
+    have = captured.facts.get("descriptors")
+    if have is None or wanted.at_swap is None:
+        return have, WITHIN_SPEC, have is not None
+    used = jsontext.parse(have)
+    if not used["lowest_port"] and not used["pings"]:
+        return have, WITHIN_SPEC, True
+    first_port, pings = wanted.at_swap.open_to_all()
+    fits = (not used["lowest_port"] or used["lowest_port"] >= first_port) and (
+        pings or not used["pings"]
+    )
+    return have, canonical({"first_port": first_port, "pings": pings}), fits
+
+
 def _key(captured: Manifest, wanted: Request) -> Compared:
     """A fact of the workload that differs is told by its own name, and not again by the key."""
     told = any(captured.facts.get(name) != wanted.facts.get(name) for name in WORKLOAD_FACTS)
@@ -137,8 +152,11 @@ def _volume_files(captured: Manifest, wanted: Request) -> Compared:
     have = captured.facts.get("volume_files")
     if have is None or wanted.at_swap is None:
         return have, None, False
-    linked = wanted.at_swap.linked(jsontext.parse(have))
-    return have, canonical({"links on the way to": linked}), not linked
+    try:
+        changed = wanted.at_swap.changed(jsontext.parse(have))
+    except ValueError as error:
+        changed = [str(error)]
+    return have, canonical({"changed": changed}), not changed
 
 
 def _volume_content(captured: Manifest, wanted: Request) -> Compared:
@@ -177,7 +195,10 @@ CHECKS: tuple[Check, ...] = (
     _power("other", "fields of the spec that quickthaw does not know"),
     Check("processes", 2, BOTH, "whether a captured process had more power than its spec gives",
           _processes),
-    Check("volume_files", 2, SWAP, "open files in volumes: no link lies on the way to one",
+    Check("descriptors", 2, BOTH, "whether a captured descriptor took more power than its spec, or "
+          "the pod's network, gives", _descriptors),
+    Check("volume_files", 2, SWAP,
+          "open files in volumes: type, owner and mode of each, and no link on the way",
           _volume_files),
     Check("key", 1, DECISION, "digest over what makes two containers the same workload", _key),
     _workload("args", "command line"),

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from shim.gate.request import Request
 
 
+_TOLD_AT_MOST = 8
+"""Refusals with their values in one line; of the others only the codes."""
+
+
 class Match:
     """The snapshot to start from."""
 
@@ -42,7 +46,9 @@ class Refused:
         return [refusal.code for refusal in self.refusals]
 
     def __str__(self) -> str:
-        return f"snapshot {self.snapshot[:12]} does not fit: " + "; ".join(map(str, self.refusals))
+        told = "; ".join(map(str, self.refusals[:_TOLD_AT_MOST]))
+        more = ", ".join(self.codes[_TOLD_AT_MOST:])
+        return f"snapshot {self.snapshot[:12]} does not fit: {told}{more and f'; also {more}'}"
 
 
 class NoSnapshot:

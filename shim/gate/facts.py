@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     IsHost = Callable[[str, str], bool]
 
+_MOST_CHARS = 16 << 10
+"""Of a fact. What Kubernetes makes by itself is shorter."""
 _CAPABILITY_SETS = ("ambient", "bounding", "effective", "inheritable", "permitted")
 _NAMESPACES = {
     "cgroup": "cgroup", "ipc": "ipc", "mount": "mnt", "network": "net", "pid": "pid",
@@ -121,7 +123,19 @@ def power_facts(spec: Mapping[str, Any], *, is_host: IsHost = is_host_namespace)
         "scheduler": process.get("scheduler") or {},
         "other": _unknown(spec),
     }
-    return {name: canonical(facts[name]) for name in POWER_FACTS}
+    return {name: compact(facts[name]) for name in POWER_FACTS}
+
+
+def compact(value: object) -> str:
+    """A fact as canonical JSON: itself, or its digest where a pod's author made it long.
+
+    What is compared for equality loses nothing by that; and no manifest, no message and no
+    comparison grows with the spec.
+    """
+    text = canonical(value)
+    if len(text) <= _MOST_CHARS:
+        return text
+    return canonical({"characters": len(text), "sha256": hexdigest(text.encode())})
 
 
 def memory_limit(spec: Mapping[str, Any]) -> int:

@@ -15,11 +15,11 @@ import re
 from shim.contract.jsontext import canonical
 from shim.contract.paths import CONTROL_IN_CONTAINER
 from shim.gate import gpudevices
-from shim.gate.facts import WORKLOAD_FACTS, as_set, entries, is_bind, mounts, section
+from shim.gate.facts import WORKLOAD_FACTS, as_set, compact, entries, is_bind, mounts, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from typing import Any
 
 _KEY_SCHEMA = 1
@@ -29,6 +29,8 @@ _SERVICE_LINK = re.compile(
     r"_SERVICE_HOST|_SERVICE_PORT(?:_[A-Z0-9_]+)?"
     r"|_PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?"
 )
+_LINK_CHARS = 256
+"""A name of Kubernetes has 63, and what kubelet adds is shorter than the rest."""
 _POD_VOLUME = re.compile(r"/pods/[^/]+/(volumes|volume-subpaths|containers|etc-hosts)(?:/(.*))?$")
 _SANDBOX = re.compile(r"/sandboxes/[^/]+/([^/]+)$")
 RANDOM_SUFFIX = re.compile(r"(kube-api-access)-[a-z0-9]{5}\b")
@@ -40,19 +42,19 @@ class Pod:
     ips: what is known of the pod's addresses at the time, both at capture and at restore.
     """
 
-    __slots__ = ("ips", "name", "namespace", "node", "uid")
+    __slots__ = ("_known", "ips", "name", "namespace", "node", "uid")
 
     def __init__(
         self, *, namespace: str, name: str, uid: str, ips: Iterable[str] = (), node: str = ""
     ) -> None:
         self.namespace, self.name, self.uid = namespace, name, uid
         self.ips, self.node = tuple(ips), node
+        self._known = {name: "<pod>", uid: "<uid>", node: "<node>"}
+        self._known |= dict.fromkeys(self.ips, "<ip>") | {",".join(self.ips): "<ips>"}
 
     def placeholder(self, value: str) -> str:
         """`value`, or what stands for it in every pod."""
-        known = {self.name: "<pod>", self.uid: "<uid>", self.node: "<node>"}
-        known |= dict.fromkeys(self.ips, "<ip>") | {",".join(self.ips): "<ips>"}
-        return known.get(value, value) if value else value
+        return self._known.get(value, value) if value else value
 
 
 def workload_facts(
@@ -74,7 +76,7 @@ def workload_facts(
         "process_devices": as_set(_devices(linux)),
         "hugepages": as_set(section(linux, "resources").get("hugepageLimits")),
     }
-    return {name: canonical(facts[name]) for name in WORKLOAD_FACTS}
+    return {name: compact(facts[name]) for name in WORKLOAD_FACTS}
 
 
 def match_key(facts: Mapping[str, str], *, namespace: str, power: Mapping[str, str] | None) -> str:
@@ -104,14 +106,19 @@ def _service_links(variables: Mapping[str, str]) -> set[str]:
 
     A family is one by its X_SERVICE_HOST together with X_SERVICE_PORT.
     """
-    found = (_SERVICE_HOST.fullmatch(name) for name in variables)
+    names = [name for name in variables if len(name) <= _LINK_CHARS]
+    found = (_SERVICE_HOST.fullmatch(name) for name in names)
     families = {match[1] for match in found if match and f"{match[1]}_SERVICE_PORT" in variables}
-    return {
-        name
-        for name in variables
-        for family in families
-        if name.startswith(family) and _SERVICE_LINK.fullmatch(name[len(family) :])
-    }
+    return {name for name in names if any(family in families for family in _families(name))}
+
+
+def _families(name: str) -> Iterator[str]:
+    """The families that a variable may be one of: each beginning that a link's ending follows."""
+    at = name.find("_")
+    while at >= 0:
+        if _SERVICE_LINK.fullmatch(name, at):
+            yield name[:at]
+        at = name.find("_", at + 1)
 
 
 def _mounted(spec: Mapping[str, Any], pod: Pod) -> list[object]:

@@ -6,6 +6,8 @@ from shim.contract import jsontext
 from shim.contract.jsontext import canonical
 
 UNKNOWN = "unknown"
+_MOST_CHARS = 300
+"""Of a value in a text for people. Programs get all of it."""
 
 
 class Finding:
@@ -33,7 +35,7 @@ class Finding:
 
     def __str__(self) -> str:
         """For the pod's author."""
-        captured, wanted = self.differences()
+        captured, wanted = map(_cut, self.differences())
         return f"{self.code}: the snapshot has {captured}, the pod asks for {wanted}"
 
     def __repr__(self) -> str:
@@ -56,10 +58,22 @@ def _without_common(captured: str, wanted: str) -> tuple[str, str]:
         return captured, wanted  # text that is no JSON, or odd JSON: a version, a name
 
 
+def _cut(text: str) -> str:
+    """A pod's author chose how long it is."""
+    if len(text) <= _MOST_CHARS:
+        return text
+    return f"{text[:_MOST_CHARS]}… ({len(text)} characters)"
+
+
+def _only_in(these: list[object], others: list[object]) -> list[object]:
+    """Those that are not among the others, in one pass over each: both may be long."""
+    known = {canonical(item) for item in others}
+    return [item for item in these if canonical(item) not in known]
+
+
 def _differences(have: object, want: object) -> tuple[object, object]:
     if isinstance(have, list) and isinstance(want, list):
-        left: list[object] = [item for item in have if item not in want]
-        right: list[object] = [item for item in want if item not in have]
+        left, right = _only_in(have, want), _only_in(want, have)
         # Lists of the same items differ in their order, and then the whole is the difference.
         return (left, right) if left or right else (have, want)
     if isinstance(have, dict) and isinstance(want, dict):

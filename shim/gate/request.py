@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from shim.contract.jsontext import canonical
 from shim.criu import options
-from shim.gate import gpu, volumes
+from shim.gate import gpu, network, volumes
 from shim.gate.facts import memory_limit, power_facts, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
     from shim.contract.manifest import Manifest
@@ -47,15 +47,19 @@ NOWHERE = Node(arch="", kernel="", criu="", host={}, gpus=None, trust=_nobody)
 class AtSwap:
     """ours: our file with CRIU's options for this container. named: the one that its spec names.
 
-    linked: which of these paths of the container lead over a link in one of its volumes.
+    changed: which of the captured files in volumes are not as they were in the volumes of its pod.
+    open_to_all: the lowest port that everybody may bind in the pod's network, and whether everybody
+    may ping.
     """
 
-    __slots__ = ("linked", "named", "ours")
+    __slots__ = ("changed", "named", "open_to_all", "ours")
 
     def __init__(
-        self, *, ours: str, named: str, linked: Callable[[Sequence[str]], list[str]]
-    ) -> None:
-        self.ours, self.named, self.linked = ours, named, linked
+        self, *, ours: str, named: str, changed: Callable[[object], list[str]],
+        open_to_all: Callable[[], tuple[int, bool]],
+    ) -> None:  # fmt: skip
+        self.ours, self.named, self.changed = ours, named, changed
+        self.open_to_all = open_to_all
 
 
 class Request:
@@ -122,6 +126,7 @@ def request_at_swap(spec: Mapping[str, Any], container: str) -> Request:
     at_swap = AtSwap(
         ours=options.path_of(container),
         named=str(section(spec, "annotations").get(options.ANNOTATION)),
-        linked=lambda paths: volumes.linked(spec, paths),
+        changed=lambda fact: volumes.changed(spec, fact),
+        open_to_all=lambda: network.open_in_sandbox(spec),
     )
     return Request(facts=power_facts(spec), memory_limit_bytes=memory_limit(spec), at_swap=at_swap)

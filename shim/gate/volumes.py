@@ -1,31 +1,157 @@
-"""Paths into volumes on which a link lies: what CRIU must not open.
+"""Files in volumes that captured processes have open: they must be what they were. Lean.
 
-CRIU opens the files that a captured process had open by their paths, with all its own power, in
-the new container. What is in a volume may have been changed since: with a link in the place of its
-own file a process would get one that it may not open itself. CRIU records paths without links, so
-that there is none on the way to a file which is as it was. Who may write the volume at the very
-moment of the restore can still win a race with this look. Lean.
+CRIU opens them by their paths, with all its own power, in the new container. What is in a volume
+may have been changed since, by whoever can write there: a link, a fifo or another file in the place
+of its own would be opened for a process that may not open it itself. So the snapshot has type,
+owner and mode of each (another volume of the same kind may have another device and inode), and a
+restore compares them beneath descriptors, holds the files, and compares again what CRIU has opened:
+see `shim.restore.opened`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 
-from shim.gate.facts import entries, is_bind
+from shim.gate.facts import entries, is_bind, section
 from shim.kernel.beneath import open_beneath, open_dir
+from shim.kernel.capabilities import mask_of
+from shim.kernel.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    Places = list[tuple[str, str]]
+    Identity = tuple[int, int]
+
 _LINK = (errno.ELOOP, errno.EXDEV)
+_GONE = (errno.ENOENT, errno.ENOTDIR)
+_FULL = ("CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER", "CAP_SETUID", "CAP_SYS_ADMIN")
+"""With one of these a process can give itself every file."""
+_READ = ("CAP_DAC_READ_SEARCH",)
+_FIELDS = ("at", "gid", "gone", "mode", "path", "rdev", "uid")
 
 
-def linked(spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    """Those of `paths`, of the container, that lead over a link in a volume of this spec."""
-    places = sorted(
+class VolumeFile:
+    """One file as it was captured. path: in the container. mode: with its type. rdev: of a device.
+
+    at: who has it open, as process number in the container and name beneath /proc/PID. gone: it
+    has no name any more, and CRIU makes another one like it.
+    """
+
+    __slots__ = _FIELDS
+
+    def __init__(self, **fields: Any) -> None:
+        """Raises ValueError for other fields, or of other types, than `as_json` gives."""
+        if fields.keys() != set(_FIELDS):
+            raise ValueError("the fact volume_files is of another version of quickthaw")
+        self.path, self.mode, self.rdev = str(fields["path"]), int(fields["mode"]), fields["rdev"]
+        self.uid, self.gid, self.gone = int(fields["uid"]), int(fields["gid"]), fields["gone"]
+        self.at = [(int(pid), str(link)) for pid, link in fields["at"]]
+
+    def as_json(self) -> dict[str, object]:
+        """Its fields as a plain object."""
+        return {name: getattr(self, name) for name in _FIELDS}
+
+    def differs(self, status: os.stat_result, *, is_place: bool = False) -> str:
+        """How a file is another one; empty when it is like this one.
+
+        is_place: it is the directory that is mounted, whose owner and mode are the new volume's.
+        """
+        if stat.S_IFMT(status.st_mode) != stat.S_IFMT(self.mode):
+            return f"is of another type, {status.st_mode:o} instead of {self.mode:o}"
+        if status.st_rdev != self.rdev:
+            return "is another device"
+        if is_place and stat.S_ISDIR(status.st_mode):
+            return ""
+        if (status.st_uid, status.st_gid) != (self.uid, self.gid):
+            own = f"{status.st_uid}:{status.st_gid}"
+            return f"belongs to {own}, the captured one to {self.uid}:{self.gid}"
+        if status.st_mode != self.mode:
+            return f"has mode {status.st_mode:o}, the captured one {self.mode:o}"
+        return ""
+
+
+def parse(fact: object) -> tuple[list[VolumeFile], list[str]]:
+    """The files of the fact `volume_files`, and directories in which sockets are bound.
+
+    Raises ValueError for what no capture has written.
+    """
+    if not isinstance(fact, dict) or fact.keys() != {"files", "sockets_in"}:
+        raise ValueError("the fact volume_files is of another version of quickthaw")
+    try:
+        files = [VolumeFile(**each) for each in fact["files"]]
+        return files, [str(each) for each in fact["sockets_in"]]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"the fact volume_files is malformed: {error}") from error
+
+
+def is_in(spec: Mapping[str, Any], path: str) -> bool:
+    """Whether the path of the container is in a volume of this spec, or is one itself."""
+    return bool(_place_of(_places(spec), path)[1])
+
+
+def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
+    """What of the fact is not as it was in the volumes of this spec. What is not there counts not:
+    CRIU cannot open it, and then it says so. Raises ValueError, OSError.
+    """
+    files, sockets_in = parse(fact)
+    places = _places(spec)
+    found: list[str] = []
+    with contextlib.ExitStack() as stack:
+        found += [f"{each.path} {why}" for each in files if (why := _held(places, each, stack)[0])]
+        for path in sockets_in:
+            with contextlib.ExitStack() as briefly:
+                if _opened(*_place_of(places, path), briefly) == -errno.ELOOP:
+                    found.append(f"{path} leads over a link")
+    return found
+
+
+def hold(
+    spec: Mapping[str, Any], files: Sequence[VolumeFile], stack: contextlib.ExitStack
+) -> tuple[list[str], dict[str, Identity]]:
+    """Open all that are there until `stack` is left: what differs, and device and inode by path.
+
+    Raises OSError.
+    """
+    places = _places(spec)
+    wrong: list[str] = []
+    identities: dict[str, Identity] = {}
+    for each in files:
+        why, identity = _held(places, each, stack)
+        if why:
+            wrong.append(f"{each.path} {why}")
+        elif identity:
+            identities[each.path] = identity
+    return wrong, identities
+
+
+def may_open(spec: Mapping[str, Any], has: int, status: os.stat_result, *, write: bool) -> bool:
+    """Whether the container's own credentials could open a file. has: its capabilities.
+
+    The owner could: it can change the mode.
+    """
+    user = section(section(spec, "process"), "user")
+    if has & mask_of(_FULL) or (not write and has & mask_of(_READ)):
+        return True
+    if status.st_uid == (user.get("uid") or 0):
+        return True
+    groups = {user.get("gid") or 0, *(user.get("additionalGids") or ())}
+    in_group = status.st_gid in groups or has & mask_of(["CAP_SETGID"])
+    bits = status.st_mode >> 3 if in_group else status.st_mode
+    wanted = stat.S_IWOTH if write else stat.S_IROTH
+    if stat.S_ISDIR(status.st_mode):
+        wanted = stat.S_IXOTH  # a working directory, or to look up names in
+    return bool(bits & wanted)
+
+
+def _places(spec: Mapping[str, Any]) -> Places:
+    """Destination and source of each mount, the deepest first; no source where it is no volume."""
+    return sorted(
         (
             (os.path.normpath(str(mount.get("destination"))),
              str(mount.get("source") or "") if is_bind(mount) else "")
@@ -33,26 +159,46 @@ def linked(spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
         ),
         key=lambda place: -len(place[0]),
     )  # fmt: skip
-    return [path for path in paths if _is_linked(path, places)]
 
 
-def in_volumes(spec: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    """Those of `paths` that are in a mount of this spec, each once and in order."""
-    places = [os.path.normpath(str(mount.get("destination"))) for mount in entries(spec, "mounts")]
-    found = {path for path in paths if any(path.startswith(f"{place}/") for place in places)}
-    return sorted(found)
-
-
-def _is_linked(path: str, places: Sequence[tuple[str, str]]) -> bool:
+def _place_of(places: Places, path: str) -> tuple[str, str]:
+    """The path beneath the volume that has it, and the volume's directory on the node."""
     for destination, source in places:
+        if path == destination:
+            return "", source
         if path.startswith(f"{destination}/"):
-            return bool(source) and _leads_astray(source, path[len(destination) + 1 :])
-    return False
+            return path[len(destination) + 1 :], source
+    return "", ""
 
 
-def _leads_astray(source: str, path: str) -> bool:
+def _held(
+    places: Places, file: VolumeFile, stack: contextlib.ExitStack
+) -> tuple[str, Identity | None]:
+    if file.gone:
+        return "", None
+    below, source = _place_of(places, file.path)
+    if not source:
+        return "is in no volume of this pod", None
+    fd = _opened(below, source, stack)
+    if fd < 0:
+        return ("leads over a link" if fd == -errno.ELOOP else ""), None
+    status = os.fstat(fd)
+    return file.differs(status, is_place=not below), (status.st_dev, status.st_ino)
+
+
+def _opened(below: str, source: str, stack: contextlib.ExitStack) -> int:
+    """A descriptor that opens nothing (O_PATH), or a negative errno: ELOOP for links, or ENOENT."""
+    if not source:
+        return -errno.ENOENT
     try:
-        with open_dir(source) as volume, open_beneath(volume.fileno(), path, os.O_PATH):
-            return False
+        if not below:
+            return stack.enter_context(OwnedFd(os.open(source, os.O_PATH | os.O_CLOEXEC))).fileno()
+        with open_dir(source) as volume:
+            found = open_beneath(volume.fileno(), below, os.O_PATH)
+        return stack.enter_context(found).fileno()
     except OSError as error:
-        return error.errno in _LINK  # what is gone CRIU cannot open, and then it says so
+        if error.errno in _LINK:
+            return -errno.ELOOP
+        if error.errno in _GONE:
+            return -errno.ENOENT
+        raise

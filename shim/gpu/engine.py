@@ -172,8 +172,8 @@ class Engine:
 def bring_back(team: Team, pids: Iterable[int], until: float) -> list[str]:
     """Make all run again, as each one's state asks for; why some cannot, empty when all do.
 
-    What was asked before and did not come back may still be done meanwhile: so each is looked at
-    until it runs, or the driver says for good that it does not. One that has ended is not missed.
+    The driver may still complete a call that did not come back: so each process is looked at until
+    it runs, or the driver says for good that it does not. One that has ended is not missed.
     """
     left = list(pids)
     failed: dict[int, str] = {}

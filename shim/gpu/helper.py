@@ -114,7 +114,7 @@ class Helper:
         self._socket.close()
 
     def kill(self) -> None:
-        """End it now. What it guards stays as it is."""
+        """End it now, and leave the processes that it guards as they are."""
         self._child.end()
         self._socket.close()
 

@@ -27,7 +27,7 @@ def look(
     *, init: int, listed: Iterable[int], cuda: Sequence[int], gpus: Sequence[Gpu] | None,
     driver: str, host_network: bool, way: Way,
 ) -> Look:  # fmt: skip
-    """What there is to be seen. Raises OSError, ValueError when the container has ended.
+    """Returns all that can be seen. Raises OSError, ValueError when the container has ended.
 
     init: of the container. listed: its processes. cuda: those of them that the driver knows. gpus:
     the container's, as of `shim.kernel.nvml` with processes; None when they are not known.

@@ -1,4 +1,4 @@
-"""What a snapshot says about the GPUs that its processes used. Lean.
+"""Reads and writes the fact of a snapshot about the GPUs that its processes used. Lean.
 
 One fact of the manifest, `gpu_payload`, and signed with it. A snapshot without it has none.
 """

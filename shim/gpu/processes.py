@@ -49,7 +49,7 @@ def open_devices(pid: int) -> list[str]:
 
 
 def environment(pid: int) -> dict[str, str]:
-    """What the process was started with; empty when it is gone. Not what it has set since."""
+    """Returns the environment that the process was started with; empty when it is gone."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             entries = file.read().decode(errors="replace").split("\0")

@@ -49,7 +49,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What was seen of a container and its GPUs.
+    """All that was seen of a container and its GPUs.
 
     driver: its version. gpus: the container's, as of `shim.kernel.nvml`; None if unreadable.
     processes: the CUDA processes. others: processes that have a GPU's device open and no context,
@@ -69,7 +69,7 @@ class Look:
 
     @property
     def bytes(self) -> int:
-        """What a checkpoint stages."""
+        """Bytes that a checkpoint stages."""
         return sum(each.bytes for each in self.processes)
 
 
@@ -91,7 +91,7 @@ class Row:
 
 
 def findings(look: Look) -> list[dict[str, object]]:
-    """What every row finds, in the order of the table."""
+    """Returns the finding of every row, in the order of the table."""
     return [row.as_json(look) for row in ROWS]
 
 

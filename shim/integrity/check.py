@@ -26,10 +26,10 @@ from shim.contract.paths import (
     VERIFIED,
 )
 from shim.integrity import chunks, content, marks, tree
+from shim.integrity.listing import Listing
 from shim.integrity.tree import Mismatch
 from shim.integrity.work import Work
-from shim.kernel.beneath import open_beneath, read_beneath
-from shim.kernel.sha256 import hexdigest
+from shim.kernel.beneath import open_beneath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from shim.kernel.fds import OwnedFd
 
 _TOP = {SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, *LISTINGS, *LISTINGS.values()}
-_LISTING_BYTES = 1 << 30
 _MUCH_BYTES = 8 << 20
 """From here on threads are worth their start."""
 
@@ -112,7 +111,7 @@ class Check:
         self.big_images: list[str] = []
         self.memory: dict[str, bytes] = {}
         self.unchecked: dict[str, Unchecked] = {}
-        self.hashed_bytes = 0
+        self.hashed_bytes = self._image_bytes = 0
 
     def __enter__(self) -> Check:
         return self
@@ -155,10 +154,12 @@ class Check:
 
         Raises SnapshotNotWhole.
         """
-        for part in (SNAPSHOT_CRIU, SNAPSHOT_SHM):
-            path = marks.first_changed(self.snapshot_dirfd, self._used.get(part, {}))
-            if path is not None:
-                raise self._not_whole(Mismatch(tree.printable(path), "it as checked", "another"))
+        path = marks.first_changed(self.snapshot_dirfd, self._used.get(SNAPSHOT_CRIU, {}))
+        shm = self._used.get(SNAPSHOT_SHM)
+        if path is None and shm and not marks.is_sealed(self.snapshot_dirfd, SNAPSHOT_SHM, shm):
+            path = SNAPSHOT_SHM
+        if path is not None:
+            raise self._not_whole(Mismatch(tree.printable(path), "it as checked", "another"))
 
     def _run_when_worth_it(self, size: int) -> None:
         if self._work.is_due and size > _MUCH_BYTES:
@@ -172,7 +173,7 @@ class Check:
     def _is_marked(self, part: str) -> bool:
         """Whether nothing of rootfs/ or shm/ has changed since it was checked."""
         known = self._known(part)
-        if part not in known or marks.first_changed(self.snapshot_dirfd, known) is not None:
+        if not marks.is_sealed(self.snapshot_dirfd, part, known, self._work.tick):
             return False
         self._used[part] = known
         return True
@@ -184,33 +185,29 @@ class Check:
 
     def _check_part(self, part: str) -> None:
         """All of one part but what is left to the threads."""
-        known = self._known(part)
-        used: Marks = {}
-        fresh: Marks = {}
-        began_ns = marks.now_ns()
-        for line, entry in tree.pairs(
-            part, self._listing(part), tree.walk(self.snapshot_dirfd, part)
-        ):
-            self._work.tick()
-            mark = list(tree.identity(entry.status))
-            self._check_entry(line, entry, is_marked=known.get(entry.below) == mark)
-            if tree.is_marked(entry):
-                used[entry.below] = mark
-                if marks.settled(entry.status, began_ns):
-                    fresh[entry.below] = mark
+        known = {} if part in marks.SEALED else self._known(part)
+        found = marks.Marker(part)
+        with self._listing(part) as listing:
+            for line, entry in tree.pairs(part, listing, tree.walk(self.snapshot_dirfd, part)):
+                self._work.tick()
+                mark = list(tree.identity(entry.status)) if known else None
+                is_marked = mark is not None and known.get(entry.below) == mark
+                self._check_entry(line, entry, is_marked=is_marked)
+                if tree.is_marked(entry):
+                    found.add(entry)
         if part == SNAPSHOT_MEMORY and self._defer_memory:
             return  # whoever checks the content marks it
-        self._used[part] = used
-        if (fresh := marks.complete(fresh, len(used))) != known:
+        self._used[part] = found.marks
+        if (fresh := found.settled) != known:
             self._fresh[part] = fresh
 
     def _check_entry(self, line: Line, entry: Entry, *, is_marked: bool) -> None:
-        if entry.part == SNAPSHOT_CRIU and entry.path != tree.ROOT:
+        if entry.part == SNAPSHOT_CRIU and entry.depth:
             self._check_image(line, entry)
             if entry.path in self.images:
                 return
-        if entry.part == SNAPSHOT_MEMORY and entry.path != tree.ROOT:
-            if not entry.is_content or "/" in entry.path:
+        if entry.part == SNAPSHOT_MEMORY and entry.depth:
+            if not entry.is_content or entry.depth > 1:
                 raise Mismatch(tree.printable(entry.below), "a file of memory", "something else")
             if not tree.is_data(entry.path):
                 self.memory[entry.path] = content.read(line, entry)
@@ -236,28 +233,34 @@ class Check:
         self.unchecked[entry.path] = Unchecked(entry, None if vouched else line.digests)
 
     def _check_image(self, line: Line, entry: Entry) -> None:
-        if not entry.is_content or "/" in entry.path:
+        if not entry.is_content or entry.depth > 1:
             # CRIU would follow a directory or link `parent` into other snapshots.
             raise Mismatch(tree.printable(entry.below), "an image of CRIU's", "something else")
         if tree.is_marked(entry):
             self.big_images.append(entry.path)
         else:
+            self._image_bytes += entry.status.st_size
+            if self._image_bytes > tree.MOST_IMAGE_BYTES:
+                raise Mismatch(
+                    tree.printable(entry.below), f"{tree.MOST_IMAGE_BYTES} bytes of small images",
+                    "more",
+                )  # fmt: skip
             self.images[entry.path] = content.read(line, entry)
 
-    def _listing(self, part: str) -> list[bytes]:
-        """The lines of a listing that is the one which the manifest means."""
-        name = LISTINGS[part]
-        (file,) = (file for file in self._captured.files if file.path == name)
-        try:
-            found = read_beneath(
-                self.snapshot_dirfd, name, limit_bytes=min(file.size, _LISTING_BYTES)
-            )
-        except FileNotFoundError:
-            raise Mismatch(name, f"{file.size} bytes", "nothing") from None
-        digest = hexdigest(found)
-        if (len(found), digest) != (file.size, file.sha256):
-            raise Mismatch(name, f"SHA-256 {file.sha256[:16]}", digest[:16])
-        return found.splitlines()
+    @contextlib.contextmanager
+    def _listing(self, part: str) -> Iterator[Listing]:
+        """The listing that the manifest means, once the `with` is left without an error.
+
+        It is read line by line: nobody uses what was done with a line before all of it is known to
+        be right, because the check as a whole fails.
+        """
+        with Listing(self.snapshot_dirfd, part, self._captured) as listing:
+            try:
+                yield listing
+            except (Mismatch, ValueError):
+                listing.finish()  # a listing that was changed says so itself
+                raise
+            listing.finish()
 
     @contextlib.contextmanager
     def _border(self) -> Iterator[None]:

@@ -5,22 +5,33 @@ and change time. The change time cannot be set, so that a file with an equal mar
 that it had then. Marks are kept in /run/quickthaw/verified/SNAPSHOT, one file for each part, root
 only, and end with the boot. They count only on file systems of this node itself: a server's
 change times are what the server says.
+
+criu/ and memory/ have a mark for each file of content. rootfs/ and shm/, whose names a container
+chose, have one seal: a digest over the marks of all entries in the order of the listing, which
+says whether all of them are as they were, in 64 bytes however many there are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
+import struct
 import time
 
 from shim.contract import jsontext
-from shim.contract.paths import VERIFIED
+from shim.contract.paths import SNAPSHOT_ROOTFS, SNAPSHOT_SHM, VERIFIED
 from shim.integrity.tree import identity, raw
 from shim.kernel import filesystem, replace
+from shim.kernel.beneath import O_WALK
+from shim.kernel.fds import OwnedFd
+from shim.kernel.sha256 import hexdigest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from shim.integrity.tree import Entry
 
     Marks = dict[str, list[int]]
     """Path beneath the snapshot's directory to the identity of its inode."""
@@ -31,7 +42,77 @@ system goes in steps of up to 10 ms, and a second change within one would not sh
 _COARSE_NS = 2_000_000_000
 """The same where change times have whole seconds only."""
 _LOCAL = (filesystem.EXT4, filesystem.XFS, filesystem.BTRFS, filesystem.TMPFS)
-_SCHEMA = 1
+_SCHEMA = 2
+_MOST_BYTES = 16 << 20
+SEALED = (SNAPSHOT_ROOTFS, SNAPSHOT_SHM)
+"""The parts that have a seal."""
+_SEAL = ""
+"""The name under which a seal is among the marks: no path is empty."""
+_RECORD = struct.Struct("=QQqqq")
+_pack = _RECORD.pack
+_BLOCK_BYTES = 1024 * _RECORD.size
+
+
+class Marker:
+    """Marks the entries of one part; `add` them in the order of the listing."""
+
+    __slots__ = ("_began_ns", "_entries", "_marks", "_seal", "_settled")
+
+    def __init__(self, part: str) -> None:
+        """Call it before the content is read."""
+        self._seal = _Seal() if part in SEALED else None
+        self._marks: Marks = {}
+        self._entries, self._settled, self._began_ns = 0, 0, now_ns()
+
+    def add(self, entry: Entry) -> None:
+        """The next entry."""
+        self._entries += 1
+        self._settled += settled(entry.status, self._began_ns)
+        if self._seal:
+            self._seal.add(entry.status)
+        else:
+            self._marks[entry.below] = list(identity(entry.status))
+
+    @property
+    def marks(self) -> Marks:
+        """Those of all entries, to see whether one changes. Call it when all are added."""
+        if self._seal and self._entries and not self._marks:
+            self._marks = self._seal.marks()
+        return self._marks
+
+    @property
+    def settled(self) -> Marks:
+        """The same, to be written; none when one of them may change again unseen.
+
+        What is not marked could be changed, and nobody would look at it.
+        """
+        return self.marks if self._settled == self._entries else {}
+
+
+class _Seal:
+    """What stands for all entries of a part."""
+
+    __slots__ = ("_pending", "_state")
+
+    def __init__(self) -> None:
+        self._state, self._pending = "", bytearray()
+
+    def add(self, status: os.stat_result) -> None:
+        """The next entry."""
+        self._pending += _pack(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )  # as `tree.identity`, which makes a tuple more
+        if len(self._pending) >= _BLOCK_BYTES:
+            self._take()
+
+    def marks(self) -> Marks:
+        """The seal over all that was added. Call it once."""
+        self._take()
+        return {_SEAL: [int(self._state, 16)]}
+
+    def _take(self) -> None:
+        self._state = hexdigest(self._state.encode() + self._pending)
+        self._pending.clear()
 
 
 def count_on(snapshot_dirfd: int) -> bool:
@@ -50,19 +131,11 @@ def now_ns() -> int:
     return time.time_ns()
 
 
-def complete(found: Marks, entries: int) -> Marks:
-    """`found`, marks of `entries` entries; none at all when one of them got no mark.
-
-    What `first_changed` is not told of it cannot miss.
-    """
-    return found if len(found) == entries else {}
-
-
 def read(snapshot: str, part: str, directory: str = VERIFIED) -> Marks:
     """The marks of one part; none when there is nothing readable."""
     try:
         with open(f"{directory}/{snapshot}/{part}", "rb") as file:
-            found = jsontext.parse(file.read())
+            found = jsontext.parse(file.read(_MOST_BYTES))
     except (OSError, ValueError):
         return {}
     if not isinstance(found, dict) or found.get("schema") != _SCHEMA:
@@ -89,10 +162,7 @@ def forget(snapshot: str, directory: str = VERIFIED) -> None:
 
 
 def first_changed(snapshot_dirfd: int, marks: Marks) -> str | None:
-    """The first path whose inode is not as it was marked; None when all are.
-
-    A name that came or went shows in the times of its directory, which is marked, too.
-    """
+    """The first path whose inode is not as it was marked; None when all are."""
     for path, mark in marks.items():
         try:
             status = os.stat(raw(path), dir_fd=snapshot_dirfd, follow_symlinks=False)
@@ -101,3 +171,35 @@ def first_changed(snapshot_dirfd: int, marks: Marks) -> str | None:
         if list(identity(status)) != mark:
             return path
     return None
+
+
+def is_sealed(
+    snapshot_dirfd: int, part: str, known: Marks, tick: Callable[[], None] = lambda: None
+) -> bool:
+    """Whether everything of rootfs/ or shm/ is as it was when `known` was written.
+
+    tick: called for each directory; what it raises ends the work.
+    """
+    if _SEAL not in known:
+        return False
+    seal = _Seal()
+    try:
+        with OwnedFd(os.open(part, O_WALK, dir_fd=snapshot_dirfd)) as root:
+            seal.add(os.fstat(root.fileno()))
+            _add_directory(seal, root.fileno(), tick)
+    except (OSError, RecursionError):
+        return False
+    return seal.marks() == known
+
+
+def _add_directory(seal: _Seal, dirfd: int, tick: Callable[[], None]) -> None:
+    """In the order of `tree.walk`, and without all that it looks at: a pod waits for this."""
+    tick()
+    add, look, is_directory = seal.add, os.stat, stat.S_ISDIR
+    names: list[str] = os.listdir(dirfd)
+    names.sort(key=None if "".join(names).isascii() else os.fsencode)
+    for name in names:
+        add(status := look(name, dir_fd=dirfd, follow_symlinks=False))
+        if is_directory(status.st_mode):
+            with OwnedFd(os.open(name, O_WALK, dir_fd=dirfd)) as inner:
+                _add_directory(seal, inner.fileno(), tick)

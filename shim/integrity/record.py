@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from shim.contract.limits import MAX_LISTING_BYTES, TooMuch
 from shim.contract.manifest import LISTINGS, File
 from shim.contract.paths import SNAPSHOT_CRIU
 from shim.integrity import chunks, marks, tree
@@ -19,6 +20,7 @@ from shim.kernel import filesystem
 if TYPE_CHECKING:
     from shim.integrity.marks import Marks
     from shim.integrity.tree import Entry
+    from shim.kernel.stopping import Stop
 
 _THREADS = min(4, os.cpu_count() or 1)
 _O_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,25 +34,26 @@ class Recorded:
         self.marks: dict[str, Marks] = {}
 
 
-def record(staged_dirfd: int) -> Recorded:
+def record(staged_dirfd: int, stop: Stop) -> Recorded:
     """Read all of a staged snapshot and write its listings. Blocking.
 
     Where the file system has fs-verity, it is enabled for the big files. Raises OSError;
-    Mismatch for what cannot be listed; ValueError for a file that is too large for it.
+    Mismatch for what cannot be listed; ValueError for a file that is too large for it; TooMuch;
+    Stopped.
     """
     os.stat(SNAPSHOT_CRIU, dir_fd=staged_dirfd)  # without images it is no snapshot
-    _protect(staged_dirfd)
+    _protect(staged_dirfd, stop)
     time.sleep(marks.SETTLED_NS / 1e9)  # what was written last shall get marks, too
     found = Recorded()
     with ThreadPoolExecutor(_THREADS) as threads:
         for part, name in LISTINGS.items():
-            recorder = _Recorder(part, threads)
+            recorder = _Recorder(part, threads, stop)
             found.files.append(recorder.write(staged_dirfd, name))
-            found.marks[part] = marks.complete(recorder.marks, recorder.entries)
+            found.marks[part] = recorder.marker.settled
     return found
 
 
-def _protect(staged_dirfd: int) -> None:
+def _protect(staged_dirfd: int, stop: Stop) -> None:
     """Enable fs-verity for the big files, before they are hashed: both are of the same content.
 
     Building its tree counts as a modification (Linux 6.1, ext4): the time is put back.
@@ -58,6 +61,7 @@ def _protect(staged_dirfd: int) -> None:
     for part in LISTINGS:
         for entry in tree.walk(staged_dirfd, part):
             status = entry.status
+            stop.check()
             if not entry.is_content or status.st_size < tree.BIG_BYTES:
                 continue
             with entry.open() as file:
@@ -69,28 +73,27 @@ def _protect(staged_dirfd: int) -> None:
 class _Recorder:
     """One part."""
 
-    def __init__(self, part: str, threads: ThreadPoolExecutor) -> None:
-        self._part, self._threads = part, threads
-        self._began_ns = marks.now_ns()
-        self.marks: Marks = {}
-        self.entries = 0
+    def __init__(self, part: str, threads: ThreadPoolExecutor, stop: Stop) -> None:
+        self._part, self._threads, self._stop = part, threads, stop
+        self.marker = marks.Marker(part)
 
     def write(self, staged_dirfd: int, name: str) -> File:
         size, digest = 0, hashlib.sha256()
         with open(os.open(name, _O_NEW, 0o600, dir_fd=staged_dirfd), "wb") as file:
             for entry in tree.walk(staged_dirfd, self._part):
+                self._stop.check()
                 line = self._line(entry)
                 file.write(line)
                 digest.update(line)
                 size += len(line)
+                if size > MAX_LISTING_BYTES:
+                    raise TooMuch(f"bytes of {name}", MAX_LISTING_BYTES)
         return File(path=name, size=size, sha256=digest.hexdigest())
 
     def _line(self, entry: Entry) -> bytes:
         digests, verity = self._content(entry) if entry.is_content else ([], "")
         if tree.is_marked(entry):
-            self.entries += 1
-            if marks.settled(entry.status, self._began_ns):
-                self.marks[entry.below] = list(tree.identity(entry.status))
+            self.marker.add(entry)
         return tree.encode(entry.attributes(), digests, verity)
 
     def _content(self, entry: Entry) -> tuple[list[str], str]:
@@ -100,5 +103,8 @@ class _Recorder:
             verity = filesystem.measure_verity(fd) if size >= tree.BIG_BYTES else ""
             numbers = range(chunks.count(size))
             if len(numbers) == 1:
-                return [chunks.digest(fd, 0, size)], verity
-            return list(self._threads.map(lambda i: chunks.digest(fd, i, size), numbers)), verity
+                return [self._digest(fd, 0, size)], verity
+            return list(self._threads.map(lambda i: self._digest(fd, i, size), numbers)), verity
+
+    def _digest(self, fd: int, index: int, size: int) -> str:
+        return chunks.digest(fd, index, size, self._stop.check)

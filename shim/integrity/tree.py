@@ -1,13 +1,14 @@
 """The listing of one part of a snapshot: every entry with all that a restored container sees of it.
 
-    ["etc/motd",33188,0,0,1700000000000000000,12,{"user.a":"00ff"},"",["9f86…"],""]
+    [2,"motd",33188,0,0,1700000000000000000,12,{"user.a":"00ff"},0,["9f86…"],""]
 
-One line an entry: path, mode with its type, owner, group, modification time in nanoseconds, then
-the size of a file, the number of a device or the target of a link; the xattrs in hexadecimal; the
-path of the first entry that is the same inode; the digests of the chunks; the fs-verity digest.
-Directories come before what is in them, names in the order of their bytes, the part's own
-directory first as `.`. Names are bytes: what is no UTF-8 is written with surrogate escapes.
-A part that does not exist has an empty listing.
+One line an entry: depth and name, mode with its type, owner, group, modification time in
+nanoseconds, then the size of a file, the number of a device or the target of a link; the xattrs in
+hexadecimal; the number of the line of the first entry that is the same inode, or 0; the digests of
+the chunks; the fs-verity digest. Directories come before what is in them, names in the order of
+their bytes, the part's own directory first as `.` with depth 0: so the depth says which directory
+an entry is in, and no line has a path. Names are bytes: what is no UTF-8 is written with surrogate
+escapes. A part that does not exist has an empty listing.
 
 Access times, and sizes and link counts of directories, are not listed: they differ between file
 systems and change by themselves. Nor are the modification times of images, which nobody reads.
@@ -21,6 +22,7 @@ import os
 import stat
 
 from shim.contract import jsontext
+from shim.contract.limits import MAX_DEPTH, MAX_ENTRIES, MAX_PATH_BYTES
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.kernel.beneath import O_WALK
 from shim.kernel.fds import OwnedFd
@@ -30,22 +32,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     Attributes = list[object]
-    """What `attributes` gives: the first eight fields of a line."""
+    """What `attributes` gives: the first nine fields of a line."""
 
-MAX_DEPTH = 250
-"""Of directories in a part. Captures copy fewer (see shim.rootfs)."""
 MAX_LINE_BYTES = 64 << 20
 """The line of a file of 3.5 TiB."""
 BIG_BYTES = 1 << 20
 """From here on an image of CRIU's is checked where it lies; smaller ones are used from memory."""
+DATA_IMAGES, BIG_DATA_BYTES = ("ghost-file-", "pages-"), 64 << 10
+"""Images of content, behind a head of a few bytes: of these already from here on. A container can
+have very many of them, one for each deleted file that it has open.
+"""
+MOST_IMAGE_BYTES = 32 << 20
+"""How much all smaller ones of a snapshot may be together: restores hold them in memory."""
 IN_MEMORY = ("files.img",)
 """Images that the swap patches: from memory whatever their size."""
 DATA_SUFFIX = ".data"
 ROOT = "."
-_FIELDS = ("path", "mode", "owner", "group", "mtime", "size, device or target", "xattrs", "link")
+_FIELDS = (
+    "depth", "name", "mode", "owner", "group", "mtime", "size, device or target", "xattrs", "link",
+)  # fmt: skip
 _TIME = _FIELDS.index("mtime")
 _O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FIELD_COUNT = 10
+_FIELD_COUNT = 11
+_MOST_ENTRIES = 2 * MAX_ENTRIES
+"""A capture ends earlier: names that CRIU looks for come on top."""
 
 
 class Mismatch(Exception):
@@ -59,23 +69,31 @@ class Mismatch(Exception):
 class Entry:
     """One entry as it lies on the disk.
 
-    part: `criu`, `rootfs` or `shm`. path: beneath the part. status: its lstat. dirfd, name: where
-    it is, valid until the walk goes on. link: the path of the first entry that is the same inode,
-    or empty.
+    part: `criu`, `rootfs` or `shm`. depth: of its name beneath the part, 0 for the part's own
+    directory. status: its lstat. dirfd, name: where it is, valid until the walk goes on. number:
+    of its line in the listing, from 1. link: the number of the first entry that is the same inode,
+    or 0.
     """
 
-    __slots__ = ("dirfd", "link", "name", "part", "path", "status")
+    __slots__ = ("_prefix", "depth", "dirfd", "link", "name", "number", "part", "status")
 
     def __init__(
-        self, part: str, path: str, status: os.stat_result, dirfd: int, name: bytes
+        self, part: str, prefix: bytes, depth: int, status: os.stat_result, dirfd: int,
+        name: bytes, number: int,
     ) -> None:  # fmt: skip
-        self.part, self.path, self.status = part, path, status
-        self.dirfd, self.name, self.link = dirfd, name, ""
+        """prefix: the path of its directory beneath the part, with a slash at its end, or empty."""
+        self.part, self._prefix, self.depth, self.status = part, prefix, depth, status
+        self.dirfd, self.name, self.number, self.link = dirfd, name, number, 0
+
+    @property
+    def path(self) -> str:
+        """Its path beneath the part."""
+        return text(self._prefix + self.name)
 
     @property
     def below(self) -> str:
         """Its path beneath the snapshot's directory."""
-        return self.part if self.path == ROOT else f"{self.part}/{self.path}"
+        return f"{self.part}/{self.path}" if self.depth else self.part
 
     @property
     def is_content(self) -> bool:
@@ -87,7 +105,7 @@ class Entry:
         status = self.status
         mtime_ns = 0 if self.part == SNAPSHOT_CRIU else status.st_mtime_ns
         return [
-            self.path, status.st_mode, status.st_uid, status.st_gid, mtime_ns,
+            self.depth, text(self.name), status.st_mode, status.st_uid, status.st_gid, mtime_ns,
             self._value(), self._xattrs(), self.link,
         ]  # fmt: skip
 
@@ -128,10 +146,16 @@ def is_marked(entry: Entry) -> bool:
     CRIU's small images never: they are read at each use in any case (see `shim.integrity.check`).
     """
     if entry.part == SNAPSHOT_MEMORY:
-        return is_data(entry.path)
+        return is_data(text(entry.name))
     return entry.part != SNAPSHOT_CRIU or (
-        entry.is_content and entry.status.st_size >= BIG_BYTES and entry.path not in IN_MEMORY
+        entry.is_content and is_big_image(text(entry.name), entry.status.st_size)
     )
+
+
+def is_big_image(name: str, size: int) -> bool:
+    """Whether an image of CRIU's is checked where it lies, instead of being used from memory."""
+    least = BIG_DATA_BYTES if name.startswith(DATA_IMAGES) else BIG_BYTES
+    return size >= least and name not in IN_MEMORY
 
 
 def is_data(name: str) -> bool:
@@ -160,7 +184,7 @@ def walk(snapshot_dirfd: int, part: str) -> Iterator[Entry]:
     """Every entry of the directory `part`, in the order of a listing; none when it is missing.
 
     Raises OSError; Mismatch for what no listing can say: another file system below it, links to
-    its files from elsewhere, directories too deep.
+    its files from elsewhere, more or deeper directories than `shim.contract.limits` lets it have.
     """
     try:
         root = OwnedFd(os.open(part, O_WALK, dir_fd=snapshot_dirfd))
@@ -169,73 +193,72 @@ def walk(snapshot_dirfd: int, part: str) -> Iterator[Entry]:
     with root:
         status = os.fstat(root.fileno())
         walked = _Walk(part, os.fstat(snapshot_dirfd).st_dev)
-        walked.check_device(ROOT, status)
-        yield Entry(part, ROOT, status, root.fileno(), b".")
-        yield from walked.directory(root.fileno(), b"", 0)
-        walked.check_links()
+        yield walked.entry(b"", 0, status, root.fileno(), b".")
+        yield from walked.directory(root.fileno(), b"", 1)
+        if number := walked.linked_elsewhere():
+            found = next(each for each in walk(snapshot_dirfd, part) if each.number == number)
+            raise Mismatch(printable(found.below), "names in its part only", "one elsewhere")
 
 
 class _Walk:
-    """One walk; remembers the names that are one inode."""
+    """One walk; remembers the inodes that have several names, by the first one's number."""
 
     def __init__(self, part: str, device: int) -> None:
         self._part, self._device = part, device
-        self._links: dict[int, str] = {}
-        self._names_left: dict[str, int] = {}
+        self._entries = 0
+        self._links: dict[int, list[int]] = {}
 
     def directory(self, dirfd: int, prefix: bytes, depth: int) -> Iterator[Entry]:
-        """All that is below the directory `dirfd`, whose path with a slash is `prefix`."""
-        if depth > MAX_DEPTH:
-            raise Mismatch(
-                printable(f"{self._part}/{text(prefix)}"),
-                f"{MAX_DEPTH} directories at most",
-                "more",
-            )
+        """All that is in the directory `dirfd`, whose path with a slash is `prefix`."""
+        if depth > MAX_DEPTH + 1 or len(prefix) > MAX_PATH_BYTES:
+            where = place(self._part, text(prefix[:80]))
+            most = f"{MAX_DEPTH} directories and {MAX_PATH_BYTES} bytes of path at most"
+            raise Mismatch(where, most, "more")
         for name in sorted(map(os.fsencode, os.listdir(dirfd))):
             status = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
-            entry = Entry(self._part, text(prefix + name), status, dirfd, name)
-            self.check_device(entry.path, status)
-            if not stat.S_ISDIR(status.st_mode):
-                self._note_link(entry)
-                yield entry
-                continue
+            entry = self.entry(prefix, depth, status, dirfd, name)
             yield entry
-            with OwnedFd(os.open(name, O_WALK, dir_fd=dirfd)) as inner:
-                yield from self.directory(inner.fileno(), prefix + name + b"/", depth + 1)
+            if stat.S_ISDIR(status.st_mode):
+                with OwnedFd(os.open(name, O_WALK, dir_fd=dirfd)) as inner:
+                    yield from self.directory(inner.fileno(), prefix + name + b"/", depth + 1)
 
-    def check_device(self, path: str, status: os.stat_result) -> None:
-        """Something mounted into a snapshot is none of it."""
+    def entry(
+        self, prefix: bytes, depth: int, status: os.stat_result, dirfd: int, name: bytes
+    ) -> Entry:
+        """The next one. Raises Mismatch for one too many, and for what is mounted there."""
+        self._entries += 1
+        if self._entries > _MOST_ENTRIES:
+            raise Mismatch(self._part, f"{_MOST_ENTRIES} entries at most", "more")
+        entry = Entry(self._part, prefix, depth, status, dirfd, name, self._entries)
         if status.st_dev != self._device:
-            raise Mismatch(place(self._part, path), "the store's file system", "another")
+            raise Mismatch(printable(entry.below), "the store's file system", "another")
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            self._note_link(entry)
+        return entry
 
     def _note_link(self, entry: Entry) -> None:
-        if entry.status.st_nlink == 1:
-            return
-        first = self._links.setdefault(entry.status.st_ino, entry.path)
-        if first != entry.path:
-            entry.link = first
-        left = self._names_left.get(first, entry.status.st_nlink)
-        self._names_left[first] = left - 1
+        first = self._links.setdefault(entry.status.st_ino, [entry.number, entry.status.st_nlink])
+        first[1] -= 1
+        if first[0] != entry.number:
+            entry.link = first[0]
 
-    def check_links(self) -> None:
-        """A file with a name elsewhere can be changed there."""
-        for path, left in self._names_left.items():
-            if left:
-                raise Mismatch(place(self._part, path), "names in its part only", "one elsewhere")
+    def linked_elsewhere(self) -> int:
+        """The number of a file with a name elsewhere, where it can be changed; 0: there is none."""
+        return next((number for number, left in self._links.values() if left), 0)
 
 
 def encode(attributes: Attributes, digests: list[str], verity: str) -> bytes:
     """One line. Raises ValueError when it could not be read again."""
     line = jsontext.canonical([*attributes, digests, verity]).encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
-        raise ValueError(f"the file {attributes[0]!r:.80} is too large for a listing")
+        raise ValueError(f"the file {attributes[1]!r:.80} is too large for a listing")
     return line
 
 
 class Line:
     """One entry as it is listed."""
 
-    __slots__ = ("attributes", "digests", "path", "verity")
+    __slots__ = ("attributes", "depth", "digests", "name", "verity")
 
     def __init__(self, raw: bytes) -> None:
         """Raises ValueError."""
@@ -243,11 +266,11 @@ class Line:
         if not isinstance(fields, list) or len(fields) != _FIELD_COUNT:
             raise ValueError("a line that is no entry")
         *self.attributes, self.digests, self.verity = fields
-        self.path = self.attributes[0]
-        if not isinstance(self.path, str) or not isinstance(self.verity, str):
-            raise ValueError("a line without a path")
-        if not isinstance(self.digests, list):
-            raise ValueError("a line without digests")
+        self.depth, self.name = self.attributes[:2]
+        if not isinstance(self.name, str) or not isinstance(self.verity, str):
+            raise ValueError("a line without a name")
+        if not isinstance(self.depth, int) or not isinstance(self.digests, list):
+            raise ValueError("a line without depth or digests")
 
 
 def pairs(
@@ -260,39 +283,52 @@ def pairs(
     """
     lines = map(Line, listing)
     late: Mismatch | None = None
+    before: list[str] = []
     for entry in found:
         line = next(lines, None)
-        if line is None or line.path != entry.path:
-            raise _unpaired(part, line, entry)
+        # One after the other: as long as depths and names are equal, so are the paths.
+        if line is None or line.depth != entry.depth or line.name != text(entry.name):
+            raise _unpaired(part, before, line, entry)
         # JSON has no tuples, and True == 1: what is compared was made by the same code.
         if line.attributes != (attributes := entry.attributes()):
-            late = late or _differs(part, line.attributes, attributes)
+            mismatch = _differs(entry, line.attributes, attributes)
+            late = late or mismatch
             if not _but_for_time(line.attributes, attributes):
-                raise _differs(part, line.attributes, attributes)
+                raise mismatch
         yield line, entry
+        if entry.depth:
+            before[entry.depth - 1 :] = [line.name]
     for line in lines:
-        raise Mismatch(place(part, line.path), "it as listed", "nothing")
+        raise _missing(part, before, line)
     if late is not None:
         raise late
 
 
-def _unpaired(part: str, line: Line | None, entry: Entry) -> Mismatch:
-    if line is not None and _order(line.path) < _order(entry.path):
-        return Mismatch(place(part, line.path), "it as listed", "nothing")
-    return Mismatch(place(part, entry.path), "no such file", "one")
+def _unpaired(part: str, before: list[str], line: Line | None, entry: Entry) -> Mismatch:
+    here = [] if not entry.depth else raw(entry.path).split(b"/")
+    if line is not None and [raw(name) for name in _path(before, line)] < here:
+        return _missing(part, before, line)
+    return Mismatch(printable(entry.below), "no such file", "one")
 
 
-def _order(path: str) -> list[bytes]:
-    return [] if path == ROOT else raw(path).split(b"/")
+def _missing(part: str, before: list[str], line: Line) -> Mismatch:
+    return Mismatch(place(part, "/".join(_path(before, line)) or ROOT), "it as listed", "nothing")
+
+
+def _path(before: list[str], line: Line) -> list[str]:
+    """The parts of a line's path. before: those of the entry before it. Raises ValueError."""
+    if not 0 <= line.depth <= len(before) + 1:
+        raise ValueError("a line of no directory")
+    return [*before[: line.depth - 1], line.name] if line.depth else []
 
 
 def _but_for_time(listed: Attributes, found: Attributes) -> bool:
     return listed[:_TIME] + listed[_TIME + 1 :] == found[:_TIME] + found[_TIME + 1 :]
 
 
-def _differs(part: str, listed: Attributes, found: Attributes) -> Mismatch:
+def _differs(entry: Entry, listed: Attributes, found: Attributes) -> Mismatch:
     """Names the first attribute that differs, as people know it; the time last."""
-    where = place(part, str(found[0]))
+    where = printable(entry.below)
     for name, one, other in sorted(
         zip(_FIELDS, listed, found, strict=True), key=lambda field: field[0] == "mtime"
     ):

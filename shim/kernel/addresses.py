@@ -1,6 +1,6 @@
-"""The IP addresses of a network namespace, without iproute2 and without pyroute2's 123 ms.
+"""Lists the IP addresses of a network namespace, without iproute2 and without pyroute2's 123 ms.
 
-One RTM_GETADDR dump. Source: rtnetlink(7), linux/if_addr.h.
+An RTM_GETADDR dump. Source: rtnetlink(7), linux/if_addr.h.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 
 def global_addresses(netns: str) -> list[str]:
-    """The addresses of global scope in the namespace at path `netns`, IPv4 before IPv6.
+    """Returns the addresses of global scope in the namespace at path `netns`, IPv4 before IPv6.
 
-    Raises OSError when the namespace cannot be entered. The calling process must have one
+    Raises OSError when the namespace cannot be entered. The calling process must have a single
     thread: it is in the other namespace for a moment.
     """
     with entered(netns):
@@ -39,7 +39,7 @@ def global_addresses(netns: str) -> list[str]:
 
 
 def _messages(data: bytes, found: list[tuple[int, str]]) -> bool:
-    """Collect the addresses of one datagram. True after the last one."""
+    """Collect the addresses of a datagram. Returns True after the last datagram."""
     while len(data) >= _HEADER.size:
         size, kind, *_ = _HEADER.unpack_from(data)
         body, data = data[_HEADER.size : size], data[(size + 3) & ~3 :]

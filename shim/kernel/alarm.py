@@ -1,10 +1,10 @@
-"""A deadline on this process itself, also where a call of the kernel does not come back.
+"""Sets a deadline on this process itself, also where a system call does not return.
 
-For programs of one thread: SIGALRM interrupts what the main thread waits for. What the kernel
-does not let be interrupted (a dead NFS server, mounted hard) no program can give up. Lean.
+For programs with a single thread: SIGALRM interrupts the wait of the main thread. No program can
+give up a wait that the kernel does not let be interrupted (a dead NFS server, mounted hard). Lean.
 
-An alarm may ring between any two instructions: what must be done as a whole, as starting a
-program and knowing its pid, is done with the alarm `held`.
+An alarm may ring between any two instructions: hold the alarm (`held`) around steps that belong
+together, such as starting a program and storing its pid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ALARM = (signal.SIGALRM,)
 
 
 class TooLate(Exception):
-    """Something did not end before its deadline and was given up."""
+    """An operation did not end before its deadline and was given up."""
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def raising(until: float) -> Iterator[None]:
     """Raise TooLate in the `with` at `until` (on `time.monotonic`). Not to be nested."""
 
     def ring(*_: object) -> None:
-        raise TooLate("it did not come back")
+        raise TooLate("no return before the deadline")
 
     signal.signal(signal.SIGALRM, ring)
     try:
@@ -40,21 +40,32 @@ def raising(until: float) -> Iterator[None]:
         cancel()
 
 
+@contextlib.contextmanager
+def sooner(until: float, last: float) -> Iterator[None]:
+    """Within `raising`, which ends at `last`: ring at `until` already, if that is earlier."""
+    at = min(until, last)
+    signal.setitimer(signal.ITIMER_REAL, max(_SOONEST_S, at - time.monotonic()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, max(_SOONEST_S, last - time.monotonic()))
+
+
 def kill_us_after(seconds: float) -> None:
-    """End this process with SIGALRM, as kill -9 would, unless `cancel` comes before."""
+    """Kill this process by SIGALRM, as kill -9 would, unless `cancel` comes before."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def cancel() -> None:
-    """No alarm any more. A timer outlives exec: who becomes another program calls this first."""
+    """Cancel the alarm. A timer outlives exec: call this before becoming another program."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """What rings in the `with` rings at its end, or in a `heard` within it."""
+    """An alarm that rings in the `with` takes effect at its end, or in a `heard` within it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALARM)
     try:
         yield
@@ -64,7 +75,7 @@ def held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """The reverse, for the part of a `held` that waits."""
+    """Let the alarm take effect at once, for the part of a `held` that waits."""
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALARM)
         yield

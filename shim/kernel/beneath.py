@@ -1,6 +1,6 @@
-"""Files beneath a directory descriptor: a path never leaves it and never follows a symlink.
+"""Opens files beneath a directory descriptor: a path never leaves it and never follows a symlink.
 
-For every name that a pod, an image or a snapshot had a say in. Lean.
+Use it for every name that a pod, an image or a snapshot had a say in. Lean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shim.kernel.libc import NR_OPENAT2, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _NO_MAGICLINKS = 0x02
 _NO_SYMLINKS = 0x04
@@ -27,11 +27,11 @@ _MOST_DEEP = 200
 
 O_PATH_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW
 O_WALK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""To list a directory by its own single name, where openat2 would tell nothing more."""
+"""To list a directory by its own single name, where openat2 would give no more safety."""
 
 
 class NotMade(Exception):
-    """A name is not what was made under it."""
+    """A name leads to another file than the file that this process has made."""
 
 
 def open_beneath(
@@ -46,7 +46,7 @@ def open_beneath(
 
 
 def open_in_root(root_dirfd: int, path: str, flags: int = os.O_RDONLY) -> OwnedFd:
-    """Open `path` as a process would whose root is `root_dirfd`: its links lead nowhere else.
+    """Open `path` as a process whose root is `root_dirfd` would: links lead nowhere else.
 
     For names inside of a container, where links such as /var/run are usual. Raises OSError.
     """
@@ -61,7 +61,8 @@ def _openat2(root_dirfd: int, path: str | bytes, flags: int, mode: int, resolve:
                 NR_OPENAT2, root_dirfd, os.fsencode(path), how, len(how), about=os.fsdecode(path)
             )
         except OSError as error:
-            # The kernel could not prove it while something beneath was being renamed.
+            # The kernel could not prove that the path stays beneath while a directory was being
+            # renamed.
             if error.errno != errno.EAGAIN or not left:
                 raise
         else:
@@ -70,13 +71,13 @@ def _openat2(root_dirfd: int, path: str | bytes, flags: int, mode: int, resolve:
 
 
 def open_dir(path: str) -> OwnedFd:
-    """Open a directory of ours by its trusted path, as the root of what follows."""
+    """Open a directory of ours by its trusted path, as the root of further names."""
     return OwnedFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def read_beneath(root_dirfd: int, path: str, *, limit_bytes: int) -> bytes:
-    """The content of a regular file. Raises OSError; EFBIG beyond the limit, EINVAL otherwise."""
-    # O_NONBLOCK: a fifo in its place must not hold us up.
+    """Returns a regular file's content. Raises OSError; EFBIG beyond the limit, else EINVAL."""
+    # O_NONBLOCK: a fifo in the file's place must not hold us up.
     with open_beneath(root_dirfd, path, os.O_RDONLY | os.O_NONBLOCK) as fd:
         if not stat.S_ISREG(os.fstat(fd.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
@@ -90,18 +91,18 @@ def read_beneath(root_dirfd: int, path: str, *, limit_bytes: int) -> bytes:
 def link_beneath(root_dirfd: int, path: str, dirfd: int, name: str) -> None:
     """Give the file `path`, beneath `root_dirfd`, a second name in the directory `dirfd`.
 
-    No symlink is followed on the way to it; a symlink at its end gets the name itself. Raises
-    OSError.
+    Follows no symlink on the way; if the last part is a symlink, the symlink itself gets the name.
+    Raises OSError.
     """
     with open_beneath(root_dirfd, path, O_PATH_NOFOLLOW) as fd:
         os.link(by_descriptor(fd.fileno()), name, dst_dir_fd=dirfd, follow_symlinks=True)
 
 
 def files_beneath(dirfd: int, deep: int = _MOST_DEEP) -> Iterator[tuple[str, os.stat_result]]:
-    """All that is no directory beneath a directory, by path, while it may change.
+    """Yields everything beneath a directory but directories, by path, while the tree may change.
 
-    What is replaced or goes meanwhile is left out. Unlike os.fwalk it opens nothing but
-    directories, and never what a link leads to. Raises OSError, also for more than `deep` levels.
+    Files that are replaced or removed meanwhile are left out. Unlike os.fwalk, this opens nothing
+    but directories, and never follows a link. Raises OSError, also for more than `deep` levels.
     """
     if not deep:
         raise OSError(errno.ENAMETOOLONG, f"more than {_MOST_DEEP} directories in each other")
@@ -117,20 +118,20 @@ def files_beneath(dirfd: int, deep: int = _MOST_DEEP) -> Iterator[tuple[str, os.
 
 
 def by_descriptor(fd: int) -> str:
-    """A path of exactly the inode that is open, also of one opened with O_PATH.
+    """Returns a path of exactly the open inode, also of a descriptor opened with O_PATH.
 
-    For calls that take no such descriptor. It is not followed any further, not even where it is
-    of a symlink. Source: proc_pid_fd(5), symlink(7).
+    For calls that take no such descriptor. The kernel does not follow the path any further, not
+    even if the inode is a symlink. Source: proc_pid_fd(5), symlink(7).
     """
     return f"/proc/self/fd/{fd}"
 
 
 def open_made(name: str, kind: int, dirfd: int) -> OwnedFd:
-    """Open with O_PATH what this process has just made as `name` in the directory `dirfd`.
+    """Open with O_PATH the file that this process has just made as `name` in the directory `dirfd`.
 
-    kind: its type, as of `stat.S_IFMT`. Where others can write to the directory, the name may be
-    another file by now: a link, a file of somebody else's, of another file system. Raises
-    NotMade for that, OSError.
+    kind: the type of the file, as of `stat.S_IFMT`. If others can write to the directory, the name
+    may lead to another file by now: a link, a file of another user or of another file system.
+    Raises NotMade for that, OSError.
     """
     with OwnedFd(os.open(name, O_PATH_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)) as fd:
         status = os.fstat(fd.fileno())
@@ -148,23 +149,29 @@ def make_dir(name: str, dirfd: int) -> OwnedFd:
         return OwnedFd(os.open(".", O_WALK, dir_fd=made.fileno()))
 
 
-def remove_tree(parent_dirfd: int, name: str) -> None:
-    """Remove `name` of `parent_dirfd` and all beneath it. It is no error when it is gone.
+def _nothing() -> None:
+    pass
 
-    `name` has no slash. Mount points beneath are EBUSY: they are never emptied.
+
+def remove_tree(parent_dirfd: int, name: str, tick: Callable[[], None] = _nothing) -> None:
+    """Remove `name` of `parent_dirfd` and all beneath; no error when `name` is gone.
+
+    `name` has no slash. Mount points beneath are EBUSY: they are never emptied. tick: called for
+    each entry; an exception of it ends the work.
     """
+    tick()
     try:
         os.unlink(name, dir_fd=parent_dirfd)
     except FileNotFoundError:
         return
     except IsADirectoryError:
         with OwnedFd(os.open(name, O_WALK, dir_fd=parent_dirfd)) as dirfd:
-            empty_dir(dirfd.fileno())
+            empty_dir(dirfd.fileno(), tick)
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(name, dir_fd=parent_dirfd)
 
 
-def empty_dir(dirfd: int) -> None:
+def empty_dir(dirfd: int, tick: Callable[[], None] = _nothing) -> None:
     """Remove everything in the directory `dirfd` and leave the directory."""
     for name in os.listdir(dirfd):
-        remove_tree(dirfd, name)
+        remove_tree(dirfd, name, tick)

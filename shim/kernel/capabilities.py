@@ -1,4 +1,4 @@
-"""Capabilities by name. Lean. Source: capabilities(7), linux/capability.h."""
+"""Maps capabilities to names. Lean. Source: capabilities(7), linux/capability.h."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NAMES = _IN_ORDER.split()
 
 
 def mask_of(names: Iterable[str]) -> int:
-    """The bits of these capabilities; a name that is not known has none."""
+    """Returns the bits of these capabilities; an unknown name has no bit."""
     return sum(1 << NAMES.index(name) for name in {str(name).upper() for name in names}
                if name in NAMES)  # fmt: skip
 
 
 def names_of(mask: int) -> list[str]:
-    """The names of the bits; a bit without a name is told by its number."""
+    """Returns the names of the bits; a bit without a name appears as its number."""
     bits = (bit for bit in range(mask.bit_length()) if mask >> bit & 1)
     return [NAMES[bit] if bit < len(NAMES) else str(bit) for bit in bits]

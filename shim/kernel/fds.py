@@ -1,4 +1,4 @@
-"""Descriptors with one owner. Lean."""
+"""Gives a descriptor a single owner. Lean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class OwnedFd:
-    """A descriptor with one owner. `steal` passes ownership on; leaving `with` closes the rest."""
+    """A descriptor with a single owner. `steal` passes ownership on; else `with` closes it."""
 
     __slots__ = ("_fd",)
 
@@ -18,18 +18,18 @@ class OwnedFd:
         self._fd = fd
 
     def fileno(self) -> int:
-        """The descriptor, still owned here. Raises ValueError when it was closed or stolen."""
+        """Returns the descriptor, still owned here. Raises ValueError after `close` or `steal`."""
         if self._fd < 0:
             raise ValueError("the descriptor was closed or stolen")
         return self._fd
 
     def steal(self) -> int:
-        """The descriptor; whoever called this owns it now. -1 when there is none any more."""
+        """Returns the descriptor, which the caller owns now; -1 if it was closed or stolen."""
         fd, self._fd = self._fd, -1
         return fd
 
     def close(self) -> None:
-        """Close it. A second call does nothing."""
+        """Close the descriptor. A second call does nothing."""
         if (fd := self.steal()) >= 0:
             os.close(fd)
 

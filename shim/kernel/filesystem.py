@@ -1,4 +1,4 @@
-"""Of which file system a descriptor is, and what fs-verity says of a file. Lean.
+"""Tells a descriptor's file system and a file's fs-verity digest, and edits ranges of files. Lean.
 
 Sources: statfs(2), linux/magic.h, linux/fsverity.h, Documentation/filesystems/fsverity.rst.
 """
@@ -25,7 +25,7 @@ _CANNOT = (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENODATA, errno.EINVAL, errno.EP
 
 
 def magic(fd: int) -> int:
-    """The `f_type` of the file system that `fd` is on. Raises OSError."""
+    """Returns the `f_type` of the file system that `fd` is on. Raises OSError."""
     from ctypes import create_string_buffer
 
     buffer = create_string_buffer(_STATFS_BYTES)
@@ -35,7 +35,7 @@ def magic(fd: int) -> int:
 
 
 def punch_hole(fd: int, start: int, size: int) -> None:
-    """Give back the room of a range of a file, which reads as zeros then. Raises OSError.
+    """Free the blocks of a range of a file, which then reads as zeros. Raises OSError.
 
     Source: fallocate(2).
     """
@@ -45,17 +45,17 @@ def punch_hole(fd: int, start: int, size: int) -> None:
 
 
 def write_at(fd: int, view: memoryview, offset: int) -> None:
-    """All of `view`, from an offset in the file on. Raises OSError."""
+    """Write all of `view`, from an offset in the file on. Raises OSError."""
     while view:
         done = os.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done
 
 
 def enable_verity(fd: int) -> bool:
-    """Make the file read-only for ever, its pages checked by the kernel whenever they are read.
+    """Make the file read-only for ever; the kernel then checks its pages whenever it reads them.
 
-    fd: opened for reading, while nobody has the file open for writing. False where the kernel or
-    the file system cannot. It is no error when it is enabled already. Raises OSError.
+    fd: opened for reading, while nobody has the file open for writing. Returns False where the
+    kernel or the file system cannot. No error when fs-verity is enabled already. Raises OSError.
     """
     arguments = _ENABLE.pack(1, _SHA256, _BLOCK, 0, 0, 0, 0, 0)
     try:
@@ -70,7 +70,7 @@ def enable_verity(fd: int) -> bool:
 
 
 def measure_verity(fd: int) -> str:
-    """The file's fs-verity digest in hexadecimal; empty where it has none. Raises OSError.
+    """Returns the file's fs-verity digest in hexadecimal; empty without one. Raises OSError.
 
     A digest of another algorithm than SHA-256 counts as none.
     """

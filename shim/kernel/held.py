@@ -1,8 +1,8 @@
-"""A process that stays the one that is meant, whatever becomes of its number. Lean.
+"""Holds a process by a pidfd, which tells whether the pid still is that process's. Lean.
 
-The kernel gives the number of a process that has ended to the next one. Whoever looks at
-`/proc/PID` later, or enters a namespace by that path, may meet a process of another pod or of the
-node. A pidfd tells whether the process still exists: while it does, the number is its own. Sources:
+The kernel gives the pid of an ended process to a new process. A later look at `/proc/PID`, or a
+later entry into a namespace by that path, may meet a process of another pod or of the node. A pidfd
+tells whether the process still exists: as long as it does, the pid is its own. Sources:
 pidfd_open(2), namespaces(7).
 """
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """The first process of a container, and its network namespace. `close` must follow."""
+    """Holds the first process of a container, and its network namespace. `close` must follow."""
 
     __slots__ = ("_network", "_pidfd", "pid")
 
     def __init__(self, pid: int, container: str) -> None:
-        """Raises OSError; ProcessLookupError when `pid` is no living process of the container."""
+        """Raises OSError; ProcessLookupError unless `pid` is a living process of the container."""
         with contextlib.ExitStack() as undo:
             self.pid, self._pidfd = pid, undo.enter_context(OwnedFd(os.pidfd_open(pid)))
             if not survivors.is_member(pid, container):
@@ -36,7 +36,7 @@ class Held:
             undo.pop_all()
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> OwnedFd:
-        """Open /proc/PID/`name` of this process and no other. Raises OSError."""
+        """Open /proc/PID/`name` of this process and of no other. Raises OSError."""
         with contextlib.ExitStack() as undo:
             found = OwnedFd(os.open(f"/proc/{self.pid}/{name}", flags | os.O_CLOEXEC))
             undo.enter_context(found)
@@ -46,11 +46,11 @@ class Held:
         return found
 
     def network_fd(self) -> int:
-        """Its network namespace, also when it has ended. Raises ValueError after `close`."""
+        """Returns its network namespace, also after its end. Raises ValueError after `close`."""
         return self._network.fileno()
 
     def close(self) -> None:
-        """Hold it no more: what it had may go. A second call does nothing."""
+        """Release the process and the namespace, which may go now. A second call does nothing."""
         self._pidfd.close()
         self._network.close()
 
@@ -62,14 +62,14 @@ class Held:
 
 
 def is_alive(pidfd: int) -> bool:
-    """Whether the process has not ended: a pidfd is readable when it has."""
+    """Whether the process still exists: a pidfd is readable when its process has ended."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return not poll.poll(0)
 
 
 def kill_parent(parent: int) -> None:
-    """SIGKILL to the process `parent`, if it still is the one that started this one."""
+    """Send SIGKILL to the process `parent`, if it still is the parent of this process."""
     with contextlib.suppress(ProcessLookupError), OwnedFd(os.pidfd_open(parent)) as pidfd:
-        if os.getppid() == parent:  # after the pidfd: its number was not another's in between
+        if os.getppid() == parent:  # after the pidfd: the pid was not reused in between
             signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)

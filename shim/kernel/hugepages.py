@@ -1,8 +1,9 @@
-"""Huge pages in shared memory of ours that is empty, and that nobody else uses yet. Lean.
+"""Makes huge pages in shared memory of ours that is empty, and that nobody else uses yet. Lean.
 
-One small page is made, which the kernel collapses to a huge one whose rest is zeros. That takes
-half as long as 512 small ones. At times no huge page is free, or the kernel has to compact memory
-for one, or the host of a virtual machine to give it back; then small pages are quicker.
+We make a single small page, which the kernel collapses to a huge page whose rest is zeros. That
+takes half as long as 512 small pages. At times no huge page is free, or the kernel has to compact
+memory for a huge page, or the host of a virtual machine to give memory back; then small pages are
+quicker.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from shim.kernel.userfault import PAGE
 
 HUGE_BYTES = 2 << 20
 _SLOW_S = 0.0005
-"""Of a processor."""
+"""Seconds of a processor."""
 _AGAINST = 8
-"""When so many more came slowly or not at all than quickly, no more are made."""
+"""When this many more huge pages came slowly or not at all than quickly, no more are made."""
 
 
 class HugePages:
-    """What is known of how they come. Used by several threads."""
+    """Makes huge pages as long as they come quickly. Several threads may use an instance."""
 
     def __init__(self) -> None:
         self._against = 0
 
     def make(self, address: int) -> int:
-        """Make a huge page at a multiple of HUGE_BYTES; how many bytes are there now.
+        """Make a huge page at a multiple of HUGE_BYTES. Returns the bytes that are there now.
 
-        HUGE_BYTES, less when there is none, 0 when none is tried any more. Not where a userfaultfd
-        is registered. Raises OSError when the kernel has no page at all.
+        HUGE_BYTES; less when no huge page is free; 0 when none is tried any more. Not where a
+        userfaultfd is registered. Raises OSError when the kernel has no page at all.
         """
         if self._against >= _AGAINST:
             return 0
@@ -46,6 +47,6 @@ class HugePages:
 
 
 def blocks(start: int, end: int) -> range:
-    """Where whole huge pages begin between two addresses, or offsets in a file."""
+    """Returns the starts of whole huge pages between two addresses, or offsets in a file."""
     first = -(-start // HUGE_BYTES) * HUGE_BYTES
     return range(first, end - HUGE_BYTES + 1, HUGE_BYTES)

@@ -1,4 +1,4 @@
-"""inotify(7), for one thing: which of some files is opened. Lean."""
+"""Watches files for being opened, by inotify(7). Lean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _READ_BYTES = 64 << 10
 
 
 class Openings:
-    """Who opens one of `paths`, whichever mounts it is reached by. Raises OSError."""
+    """Reports openings of `paths`, through whichever mount. Raises OSError."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._fd = call("inotify_init1", os.O_CLOEXEC | os.O_NONBLOCK)
@@ -27,17 +27,17 @@ class Openings:
         }
 
     def fileno(self) -> int:
-        """For poll."""
+        """Returns the descriptor, for poll."""
         return self._fd
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the descriptor. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def opened(self) -> list[str]:
-        """The paths that were opened since the last call, in order. Raises OSError."""
+        """Returns the paths that were opened since the last call, in order. Raises OSError."""
         try:
             data = os.read(self._fd, _READ_BYTES)
         except BlockingIOError:

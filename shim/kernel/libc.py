@@ -1,6 +1,6 @@
-"""System calls that Python 3.11 has no function for, through ctypes. Lean.
+"""Makes system calls that Python 3.11 has no function for, through ctypes. Lean.
 
-One border for errno: `call` and `syscall` raise OSError, so no caller looks at a return code.
+A single border for errno: `call` and `syscall` raise OSError, so no caller looks at a return code.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def syscall(number: int, *arguments: object, about: str | None = None) -> int:
 
 
 def map_readable(fd: int, size: int) -> int:
-    """Map a file for the rest of this process's life; the address. Raises OSError.
+    """Map a file for the rest of this process's life. Returns the address. Raises OSError.
 
-    For addresses that are given to the kernel: `mmap.mmap` does not tell that of a read-only one.
+    For addresses that are given to the kernel: `mmap.mmap` does not tell the address of a read-only
+    mapping.
     """
     return _mapped(0, fd, size, _PROT_READ, _MAP_SHARED)
 
@@ -66,7 +67,7 @@ def map_readable(fd: int, size: int) -> int:
 def mapped_shared(
     fd: int, size: int, *, writable: bool = True, aligned: int = 0
 ) -> Iterator[int]:  # fmt: skip
-    """Map a file shared in the `with`; the address, a multiple of `aligned`. Raises OSError."""
+    """Map a file shared in the `with`. Yields the address, aligned to `aligned`. Raises OSError."""
     reserved, length = 0, size + aligned
     if aligned:
         reserved = _mapped(0, -1, length, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS)
@@ -83,17 +84,17 @@ def mapped_shared(
 
 
 def populate_read(address: int, size: int) -> None:
-    """Have a mapping in our page tables, read from the disk where it must be. Raises OSError."""
+    """Have a mapping in our page tables, read from the disk if necessary. Raises OSError."""
     _advise(address, size, _MADV_POPULATE_READ)
 
 
 def populate_write(address: int, size: int) -> None:
-    """The same as if it had been written to: there is a page for each address. Raises OSError."""
+    """Have a writable page at each address of a mapping in our page tables. Raises OSError."""
     _advise(address, size, _MADV_POPULATE_WRITE)
 
 
 def collapse(address: int, size: int) -> None:
-    """Make huge pages of what is at an address, with zeros where nothing is. Raises OSError.
+    """Make huge pages of the memory at an address, with zeros where no page is. Raises OSError.
 
     Not where a userfaultfd is registered. Source: madvise(2), MADV_COLLAPSE, Linux 6.1.
     """
@@ -101,7 +102,7 @@ def collapse(address: int, size: int) -> None:
 
 
 def copy_memory(target: int, source: int, size: int) -> None:
-    """Copy within our own memory. Raises OSError where a page cannot be had: no signal comes."""
+    """Copy within our own memory. A page that cannot be had raises OSError, and no signal."""
     ranges = (ctypes.c_uint64 * 4)(target, size, source, size)
     at = ctypes.addressof(ranges)
     one = ctypes.c_ulong(1)

@@ -1,4 +1,4 @@
-"""Which processes descend from which, and what number one has where. Lean."""
+"""Finds the descent of processes, and their pids in PID namespaces. Lean."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 def strangers(pids: Iterable[int], ancestor: int) -> list[int]:
-    """Those of `pids` that do not descend from `ancestor`, as far as the way leads over `pids`.
+    """Returns the `pids` that do not descend from `ancestor` through other `pids`.
 
-    In a container's cgroup these are the processes of `exec`: their parent is outside. One that
-    has died meanwhile is none. Source: proc_pid_status(5).
+    In a container's cgroup these are the processes of `exec`: their parent is outside. A process
+    that has died meanwhile is left out. Source: proc_pid_status(5).
     """
     parents = {pid: parent for pid in pids if (parent := _parent(pid))}
     return [pid for pid in parents if not _descends(pid, ancestor, parents)]
 
 
 def numbers(pid: int) -> list[int]:
-    """The number of a process in each PID namespace, from /proc's own on. Raises OSError.
+    """Returns the pid of a process in each PID namespace, from /proc's own on. Raises OSError.
 
     Source: proc_pid_status(5), NSpid.
     """
@@ -28,11 +28,11 @@ def numbers(pid: int) -> list[int]:
         for line in file:
             if line.startswith(b"NSpid:"):
                 return [int(number) for number in line.split()[1:]]
-    raise ProcessLookupError(f"process {pid} has no number")
+    raise ProcessLookupError(f"process {pid} has no NSpid in its status")
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes that descend from process `pid` now, as far as none on the way has ended.
+    """Returns the descendants of process `pid`, as far as no process in between has ended.
 
     Source: proc_tid_children(5).
     """
@@ -74,3 +74,13 @@ def _parent(pid: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def tree(pid: int) -> Iterator[int]:
+    """The process and all that descend from it. Raises OSError."""
+    yield pid
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children") as file:
+            children = [int(child) for child in file.read().split()]
+        for child in children:
+            yield from tree(child)

@@ -1,4 +1,4 @@
-"""The mount table as records; mount, umount, and the mount API with descriptors. Lean.
+"""Reads the mount table as records; mounts and unmounts, also by the mount API. Lean.
 
 Sources: proc_pid_mountinfo(5), mount(2), umount(2), fsopen(2), fsconfig(2), fsmount(2),
 move_mount(2).
@@ -53,11 +53,12 @@ _F_EMPTY_PATH = 4
 
 
 class Mount:
-    """One line of mountinfo, octal escapes undone except in `super_options`.
+    """A line of mountinfo, octal escapes undone except in `super_options`.
 
-    device: `major:minor`. root: what of the file system is mounted. target: where. options: of
-    this mount (`rw`, `relatime`, …). propagation: `shared:7`, `master:3`, `unbindable`; empty
-    for a private mount. super_options: of the file system, still escaped (see `pairs`).
+    device: `major:minor`. root: the part of the file system that is mounted. target: the mount
+    point. options: of this mount (`rw`, `relatime`, …). propagation: `shared:7`, `master:3`,
+    `unbindable`; empty for a private mount. super_options: of the file system, still escaped (see
+    `pairs`).
     """
 
     __slots__ = (
@@ -77,7 +78,7 @@ class Mount:
         self.super_options = fields[dash + 3]
 
     def pairs(self) -> Iterator[tuple[str, str | None]]:
-        """The options of the file system in their order, as (name, value); None for a flag."""
+        """Yields the file system's options in their order, as (name, value); None for a flag."""
         for option in split_options(self.super_options):
             name, equals, value = option.partition("=")
             yield unescape(name), unescape(value) if equals else None
@@ -86,11 +87,11 @@ class Mount:
 def unescape(text: str) -> str:
     r"""Undo the kernel's escapes (`\040` for a blank).
 
-    They stand for bytes; the result is as os.fsdecode makes it.
+    The escapes stand for bytes; the result is as os.fsdecode makes it.
     """
     if "\\" not in text:
         return text
-    import re  # late: hardly any mount has it, and a pod waits
+    import re  # late: hardly any mount has an escape, and a pod waits
 
     octal, latin = r"\\([0-7]{3})", os.fsencode(text).decode("latin1")
     raw = re.sub(octal, lambda match: chr(int(match[1], 8) & 0xFF), latin)
@@ -107,23 +108,23 @@ def split_options(text: str) -> list[str]:
 
 
 def parse_mountinfo(content: bytes) -> list[Mount]:
-    """The records of a mountinfo file in its order. Raises ValueError on a malformed line."""
+    """Returns the records of a mountinfo file, in order. Raises ValueError on a malformed line."""
     return [Mount(line) for line in os.fsdecode(content).split("\n") if line]
 
 
 def read_mounts(path: str = "/proc/self/mountinfo") -> list[Mount]:
-    """The mounts that this process sees. Raises OSError."""
+    """Returns the mounts that this process sees. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         return parse_mountinfo(file.read())
 
 
 def mounts_at(target: str) -> list[Mount]:
-    """The mounts whose mount point is `target`, an absolute path without symlinks, in order."""
+    """Returns the mounts at `target`, an absolute path without symlinks, in order."""
     return [mount for mount in read_mounts() if mount.target == target]
 
 
 def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
-    """mount(2). `data` is at most 4095 bytes. Raises OSError with the target in it."""
+    """Call mount(2). `data` is at most 4095 bytes. Raises OSError that names the target."""
     call(
         "mount", os.fsencode(source), os.fsencode(target), os.fsencode(fstype), flags,
         os.fsencode(data), about=target,
@@ -136,18 +137,18 @@ def set_propagation(target: str, kind: int) -> None:
 
 
 def make_read_only(target: str) -> None:
-    """Make the mount at `target`, not its file system, read-only; binds of it are, too."""
+    """Make the mount at `target`, not its file system, read-only; later binds of it are, too."""
     mount("none", target, "", MS_REMOUNT | MS_BIND | MS_RDONLY)
 
 
 def unmount(target: str, *, detach: bool = False) -> None:
-    """Unmount what is at `target`. detach: now, and end it when nobody uses it any more (lazy)."""
+    """Unmount the mount at `target`. detach: hide it now, end it after its last user (lazy)."""
     call("umount2", os.fsencode(target), UMOUNT_NOFOLLOW | (MNT_DETACH if detach else 0),
          about=target)  # fmt: skip
 
 
 def mount_flags(options: Iterable[str]) -> int:
-    """MS_ flags of a mount's options as mountinfo prints them. Raises ValueError for others."""
+    """Returns the MS_ flags of options as mountinfo prints them. Raises ValueError for others."""
     flags = 0
     for option in options:
         if option == "rw":
@@ -159,7 +160,7 @@ def mount_flags(options: Iterable[str]) -> int:
 
 
 def mount_attributes(options: Iterable[str]) -> int:
-    """The same as MOUNT_ATTR_ bits for `fsmount`."""
+    """Returns the MOUNT_ATTR_ bits of options, for `fsmount`. Raises ValueError for others."""
     names = set(options) - {"rw", "relatime"}
     if unknown := names - _MOUNT_ATTRS.keys():
         raise ValueError(f"unknown mount options {sorted(unknown)}")
@@ -171,7 +172,7 @@ def mount_attributes(options: Iterable[str]) -> int:
 class FsContext:
     """A file system being configured. Nothing is visible before `mount_at`.
 
-    Errors carry the kernel's own words, which mount(2) leaves in the log.
+    Errors carry the kernel's own message, which mount(2) leaves in the kernel log.
     """
 
     __slots__ = ("_fd",)
@@ -185,7 +186,7 @@ class FsContext:
         self._config(kind, os.fsencode(name), None if value is None else os.fsencode(value))
 
     def mount_at(self, target: str, attributes: int = 0) -> None:
-        """Make the file system and mount it at `target`. Raises OSError."""
+        """Create the file system and mount it at `target`. Raises OSError."""
         self._config(_CMD_CREATE, None, None)
         fd = syscall(NR_FSMOUNT, self._fd.fileno(), _CLOEXEC, attributes, about=target)
         with OwnedFd(fd):
@@ -204,7 +205,7 @@ class FsContext:
         while True:
             try:
                 words.append(os.fsdecode(os.read(self._fd.fileno(), 4096)).strip())
-            except OSError:  # ENODATA: all were read
+            except OSError:  # ENODATA: all messages were read
                 return "; ".join(words)
 
     def __enter__(self) -> FsContext:

@@ -1,6 +1,6 @@
-"""setns and unshare by descriptor (os has them from Python 3.12 on). Lean.
+"""Calls setns and unshare by descriptor (os has them from Python 3.12 on). Lean.
 
-Both change the calling thread only. Mount and user namespaces need a process with one thread.
+Both change the calling thread only. Mount and user namespaces need a process with a single thread.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ CLONE_NEWNET = 0x40000000
 
 
 def setns(fd: int, kind: int = 0) -> None:
-    """Enter the namespace `fd`. kind: the CLONE_NEW* that it must be of, 0 for any.
+    """Enter the namespace `fd`. kind: the CLONE_NEW* kind that it must have, 0 for any.
 
-    With a pidfd, `kind` says which namespaces of that process. Raises OSError. Source: setns(2).
+    With a pidfd, `kind` selects namespaces of that process. Raises OSError. Source: setns(2).
     """
     call("setns", fd, kind)
 
@@ -38,8 +38,8 @@ def unshare(kinds: int) -> None:
 
 
 def open_namespace(pid: int, name: str) -> OwnedFd:
-    """Hold a namespace of process `pid`. name: as in /proc/PID/ns (`net`, `mnt`, `ipc`, …).
+    """Returns a descriptor of a namespace of `pid`. name: as in /proc/PID/ns (`net`, `mnt`, …).
 
-    Raises OSError. The caller makes sure that `pid` is still the process that it means.
+    Raises OSError. The caller makes sure that `pid` is still the intended process.
     """
     return OwnedFd(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))

@@ -1,4 +1,4 @@
-"""Network namespaces by path: going in, coming back, a look without netlink. Lean."""
+"""Enters network namespaces by path, for good or for a moment. Lean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 
 
 def identity(path: str) -> list[int]:
-    """Device and inode: what tells the namespace at `path` from every other one that exists."""
+    """Returns device and inode, which identify the namespace at `path` among all others."""
     found = os.stat(path)
     return [found.st_dev, found.st_ino]
 
@@ -28,12 +28,12 @@ def identity(path: str) -> list[int]:
 def enter(path: str, known: list[int] | None = None) -> None:
     """Enter the namespace at `path` for good: for programs that do nothing else.
 
-    known: its `identity`, where the path has the number of a process that may be another by now.
-    Raises OSError; ESTALE when it is another namespace.
+    known: the expected `identity`, if the path has a pid that may belong to another process by now.
+    Raises OSError; ESTALE when the namespace is another.
     """
     with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as there:
         if known is not None and identity(f"/proc/self/fd/{there.fileno()}") != known:
-            raise OSError(errno.ESTALE, "it is another network namespace by now", path)
+            raise OSError(errno.ESTALE, "another network namespace has this path by now", path)
         setns(there.fileno(), CLONE_NEWNET)
 
 
@@ -41,7 +41,7 @@ def enter(path: str, known: list[int] | None = None) -> None:
 def entered(path: str) -> Iterator[None]:
     """Be in the namespace at `path` for a moment. Raises OSError.
 
-    Only the calling thread is: a process with an event loop or other threads must not do this.
+    Only the calling thread enters: a process with an event loop or other threads must not do this.
     """
     with OwnedFd(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as here:
         enter(path)

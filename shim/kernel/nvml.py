@@ -1,11 +1,11 @@
-"""Which GPUs this node has, told by the driver's own library.
+"""Lists the GPUs of this node, through the driver's own library.
 
-A program of its own, because initialising the library can take seconds or hang: it prints one JSON
+A program of its own, because initialising the library can take seconds or hang: it prints a JSON
 object, `{"driver", "gpus": [{"minor", "uuid", "name", "memory_bytes", "mig", "exclusive"}]}`, or
-ends with a status of 1 and the reason. A node without the driver has an empty list. With the
-argument `processes` each GPU has also `free_bytes` and `processes`, an object with the bytes that
-each process uses, by its pid. Standard library only.
-Source: NVML API reference, nvmlInit_v2, nvmlDeviceGet*, nvmlSystemGetDriverVersion.
+exits with status 1 and the reason. A node without the driver has an empty list. With the argument
+`processes` each GPU has also `free_bytes` and `processes`, an object with the bytes that each
+process uses, by its pid. Standard library only. Source: NVML API reference, nvmlInit_v2,
+nvmlDeviceGet*, nvmlSystemGetDriverVersion.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _NOT_AVAILABLE = (1 << 64) - 1
 
 
 class NvmlFailed(Exception):
-    """A call of the library did not succeed. The message has the call and NVML's status."""
+    """A call of the library failed. The message has the call and NVML's status."""
 
 
 def inventory(*, with_processes: bool = False) -> dict[str, object]:
-    """The driver's version and every GPU. Raises NvmlFailed, OSError."""
+    """Returns the driver's version and every GPU. Raises NvmlFailed, OSError."""
     if not os.path.exists(DRIVER):
         return {"driver": "", "gpus": []}
     library = ctypes.CDLL(_LIBRARY)

@@ -1,8 +1,9 @@
-"""perf_event_open(2), for what a first event of a task costs. Lean.
+"""Holds a perf event open, so that no later event of a task is the machine's first. Lean.
 
-The first one on a machine makes every processor look for events at each switch of tasks, and waits
-until all do (kernel/events/core.c, account_event: synchronize_rcu), for 8 to 25 ms. A hardware
-breakpoint that a debugger sets is such an event, and CRIU stops a restored process with one.
+The first perf event of a machine makes every processor look for events at each context switch, and
+waits until all processors do (kernel/events/core.c, account_event: synchronize_rcu), for 8 to 25
+ms. A hardware breakpoint of a debugger is such an event, and CRIU stops a restored process with a
+breakpoint. Source: perf_event_open(2).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ _CLOSE_ON_EXEC = 8
 
 
 def hold() -> int:
-    """A descriptor of an event of this task that counts nothing: while it is open there is no first
-    one. Raises OSError where there is none to be had.
+    """Returns a descriptor of an event of this task that counts nothing. Raises OSError.
+
+    While the descriptor is open, no other perf event is the machine's first.
     """
     number = _NR.get(os.uname().machine)
     if number is None:

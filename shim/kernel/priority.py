@@ -1,4 +1,4 @@
-"""What this process is to others: the last to run, or the last to be killed. Lean.
+"""Changes how this process is scheduled, named and killed. Lean.
 
 Sources: sched(7), ioprio_set(2), prctl(2).
 """
@@ -25,20 +25,21 @@ def become_idle() -> None:
 
 
 def be_nice(value: int) -> None:
-    """Have a niceness, of this thread alone and of the threads that it starts, if that may be."""
+    """Set the niceness of this thread, and of threads that it starts later, if that is allowed."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, value)
 
 
 def be_called(name: str) -> None:
-    """Have a name; 15 characters of it are shown. Raises OSError."""
+    """Name this thread; 15 characters of the name are shown. Raises OSError."""
     call("prctl", _PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def protect(name: str) -> None:
-    """Be called `name` (15 characters are shown), and be none that the OOM killer looks for.
+    """Name this process `name` (15 characters are shown), and make it the OOM killer's last choice.
 
-    Without CAP_SYS_RESOURCE it stays where it is on the OOM killer's list.
+    Without CAP_SYS_RESOURCE the process stays in its place on the OOM killer's list. Raises
+    OSError.
     """
     be_called(name)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -46,28 +47,28 @@ def protect(name: str) -> None:
 
 
 def be_a_helper_of(parent: int) -> None:
-    """Be killed when the process `parent` ends, and before any pod when memory runs short.
+    """Have this process killed when `parent` ends, and before any pod when memory runs short.
 
-    For helpers of the daemon: they inherit its place at the end of the OOM killer's list, and work
-    on behalf of a pod's author. Raises OSError.
+    For helpers of the daemon: they inherit the daemon's place at the end of the OOM killer's list,
+    and work on behalf of a pod's author. Raises OSError.
     """
     killed_with_parent(parent)
     be_expendable()
 
 
 def be_expendable() -> None:
-    """Be one of the first that the OOM killer takes. Raises OSError."""
+    """Make this process one of the first that the OOM killer takes. Raises OSError."""
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write(_EXPENDABLE)
 
 
 def end_with_parent() -> None:
-    """Be told to end when the process that started this one ends. Raises OSError."""
+    """Have this process terminated (SIGTERM) when its parent ends. Raises OSError."""
     call("prctl", _PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def killed_with_parent(parent: int) -> None:
-    """Be killed when the process `parent`, which started this one, ends. Raises OSError."""
+    """Have this process killed when `parent`, the process that started it, ends. Raises OSError."""
     call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)

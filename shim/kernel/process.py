@@ -77,6 +77,11 @@ class Child:
     ) -> None:  # fmt: skip
         self._name, self._pid = argv[0], _spawn(argv, env, quiet, first)
 
+    @property
+    def pid(self) -> int:
+        """Its number, until `wait` or `end` has seen its end; then 0."""
+        return self._pid
+
     def ends(self, until: float) -> bool:
         """Wait for its end, which is not reaped by this. False when that is too late."""
         return ends(self._pid, until)

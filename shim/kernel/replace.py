@@ -1,6 +1,6 @@
-"""Small files that are there as a whole or not at all, and that nobody misses after a boot. Lean.
+"""Writes and removes small files, whole or not at all, that need not survive a boot. Lean.
 
-See `shim.store.durable` for those that must survive a power cut.
+See `shim.store.durable` for files that must survive a power cut.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 
 def put(path: str, text: str) -> None:
-    """Have `text` in a file of root's alone, put in place with one rename.
+    """Put `text` into a file that root alone can read, in place by a rename.
 
     Raises OSError; then the file is as it was, and nothing else is left.
     """
@@ -27,6 +27,6 @@ def put(path: str, text: str) -> None:
 
 
 def take_away(path: str) -> None:
-    """Remove the file; it is no error when there is none, or not yet. Raises OSError."""
+    """Remove the file; no error when it does not exist. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

@@ -1,4 +1,4 @@
-"""Files that processes can change without a system call: through shared, writable mappings."""
+"""Finds files that processes can change without a system call: shared, writable mappings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FIELDS_BEFORE_PATH = 5
 
 
 def writable_shared_files(pids: Iterable[int]) -> set[str]:
-    """Paths, as the processes see them, of what they have mapped MAP_SHARED and writable.
+    """Returns the paths, as the processes see them, of files mapped MAP_SHARED and writable.
 
     A process that has died meanwhile has none. Source: proc_pid_maps(5).
     """

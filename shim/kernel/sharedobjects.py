@@ -1,9 +1,9 @@
-"""Shared memory of other processes: memfds, shared anonymous memory and System V segments.
+"""Finds and reads shared memory of other processes: memfds, shared anonymous memory, segments.
 
-All of it lies in a tmpfs of the kernel's own, that is mounted nowhere. So that a path of a
-container which only looks like the name of such an object is never opened, an object is known by
-this mount, of which everybody who makes a memfd learns the numbers. Not hugetlb.
-Sources: proc_pid_maps(5), proc_pid_map_files(5), proc_pid_fdinfo(5), memfd_create(2).
+All of it lies in a tmpfs of the kernel's own, which is mounted nowhere. A path of a container may
+look like the name of such an object, and must never be opened: so we identify an object by the
+kernel's mount, whose numbers anybody who makes a memfd can learn. Not hugetlb. Sources:
+proc_pid_maps(5), proc_pid_map_files(5), proc_pid_fdinfo(5), memfd_create(2).
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _O_LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME
 
 
 def found(pids: Iterable[int]) -> dict[int, str]:
-    """A path for each object that one of the processes has mapped or open, by its number.
+    """Returns a path for each object that a process has mapped or open, by its number.
 
-    That is the inode's, and the id of a System V segment; a number that a segment and something
-    else have is left out. A process that has ended has none. None at all when there are more than
-    a server has: whoever asks opens each, and the processes are not to be trusted.
+    The number is the inode's, or the id of a System V segment; a number of both a segment and
+    another object is left out. A process that has ended has no objects. Returns nothing at all when
+    there are more than any server has: the caller opens each, and the processes are not to be
+    trusted.
     """
     paths: dict[int, str] = {}
     segments: set[int] = set()
@@ -65,13 +66,13 @@ def _mapped(pid: int) -> Iterator[tuple[int, str, bool]]:
             fields = line.split(None, _FIELDS_BEFORE_PATH)
             if len(fields) > _FIELDS_BEFORE_PATH and fields[3] == device:
                 start, _, end = fields[0].partition("-")
-                # Without the zeros in front that maps has.
+                # Without the leading zeros of maps.
                 path = f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}"
                 yield int(fields[4]), path, fields[5].startswith(_SEGMENT)
 
 
 def segments(pid: int) -> set[int]:
-    """The ids of the System V segments that a process has attached. Raises OSError."""
+    """Returns the ids of the System V segments that a process has attached. Raises OSError."""
     return {number for number, _, is_segment in _mapped(pid) if is_segment}
 
 
@@ -93,7 +94,7 @@ def _open(pid: int, descriptors: Iterable[str]) -> Iterator[tuple[int, str, bool
 
 @functools.cache
 def _mount() -> tuple[str, str]:
-    """Of the kernel's tmpfs: the device, as maps has it, and the id of the mount."""
+    """Returns the device of the kernel's tmpfs, as maps has it, and the id of its mount."""
     device = _device()
     with OwnedFd(os.memfd_create("quickthaw")) as fd:
         number = _fdinfo(f"/proc/self/fdinfo/{fd.fileno()}")["mnt_id"]
@@ -102,7 +103,7 @@ def _mount() -> tuple[str, str]:
 
 @functools.cache
 def _device() -> int:
-    """Of the kernel's tmpfs."""
+    """Returns the device of the kernel's tmpfs."""
     with OwnedFd(os.memfd_create("quickthaw")) as fd:
         return os.fstat(fd.fileno()).st_dev
 
@@ -113,7 +114,7 @@ def _fdinfo(path: str) -> dict[str, str]:
 
 
 class OpenObject:
-    """One object, opened for reading by a path of `found`. Methods raise OSError."""
+    """An object, opened for reading by a path of `found`. Methods raise OSError."""
 
     def __init__(self, path: str) -> None:
         # The process runs: its descriptor may be of a device or a fifo by now. O_PATH opens none.
@@ -124,11 +125,11 @@ class OpenObject:
             self._fd = os.open(by_descriptor(found.fileno()), _O_LOOK)
 
     def close(self) -> None:
-        """Look no more."""
+        """Close the object."""
         os.close(self._fd)
 
     def pages(self) -> Iterator[Range]:
-        """Where in the object there are pages, in memory or swapped out."""
+        """Yields the ranges of the object that have pages, in memory or swapped out."""
         end = 0
         while True:
             try:
@@ -141,9 +142,9 @@ class OpenObject:
             yield start // PAGE * PAGE, end
 
     def read(self, start: int, view: memoryview) -> int:
-        """Read whole pages from an offset on; how many bytes were there, which are whole pages.
+        """Read whole pages from an offset on. Returns the number of bytes read, whole pages.
 
-        What is not in memory reads as zeros, and stays so.
+        Pages that are not in memory read as zeros, and are not made.
         """
         done = 0
         while done < len(view):
@@ -157,7 +158,7 @@ class OpenObject:
         return done + behind
 
     def _read_last(self, start: int, view: memoryview) -> None:
-        """The page in which the object ends: all of it is in its processes' memory."""
+        """Read the page in which the object ends: its processes see the whole page."""
         with mapped_shared(self._fd, start + PAGE, writable=False) as address:
-            # No signal comes when it is made shorter now.
+            # No signal comes if the object shrinks now.
             copy_memory(ctypes.addressof(ctypes.c_char.from_buffer(view)), address + start, PAGE)

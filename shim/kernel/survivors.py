@@ -1,8 +1,9 @@
-"""Processes of a container that the runtime does not know, or not yet. Lean.
+"""Finds and kills processes of a container that the runtime does not know, or not yet. Lean.
 
 CRIU's new tree is in the container's cgroup from its first process on, and in no process group of
-ours. When CRIU is killed, what it has restored so far goes on: it would hold the ports of the pod
-against the cold start. `runc delete` does not help before the runtime has written its state.
+ours. When CRIU is killed, the processes that it has restored go on: they would hold the ports of
+the pod against the cold start. `runc delete` does not help before the runtime has written its
+state.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.002
 _ID_CHARS = 32
-"""A shorter name might be part of another cgroup's by chance. containerd's ids have 64."""
+"""A shorter name might be part of another cgroup's name by chance. containerd's ids have 64."""
 
 
 def kill(container: str, *, until: float) -> list[int]:
-    """SIGKILL to every process in the container's cgroups, until there is none.
+    """Send SIGKILL to every process in the container's cgroups, until none is left.
 
-    Only for a container that the runtime has not created: everything in its cgroup is what a
-    restore left. Returns those that are still there at `until` (on `time.monotonic`).
+    Only for a container that the runtime has not created: everything in its cgroup is left from a
+    restore. Returns the processes that are still there at `until` (on `time.monotonic`).
     """
     if len(container) < _ID_CHARS:
         return []
@@ -36,7 +37,7 @@ def kill(container: str, *, until: float) -> list[int]:
         found = members(container)
         for pid in found:
             with contextlib.suppress(ProcessLookupError), OwnedFd(os.pidfd_open(pid)) as pidfd:
-                if is_member(pid, container):  # its number may have become another's
+                if is_member(pid, container):  # the pid may have become another process's
                     signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
         if not found or time.monotonic() > until:
             return found
@@ -44,16 +45,18 @@ def kill(container: str, *, until: float) -> list[int]:
 
 
 def members(container: str) -> list[int]:
-    """The living processes in cgroups of which a part is named for the container; not us.
+    """Returns the living processes, without us, in cgroups with the container's name.
 
-    By the name, because every driver (cgroupfs, systemd) has another way to it and the same name.
+    By the name, because every driver (cgroupfs, systemd) has another path and the same name.
     """
     return list(newest_first(container))
 
 
 def newest_first(container: str) -> Iterator[int]:
-    """The same, one by one, what has the highest pid first: whoever looks for what was just made
-    does not wait until every process of the machine was looked at.
+    """Yields `members` one by one, the highest pid first.
+
+    So a caller that looks for a new process need not wait for a look at every process of the
+    machine.
     """
     name = container.encode()
     own = os.getpid()
@@ -62,15 +65,15 @@ def newest_first(container: str) -> Iterator[int]:
 
 
 def is_member(pid: int, container: str) -> bool:
-    """Whether the process lives in a cgroup of which a part is named for the container.
+    """Whether the process lives in a cgroup that has the container's name in its path.
 
-    Whoever must know that it is still the same process holds a pidfd of it.
+    A caller that must know that the process is still the same holds a pidfd.
     """
     return len(container) >= _ID_CHARS and _is_in(pid, container.encode())
 
 
 def numbered(container: str, pid: int) -> int:
-    """The process of the container that has this pid in it. Raises ProcessLookupError."""
+    """Returns the process whose pid in the container is `pid`. Raises ProcessLookupError."""
     for found in members(container):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if lineage.numbers(found)[-1] == pid:
@@ -90,7 +93,7 @@ def _is_in(pid: int, name: bytes) -> bool:
 
 
 def _is_named(path: bytes, name: bytes) -> bool:
-    """Whether a part of the path is the id, or a unit's name that ends with it."""
+    """Whether a part of the path is the id, or the name of a unit that ends with the id."""
     return any(
         part == name or (part.endswith(b"-" + name + b".scope"))
         for part in path.strip().split(b"/")

@@ -1,4 +1,4 @@
-"""System V objects of an IPC namespace: segments of shared memory, semaphores, queues.
+"""Lists System V objects of an IPC namespace: segments of shared memory, semaphores, queues.
 
 Source: sysvipc(7), proc_sysvipc(5). The files show the namespace of the thread that opens them.
 """
@@ -23,7 +23,7 @@ _MOST = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """kind: a word of KINDS. creator: the host's number of the process that made it, or 0."""
+    """A System V object. kind: a word of KINDS. creator: the creating process's host pid, or 0."""
 
     kind: str
     number: int
@@ -32,7 +32,7 @@ class Object:
 
     @property
     def name(self) -> str:
-        """What it is called where numbers of several kinds are in one list."""
+        """Returns the object's name in lists that contain several kinds."""
         return f"{self.kind}:{self.number}"
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Object:
 
 
 def objects(namespace: str) -> list[Object]:
-    """All of the IPC namespace at this path (`/proc/PID/ns/ipc`). Raises OSError, ValueError."""
+    """Returns all objects of an IPC namespace (`/proc/PID/ns/ipc`). Raises OSError, ValueError."""
     found: list[Object] = []
     failed: list[Exception] = []
 
@@ -54,7 +54,7 @@ def objects(namespace: str) -> list[Object]:
             failed.append(error)
 
     with OwnedFd(os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        thread = threading.Thread(target=look, name="ipc")  # which keeps the namespace
+        thread = threading.Thread(target=look, name="ipc")  # the thread alone enters the namespace
         thread.start()
         thread.join()
     if failed:

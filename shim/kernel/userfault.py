@@ -1,4 +1,4 @@
-"""userfaultfd(2): filling another process's memory, and what it tells about its areas. Lean.
+"""Fills another process's memory, and reads its events, by userfaultfd(2). Lean.
 
 The descriptors are CRIU's: non-cooperative and non-blocking. Source: ioctl_userfaultfd(2),
 userfaultfd(2), Linux Documentation/admin-guide/mm/userfaultfd.rst.
@@ -38,11 +38,11 @@ _MESSAGES = 64
 """Read at once."""
 
 FAULT, FORK, REMAP, REMOVE, UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
-"""Kinds of messages. REMOVE is told of MADV_DONTNEED and MADV_FREE."""
+"""Kinds of messages. The kernel sends REMOVE for MADV_DONTNEED and MADV_FREE."""
 
 
 class Changing(Exception):
-    """An area is being changed: nothing is filled until the event was read (EAGAIN)."""
+    """An area is being changed: nothing can be filled until the event is read (EAGAIN)."""
 
 
 class Present(Exception):
@@ -50,7 +50,7 @@ class Present(Exception):
 
 
 class NotOurs(Exception):
-    """No registered area has all of the range (ENOENT): it was unmapped, or is several areas."""
+    """No registered area covers the range (ENOENT): it was unmapped, or is several areas."""
 
 
 class Gone(Exception):
@@ -58,7 +58,7 @@ class Gone(Exception):
 
 
 REFUSALS = (Present, NotOurs, Gone)
-"""What `copy` into memory of our own raises when something is wrong."""
+"""The exceptions of `copy` into memory of our own, when something is wrong."""
 
 _MEANING = {
     errno.EAGAIN: Changing, errno.EEXIST: Present, errno.ENOENT: NotOurs, errno.ESRCH: Gone
@@ -66,10 +66,10 @@ _MEANING = {
 
 
 class Message:
-    """One message. For FAULT `start` is the address, for FORK it is the new descriptor.
+    """A message. For FAULT `start` is the address, for FORK the new descriptor.
 
-    For REMOVE and UNMAP the range is from `start` to `end`; for REMAP what was at `start` is at
-    `to` now, `end` - `start` bytes of it. turn: with which others it was read.
+    For REMOVE and UNMAP the range is from `start` to `end`; for REMAP the `end` - `start` bytes
+    from `start` on are at `to` now. turn: the number of the read that returned the message.
     """
 
     __slots__ = ("end", "kind", "start", "to", "turn")
@@ -82,7 +82,7 @@ class Message:
 
 
 def unavailable() -> str:
-    """Why this process cannot have a userfaultfd; empty when it can."""
+    """Returns why this process cannot have a userfaultfd; empty when it can."""
     try:
         os.close(syscall(_NR[os.uname().machine], os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
@@ -93,16 +93,16 @@ def unavailable() -> str:
 
 
 def copy(fd: int, address: int, source: int, size: int) -> int:
-    """Install `size` bytes from `source`, in our memory, at `address`; wake who waits for them.
+    """Install `size` bytes from `source`, in our memory, at `address`; wake the threads that wait.
 
     All are multiples of the page size. Returns the bytes installed, which may be fewer. Raises
-    Changing, Present, NotOurs, Gone when not even the first page could be; OSError.
+    Changing, Present, NotOurs, Gone when not even the first page could be installed; OSError.
     """
     return _installed(fd, _COPY, (ctypes.c_uint64 * 5)(address, source, size, 0, 0))
 
 
 def copy_all(fd: int, address: int, source: int, size: int) -> None:
-    """`copy` all of it, into memory that nobody else changes. Raises as `copy`, but Changing."""
+    """Copy all, into memory that nobody else changes. Raises as `copy`, but not Changing."""
     done = 0
     while done < size:
         with contextlib.suppress(Changing):
@@ -111,10 +111,10 @@ def copy_all(fd: int, address: int, source: int, size: int) -> None:
 
 @contextlib.contextmanager
 def registered(address: int, size: int) -> Iterator[int]:
-    """A userfaultfd for memory of our own in the `with`: `copy` fills what is missing there.
+    """Yields a userfaultfd for memory of our own: `copy` fills missing pages there in the `with`.
 
-    Without it a page is zeroed before it is written to; written by `write`, a file is locked, so
-    that threads cannot fill it together. Raises OSError.
+    Without it, the kernel zeroes a page before it is written; and `write` locks the file, so that
+    threads cannot fill it together. Raises OSError.
     """
     fd = syscall(_NR[os.uname().machine], os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -127,7 +127,7 @@ def registered(address: int, size: int) -> Iterator[int]:
 
 
 def zero(fd: int, address: int, size: int) -> int:
-    """The same with zeros."""
+    """Install zeros, otherwise as `copy`."""
     return _installed(fd, _ZEROPAGE, (ctypes.c_uint64 * 4)(address, size, 0, 0))
 
 
@@ -135,7 +135,7 @@ def _installed(fd: int, request: int, argument: ctypes.Array[ctypes.c_uint64]) -
     try:
         call("ioctl", fd, ctypes.c_ulong(request), argument)
     except OSError as error:
-        # The last field is how far it came, or the errno when it did not begin.
+        # The last field is the number of bytes done, or the errno when nothing was done.
         done = ctypes.c_int64(argument[-1]).value
         if done > 0:
             return done
@@ -146,7 +146,7 @@ def _installed(fd: int, request: int, argument: ctypes.Array[ctypes.c_uint64]) -
 def is_changing(fd: int) -> bool:
     """Whether an event is under way that was not read to its end.
 
-    The kernel looks at this before it looks at the request, so that one for nothing tells.
+    The kernel checks this before it looks at the request, so that an empty request tells.
     """
     try:
         call("ioctl", fd, ctypes.c_ulong(_COPY), (ctypes.c_uint64 * 5)())
@@ -156,10 +156,10 @@ def is_changing(fd: int) -> bool:
 
 
 def is_registered(fd: int, address: int, size: int = PAGE) -> bool:
-    """Whether a range is in one area that belongs to the descriptor. Raises Changing, Gone.
+    """Whether a range is in a single area that belongs to the descriptor. Raises Changing, Gone.
 
-    UFFDIO_CONTINUE, which is for shared memory, is refused for private memory after the area was
-    looked up, and does nothing.
+    UFFDIO_CONTINUE, which is for shared memory, fails for private memory after the kernel has
+    looked up the area, and does nothing.
     """
     try:
         call("ioctl", fd, ctypes.c_ulong(_CONTINUE), (ctypes.c_uint64 * 4)(address, size, 0, 0))
@@ -171,14 +171,14 @@ def is_registered(fd: int, address: int, size: int = PAGE) -> bool:
 
 
 def wake(fd: int, address: int, size: int) -> None:
-    """Let threads look again that wait for a page which is there. Raises OSError."""
+    """Let threads that wait for a present page look again. Raises OSError."""
     call("ioctl", fd, ctypes.c_ulong(_WAKE), (ctypes.c_uint64 * 2)(address, size))
 
 
 def messages(fd: int) -> list[Message]:
-    """What the kernel has to tell now, faults before events. Raises OSError.
+    """Returns the kernel's messages, faults before events. Raises OSError.
 
-    Reading an event lets the thread go on that caused it.
+    Reading an event lets the thread that caused it go on.
     """
     try:
         data = os.read(fd, _MESSAGES * _MESSAGE.size)
@@ -189,7 +189,7 @@ def messages(fd: int) -> list[Message]:
 
 def _message(kind: int, first: int, second: int, third: int) -> Message:
     if kind == FAULT:
-        return Message(FAULT, second)  # the first field are flags
+        return Message(FAULT, second)  # the first field contains flags
     if kind == FORK:
         return Message(FORK, first & 0xFFFFFFFF)
     if kind == REMAP:

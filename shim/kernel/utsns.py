@@ -1,4 +1,4 @@
-"""The host name in a UTS namespace by path. Lean."""
+"""Reads the host name of a UTS namespace by path. Lean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shim.kernel.namespaces import CLONE_NEWUTS, setns
 
 
 def hostname_in(path: str) -> str:
-    """The host name in the namespace at `path`. Raises OSError.
+    """Returns the host name in the namespace at `path`. Raises OSError.
 
     Only the calling thread enters: a process with an event loop or other threads must not do this.
     """

@@ -1,7 +1,7 @@
-"""Kubernetes events of quickthaw: what is told, and when it is the same thing again. Pure.
+"""Composes Kubernetes events of quickthaw, and finds whether an event repeats another. Pure.
 
 Source: the Kubernetes API reference, Event v1 core, and its validation: reason at most 128
-characters in CamelCase, message at most 1,024, names those of a DNS subdomain.
+characters in CamelCase, message at most 1,024, names as of a DNS subdomain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PODS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened to a pod. container: its name, or empty for all of the pod."""
+    """An event of a pod. container: its name, or empty when the event is about the whole pod."""
 
     namespace: str
     pod: str
@@ -35,7 +35,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An event that the API server has. first: unix time of the first of `count`."""
+    """An event that the API server has. first: unix time of the first of `count` occurrences."""
 
     name: str
     first: float
@@ -43,7 +43,7 @@ class Known:
 
 
 def shortened(text: str, most_bytes: int) -> str:
-    """At most so many bytes of UTF-8, with an ellipsis where something was left out."""
+    """Returns at most `most_bytes` bytes of UTF-8, with an ellipsis when the text was cut."""
     raw = text.encode(errors="replace")
     if len(raw) <= most_bytes:
         return raw.decode()
@@ -51,18 +51,18 @@ def shortened(text: str, most_bytes: int) -> str:
 
 
 def camel(reason: str) -> str:
-    """A reason of our own as Kubernetes wants them: `no-such snapshot` is NoSuchSnapshot."""
+    """Returns a reason in the form of Kubernetes: `no-such snapshot` becomes NoSuchSnapshot."""
     words = "".join(char if char.isascii() and char.isalnum() else " " for char in reason).split()
     return "".join(word[0].upper() + word[1:] for word in words)[:_REASON_CHARS] or "Unknown"
 
 
 def stamp(at: float) -> str:
-    """Unix time as the API writes it."""
+    """Returns a unix time in the form of the API."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 def body(event: Event, known: Known, node: str, at: float) -> dict[str, Any]:
-    """The object for POST."""
+    """Returns the body of a POST, which creates the event."""
     involved = {
         "apiVersion": "v1", "kind": "Pod", "namespace": event.namespace, "name": event.pod,
         "uid": event.uid,
@@ -81,7 +81,7 @@ def body(event: Event, known: Known, node: str, at: float) -> dict[str, Any]:
 
 
 def patch(event: Event, known: Known, at: float) -> dict[str, Any]:
-    """What PATCH changes of an event that is there."""
+    """Returns the body of a PATCH, which updates an event that the server has."""
     return {
         "count": known.count, "lastTimestamp": stamp(at),
         "message": shortened(event.message, MESSAGE_BYTES),
@@ -89,48 +89,48 @@ def patch(event: Event, known: Known, at: float) -> dict[str, Any]:
 
 
 def name_of(event: Event, at: float) -> str:
-    """A name that no other event of the pod has, like those of Kubernetes' own components."""
+    """Returns a name that no other event of the pod has, formed as by Kubernetes itself."""
     ending = f".{int(at * 1e9):x}"
     return event.pod[: _NAME_CHARS - len(ending)].rstrip(".-") + ending
 
 
 class Memory:
-    """Which events the server has, so that the same again is a count and not one more."""
+    """Remembers the events that the server has, so that a repeated event raises a count."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, ...], Known] = OrderedDict()
 
     def again(self, event: Event) -> Known | None:
-        """The event that is there already, with one more counted."""
+        """Returns the event that the server has already, with a raised count; None without one."""
         known = self._known.get(_same(event))
         return Known(known.name, known.first, known.count + 1) if known else None
 
     def remember(self, event: Event, known: Known) -> None:
-        """The server took it."""
+        """Remember that the server has accepted an event."""
         self._known[_same(event)] = known
         self._known.move_to_end(_same(event))
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
 
     def forget(self, event: Event) -> None:
-        """The server has it no more: it keeps events for an hour."""
+        """Forget an event that the server has no longer: it keeps events for an hour."""
         self._known.pop(_same(event), None)
 
 
 def _same(event: Event) -> tuple[str, ...]:
-    """Messages have ids and times in them: the same reason for the same container is the same."""
+    """Returns a key for equal events, without the message, which contains ids and times."""
     return event.namespace, event.pod, event.uid, event.container, event.kind, event.reason
 
 
 class Rate:
-    """A bucket of tokens for each pod: `burst` at once, then one each `refill_s`."""
+    """Limits events by a token bucket per pod: `burst` at once, then a token each `refill_s`."""
 
     def __init__(self, *, burst: int = 10, refill_s: float = 60.0) -> None:
         self._burst, self._refill_s = burst, refill_s
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allows(self, pod: str, now: float) -> bool:
-        """Take a token for this pod if there is one. now: of a monotonic clock."""
+        """Take a token for this pod; False when there is none. now: of a monotonic clock."""
         tokens, since = self._left.get(pod, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - since) / self._refill_s)
         allowed = tokens >= 1

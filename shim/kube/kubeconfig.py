@@ -1,8 +1,8 @@
-"""A kubeconfig reduced to what one HTTPS request needs. Strict where a mistake would be unsafe.
+"""Reads from a kubeconfig what an HTTPS request needs. Strict where a mistake would be unsafe.
 
 Source: the Kubernetes documentation, "Organizing Cluster Access Using kubeconfig Files", and
-client-go's clientcmd/api/v1 types. Plug-ins that run programs are not supported: a root daemon
-does not execute what a file names.
+client-go's clientcmd/api/v1 types. Plug-ins that run programs are not supported: a root daemon does
+not execute programs that a file names.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 1 << 20
 _MAX_BRACKETS = 1000
-"""The reader's time grows with the square of how deep they are nested: 0.2 s for these."""
+"""The YAML reader's time grows with the square of the nesting: 0.2 s for this many brackets."""
 _REFUSED_USER = ("exec", "auth-provider", "username", "password", "as", "as-uid", "as-groups",
                  "as-user-extra")  # fmt: skip
 _REFUSED_CLUSTER = ("proxy-url",)
 
 
 class BadKubeconfig(ValueError):
-    """It cannot be used. The message says why, in the file's own words."""
+    """The kubeconfig cannot be used. The message names the file's own keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where the API server is and how to be somebody there.
+    """The address of the API server, and the credentials for it.
 
-    path: of the server's URL, without a slash at its end. token: empty without one.
+    path: of the server's URL, without a slash at its end. token: empty without a token.
     """
 
     host: str
@@ -50,9 +50,9 @@ class Access:
 
 
 def load(path: str) -> Access:
-    """Read a kubeconfig and what it names. Raises BadKubeconfig, OSError.
+    """Read a kubeconfig and the files that it names. Raises BadKubeconfig, OSError.
 
-    Read it again for each connection: certificates and tokens are rotated.
+    Read the kubeconfig again for each connection: certificates and tokens are rotated.
     """
     with open(path, "rb") as file:
         found = _parsed(file.read(_MAX_BYTES))
@@ -61,7 +61,7 @@ def load(path: str) -> Access:
     user = _named(found, "users", "user", _text(context, "user"))
     _refuse("user", user, _REFUSED_USER)
     _refuse("cluster", cluster, _REFUSED_CLUSTER)
-    beside = Path(path).parent  # relative names in the file are meant from where it is
+    beside = Path(path).parent  # relative names in the file start from its directory
     server = _server(_text(cluster, "server"))
     name = _text(cluster, "tls-server-name", "") or str(server.hostname)
     prefix = server.path.rstrip("/")
@@ -73,13 +73,13 @@ def load(path: str) -> Access:
 
 def _parsed(data: bytes) -> dict[str, Any]:
     if data.count(b"[") + data.count(b"{") > _MAX_BRACKETS:
-        raise BadKubeconfig(f"it has more than {_MAX_BRACKETS} lists and objects in brackets")
+        raise BadKubeconfig(f"more than {_MAX_BRACKETS} lists and objects in brackets")
     try:
         found = yaml.safe_load(data)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise BadKubeconfig(f"it is no YAML: {error}") from error
+        raise BadKubeconfig(f"not YAML: {error}") from error
     if not isinstance(found, dict):
-        raise BadKubeconfig("it is no object")
+        raise BadKubeconfig("not a YAML mapping")
     return found
 
 
@@ -95,7 +95,7 @@ def _named(found: Mapping[str, Any], many: str, one: str, name: str) -> dict[str
 def _text(found: Mapping[str, Any], key: str, default: str | None = None) -> str:
     value = found.get(key, default)
     if value is None or not isinstance(value, str) or (default is None and not value):
-        raise BadKubeconfig(f"{key} is missing or no text")
+        raise BadKubeconfig(f"{key} is missing or not a string")
     return value
 
 
@@ -119,13 +119,13 @@ def _server(url: str) -> urllib.parse.SplitResult:
 
 
 def _token(user: Mapping[str, Any], beside: Path) -> str:
-    # As in client-go, the file counts more: it is the one that is rotated.
+    # As in client-go, tokenFile wins over token: the file is rotated.
     if name := _text(user, "tokenFile", ""):
         token = (beside / name).read_text(encoding="ascii", errors="replace").strip()
     else:
         token = _text(user, "token", "")
     if any(not "!" <= char <= "~" for char in token):
-        raise BadKubeconfig("the token has characters that no header can have")
+        raise BadKubeconfig("the token has characters that an HTTP header cannot have")
     return token
 
 
@@ -155,12 +155,12 @@ def _tls(cluster: Mapping[str, Any], user: Mapping[str, Any], beside: Path) -> s
 
 
 def _no_password() -> str:
-    """Instead of a question at a terminal that nobody reads."""
+    """Refuse a key with a password, instead of a question at a terminal."""
     raise BadKubeconfig("the client key has a password")
 
 
 def _data(found: Mapping[str, Any], key: str, beside: Path) -> bytes:
-    """What is in the file, `KEY-data`, or in the file that `KEY` names; empty without either."""
+    """Returns the content of `KEY-data`, or of the file that `KEY` names; empty without either."""
     if encoded := _text(found, f"{key}-data", ""):
         try:
             return base64.b64decode(encoded, validate=True)
@@ -172,7 +172,7 @@ def _data(found: Mapping[str, Any], key: str, beside: Path) -> bytes:
 
 @contextlib.contextmanager
 def _as_file(data: bytes) -> Iterator[str]:
-    """A name for `data`, which stays in memory: a private key is written to no disk."""
+    """Yields a path for `data`, which stays in memory: a private key is written to no disk."""
     fd = os.memfd_create("quickthaw", os.MFD_CLOEXEC)
     try:
         os.write(fd, data)

@@ -1,7 +1,7 @@
-"""Sends events to the API server from a thread of its own. Nothing ever waits for it.
+"""Sends events to the API server from a thread of its own. Nothing ever waits for the sender.
 
-What cannot be sent is counted and told in the journal, at most every few minutes; a pod starts
-just the same. The queue has a bound: what does not fit into it is dropped.
+An event that cannot be sent is counted and logged, at most every few minutes; pods start all the
+same. The queue is bounded: events beyond its size are dropped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("quickthawd")
 
 SENT, DROPPED, FAILED = "sent", "dropped", "failed"
-"""What became of an event. DROPPED: too many of them. FAILED: the server did not take it."""
+"""The fate of an event. DROPPED: beyond the rate or the queue. FAILED: the server refused it."""
 
 _QUEUE: Final = 256
 _REQUEST_S: Final = 10.0
@@ -53,12 +53,12 @@ class Refused(Exception):
 
     @property
     def passes(self) -> bool:
-        """Whether the same request may be taken a moment later."""
+        """Whether the server may accept the same request a moment later."""
         return self.status == _TOO_MANY or self.status >= _SERVER_ERROR
 
 
 class Sender:
-    """path: of the kubeconfig. counted: is told SENT, DROPPED or FAILED for each event."""
+    """Sends queued events. path: of the kubeconfig. counted: gets SENT, DROPPED or FAILED."""
 
     def __init__(
         self, path: str, counted: Callable[[str], None], *, node: str, wait_s: float = _WAIT_S
@@ -73,7 +73,10 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="kubernetes events", daemon=True)
 
     def start(self) -> None:
-        """Say at once when the kubeconfig cannot be used; it is read again for each connection."""
+        """Log at once when the kubeconfig cannot be used, and start the thread.
+
+        The kubeconfig is read again for each connection.
+        """
         try:
             load(self._path)
         except (BadKubeconfig, OSError) as error:
@@ -81,14 +84,14 @@ class Sender:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send what is queued, for a moment, and end."""
+        """Send the queued events, for a moment, and end."""
         self._stop.set()
         with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(None)  # to wake it; with a full queue it is awake
+            self._queue.put_nowait(None)  # wakes the thread; with a full queue it is awake
         self._thread.join(_STOP_S)
 
     def send(self, event: Event) -> None:
-        """Take the event, or drop it. Never blocks and never raises."""
+        """Queue the event, or drop it. Never blocks and never raises."""
         if not event.namespace or not event.pod:
             return
         key = event.uid or f"{event.namespace}/{event.pod}"
@@ -112,7 +115,7 @@ class Sender:
         self._disconnect()
 
     def _deliver(self, event: Event) -> None:
-        """One event, with a few tries. Never raises: the thread must live."""
+        """Send an event, with a few retries. Never raises: the thread must live."""
         why: Exception | None = None
         for number in range(_TRIES):
             if number:
@@ -141,7 +144,7 @@ class Sender:
         if time.monotonic() - self._told_at < _TELL_EVERY_S:
             return
         log.warning(
-            "cannot tell Kubernetes (%s): %s; %d events lost. Pods are not affected.",
+            "cannot send Kubernetes events (%s): %s; %d events lost. Pods are not affected.",
             self._path, why, self._lost,
         )  # fmt: skip
         self._told_at, self._lost = time.monotonic(), 0
@@ -167,7 +170,7 @@ class Sender:
         self._memory.remember(event, known)
 
     def _request(self, method: str, target: str, content: dict[str, Any], kind: str) -> None:
-        """One request on the connection that there is, or a new one. Raises Refused, OSError."""
+        """Make a request on the open connection, or on a new one. Raises Refused, OSError."""
         access, connection = self._connected()
         headers = {
             "Content-Type": kind, "Accept": "application/json",
@@ -179,9 +182,9 @@ class Sender:
         answer = connection.getresponse()
         said = answer.read(_MAX_ANSWER)
         if answer.read(1) or answer.will_close:
-            self._disconnect()  # more than anybody should say, or the server's wish
+            self._disconnect()  # an answer beyond the limit, or the server asks to close
         if not 200 <= answer.status < 300:
-            self._disconnect()  # with what is rotated meanwhile the next one may go well
+            self._disconnect()  # the next connection reads rotated credentials
             raise Refused(answer.status, _message(said))
 
     def _connected(self) -> tuple[Access, http.client.HTTPSConnection]:
@@ -197,7 +200,7 @@ class Sender:
 
 
 class _Connection(http.client.HTTPSConnection):
-    """HTTPS whose server may be certified under another name than it is reached by."""
+    """HTTPS to a server whose certificate may be for another name than the host of the URL."""
 
     def __init__(self, access: Access) -> None:
         super().__init__(access.host, access.port, timeout=_REQUEST_S, context=access.tls)
@@ -214,7 +217,7 @@ class _Connection(http.client.HTTPSConnection):
 
 
 def _message(said: bytes) -> str:
-    """What the server says is wrong: a Status object, or whatever came."""
+    """Returns the server's error message: of a Status object, or the start of the answer."""
     try:
         found = jsontext.parse(said)
         text = str(found["message"])

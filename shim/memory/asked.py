@@ -1,8 +1,8 @@
-"""How CRIU asks for the content of shared memory, and is answered: by fifos in its images. Lean.
+"""Answers CRIU's requests for the content of shared memory, through fifos in its images. Lean.
 
-See `shim.memory.shared`. A fifo has an end of ours before CRIU is started, so that opening it does
-not make CRIU wait, and reading does; inotify tells us which one it has opened. When no end is left
-CRIU reads the end of the image.
+See `shim.memory.shared`. We open both ends of each fifo before CRIU starts, so that CRIU does not
+wait when it opens a fifo, but does wait when it reads. inotify tells us which fifo CRIU has opened.
+When the last writing end is closed, CRIU reads the end of the image.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ class NotFilled(Exception):
 
 
 class Asked:
-    """The fifos in `view` with the names of `answers`, which is what CRIU is to read from each.
+    """Holds the fifos in `view`. answers: for each fifo's name, the bytes for CRIU to read.
 
-    Make it before CRIU is started. Raises OSError.
+    Create it before CRIU starts. Raises OSError.
     """
 
     def __init__(self, container: str, view: str, answers: Mapping[str, bytes]) -> None:
         self._container, self._answers = container, answers
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fifos = {image: os.open(f"{view}/{image}", flags) for image in answers}
-        # After our own opening, which so is not told.
+        # After our own openings, so that inotify does not report them.
         self._openings = Openings(f"{view}/{image}" for image in answers) if answers else None
         self._last = 0
 
     def filenos(self) -> list[int]:
-        """Its descriptors."""
+        """Returns the descriptors of the fifos and of inotify."""
         return [*self._fifos.values(), *([self._openings.fileno()] if self._openings else [])]
 
     def close(self) -> None:
-        """Close our ends, here. Idempotent."""
+        """Close our descriptors in this process. Idempotent."""
         for fd in self._fifos.values():
             os.close(fd)
         self._fifos = {}
@@ -55,15 +55,15 @@ class Asked:
             self._openings = None
 
     def wait(self) -> list[str]:
-        """Wait until CRIU asks for something; the images, in order."""
+        """Wait until CRIU opens fifos. Returns the images' names, in the order of the openings."""
         assert self._openings is not None  # noqa: S101 - whoever waits has not closed it
         select.select([self._openings], [], [])
         return [os.path.basename(path) for path in self._openings.opened()]
 
     def asking(self, image: str) -> int:
-        """The process of the container that has opened the fifo. Raises NotFilled.
+        """Returns the pid of the container's process that has opened the fifo. Raises NotFilled.
 
-        It is told of before the process has the descriptor.
+        inotify reports an opening before the process has the descriptor: hence the polling.
         """
         wanted = os.fstat(self._fifos[image])
         until = time.monotonic() + _SEEN_WITHIN_S
@@ -75,10 +75,10 @@ class Asked:
                     self._last = pid
                     return pid
             time.sleep(_POLL_S)
-        raise NotFilled(f"no process of the container has {image} open")
+        raise NotFilled(f"no process of the container opened {image} within {_SEEN_WITHIN_S:.0f} s")
 
     def answer(self, image: str) -> None:
-        """Let CRIU go on. Raises OSError."""
+        """Write the answer for an image, so that CRIU goes on. Raises OSError."""
         fd = self._fifos.pop(image)
         os.write(fd, self._answers[image])
         os.close(fd)

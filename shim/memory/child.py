@@ -1,4 +1,4 @@
-"""A fork that does one thing for a page server, and a socket between the two. Lean."""
+"""Starts forks that do one thing for a page server, with a socket to it. Lean."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def started(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
-    """Have `serve` run in a fork, in a session of its own; its pid, and our end of the socket.
+    """Run `serve` in a fork, in its own session. Returns the fork's pid, and our end of a socket.
 
-    serve: is given the other end. The fork ends when it returns or raises: nothing of the
-    caller's runs on in it. For a process without threads. Raises OSError.
+    serve: is given the other end. The fork exits when `serve` returns or raises: no code of the
+    caller runs on in the fork. Call it in a process without threads. Raises OSError.
     """
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()

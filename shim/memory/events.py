@@ -1,8 +1,8 @@
-"""What follows from the events of an address space: what is still to be filled, and where. Pure.
+"""Applies userfaultfd events to the ranges that are still missing in an address space. Pure.
 
 All events that are under way at the same time are read before any is applied (see
-`shim.memory.space`), because the order in which they are told is not always that in which they
-happened: `shim.memory.order` finds it, for each group of events that are about the same memory.
+`shim.memory.space`), because the kernel may report events in another order than the order in which
+they happened: `shim.memory.order` finds the order, for each group of events about the same memory.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ def settle(
     events: Sequence[Message], missing: Extents, areas: Extents,
     is_registered: Callable[[int, int], bool], child_has: Callable[[int, int], bool | None],
 ) -> list[tuple[int, Extents, Extents]]:  # fmt: skip
-    """Take all events into account, in the order in which they were read.
+    """Apply all events to `missing` and `areas`. events: in the order in which they were read.
 
-    areas: what is registered, as far as is known: an area that grows does not tell. is_registered:
-    whether all between two addresses is, as one area, now that all has happened. What it raises is
-    passed on; `missing` and `areas` are as before then. child_has: whether the child of a
-    descriptor has an address registered; None when it cannot be told any more. Returns for each
-    fork the descriptor, and both as the child has them.
+    areas: the registered ranges as far as we know; the kernel reports no event when an area grows.
+    is_registered: whether all between two addresses is registered now, as a single area, after all
+    events. child_has: whether the child behind a descriptor has an address registered; None when
+    that can no longer be found out. Returns for each fork the descriptor, and the child's `missing`
+    and `areas`. An exception of `is_registered` passes through, and `missing` and `areas` are
+    unchanged then.
     """
     if not any(event.kind in (REMAP, FORK) for event in events):
         unmapped = [event for event in events if event.kind == UNMAP]
@@ -56,7 +57,8 @@ def settle(
     children = []
     for fd in (event.start for event in events if event.kind == FORK):
         its = missing.copy(), areas.copy()
-        # How far it has grown in the child is found when it matters: it lies behind this page.
+        # A later call finds how far the area has grown in the child: the rest lies behind this
+        # page.
         its[1].put((start, start + PAGE, 0) for start, _, _ in grown if child_has(fd, start))
         for group in groups:
             group.put(group.forks[fd], *its)
@@ -68,9 +70,10 @@ def settle(
 
 
 class _Group:
-    """Events about the same memory. now, forks: what there is after them, and in each child.
+    """Orders events about the same memory. now, forks: the memory after them, and each child's.
 
-    ranges: what they are about. bounds: where what one of them is about begins or ends.
+    ranges: the addresses that the events are about. bounds: where the range of an event begins or
+    ends.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class _Group:
         self._correct()
 
     def put(self, memory: Memory, missing: Extents, areas: Extents) -> None:
-        """Add what there is in these ranges."""
+        """Add the content of these ranges to `missing`, and the ranges to `areas`."""
         for start, end, origin in memory.origins():
             areas.put([(start, end, 0)])
             if origin < ZEROS:
@@ -101,13 +104,14 @@ class _Group:
                     missing.put([(begin + shift, until + shift, offset)])
 
     def _starts(self, origin: Sequence[Extent]) -> list[int]:
-        """Addresses at which something begins that events are about."""
+        """Returns the addresses in these ranges at which an event's range or an extent begins."""
         found = {*self.bounds, *(each for start, end, _ in origin for each in (start, end))}
         return sorted(each for each in found if any(s <= each < e for s, e in self.ranges))
 
     def _surprises(self, memory: Memory) -> int:
-        """At how many places something is registered that was not told of, and did not just grow.
-        Too many where something is not that should be.
+        """Counts places that are registered although no event says so and no area grew there.
+
+        Returns IMPOSSIBLE when a place is not registered that must be.
         """
         count = 0
         for at in self._starts(memory.origins()):
@@ -123,7 +127,7 @@ class _Group:
         return self._seen[address]
 
     def _correct(self) -> None:
-        """What is registered is certain: also where something has grown, or no order was found."""
+        """Correct `now` by the kernel's answers, where an area has grown or no order was found."""
         starts = self._starts(self.now.origins())
         for at, until in zip(starts, [*starts, _NEVER][1:], strict=True):
             end = min(until, next(end for start, end in self.ranges if start <= at < end))
@@ -135,7 +139,7 @@ class _Group:
 
 
 def _groups(events: Sequence[Message]) -> list[list[Message]]:
-    """Events that have no memory in common are independent. A fork is about all memory."""
+    """Groups events so that two groups have no memory in common. A fork belongs to every group."""
     starts = [start for start, _ in _united(events)]
     same_as = list(range(len(starts)))
 
@@ -156,7 +160,7 @@ def _groups(events: Sequence[Message]) -> list[list[Message]]:
 
 
 def _united(events: Iterable[Message]) -> list[tuple[int, int]]:
-    """What events are about, in ranges that have nothing in common and do not touch."""
+    """Returns the ranges of all events, disjoint, with neighbours that touch joined."""
     found: list[tuple[int, int]] = []
     for start, end in sorted(each for event in events for each in spans(event)):
         if found and start <= found[-1][1]:
@@ -169,7 +173,7 @@ def _united(events: Iterable[Message]) -> list[tuple[int, int]]:
 def _grown(
     end: int, areas: Extents, is_registered: Callable[[int, int], bool]
 ) -> list[Extent]:  # fmt: skip
-    """What lies behind the end of a range and is registered, though nobody has told of it."""
+    """Returns the registered range directly behind `end` that no event has reported."""
     size, step, is_longer = 0, 0 if areas.within(end, end + PAGE) else PAGE, True
     while PAGE <= step < _NEVER:
         if is_registered(end, end + size + step):
@@ -182,8 +186,9 @@ def _grown(
 def _grown_below(
     events: Sequence[Message], areas: Extents, is_registered: Callable[[int, int], bool]
 ) -> list[Extent]:  # fmt: skip
-    """The pages directly before events that are registered, though nobody has told of them. So what
-    an event is about can be the middle of what has grown.
+    """Returns the registered pages directly before events that no event has reported.
+
+    So the range of an event can be the middle of an area that has grown.
     """
     ranges = Extents((start, end, 0) for start, end in _united(events))
     found = []
@@ -196,7 +201,7 @@ def _grown_below(
 
 
 def spans(event: Message) -> Iterable[tuple[int, int]]:
-    """What an event is about, each from its first address to the one behind its last."""
+    """Returns the ranges of an event, each as the first address and the address behind."""
     if event.kind != FORK:
         yield event.start, event.end
     if event.kind == REMAP:

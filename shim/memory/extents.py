@@ -1,6 +1,6 @@
-"""What is still to be filled of an address space: ranges of addresses and where their content is.
+"""Keeps the ranges of an address space that are missing, and their content's places. Pure.
 
-Pure. Ranges are whole pages. A page that is in no extent has no content: it reads as zeros.
+Ranges are whole pages. A page in no extent has no content: it reads as zeros.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BEHIND_ALL = (1 << 64,)
 
 
 def joined(extents: Iterable[Extent]) -> list[Extent]:
-    """The same, in order, with neighbours whose content follows each other, too, made one."""
+    """Returns the extents in order; neighbours whose content is contiguous, too, are joined."""
     found: list[Extent] = []
     for start, end, offset in extents:
         if found:
@@ -31,7 +31,7 @@ def joined(extents: Iterable[Extent]) -> list[Extent]:
 
 
 class Extents:
-    """Disjoint extents in the order of their addresses."""
+    """Holds disjoint extents in the order of their addresses."""
 
     __slots__ = ("_all",)
 
@@ -45,18 +45,18 @@ class Extents:
         return len(self._all)
 
     def copy(self) -> Extents:
-        """Another one with the same content."""
+        """Returns a copy that changes independently."""
         other = Extents()
         other._all = self._all.copy()
         return other
 
     def within(self, start: int, end: int) -> list[Extent]:
-        """What there is between two addresses."""
+        """Returns the extents between two addresses, clipped to them."""
         first, last = self._reach(start, end)
         return [_clipped(each, start, end) for each in self._all[first:last]]
 
     def take(self, start: int, end: int) -> list[Extent]:
-        """Remove and return what there is between two addresses."""
+        """Remove the extents between two addresses, and return them, clipped."""
         first, last = self._reach(start, end)
         found = self._all[first:last]
         if found:
@@ -65,9 +65,7 @@ class Extents:
         return [_clipped(each, start, end) for each in found]
 
     def take_next(self, address: int, size: int) -> Extent | None:
-        """Remove and return part of one extent: the first from `address` on, up to a multiple of
-        `size`.
-        """
+        """Remove part of an extent: the first from `address` on, up to a multiple of `size`."""
         first, _ = self._reach(address, 1 << 64)
         if first == len(self._all):
             return None
@@ -76,14 +74,14 @@ class Extents:
         return found
 
     def put(self, extents: Iterable[Extent]) -> None:
-        """Add extents; they replace what is there."""
+        """Add extents, which replace the extents at their addresses."""
         for start, end, offset in extents:
             self.take(start, end)
             at = bisect_left(self._all, (start,))
             self._all.insert(at, (start, end, offset))
 
     def _reach(self, start: int, end: int) -> tuple[int, int]:
-        """The positions of the extents that have something between two addresses."""
+        """Returns the slice of the extents that have a page between two addresses."""
         if start >= end:
             return 0, 0
         first = bisect_right(self._all, (start, *_BEHIND_ALL)) - 1

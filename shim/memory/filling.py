@@ -1,12 +1,12 @@
-"""The threads that fill memory which nobody has asked for yet.
+"""Fills, in threads, the memory that no process has asked for yet.
 
-One begins while CRIU restores, which keeps one processor busy: it makes page tables for the content
-and fills what is asked for first, as soon as CRIU has an area ready for it. All fill the rest when
-the processes run.
+A single thread begins while CRIU restores, because CRIU keeps one processor busy: the thread makes
+page tables for the content, and fills the working set as soon as CRIU has an area ready. When the
+processes run, all threads fill the rest.
 
-They copy side by side. Whoever reads what the kernel tells about an address space must `hold` them
-first: no copy is under way then, and what each thread had taken is filled or put back. They work
-at a low priority: the workload goes first, and a fault goes before everything.
+The threads copy side by side. To read the events of an address space, `hold` the threads first:
+then no copy is under way, and each thread has filled or put back the extent that it had taken. The
+threads run at a low priority: the workload comes first, and a page fault before everything.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ if TYPE_CHECKING:
     from shim.memory.space import Space
 
 PIECE_BYTES = 2 << 20
-"""Copied at once. A fault waits for a copy that is under way: half a millisecond."""
+"""Copied at once. A page fault waits for a copy that is under way: half a millisecond."""
 ASKED_BYTES = 256 << 10
-"""The same while faults come: many small copies take longer, and nobody waits for one of them."""
+"""The same while page faults come: small copies take longer in all, but a fault waits less."""
 NICE = 10
 THREADS = min(4, os.cpu_count() or 1)
 _LOOK_S = 0.001
 _LOOKS = 16
-"""At so many places for an area that is ready, before something else is done."""
+"""The number of places where we look for a ready area before we do something else."""
 _CHANGING_S = 0.0005
 _REFUSED_S = 0.05
 _NO_MEMORY_S = 10.0
-"""How long pages may be refused by the kernel, as at the container's memory limit."""
+"""How long the kernel may refuse pages, as at the container's memory limit."""
 
 
 class Stuck(Exception):
-    """Memory could not be filled for too long."""
+    """The kernel refused pages for too long."""
 
 
 class Filling:
-    """spaces: see `add`. error: what ended a thread."""
+    """Runs the threads. spaces: see `add`. error: the exception that ended a thread."""
 
     def __init__(self, threads: int = THREADS) -> None:
         self.error: Exception | None = None
         self.told_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Readable when there is nothing to do any more, or an error."""
+        """Readable when all is filled, or when a thread has failed."""
         self.spaces: list[Space] = []
         self._by_pid: dict[int, Space] = {}
         self._first: deque[tuple[int, int, int]] = deque()
@@ -73,10 +73,10 @@ class Filling:
     def begin(
         self, first: Iterable[tuple[int, int, int]], ahead: Iterable[tuple[Payload, int, int]]
     ) -> None:
-        """Begin on one thread, while CRIU restores.
+        """Start the first thread, while CRIU restores.
 
-        first: pid, first address and end of what is filled before all else, in about this order.
-        ahead: payload, offset and size of what is needed soon.
+        first: pid, first address and end of each range that is filled before all else, in about
+        this order. ahead: payload, offset and size of content that is needed soon.
         """
         self._first, self._ahead = deque(first), iter(ahead)
         self._open.set()
@@ -84,20 +84,20 @@ class Filling:
         self._threads[0].start()
 
     def start(self) -> None:
-        """All areas are ready and the processes are about to run: fill everything."""
+        """Fill everything: all areas are ready and the processes are about to run."""
         self._is_early = False
         for thread in self._threads[1:]:
             thread.start()
 
     def add(self, space: Space) -> None:
-        """Fill this one, too. In a `hold`."""
+        """Fill this space, too. Call it in a `hold`."""
         self.spaces.append(space)
         if space.pid:
             self._by_pid[space.pid] = space
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Nothing is copied by a thread in the `with`."""
+        """No thread copies within the `with`."""
         self._held = True
         self._open.clear()
         for lock in self._locks:
@@ -112,7 +112,7 @@ class Filling:
             self._work.set()
 
     def asked(self) -> None:
-        """A fault was served, and others may follow: be short."""
+        """Record that a page fault was served: others may follow, so copies are kept short."""
         self._bursts.asked(time.monotonic())
 
     def stop(self) -> None:
@@ -143,16 +143,17 @@ class Filling:
             if pause_s:
                 time.sleep(pause_s)
             elif self._is_asked():
-                # Whoever has just woken would wait for the next tick, however nice we are.
+                # A process that has just woken would wait for the next tick, however high our nice
+                # value.
                 os.sched_yield()
 
     def _stands_aside(self, lock: threading.Lock) -> bool:
-        """What is asked for first spares faults: nobody waits before that is there."""
+        """Whether this thread must pause. The working set never pauses: it prevents page faults."""
         goes_on = lock is self._locks[0]
         return not self._first and self._bursts.stands_aside(time.monotonic(), goes_on=goes_on)
 
     def _step(self) -> float:
-        """Do one piece of work. Returns how long to wait before the next one."""
+        """Do a piece of work. Returns the seconds to wait before the next piece."""
         is_early = self._is_early
         with self._mutex:
             found = self._next_ready() if is_early else self._next()
@@ -186,11 +187,13 @@ class Filling:
         return pause_s if rest else 0.0
 
     def refused(self, error: OSError) -> None:
-        """The kernel did not take a page. Raises Stuck when that goes on for too long."""
+        """Note that the kernel refused a page. Raises Stuck when this goes on for too long."""
         now = time.monotonic()
         self._refused_since = self._refused_since or now
         if now - self._refused_since > _NO_MEMORY_S:
-            raise Stuck(f"the kernel does not take a page: {error.strerror}") from error
+            raise Stuck(
+                f"the kernel refused pages for {_NO_MEMORY_S:.0f} s: {error.strerror}"
+            ) from error
 
     def _is_asked(self) -> bool:
         return not self._first and self._bursts.is_lately(time.monotonic())
@@ -206,7 +209,10 @@ class Filling:
         return None
 
     def _next_ready(self) -> tuple[Space, Extent] | None:
-        """CRIU moves one area after the other to its place and registers it there."""
+        """Returns the next range of the working set that lies in an area which CRIU has made ready.
+
+        CRIU moves an area to its place and registers it there, area by area.
+        """
         for _ in range(min(_LOOKS, len(self._first)) if self.spaces else 0):
             pid, start, end = self._first[0]
             space = self._by_pid.get(pid)

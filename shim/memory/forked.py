@@ -1,9 +1,10 @@
-"""What a child had registered at the moment of its fork: it tells where the fork belongs among
-changes of its parent that were told at about the same time.
+"""Finds which addresses a child had registered at the moment of its fork.
 
-The child runs as soon as its fork was read. So it is asked at once, about all that its parent is
-known to have: what it will be about is told later. What it has changed before it was asked is
-read, until it stands still for the question; elsewhere it has what it had.
+The answer tells where the fork belongs among changes of its parent that were reported at about the
+same time. The child runs as soon as its fork event was read. So we ask at once about all areas that
+its parent is known to have, because the addresses that matter are reported later. Changes that the
+child made before we asked are read, until the child stands still for the question; at other
+addresses the child has what it had at its fork.
 """
 
 from __future__ import annotations
@@ -24,31 +25,31 @@ if TYPE_CHECKING:
     from shim.memory.extents import Extent
 
 _MOST_AREAS = 1000
-"""Asked about: a millisecond or two."""
+"""Areas that we ask about: takes a millisecond or two."""
 _PATIENCE_S = 0.2
-"""A child may have lost its processor in the middle of a change, for several time slices of others.
-It is waited for so long, and for all that were forked together: faults wait, too."""
+"""How long we wait for all children that were forked together; page faults wait meanwhile, too. A
+child may have lost its processor in the middle of a change, for several time slices of others."""
 _PAUSE_S = 0.0001
 
 
 class Patience:
-    """With children that do not stand still: over some time after it was asked for first."""
+    """How long we wait for children that do not stand still, counted from the first question."""
 
     def __init__(self) -> None:
         self._until = 0.0
 
     @property
     def is_over(self) -> bool:
-        """Whether what is not known by now is not to be waited for."""
+        """Whether the time is over: do not wait for the answers that are still missing."""
         now = time.monotonic()
         self._until = self._until or now + _PATIENCE_S
         return now > self._until
 
 
 class Forked:
-    """A child. fd: its descriptor, which somebody else owns.
+    """Asks a child about its registered addresses. fd: its userfaultfd, which the caller owns.
 
-    told: what was read from it, turn by turn, to be taken into account before anything else is.
+    told: the events read from the child, turn by turn, which must be applied before all others.
     """
 
     def __init__(self, fd: int, patience: Patience) -> None:
@@ -58,13 +59,13 @@ class Forked:
         self._whole = Extents()
 
     def look_at(self, addresses: Iterable[int]) -> None:
-        """Ask about these now, as long as it stands still. Raises OSError."""
+        """Ask about these addresses now, as long as the child stands still. Raises OSError."""
         with contextlib.suppress(Changing, Gone):
             for address in addresses:
                 self._look(address)
 
     def look_at_areas(self, areas: Iterable[Extent]) -> None:
-        """The same about areas that it may have, before anything else was read from it."""
+        """Ask about areas of the child, before any event was read from it. Raises OSError."""
         whole = []
         with contextlib.suppress(Changing, Gone):
             for start, end, _ in areas:
@@ -75,8 +76,9 @@ class Forked:
         self._whole = Extents(whole)
 
     def had(self, address: int) -> bool | None:
-        """Whether it had an address registered; None when that cannot be told any more. It is
-        waited for when that is not known. Raises OSError.
+        """Whether the child had an address registered; None when that can no longer be found out.
+
+        Waits for the child as long as the answer is open. Raises OSError.
         """
         while not self._is_known(address):
             try:
@@ -97,13 +99,14 @@ class Forked:
         if not changes:
             self._known[address] = userfault.is_registered(self.fd, address)
             return
-        # What it moves away or empties was there. What it unmaps need not have been.
+        # A range that the child moves or empties was there. A range that it unmaps need not have
+        # been.
         first = changes[0]
         is_sure = first.kind in (REMAP, REMOVE) and first.start <= address < first.end
         self._known[address] = True if len(changes) == 1 and is_sure else None
 
     def _go_on(self, address: int) -> None:
-        """Let it make the change that it waits with."""
+        """Let the child finish the change under way, by reading its event."""
         if self._patience.is_over:
             self._known[address] = None
         elif found := userfault.messages(self.fd):
@@ -113,16 +116,14 @@ class Forked:
 
 
 class Children:
-    """Those whose forks are told of together."""
+    """Asks the children whose forks were reported together."""
 
     def __init__(self) -> None:
         self._all: dict[int, Forked] = {}
         self._patience = Patience()
 
     def look_at(self, events: Sequence[Message], areas: Extents) -> None:
-        """Ask those that events tell of about all places that events are about; new ones about
-        areas, too.
-        """
+        """Ask the children about all addresses of the events; new children about areas, too."""
         places = dict.fromkeys(place for event in events for place in _places(event))
         for child in self._all.values():
             child.look_at(places)
@@ -133,11 +134,11 @@ class Children:
                 self._all[fd].look_at_areas(list(areas)[:_MOST_AREAS])
 
     def had(self, fd: int, address: int) -> bool | None:
-        """What the child of a descriptor had: see `Forked.had`."""
+        """Whether the child behind a descriptor had an address registered: see `Forked.had`."""
         return self._all[fd].had(address)
 
     def told(self, fd: int) -> list[list[Message]]:
-        """What the child of a descriptor has told already."""
+        """Returns the events that were read from the child behind a descriptor."""
         return self._all[fd].told
 
 

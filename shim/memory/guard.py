@@ -1,8 +1,8 @@
-"""The guard of a page server: it has copies of all that the server has, and ends the container.
+"""Guards a page server: holds copies of its userfaultfds, and ends the container if it dies.
 
-When the last descriptor of a userfaultfd is closed, the kernel makes the areas ordinary ones: what
-was missing reads as zeros, and the container would go on with wrong memory. So a second process
-holds every descriptor, and when the server dies or stalls it kills the container first. Lean.
+When the last descriptor of a userfaultfd is closed, the kernel makes the areas ordinary: missing
+pages read as zeros, and the container would go on with wrong memory. So a second process holds
+every descriptor, and when the server dies or stalls, the guard kills the container first. Lean.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ if TYPE_CHECKING:
 
 TICK_S = 1.0
 _STALLED_TICKS = 5
-"""A server that has not moved in as many ticks of our own clock is given up: ticks, so that a
-machine which stood still as a whole is not taken for a server that does."""
+"""A server that has not moved in this many ticks of the guard's own clock counts as stalled: ticks,
+so that a machine which stood still as a whole is not taken for a server that stands still."""
 _DIES_WITHIN_S = 10.0
 _KEEP, _FILLED, _DONE = b"+", b"=", b"."
 
 
 class Guard:
-    """The server's end: the guard process, and a pulse that it watches."""
+    """The server's side: starts the guard process, and moves the pulse that the guard watches."""
 
     def __init__(self, ticket: Ticket, pulse: mmap.mmap, not_its: Sequence[int] = ()) -> None:
-        """not_its: descriptors that it must not hold."""
+        """not_its: descriptors that the guard must not hold."""
         self._ticket, self._pulse = ticket, pulse
         self._fds: list[int] = []
         self._pid, self._socket = _started(ticket, pulse, not_its)
 
     def fileno(self) -> int:
-        """Readable when the guard has ended."""
+        """Returns a descriptor that is readable when the guard has ended."""
         return self._socket.fileno()
 
     def beat(self) -> None:
-        """The server moves."""
+        """Show the guard that the server moves."""
         self._pulse[0] = (self._pulse[0] + 1) & 0xFF
 
     def keep(self, fd: int) -> None:
-        """Have the guard hold a copy of a userfaultfd, too. The descriptor stays the caller's."""
+        """Have the guard hold a copy of a userfaultfd, too. The caller keeps the descriptor."""
         self._fds.append(fd)
-        with contextlib.suppress(OSError):  # it has ended: `renew` passes on all of them
+        with contextlib.suppress(OSError):  # the guard has ended: `renew` passes all of them on
             socket.send_fds(self._socket, [_KEEP], [fd])
 
     def renew(self) -> int:
-        """The guard was killed: have another one. Returns its descriptor. Raises OSError."""
+        """Start another guard: the last was killed. Returns its descriptor. Raises OSError."""
         self._socket.close()
         os.waitpid(self._pid, 0)
         self._pid, self._socket = _started(self._ticket, self._pulse)
@@ -69,16 +69,17 @@ class Guard:
         return self._socket.fileno()
 
     def filled(self) -> None:
-        """Nothing is missing any more: whatever happens to the server, the container may go on."""
+        """Tell the guard that nothing is missing: from now on the container survives the server."""
         with contextlib.suppress(OSError):
             self._socket.send(_FILLED)
 
     def dismiss(self) -> None:
-        """All is filled, or there is nobody to be filled: the guard ends."""
+        """End the guard: all is filled, or no container is left to be filled."""
         with contextlib.suppress(OSError):
             self._socket.send(_DONE)
         self._socket.close()
-        # As long as it has the descriptors, a fault would wait for us: stopped, it is killed.
+        # While a stopped guard holds the descriptors, a page fault would wait for ever: kill the
+        # guard.
         if not process.ends(self._pid, time.monotonic() + TICK_S):
             os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
@@ -95,14 +96,14 @@ def _started(
         faults.disarm()
         priority.protect("quickthaw-guard")
         with contextlib.suppress(OSError):
-            perfevent.hold()  # open until we end: CRIU does not wait for its first one
+            perfevent.hold()  # open until we end: CRIU does not wait for its first perf event
         _watch(ticket, its, pulse, server)
 
     return child.started(watch)
 
 
 def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) -> None:
-    """The guard's part. It returns only when the server is done or the container is dead."""
+    """Run the guard. Returns when the server is done; else ends the container and the server."""
     kept: list[int] = []
     last, stalled, is_filled = pulse[0], 0, False
     why = ""
@@ -128,12 +129,12 @@ def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) ->
 
 
 def remember(container: str) -> None:
-    """The container is being filled, and must not be captured. Raises OSError."""
+    """Mark the container as being filled, so that nobody captures it. Raises OSError."""
     os.close(os.open(_mark(container), os.O_WRONLY | os.O_CREAT, 0o600))
 
 
 def forget(container: str) -> None:
-    """The container may be captured now."""
+    """Remove the mark: the container may be captured now."""
     with contextlib.suppress(OSError):
         os.unlink(_mark(container))
 
@@ -143,13 +144,13 @@ def _mark(container: str) -> str:
 
 
 def end(ticket: Ticket, why: str, *, blame: str = "") -> None:
-    """Kill the container, and tell why: its memory cannot be completed. Never raises.
+    """Kill the container and report why: its memory cannot be completed. Never raises.
 
-    blame: a word of Blame. A container that has ended by itself is not told of.
+    blame: a word of Blame. A container that has ended by itself is not reported.
     """
     with contextlib.suppress(OSError):
         if not survivors.members(ticket.container):
-            return  # it has ended already, and not because of us
+            return  # the container ended before, and not because of us
         survivors.kill(ticket.container, until=time.monotonic() + _DIES_WITHIN_S)
     error = MemoryLost(
         "the memory could not be completed", container=ticket.container, why=why,

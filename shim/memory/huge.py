@@ -1,9 +1,9 @@
-"""Huge pages where the captured process had asked for them.
+"""Makes huge pages where the captured process had asked for them.
 
-A page server installs small pages. CRIU brings back what the process has advised about its areas
-(MADV_HUGEPAGE), and khugepaged would go over them in its own time; here it is done at once, when
-the areas are complete and belong to nobody's userfaultfd any more. Best effort: what cannot be
-collapsed stays as it is. Source: madvise(2), process_madvise(2). Lean.
+A page server installs small pages. CRIU restores the advice of the process (MADV_HUGEPAGE), and
+khugepaged would collapse the areas in its own time; here we collapse them at once, when the areas
+are complete and belong to no userfaultfd any more. Best effort: an area that the kernel does not
+collapse stays as it is. Source: madvise(2), process_madvise(2). Lean.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from shim.memory.layout import SpaceLayout
 
 _AT_ONCE_BYTES = 32 << 20
-"""In one call, which holds the lock of the address space now and then."""
+"""Collapsed in a call, which holds the lock of the address space now and then."""
 
 
 def collapse(container: str, spaces: Iterable[SpaceLayout]) -> None:
-    """Make huge pages in the areas of all processes that wanted some. Never raises OSError."""
+    """Make huge pages in the areas of all processes that wanted them. Never raises OSError."""
     for space in spaces:
         if space.huge:
             with contextlib.suppress(OSError):

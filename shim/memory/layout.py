@@ -1,6 +1,6 @@
-"""The layout of a snapshot's memory: which ranges of which process lie where in which file.
+"""Reads and writes the layout of a snapshot's memory: each range of a process, and its content.
 
-`memory/layout.json`, and for each address space a file of ranges and one of data:
+`memory/layout.json`, and for each address space a file of ranges and a file of data:
 
     {"schema": 1, "spaces": [
         {"pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[start, end], …],
@@ -9,15 +9,17 @@
         {"image": "pagemap-shmem-7.img", "data": "shared-7.data", "ranges": "shared-7.ranges",
          "size": …}]}
 
-pid: as CRIU's images have it. areas: those that CRIU registers with the page server; huge: those
-of them in which the process wanted huge pages. Shared memory is by object, not by process:
-addresses of its ranges are offsets in the object, which has `size` bytes, and image is the one with
-which CRIU asks for its content. A file of ranges is 8 bytes of magic and then for each range three
-64 bit little endian numbers: address, length and offset in the file of data; in the order of
-addresses, disjoint, whole pages. A page of an area or object that is in no range reads as zeros.
-compression: always none; sampled_ratio: what zlib made of samples
-(docs/decisions/0008-memory-is-copied-beside-criu.md says why). All are written by
-`shim.capture.settle`, and read from memory after their digests were checked. Lean.
+pid: as in CRIU's images. areas: the areas that CRIU registers with the page server. huge: the areas
+in which the process wanted huge pages. Shared memory is listed by object, not by process: addresses
+of its ranges are offsets in the object, which has `size` bytes, and image is the name by which CRIU
+asks for the object's content.
+
+A file of ranges is 8 bytes of magic and then for each range three 64 bit little endian numbers:
+address, length and offset in the file of data; in the order of addresses, disjoint, whole pages. A
+page of an area or object in no range reads as zeros. compression: always none; sampled_ratio: the
+compression ratio that zlib reached on samples (docs/decisions/0008-memory-is-copied-beside-criu.md
+says why). `shim.capture.settle` writes all of these files; a restore parses them from memory after
+it has checked their digests. Lean.
 """
 
 from __future__ import annotations
@@ -43,11 +45,11 @@ _TOP = 1 << 56
 
 
 class BadLayout(ValueError):
-    """It is not what a capture writes."""
+    """The layout is not as a capture writes it."""
 
 
 class SpaceLayout:
-    """One address space. pid: in the container. data: name of the file."""
+    """The layout of an address space. pid: in the container. data: name of its file."""
 
     __slots__ = ("areas", "data", "extents", "huge", "pid")
 
@@ -59,7 +61,7 @@ class SpaceLayout:
 
 
 class SharedLayout:
-    """One object of shared memory. image: of CRIU's. data: name of the file. size: its own."""
+    """The layout of a shared object of `size` bytes. image: CRIU's. data: name of its file."""
 
     __slots__ = ("data", "extents", "image", "size")
 
@@ -68,7 +70,7 @@ class SharedLayout:
 
 
 class Layout:
-    """All of it."""
+    """The layout of all memory of a snapshot."""
 
     __slots__ = ("shared", "spaces")
 
@@ -77,16 +79,16 @@ class Layout:
 
 
 def encode_ranges(extents: Iterable[Extent]) -> bytes:
-    """The content of a file of ranges."""
+    """Returns the content of a file of ranges."""
     return MAGIC + b"".join(
         _RANGE.pack(start, end - start, offset) for start, end, offset in extents
     )
 
 
 def decode_ranges(data: bytes) -> list[Extent]:
-    """What is in a file of ranges. Raises BadLayout."""
+    """Returns the extents of a file of ranges. Raises BadLayout."""
     if data[: len(MAGIC)] != MAGIC or (len(data) - len(MAGIC)) % _RANGE.size:
-        raise BadLayout("not a file of ranges")
+        raise BadLayout("not a file of ranges: wrong magic, or not a whole number of ranges")
     found: list[Extent] = []
     behind = 0
     for start, size, offset in _RANGE.iter_unpack(data[len(MAGIC) :]):
@@ -98,13 +100,13 @@ def decode_ranges(data: bytes) -> list[Extent]:
 
 
 def encode(spaces: Sequence[Mapping[str, object]], shared: Sequence[Mapping[str, object]]) -> bytes:
-    """The content of layout.json. The keys of both are in the docstring above."""
+    """Returns the content of layout.json. The module's docstring has the keys of both."""
     found = {"schema": SCHEMA, "spaces": list(spaces), "shared": list(shared)}
     return jsontext.compose(found).encode() + b"\n"
 
 
 def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> Layout:
-    """The layout. files: the small files of `memory/` by name. sizes: of those of data.
+    """Returns the layout. files: the small files of `memory/`. sizes: of its data files. By name.
 
     Raises BadLayout.
     """
@@ -120,7 +122,7 @@ def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> Layout:
 
 def _space(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> SpaceLayout:
     if not isinstance(found, dict) or type(found["pid"]) is not int:
-        raise BadLayout("not a space")
+        raise BadLayout("a space of the layout has no whole number as pid")
     extents = _extents(found, files, sizes)
     areas, huge = _areas(found["areas"]), _areas(found["huge"])
     return SpaceLayout(found["pid"], found["data"], extents, areas, huge)
@@ -129,13 +131,13 @@ def _space(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) 
 def _areas(found: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     areas = [(start, end) for start, end in found]
     if not all(type(start) is int and type(end) is int for start, end in areas):
-        raise BadLayout("areas whose addresses are no whole numbers")
+        raise BadLayout("an area of the layout has addresses that are not whole numbers")
     return areas
 
 
 def _shared(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int]) -> SharedLayout:
     if not isinstance(found, dict) or type(found["size"]) is not int:
-        raise BadLayout("not an object of shared memory")
+        raise BadLayout("a shared object of the layout has no whole number as size")
     image, extents = found["image"], _extents(found, files, sizes)
     if not isinstance(image, str) or "/" in image or not image.startswith(_SHARED_IMAGE):
         raise BadLayout(f"not an image of shared memory: {image!r:.80}")

@@ -1,7 +1,7 @@
-"""What CRIU sends to a page server: for each process its pid and its userfaultfd, then the end.
+"""Reads CRIU's messages to a page server: each process's pid and userfaultfd, then the end.
 
-One connection that CRIU's processes share: 4 bytes with the pid (negative for a zombie, which has
-no memory), one byte with the descriptor. Source: CRIU, criu/uffd.c and compel's scm.
+CRIU's processes share the connection: 4 bytes with the pid (negative for a zombie, which has no
+memory), a byte with the descriptor. Source: CRIU, criu/uffd.c and compel's scm.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _MAX_FDS = 4
 
 
 class NotCriu(Exception):
-    """What was sent is not what CRIU sends."""
+    """The peer sent bytes or descriptors that CRIU does not send."""
 
 
 class LazySocket:
-    """One connection. finished: CRIU has restored everything and lets the processes run."""
+    """A connection of CRIU. finished: CRIU has restored everything and lets the processes run."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -33,17 +33,17 @@ class LazySocket:
         self.finished = self.closed = False
 
     def fileno(self) -> int:
-        """For poll."""
+        """Returns the descriptor, for poll."""
         return self._connection.fileno()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the connection. Idempotent."""
         self._connection.close()
 
     def received(self) -> Iterator[tuple[int, int]]:
-        """The pid and the userfaultfd of each process that was told since the last call.
+        """Yields the pid and the userfaultfd of each process that CRIU sent since the last call.
 
-        The caller owns the descriptor. Raises NotCriu, OSError.
+        The caller owns the descriptors. Raises NotCriu, OSError.
         """
         while not self.closed:
             try:
@@ -81,5 +81,5 @@ class LazySocket:
         if not data or len(fds) != 1:
             for fd in fds:
                 socket.close(fd)
-            raise NotCriu(f"the process {self._pid} came with {len(fds)} descriptors")
+            raise NotCriu(f"process {self._pid} came with {len(fds)} descriptors, not 1")
         return fds[0]

@@ -1,25 +1,27 @@
-"""In which order events happened that were told at the same time. Pure.
+"""Finds the order of events that were reported at the same time. Pure.
 
-The kernel queues an event after it has unlocked the address space. When two threads change it at
-the same time, the second event may be told first; a thread that loses its processor in between is
-told of milliseconds late. It matters where the kernel gives an address away again: one thread moves
-an area away, another one moves an area to the same place, and their messages come the other way
-round. And a move is told in two messages, its arrival and the end of its old place; whether the
-second one will come (with MREMAP_DONTUNMAP it does not) is not told.
+The kernel queues an event after it has unlocked the address space. When two threads change the
+space at the same time, the second event may be reported first; the event of a thread that loses its
+processor in between comes milliseconds late. The order matters where the kernel gives an address
+away again: a thread moves an area away, another thread moves an area to the same place, and their
+messages come the other way round. And the kernel reports a move by two messages, the arrival and
+the end of the old place; no message says whether the second will come (with MREMAP_DONTUNMAP none
+comes).
 
-So an order is looked for in which everything was possible: what moves was there, it arrives where
-nothing was, in the end that is registered which is, and a child has registered what was at the
-moment of its fork. Of several orders that one is taken in which the fewest events were told late.
-Two things are certain besides. A thread goes on when its event was read, and memory is worked on by
-one thread at a time: what happens to the same memory is told in the order in which it happens. And
-MADV_DONTNEED takes effect only after it was told.
+So we search for an order in which everything was possible: an area that moves was there, it arrives
+at a free place, the result agrees with the ranges that are registered now, and each child has
+registered the ranges of the moment of its fork. Of several orders we take the order in which the
+fewest events were reported late. Two more facts are certain. A thread goes on when its event was
+read, and a thread at a time works on the same memory: so changes of the same memory are reported in
+the order in which they happen. And MADV_DONTNEED takes effect only after its event was reported.
 
-Messages are read in turns; between two, whoever is late has time to tell (`shim.memory.space`).
-Two of one turn are of two threads, nearly always: so one is not the end of a move that the other
-tells of. And the more turns pass, the less it is likely that something happened before them.
+Messages are read in turns; between two turns, a thread that is late has time to report
+(`shim.memory.space`). Two messages of the same turn come from two threads, nearly always: so an
+unmap is not the end of a move of the same turn. And the more turns pass, the less likely an event
+happened before them.
 
-An area that grows in its place does not tell. So what lies directly behind an area may be
-registered although nobody knows.
+The kernel reports no event when an area grows in its place. So the range directly behind an area
+may be registered although no event says so.
 """
 
 from __future__ import annotations
@@ -34,19 +36,19 @@ if TYPE_CHECKING:
     from shim.memory.extents import Extent, Extents
 
 ZEROS = 1 << 62
-"""The origin of what has no content is from here on."""
+"""Origins from here on mean memory without content."""
 IMPOSSIBLE = 1 << 20
 _AT_ONCE = 4
-"""How unlikely it is that two events of one thread are read together: it waits for the first."""
+"""The cost of assuming that two events of a turn come from one thread, which waits in between."""
 _MOST_EVENTS = 200
 _MOST_STEPS = 5000
-"""Taken in the search, half a second of it; then events are taken as they were told."""
+"""Steps of a search, half a second; after that, events are applied as they were reported."""
 
 
 class Memory:
-    """What is registered of the ranges that events are about, and where that came from.
+    """Maps the registered part of the events' ranges to where each piece came from.
 
-    known: from which on nothing has happened. ranges: what events are about. around: what is
+    known: the state before all events. ranges: the ranges of the events. around: the areas
     registered elsewhere.
     """
 
@@ -56,32 +58,33 @@ class Memory:
         self._now, self._ranges, self._around = known, ranges, around
 
     def copy(self) -> Memory:
-        """Another one that is the same."""
+        """Returns a copy that changes independently."""
         return Memory(self._now.copy(), self._ranges, self._around)
 
     def origins(self) -> list[Extent]:
-        """Ranges, and where each was before all events; from ZEROS on when it has no content."""
+        """Returns the registered ranges, each with its address before all events.
+
+        An address from ZEROS on means memory without content.
+        """
         return [(start, end, state & _ADDRESS) for start, end, state in self._now]
 
     def is_used(self, start: int, end: int) -> bool:
-        """Whether anything of a range is registered."""
+        """Whether any page of a range is registered."""
         return bool(self._now.within(start, end))
 
     def has(self, address: int) -> bool:
-        """Whether a page is registered, as far as is known."""
+        """Whether a page is registered, as far as we know."""
         return self.is_used(address, address + PAGE)
 
     def growth(self, address: int) -> int:
-        """How unlikely it is that a page is registered although nobody knows: an area must have
-        grown to there.
-        """
+        """Returns the cost of assuming that an area has grown to an unknown page."""
         before = address - PAGE
         if self.has(before) or self._around.within(before, address):
             return 0
         return 1 if self._ranges.within(before, address) else IMPOSSIBLE
 
     def doubt(self, start: int, end: int) -> int:
-        """How unlikely it is that all of a range is registered, and one area."""
+        """Returns the cost of assuming that all of a range is registered, as a single area."""
         at, doubt, came = start, 0, -1
         for begin, until, state in [*self._now.within(start, end), (end, end, -1)]:
             doubt += self.growth(at) if at < begin else 0
@@ -90,22 +93,22 @@ class Memory:
         return doubt
 
     def was_told(self, start: int, end: int, before: int) -> bool:
-        """Whether all that has happened to a range was told before that."""
+        """Whether all events that changed a range were reported before event number `before`."""
         found = self._now.within(start, end)
         return all(state >> _LAST & _NUMBER <= before for _, _, state in found)
 
     def take(self, start: int, end: int) -> None:
-        """A range is not registered any more."""
+        """Mark a range as not registered."""
         self._now.take(start, end)
 
     def empty(self, start: int, end: int, when: int) -> None:
-        """A range has no content any more."""
+        """Mark a range as without content. when: the number of the event."""
         found = self._now.take(start, end)
         for begin, until, state in [*found, *([] if found else [(start, end, 0)])]:
             self._now.put([(begin, until, _state(state >> _CAME, when, ZEROS))])
 
     def move(self, event: Message, when: int, leaves: bool) -> None:
-        """leaves: memory without content, as MREMAP_DONTUNMAP does."""
+        """Move a range. leaves: the old place stays registered and empty (MREMAP_DONTUNMAP)."""
         shift = event.to - event.start
         taken = self._now.take(event.start, event.end)
         self._now.put([(event.to, event.to + event.end - event.start, _state(when, when, ZEROS))])
@@ -121,20 +124,22 @@ _NUMBER = (1 << 32) - 1
 
 
 def _state(came: int, last: int, origin: int) -> int:
-    """What is known of a page in one number, the address lowest: so it is divided with a range.
-    came, last: the events that brought it and that were the last about it, 0 for none.
+    """Packs the state of a page into a number, the origin lowest, so that clipping works.
+
+    came, last: the numbers of the event that brought the page, and of its last event; 0 for none.
     """
     return came << _CAME | last << _LAST | origin
 
 
 class _TooMany(Exception):
-    """No order was found in time."""
+    """The search took too many steps."""
 
 
 class Order:
-    """The search for one group of events. They are known by their numbers: the order in which they
-    were told. child_has, bounds: what a child has registered, at these addresses. surprises: how
-    unlikely it is that these are all events, seeing what is registered now.
+    """Searches for the order of a group of events, which are numbered as they were reported.
+
+    child_has, bounds: whether a child has registered each of these addresses. surprises: the cost
+    of assuming that no event is missing, given the ranges that are registered now.
     """
 
     def __init__(
@@ -147,7 +152,7 @@ class Order:
         self._failed: dict[object, int] = {}
 
     def found(self, memory: Memory) -> tuple[Memory, dict[int, Memory]]:
-        """What there is after all of them, and what each fork's child has, by its descriptor."""
+        """Returns the memory after all events, and each fork's memory by the child's descriptor."""
         numbers = tuple(range(1, len(self._events) + 1))
         try:
             for late in range(self._most() if len(numbers) <= _MOST_EVENTS else 0):
@@ -158,14 +163,14 @@ class Order:
         return self._as_told(memory)
 
     def _most(self) -> int:
-        """As late as all events can be."""
+        """Returns the highest lateness that all events together can have."""
         turns = [event.turn for event in self._events.values()]
         return len(turns) + max(turns, default=0) - min(turns, default=0)
 
     def _from(
         self, memory: Memory, rest: tuple[int, ...], late: int, forks: dict[int, Memory]
     ) -> tuple[Memory, dict[int, Memory]] | None:  # fmt: skip
-        """late: by so much some of the rest may happen before what was told before them."""
+        """Search an order of `rest`. late: the lateness that `rest` may still have in all."""
         if not rest:
             return (memory, forks) if self._surprises(memory) <= late else None
         self._steps += 1
@@ -189,9 +194,7 @@ class Order:
     def _happens(
         self, memory: Memory, number: int, others: tuple[int, ...]
     ) -> Iterator[tuple[Memory, tuple[int, ...], int]]:  # fmt: skip
-        """What there is after an event, for each way in which it is possible, what is left, and
-        how unlikely that is.
-        """
+        """Yields each way in which an event may happen: memory afterwards, events left, cost."""
         event = self._events[number]
         if event.kind == FORK:
             yield memory, others, sum(self._doubt(event.start, at, memory) for at in self._bounds)
@@ -217,28 +220,30 @@ class Order:
                 yield self._applied(memory, number), others, doubt + 2 * (end and not unlikely)
 
     def _lateness(self, number: int, rest: tuple[int, ...]) -> int:
-        """How unlikely it is that this was the next event of the rest: 0 for the one that is.
+        """Returns the cost of taking this event before others of `rest` that were reported earlier.
 
-        While it was late, a turn gave it time to be told.
+        Each turn that passed gave the event time to be reported, and so raises the cost.
         """
         event = self._events[number]
         if number == rest[0]:
             return 0
         told = [self._events[each] for each in rest if each < number]
-        ends = (REMAP, event.start, event.end)  # it is rather the end of that move
+        ends = (REMAP, event.start, event.end)  # more likely the end of that move
         is_end = event.kind == UNMAP and any((e.kind, e.start, e.end) == ends for e in told)
         return max(1, event.turn - told[0].turn) + is_end
 
     def _over(self, number: int, others: tuple[int, ...]) -> Iterator[int]:
-        """Moves that may be what made a place free: MREMAP_FIXED does both at once."""
+        """Yields moves that may have freed their own place: MREMAP_FIXED does both at once."""
         for other in others:
             each = self._events[other]
             if other > number and each.kind == REMAP and each.to == self._events[number].start:
                 yield other
 
     def _its_end(self, number: int, others: tuple[int, ...]) -> tuple[int, int]:
-        """The message that tells of the end of the old place of a move, and how unlikely it is
-        that it does: it is rather of the last one in a turn before it. 0 when there is none.
+        """Returns the event that reports the end of a move's old place, and that assumption's cost.
+
+        The end more likely belongs to the last such move of an earlier turn. The event is 0 when
+        there is none.
         """
         event, moved = self._events[number], list[int]()
         for other in others:
@@ -262,7 +267,7 @@ class Order:
         return after
 
     def _doubt(self, child: int, address: int, memory: Memory) -> int:
-        """How unlikely it is that a child of this memory has registered what it has."""
+        """Returns the cost of assuming that a child, given its addresses, forked at this memory."""
         had = self._child_has(child, address)
         if had is None or had == memory.has(address):
             return 0

@@ -1,9 +1,9 @@
-"""A file with the content of memory, as addresses in our own memory from which it can be copied.
+"""Gives access to a file with the content of memory, by addresses in our own memory. Lean.
 
-What was hashed since the boot (see `shim.integrity.marks`), or is vouched for by the kernel, is
-mapped: the kernel copies from the page cache, which all restores of a snapshot share. Everything
-else is read into memory of ours by the chunk, hashed there, and copied from there: nobody can
-change it between the check and the use. Lean.
+A file is mapped when it was hashed since the boot (see `shim.integrity.marks`) or has fs-verity:
+the kernel then copies from the page cache, which all restores of a snapshot share. Any other file
+is read into our own memory by the chunk, hashed there, and copied from there: nobody can change the
+content between the check and the use.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _KEPT_CHUNKS = 4
-"""Checked chunks that are kept: one for each thread that fills, and what was asked for last."""
+"""Checked chunks that are kept: one for each thread that fills, and the last for faults."""
 
 
 class Damaged(Exception):
-    """The content is not what was captured, or cannot be read."""
+    """The content differs from the captured content, or cannot be read."""
 
 
 class Payload:
-    """One file. Raises OSError.
+    """Opens a file of content. Raises OSError.
 
     fd: stays the caller's. digests: SHA-256 of each chunk, in hexadecimal; None when the content
     needs no check.
@@ -48,14 +48,14 @@ class Payload:
 
     @property
     def is_checked(self) -> bool:
-        """Whether all of it is what was captured."""
+        """Whether all of the content is known to be as captured."""
         return self._digests is None or len(self._checked) == len(self._digests)
 
     @contextlib.contextmanager
     def at(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
-        """The address of the content at `offset`, and how many of `size` bytes are there.
+        """Yields the address of the content at `offset`, and how many of `size` bytes are there.
 
-        Valid in the `with`. Raises Damaged.
+        The address is valid in the `with`. Raises Damaged.
         """
         if self._digests is None:
             self._populate(offset, size)
@@ -69,19 +69,19 @@ class Payload:
             self._release(chunk)
 
     def prepare(self, offset: int, size: int) -> None:
-        """Have it, if it needs no check, in our page tables, and so in memory. Raises Damaged."""
+        """Have content that needs no check in our page tables, so in memory. Raises Damaged."""
         size = min(size, self.size - offset)
         if self._digests is None and size > 0:
             self._populate(offset, size)
 
     def check_rest(self) -> None:
-        """Check what nobody needed. Raises Damaged."""
+        """Check the chunks that no process needed. Raises Damaged."""
         for index in range(len(self._digests or ())):
             if index not in self._checked:
                 self._release(self._acquire(index))
 
     def _populate(self, offset: int, size: int) -> None:
-        """Have it in our page tables: a copy that meets a missing page starts again."""
+        """Have the pages in our page tables: a copy that meets a missing page starts again."""
         try:
             populate_read(self._map + offset, size)
         except OSError as error:
@@ -92,7 +92,7 @@ class Payload:
             chunk = self._kept.pop(index, None) or _Chunk(index, self._memory())
             chunk.users += 1
             self._kept[index] = chunk
-        with chunk.lock:  # whoever comes first reads it, the others wait for that
+        with chunk.lock:  # the first thread reads the chunk, the others wait for it
             if not chunk.is_checked:
                 try:
                     self._read(chunk)
@@ -128,7 +128,7 @@ class Payload:
             except OSError as error:
                 raise Damaged(f"{self.name} cannot be read: {error.strerror}") from error
             if not got:
-                raise Damaged(f"{self.name} ends at {start + done}")
+                raise Damaged(f"{self.name} ends at {start + done}, not at {self.size}")
             done += got
         found = hashlib.sha256(view).hexdigest()
         if found != self._digests[chunk.index]:
@@ -140,7 +140,7 @@ class Payload:
 
 
 class _Chunk:
-    """4 MiB of memory of ours with one chunk's content. users: who copies from it now."""
+    """4 MiB of our own memory with a chunk's content. users: the threads that copy from it now."""
 
     __slots__ = ("address", "index", "is_checked", "lock", "memory", "users")
 

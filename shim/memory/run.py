@@ -1,6 +1,6 @@
-"""One page server's process: payloads, server and guard, and what follows their end. Lean.
+"""Runs a page server's process: payloads, server and guard, and the work after their end. Lean.
 
-Runs in a fork of `quickthaw-runc` (see `shim.restore.memory`), which it outlives.
+Runs in a fork of `quickthaw-runc` (see `shim.restore.memory`), and outlives it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve until all memory is there, and have the container killed when that fails.
 
-    data: the files of memory by name. asked: how CRIU asks for shared memory. swap: see
+    data: the files of memory by name. asked: CRIU's requests for shared memory. swap: see
     `shim.memory.server`. Never raises.
     """
     priority.protect("quickthaw-pages")
@@ -66,7 +66,7 @@ def serve(
             guard.filled()
             is_filled = True
             faults.point("memory.filled", ticket.container)
-            guard.dismiss()  # its descriptors first: an area is ordinary when the last is closed
+            guard.dismiss()  # first: areas become ordinary when the last descriptor is closed
             server.close()
             forget(ticket.container)
             huge.collapse(ticket.container, memory.spaces)
@@ -74,7 +74,7 @@ def serve(
     except Abandoned:
         survivors.kill(ticket.container, until=time.monotonic() + _DIES_WITHIN_S)
         guard.dismiss()
-    except Exception as error:  # noqa: BLE001 - the border: whatever this is, the container must end
+    except Exception as error:  # noqa: BLE001 - the border: on any error the container must end
         is_damaged = isinstance(error, Damaged | Mismatch)
         if is_filled:
             forget(ticket.container)
@@ -97,7 +97,7 @@ def _remember(
     ticket: Ticket, server: Server, payloads: Mapping[str, Payload],
     data: Mapping[str, Unchecked], known: Sequence[tuple[int, int]],
 ) -> None:  # fmt: skip
-    """What makes the next restore faster. Nothing depends on it."""
+    """Store facts that make the next restore faster. Nothing depends on them."""
     with contextlib.suppress(OSError, Damaged):
         windows = server.recorder.after(known)
         if len(windows) > len(known):

@@ -1,11 +1,11 @@
-"""The page server: one process for each restore, from before CRIU starts until all memory is there.
+"""Serves page faults of a restored container, from before CRIU starts until all memory is there.
 
-CRIU sends it a userfaultfd for each process that it restores. Faults are served first; the threads
-of `shim.memory.filling` fill the rest: what earlier restores from the snapshot asked for, already
-while CRIU restores, then everything by address. When all is filled the descriptors are closed and
-the server ends: the areas are ordinary ones then. It needs nobody: the daemon may be away, and
-`quickthaw-runc` has ended long before. What it must not do is to end before it is done; see
-`shim.memory.guard`. Lean.
+CRIU sends the server a userfaultfd for each process that it restores. Page faults are served first;
+the threads of `shim.memory.filling` fill the rest: the working set of earlier restores, already
+while CRIU restores, then everything by address. When all is filled, the server closes the
+descriptors and ends: the areas are ordinary then. A page server, a process for each restore, needs
+no other: the daemon may be away, and `quickthaw-runc` has ended long before. But the server must
+not end before it is done: see `shim.memory.guard`. Lean.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ if TYPE_CHECKING:
 _TICK_MS = 1000
 _RETRY_MS = 5
 _FIRST = -20
-"""Else the thread that serves faults waits for one that fills, until the next tick."""
+"""Otherwise the thread that serves faults waits for a filling thread until the next tick."""
 
 
 class Abandoned(Exception):
-    """The swap was given up, or CRIU is gone before it was done: nobody needs the memory."""
+    """The swap was given up, or CRIU ended before it was done: no process needs the memory."""
 
 
 class Server:
-    """listener: the socket that CRIU connects to. swap: the swap's end of a pair of sockets. It is
-    told when all processes are in our hands, and when all is filled. A byte from it says that the
-    container is to live, its end without one that it is not.
+    """Serves all address spaces of a restore.
+
+    listener: the socket that CRIU connects to. swap: a socket to the swap. The server sends READY
+    when it holds the userfaultfd of every process, and FILLED when all memory is there. A byte from
+    the swap says that the container is to live; the end of the connection without a byte says that
+    it is not.
     """
 
     def __init__(
@@ -71,12 +74,12 @@ class Server:
             self._poll.register(fd, select.POLLIN)
 
     def watch(self, filler: Filler) -> None:
-        """Have shared memory filled by `filler`, which must be done before the processes run."""
+        """Have `filler` fill shared memory: it must be done before the processes run."""
         self._filler = filler
         self._poll.register(filler.fileno(), select.POLLIN)
 
     def run(self) -> None:
-        """Serve until all memory is there. Raises Abandoned; what else it raises is an end.
+        """Serve until all memory is there. Raises Abandoned; any other error ends the container.
 
         Afterwards the descriptors are still open: see `close`.
         """
@@ -96,7 +99,7 @@ class Server:
                 self._look_at(others)
 
     def close(self) -> None:
-        """Let the memory be ordinary. Idempotent."""
+        """Close the descriptors, which makes the memory ordinary. Idempotent."""
         priority.be_nice(NICE)
         self._filling.stop()
         for space in self._by_fd.values():
@@ -109,7 +112,7 @@ class Server:
             return False
         if any(not space.is_over or space.waiting for space in self._by_fd.values()):
             return False
-        with self._filling.hold():  # what a thread has taken may come back
+        with self._filling.hold():  # a thread may put back an extent that it has taken
             if any(not space.is_over or space.waiting for space in self._by_fd.values()):
                 return False
         if not self._kept:
@@ -158,7 +161,7 @@ class Server:
             criu.close()
 
     def _ahead(self, first: Sequence[tuple[int, int, int]]) -> Iterator[tuple[Payload, int, int]]:
-        """Where the content is: of what is asked for first, then of everything."""
+        """Yields payload, offset and size of content: of the working set, then of everything."""
         for pid, start, end in first:
             if found := self._memory.get(pid):
                 for begin, behind, offset in self._content[pid].within(start, end):
@@ -184,7 +187,7 @@ class Server:
         self._poll.register(space.fd, select.POLLIN)
 
     def _serve(self, ready: Sequence[Space]) -> None:
-        """Take up what the kernel tells about these, until it tells nothing more."""
+        """Take up the kernel's messages about these spaces, until it has no more."""
         with self._filling.hold():
             spaces = list(ready)
             for space in spaces:

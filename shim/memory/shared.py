@@ -1,15 +1,15 @@
-"""Shared memory of a restored container: filled from outside, while CRIU waits for it. Lean.
+"""Fills the shared memory of a restored container from outside, while CRIU waits. Lean.
 
 CRIU restores memfds, shared anonymous memory and System V segments one by one: it makes the object
-at its full size, maps it, opens the image that lists its pages and reads them. In our view of the
-images that file is a fifo. So CRIU tells us by opening it that the object is there and empty, and
-waits in `read` until we have written which pages follow: none. Before that we fill it, on all
-processors. No process of the container runs yet, no seal is set, and there is no moment at which
-somebody could see what is not filled.
+at its full size, maps it, opens the image that lists its pages, and reads the list. In our view of
+the images that file is a fifo. So by opening the fifo, CRIU tells us that the object is there and
+empty, and then waits in `read` until we have written the list of the pages that follow: none.
+Before we write, we fill the object on all processors. No process of the container runs yet, no seal
+is set, and no process can ever see the object half filled.
 
-A process of its own does it, the filler: it becomes a member of the container's cgroup, because a
-page is charged to whoever touches it first. It ends when CRIU has asked for all objects. When it is
-killed CRIU reads the end of the fifo instead of an image, and fails.
+A process of its own, the filler, does this: it joins the container's cgroup, because the kernel
+charges a page to the process that touches it first. The filler ends when CRIU has asked for all
+objects. When the filler is killed, CRIU reads the end of the fifo instead of an image, and fails.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ _NAMES = ("/memfd:", "/dev/zero", "/SYSV")
 
 
 class Filler:
-    """The filler, seen from the page server."""
+    """The page server's view of the filler."""
 
     def __init__(self, pid: int, its: socket.socket) -> None:
         self._pid, self._its = pid, its
         self.is_done = False
 
     def fileno(self) -> int:
-        """Readable when it is done or has failed; -1 when it has ended."""
+        """Returns a descriptor, readable when the filler is done or failed; -1 after its end."""
         return self._its.fileno()
 
     def hear(self) -> None:
-        """Take up what it has told, if anything. Raises Damaged, NotFilled."""
+        """Take up the filler's message, if there is one. Raises Damaged, NotFilled."""
         try:
             told = self._its.recv(_MESSAGE_BYTES) if self._pid else b""
         except BlockingIOError:
@@ -69,19 +69,22 @@ class Filler:
         if told[:1] == _DONE:
             self.is_done = True
         elif not self.is_done:
-            raise NotFilled(why or "what fills shared memory was killed")
+            raise NotFilled(why or "the filler of shared memory was killed")
         else:
             self.end()
 
     def must_be_done(self) -> None:
-        """The processes are about to run. Raises as `hear` does, also when it is not done."""
+        """Check that the filler is done: the processes are about to run.
+
+        Raises as `hear` does, and NotFilled when CRIU has not asked for all objects.
+        """
         if not self.is_done:
             self.hear()
         if not self.is_done:
             raise NotFilled("CRIU has not asked for all of shared memory")
 
     def end(self) -> None:
-        """Return when it is gone; it is killed unless it is done. Idempotent."""
+        """Return when the filler has ended; a filler that is not done is killed. Idempotent."""
         pid, self._pid = self._pid, 0
         if not pid:
             return
@@ -94,7 +97,7 @@ class Filler:
 def start(
     container: str, asked: Asked, shared: Sequence[SharedLayout], payloads: Mapping[str, Payload]
 ) -> Filler:
-    """Start the filler, before CRIU. From a process without threads, which closes `asked`."""
+    """Start the filler, before CRIU. Call it in a process without threads. Closes `asked` there."""
     server = os.getpid()
 
     def serve(its: socket.socket) -> None:
@@ -111,12 +114,12 @@ def _serve(
     container: str, asked: Asked, shared: Sequence[SharedLayout],
     payloads: Mapping[str, Payload], its: socket.socket,
 ) -> None:  # fmt: skip
-    """The filler's part."""
+    """Run the filler."""
     try:
         priority.be_called("quickthaw-shm")
         threads = Threads()
         left = {each.image: each for each in shared}
-        # While CRIU starts. What is read for it is not charged to the container.
+        # While CRIU starts. Pages that are read for this are not charged to the container.
         content = [payloads[each.data] for each in shared]
         threading.Thread(target=_prepare, args=(content,), daemon=True).start()
         charged = 0
@@ -139,14 +142,14 @@ def _serve(
 
 
 def _prepare(content: Sequence[Payload]) -> None:
-    with contextlib.suppress(Damaged):  # it is met again where it is needed
+    with contextlib.suppress(Damaged):  # the same error comes again where the content is needed
         for payload in content:
             for offset in range(0, payload.size, CHUNK_BYTES):
                 payload.prepare(offset, CHUNK_BYTES)
 
 
 def _answer(asked: Asked, image: str, told: socket.socket | None) -> None:
-    """Let CRIU go on; before the last time, tell that all is done."""
+    """Let CRIU go on; before the last answer, report that all is done."""
     if told:
         told.send(_DONE)
     asked.answer(image)
@@ -155,7 +158,7 @@ def _answer(asked: Asked, image: str, told: socket.socket | None) -> None:
 def _fill(
     pid: int, found: SharedLayout, payload: Payload, threads: Threads, answer: Job
 ) -> None:  # fmt: skip
-    """Fill one object, which CRIU has just made in process `pid`, and answer.
+    """Fill an object, which CRIU has just made in process `pid`, and answer.
 
     CRIU does not wait until our mapping is taken down.
     """
@@ -169,10 +172,11 @@ def _fill(
 
 
 def _object(pid: int, size: int) -> int:
-    """A descriptor of the object that CRIU has mapped in `pid` and not yet filled.
+    """Returns a descriptor of the object that CRIU has mapped in `pid` and not yet filled.
 
-    CRIU maps the whole of one while it reads the list of its pages, and only then: it is the one
-    that is mapped shared and writable, has this size, and no page. Raises NotFilled, OSError.
+    CRIU maps the whole object while it reads the list of the object's pages, and only then: we look
+    for the object that is mapped shared and writable, has this size, and no page. Raises NotFilled,
+    OSError.
     """
     found: dict[int, str] = {}
     with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
@@ -188,6 +192,9 @@ def _object(pid: int, size: int) -> int:
             if not status.st_blocks:
                 found[status.st_ino] = path
     if len(found) != 1:
-        raise NotFilled(f"{len(found)} objects fit")
+        raise NotFilled(
+            f"{len(found)} objects fit, expected 1: mapped shared and writable in process {pid}, "
+            f"{size} bytes, without pages"
+        )
     (path,) = found.values()
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -1,10 +1,11 @@
-"""Fills one object of shared memory, which is empty and which nobody else uses yet. Lean.
+"""Fills an object of shared memory, which is empty and which nobody else uses yet. Lean.
 
-Whole huge pages of content are made as such, and copied over: the object takes no more memory than
-it took. What is left, and what the kernel makes no huge page of, is filled with UFFDIO_COPY.
+Content for a whole huge page gets a huge page, and is copied over: the object takes no more memory
+than at its capture. UFFDIO_COPY fills the rest, and the blocks for which the kernel makes no huge
+page.
 
-`write` would lock the object, so that threads cannot fill it together, and a small page that is
-made by touching it is zeroed first, one fault for each.
+`write` would lock the object, so that threads could not fill it together; and the kernel zeroes a
+small page that is made by touching it, with a page fault for each.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 THREADS = min(8, os.cpu_count() or 1)
 _LITTLE_BYTES = 4 << 20
-"""What is no more than this is filled by one thread."""
+"""A single thread fills up to this much."""
 
 
 def fill(address: int, found: SharedLayout, payload: Payload, threads: Threads) -> None:
@@ -63,7 +64,7 @@ def _run(threads: Threads, jobs: Sequence[Job], size: int) -> None:
 
 
 def _blocks(found: SharedLayout) -> Iterator[int]:
-    """Where there is content for a whole huge page, in one extent."""
+    """Yields the offset of each huge page whose content lies in a single extent."""
     for start, end, _ in found.extents:
         yield from blocks(start, end)
 
@@ -71,7 +72,7 @@ def _blocks(found: SharedLayout) -> Iterator[int]:
 def _fill_huge(
     huge: HugePages, address: int, payload: Payload, piece: Extent, rest: list[Extent]
 ) -> None:
-    """Fill one huge page, or what there is of it. rest: gets what has still to be filled."""
+    """Fill a huge page, as far as the kernel has made it. rest: gets the extent left to fill."""
     start, end, offset = piece
     made = huge.make(address + start)
     for to, source, size in _parts(payload, address + start, offset, made):
@@ -89,7 +90,10 @@ def _fill(fd: int, address: int, payload: Payload, piece: Extent) -> None:
 def _parts(
     payload: Payload, address: int, offset: int, size: int
 ) -> Iterator[tuple[int, int, int]]:  # fmt: skip
-    """Where content has to be copied to, where it is, valid until the next one, and its size."""
+    """Yields target address, source address and size of each copy.
+
+    A source is valid until the next copy is asked for.
+    """
     done = 0
     while done < size:
         with payload.at(offset + done, size - done) as (source, there):
@@ -98,7 +102,7 @@ def _parts(
 
 
 def _pieces(extents: Extents) -> Iterator[Extent]:
-    """Each in one chunk of the payload, which so is checked once."""
+    """Yields pieces that lie in a chunk of the payload, so that each chunk is checked once."""
     for start, end, offset in extents:
         at = start
         while at < end:
@@ -109,7 +113,7 @@ def _pieces(extents: Extents) -> Iterator[Extent]:
 
 
 class Threads:
-    """They are there before the process is where the number of threads is limited."""
+    """Runs jobs. The threads start before the process joins a cgroup that limits their number."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Job] = SimpleQueue()
@@ -118,7 +122,7 @@ class Threads:
             threading.Thread(target=self._work, daemon=True).start()
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Do all. Raises what the first one that failed has raised, when all have ended."""
+        """Run all jobs. When all have ended, raises the exception of the first that failed."""
         for job in jobs:
             self._jobs.put(job)
         errors = [self._ends.get() for _ in jobs]

@@ -1,8 +1,8 @@
-"""One address space that is being filled: what is still missing in it, and what happens to it.
+"""Keeps an address space that is being filled: the missing ranges, and the kernel's events.
 
-Not thread-safe by itself: `shim.memory.filling` says who may do what when. What is told by the
-kernel is read with all copying stopped, because a copy that is made when an event was read and
-not yet taken into account could bring back what the process has just given up.
+Not thread-safe by itself: `shim.memory.filling` rules which thread may do what when. The kernel's
+messages are read while all copying is stopped: a copy between the reading of an event and its
+application could bring back memory that the process has just given up.
 """
 
 from __future__ import annotations
@@ -35,26 +35,28 @@ if TYPE_CHECKING:
     from shim.memory.payload import Payload
 
 AROUND_BYTES = 64 << 10
-"""What is filled with one fault, aligned: about what a fault itself costs. Of pages without content
-the ones behind that which is waited for: fresh memory is mostly used from its start on."""
+"""Filled with a page fault, aligned: costs about as much as the fault itself. Of pages without
+content we fill the pages behind the address: processes use fresh memory mostly from its start
+on."""
 _SETTLES_S = 0.001
 _SOON_S = 0.00005
 _TURN_S = 0.0005
-"""Whoever was read goes on at once; whoever lost its processor before it could tell needs this."""
+"""A thread whose event was read goes on at once; a thread without processor needs this."""
 _TURNS = 20
-"""After so many there is no waiting: a thread that moves without end is quiet for moments only."""
+"""After so many turns we do not wait: a thread that moves without end is quiet only briefly."""
 _UNSETTLED_S = 30.0
 
 
 class Unsettled(Exception):
-    """An event that was begun does not come."""
+    """The end of a change that the kernel has begun did not come."""
 
 
 class Space:
-    """fd: the userfaultfd, which it owns. pid: in the container, 0 for a child of unknown pid.
+    """An address space. fd: the userfaultfd, which the space owns. pid: in the container, or 0.
 
-    missing: what is still to be filled, from `payload`. areas: see `shim.memory.events`. told: what
-    was read already, to be taken into account by `listen` before anything else is done.
+    The pid is 0 for a child of unknown pid. missing: the extents still to be filled from `payload`.
+    areas: see `shim.memory.events`. told: events that were read already: `listen` applies them
+    before it does anything else.
     """
 
     def __init__(
@@ -66,24 +68,24 @@ class Space:
         self.is_gone = False
         self.cursor = 0
         self.waiting: list[int] = []
-        """Faults that could not be served because the space was changing."""
+        """Page faults that could not be served because the space was changing."""
 
     def fileno(self) -> int:
-        """For poll."""
+        """Returns the userfaultfd, for poll."""
         return self.fd
 
     def close(self) -> None:
-        """Idempotent. Areas are ordinary ones from now on: what is missing reads as zeros."""
+        """Close the userfaultfd: areas become ordinary, missing pages read as zeros. Idempotent."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def fill(self, extent: Extent) -> list[Extent]:
-        """Fill what was taken from `missing`. Returns what must be put back: all that is left.
+        """Fill an extent that was taken from `missing`. Returns the extents that must be put back.
 
         Raises Gone; payload.Damaged; OSError, with the extent still missing.
         """
-        assert self.payload is not None  # noqa: S101 - without one nothing is missing
+        assert self.payload is not None  # noqa: S101 - nothing is missing without a payload
         start, end, offset = extent
         while start < end:
             try:
@@ -93,9 +95,9 @@ class Space:
             except Present:  # the process has written there meanwhile, or we have
                 done = PAGE
             except NotOurs:
-                if userfault.is_changing(self.fd):  # it has just been moved: its event tells where
+                if userfault.is_changing(self.fd):  # just moved: an event will tell the new place
                     return [(start, end, offset)]
-                if end - start > PAGE:  # in part, or in several areas
+                if end - start > PAGE:  # the range was unmapped in part, or is several areas
                     middle = start + (end - start) // (2 * PAGE) * PAGE
                     rest = self.fill((start, middle, offset))
                     if rest:
@@ -112,16 +114,16 @@ class Space:
             return userfault.copy(self.fd, start, address, size)
 
     def serve(self, address: int, asked: Callable[[int, int], None]) -> None:
-        """Give a thread the page it waits for, and its neighbours. All copying must be stopped.
+        """Give a thread the page that it waits for, and neighbours. All copying must be stopped.
 
-        asked: is told when there was content that was still missing. Raises as `fill` does.
+        asked: is called when content was still missing there. Raises as `fill` does.
         """
         page = address - address % PAGE
         start = address - address % AROUND_BYTES
         wanted = self.missing.take(start, start + AROUND_BYTES)
         if wanted:
             asked(self.pid, address)
-        # The page that is waited for first.
+        # The page that the thread waits for comes first.
         wanted.sort(key=lambda each: not each[0] <= page < each[1])
         for number, extent in enumerate(wanted):
             if rest := self.fill(extent):
@@ -132,11 +134,11 @@ class Space:
             self._zero(page, start + AROUND_BYTES)
 
     def _zero(self, page: int, end: int) -> None:
-        """A page without content, and those behind it; or one that is there already."""
+        """Install a page without content, and pages behind; or wake the thread if it is there."""
         try:
             userfault.zero(self.fd, page, end - page)
         except Present:
-            with contextlib.suppress(OSError):  # nobody waits any more
+            with contextlib.suppress(OSError):  # no thread waits any more
                 userfault.wake(self.fd, page, PAGE)
         except Changing:
             self.waiting.append(page)
@@ -145,9 +147,10 @@ class Space:
                 self._zero(page, page + PAGE)
 
     def listen(self) -> tuple[list[int], list[Space]]:
-        """Read what the kernel tells and take events into account. All copying must be stopped.
+        """Read the kernel's messages and apply the events. All copying must be stopped.
 
-        Returns the faults to be served, and the spaces of new children. Raises Unsettled, OSError.
+        Returns the page faults to be served, and the spaces of new children. Raises Unsettled,
+        OSError.
         """
         faults, self.waiting = self.waiting, []
         events: list[Message] = []
@@ -172,14 +175,16 @@ class Space:
                 except Changing:
                     continue
             if time.monotonic() > until:
-                raise Unsettled(f"process {self.pid} has changed its memory for too long")
+                raise Unsettled(
+                    f"process {self.pid} kept changing its memory for {_UNSETTLED_S:.0f} s"
+                )
             if not told:
                 poll.poll(_SETTLES_S * 1000)
             elif turn < _TURNS and any(event.kind in (REMAP, FORK) for event in events):
                 self._let_others_tell()
 
     def _let_others_tell(self) -> None:
-        """When more is under way: the others stand still until they are read."""
+        """Wait while changes are under way: each blocks the threads behind it until it is read."""
         time.sleep(_SOON_S)
         if userfault.is_changing(self.fd):
             time.sleep(_TURN_S)
@@ -201,14 +206,14 @@ class Space:
             return False
 
     def is_ready(self, start: int, end: int) -> bool:
-        """Whether all that is missing between two addresses lies in areas of ours."""
+        """Whether everything that is missing between two addresses lies in registered areas."""
         try:
             return all(self._is_registered(*each[:2]) for each in self.missing.within(start, end))
         except Changing:
             return False
 
     def next_piece(self, size: int) -> Extent | None:
-        """Take up to `size` bytes of what is missing, in the order of addresses."""
+        """Take up to `size` bytes of the missing extents, in the order of addresses."""
         found = self.missing.take_next(self.cursor, size) or self.missing.take_next(0, size)
         if found:
             self.cursor = found[1]
@@ -216,5 +221,5 @@ class Space:
 
     @property
     def is_over(self) -> bool:
-        """Nothing is to be done for it any more."""
+        """Whether nothing is left to do for this space."""
         return self.is_gone or not self.missing

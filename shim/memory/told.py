@@ -1,11 +1,12 @@
-"""What a page server tells the swap. Lean."""
+"""The messages of a page server to the swap. Lean."""
 
 from __future__ import annotations
 
 READY = b"r"
-"""It has all that CRIU sends."""
+"""The page server holds the userfaultfd of every process."""
 FILLED = b"="
-"""All private memory is there. Told only while the swap has not let it go."""
+"""All private memory is there. Sent only while the swap has not let the server go."""
 DAMAGED, FAILED = b"d", b"f"
-"""Why it ends follows: the snapshot is not what was captured, or something else is wrong."""
+"""The server ends; the reason follows. DAMAGED: the snapshot differs from the captured state.
+FAILED: any other error."""
 MOST_BYTES = 4096

@@ -1,7 +1,7 @@
-"""What a restored container asks for first: recorded, and filled first the next time. Lean.
+"""Records the memory that restored containers ask for first, to fill it first next time. Lean.
 
-One file for each snapshot, `working-sets/ID.json`: `{"schema": 1, "windows": [[pid, address], …]}`
-in the order of the first faults. Nothing depends on it but the order in which memory is filled.
+A file for each snapshot, `working-sets/ID.json`: `{"schema": 1, "windows": [[pid, address], …]}` in
+the order of the first faults. Nothing but the order of filling depends on the file.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ if TYPE_CHECKING:
 
 _SCHEMA = 1
 _MAX_WINDOWS = 32768
-"""2 GiB. More is no working set."""
+"""2 GiB. A larger set is no working set."""
 _MAX_BYTES = 4 << 20
 _TOGETHER = 1024
 """Windows: 64 MiB, filled in 20 ms."""
 _GAP_BYTES = AROUND_BYTES
 _RANGE_BYTES = 1 << 20
-"""A fault may have to wait for one."""
+"""A page fault may have to wait for a range."""
 
 
 class Recorder:
-    """The windows that were asked for, in order."""
+    """Records the windows in which processes asked for content, in order."""
 
     def __init__(self) -> None:
         self._windows: dict[tuple[int, int], None] = {}
 
     def asked(self, pid: int, address: int) -> None:
-        """A process has touched an address whose content was not there yet."""
+        """Record that a process touched an address whose content was missing."""
         if len(self._windows) < _MAX_WINDOWS:
             self._windows[pid, address - address % AROUND_BYTES] = None
 
     def after(self, known: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """What was known, and what was asked for beyond that."""
+        """Returns the known windows, and behind them the new ones."""
         return list(dict.fromkeys([*known, *self._windows]))[:_MAX_WINDOWS]
 
 
 def ranges(windows: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Pid, first address and end of what is to be filled first, in this order.
+    """Returns pid, first address and end of each range to be filled first, in this order.
 
-    A thousand windows at a time are put in the order of their addresses, and those that nearly
-    touch become one: a hundred small copies take ten times as long as one large one, and what was
-    asked for first in one replica is not what the next one asks for first.
+    A thousand windows at a time are sorted by address, and windows that nearly touch are joined: a
+    hundred small copies take ten times as long as a large copy, and replicas differ in the order in
+    which they ask.
     """
     found: list[tuple[int, int, int]] = []
     for at in range(0, len(windows), _TOGETHER):
@@ -68,7 +68,7 @@ def _touches(before: tuple[int, int, int], start: int) -> bool:
 
 
 def read(snapshot: str, directory: str = WORKING_SETS) -> list[tuple[int, int]]:
-    """What earlier restores from the snapshot asked for; nothing when that is not known."""
+    """Returns the windows that earlier restores from the snapshot asked for; empty when unknown."""
     try:
         with open(f"{directory}/{snapshot}.json", "rb") as file:
             found = jsontext.parse(file.read(_MAX_BYTES))
@@ -83,7 +83,7 @@ def read(snapshot: str, directory: str = WORKING_SETS) -> list[tuple[int, int]]:
 def write(
     snapshot: str, windows: Sequence[tuple[int, int]], directory: str = WORKING_SETS
 ) -> None:  # fmt: skip
-    """Replace what is known. Raises OSError."""
+    """Replace the known windows. Raises OSError."""
     os.makedirs(directory, 0o700, exist_ok=True)
     text = jsontext.compose({"schema": _SCHEMA, "windows": windows})
     replace.put(f"{directory}/{snapshot}.json", text)

@@ -1,7 +1,7 @@
-"""One HTTP request or TCP connection to a workload, from inside its network namespace.
+"""Makes an HTTP request or a TCP connection to a workload, from inside its network namespace.
 
-Lean: the swap path makes its resume call with it. Nothing that the workload answers is trusted:
-the status line is read, bounded, and nothing else.
+Lean: the swap path makes its resume call with this module. No answer of a workload is trusted: we
+read the status line, up to a bound, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LOOPBACK = ("127.0.0.1", "::1")
 
 
 class CallFailed(Exception):
-    """The workload did not answer, or not with success. The message says what happened."""
+    """The workload did not answer, or answered without success. The message says what happened."""
 
 
 def http(netns: str, method: str, port: int, target: str, *, until: float) -> int:
     """Send `method target` to `port` of the pod and return the status code, 200 to 399.
 
-    The pod's own addresses are tried first, then loopback. until: deadline on
-    `time.monotonic`. Raises CallFailed.
+    Tries the pod's own addresses first, then loopback. until: deadline on `time.monotonic`. Raises
+    CallFailed.
     """
     request = f"{method} {target} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     with _connected(netns, port, until) as connection:
@@ -49,7 +49,7 @@ def http(netns: str, method: str, port: int, target: str, *, until: float) -> in
 
 
 def tcp(netns: str, port: int, *, until: float) -> None:
-    """Succeed when something accepts a connection on `port`. Raises CallFailed."""
+    """Return when something accepts a connection on `port`. Raises CallFailed."""
     _connected(netns, port, until).close()
 
 

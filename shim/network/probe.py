@@ -1,8 +1,9 @@
-"""A program of its own: call a workload from inside its network namespace, until it answers.
+"""Calls a workload from inside its network namespace until it answers: a program of its own.
 
-The daemon has threads and an event loop, and so cannot enter a namespace itself. Argument: one
+The daemon has threads and an event loop, and so cannot enter a namespace itself. Argument: a
 JSON object with parent (the daemon's pid), netns (path), kind (`http` or `tcp`), method, port,
-target, every_s (0: try once), within_s. Ends with 0 on success; else the last reason is on stdout.
+target, every_s (0: try once), within_s. Exits with 0 on success; otherwise prints the last reason
+to stdout.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _LATE_S = 5.0
 
 
 def main() -> int:
-    """Try until it succeeds or the time is over."""
+    """Try until a call succeeds or the time is over."""
     wanted = json.loads(sys.argv[1])
     priority.be_a_helper_of(wanted["parent"])
     alarm.kill_us_after(wanted["within_s"] + _LATE_S)  # also where the daemon hangs

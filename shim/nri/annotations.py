@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "quickthaw.io/"
 _MAX_LENGTH = 4096
+_MOST_NAME_CHARS = 63
+_MOST_WANTED = 16
+"""Snapshots that one pod can have read ahead."""
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6}(?:\.[0-9]{1,3})?)s)?")
 _HTTP = re.compile(r"http://:([0-9]{1,5})(/[!-~]*)?")
 _TCP = re.compile(r"tcp://:([0-9]{1,5})")
@@ -241,9 +244,9 @@ def parse(annotations: Mapping[str, str], container: str) -> Wish | None:
     Raises BadAnnotation for a name or value that no row allows.
     """
     chosen: dict[str, tuple[str, str]] = {}
-    for full, value in sorted(annotations.items()):
-        if not full.startswith(PREFIX):
-            continue
+    ours = [full for full in annotations if full.startswith(PREFIX)]
+    for full in sorted(ours):
+        value = annotations[full]
         name, _, only = full.removeprefix(PREFIX).partition(".")
         if name not in _BY_NAME:
             raise _bad(full, value, container, "there is no such annotation", _near(name))
@@ -270,11 +273,13 @@ def _value(row: Annotation, full: str, value: str, container: str) -> object:
 
 
 def _bad(full: str, value: str, container: str, why: str, do: str) -> BadAnnotation:
-    return BadAnnotation(f"annotation {full}: {value!r}", container=container, why=why, do=do)
+    return BadAnnotation(
+        f"annotation {full:.200}: {value!r:.200}", container=container, why=f"{why:.300}", do=do
+    )
 
 
 def _near(name: str) -> str:
-    near = difflib.get_close_matches(name, _BY_NAME, 1)
+    near = difflib.get_close_matches(name[:_MOST_NAME_CHARS], _BY_NAME, 1)
     return f"Did you mean {PREFIX}{near[0]}?" if near else f"There are: {', '.join(_BY_NAME)}."
 
 
@@ -283,8 +288,10 @@ def wanted(annotations: Mapping[str, str]) -> list[str]:
 
     A value that is malformed is none here; its error is told when the container is created.
     """
-    found = []
+    found: list[str] = []
     for key, value in annotations.items():
+        if len(found) == _MOST_WANTED:
+            break
         name = key.removeprefix(PREFIX).partition(".")[0]
         if key.startswith(PREFIX) and name in _NAMING and value not in found:
             try:

@@ -12,8 +12,9 @@ import os
 
 from shim.contract import jsontext
 from shim.contract.errors import Blame, CriuRestoreFailed, SwapTooLate
-from shim.contract.paths import LOGS
+from shim.gate import volumes
 from shim.gate.facts import section
+from shim.restore import logs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from shim.contract.ticket import Ticket
 
-_LOG_BYTES = 4 << 20
 _PERIOD_US = 100_000
 """The kernel's own, where the spec has none."""
 _OF_THE_POD = tuple(
@@ -60,8 +60,10 @@ def too_late(ticket: Ticket, spec: Mapping[str, Any], where: str, why: str) -> S
     author wants it.
     """
     error = SwapTooLate(
-        f"the swap's deadline passed {where}", container=ticket.container, why=why,
-        do="Raise quickthaw.io/deadline, or find what is slow.",
+        f"the swap's deadline passed {where}", container=ticket.container,
+        why=f"{why}; {ticket.deadline_s:g} s are allowed, {ticket.turn_hold_s:g} s with a turn",
+        do="Find what is slow, or raise quickthaw.io/deadline, and restore_hold_s in the "
+        "configuration.",
     )  # fmt: skip
     if has_slow_cpu(spec):
         error.blame = Blame.OTHER
@@ -87,16 +89,14 @@ def is_of_the_pod(reason: str, volume_files: Sequence[str]) -> bool:
 
 
 def _volume_files(facts: Mapping[str, str]) -> list[str]:
-    found = jsontext.parse(facts.get("volume_files", "[]"))
-    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+    try:
+        files, sockets_in = volumes.parse(jsontext.parse(facts.get("volume_files", "null")))
+    except ValueError:
+        return []  # the gate has refused it already
+    return [*(each.path for each in files), *sockets_in]
 
 
 def _keep_log(ticket: Ticket, work: str) -> str:
     """Put CRIU's log where it outlives the container, and return that place."""
-    kept = f"{LOGS}/{ticket.snapshot}.log"
-    try:
-        with open(f"{work}/restore.log", "rb") as log, open(kept, "wb") as file:
-            os.sendfile(file.fileno(), log.fileno(), 0, _LOG_BYTES)
-    except FileNotFoundError:
-        return "missing: CRIU did not start"
-    return kept
+    kept = logs.keep(f"{work}/restore.log", ticket.snapshot)
+    return kept or "missing: CRIU did not start"

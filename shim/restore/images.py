@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
+    from shim.restore.bundle import Bundle
+
 PATCHED = "files.img"
 UTS_PREFIX = "utsns-"
 _EARLIER = "parent"
@@ -86,6 +88,19 @@ def renamed(data: bytes, hostname: str) -> bytes:
         raise ValueError("the image of the UTS namespace has no host name of a host's length")
     entry = bytes([_NODENAME_TAG, len(raw)]) + raw + data[_ENTRY_AT + 2 + size :]
     return data[:_HEADER_BYTES] + struct.pack("<I", len(entry)) + entry
+
+
+def with_name_of(bundle: Bundle, captured: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The images of the UTS namespace with the name that the sandbox has. Raises OSError."""
+    from shim.kernel.utsns import hostname_in
+
+    uts = bundle.namespace("uts")
+    name = hostname_in(uts) if uts else bundle.spec.get("hostname")
+    return {
+        image: renamed(data, name)
+        for image, data in captured.items()
+        if name and image.startswith(UTS_PREFIX)
+    }
 
 
 def view_of(

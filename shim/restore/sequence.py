@@ -48,7 +48,7 @@ from shim.rootfs import overlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from shim.contract.errors import SwapTooLate
     from shim.contract.manifest import Manifest
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from shim.kernel.process import Child
     from shim.memory.layout import Layout
     from shim.restore.memory import PageServer
+    from shim.restore.opened import Watch
 
 UNDO_S = 10.0
 """How long it may take to undo a swap. Normally it is a tenth of a second."""
@@ -111,7 +112,8 @@ class Swap:
                 turn.enter_context(
                     turns.taken(self.ticket.turns, until=until, container=self.ticket.container)
                 )
-            server = self._restore_all(undo, held)
+            with self._at_most(self.ticket.turn_hold_s):
+                server = self._restore_all(undo, held)
         # What the workload does now loads the node no more than any other start.
         with self._step("resume"):
             from shim.restore import resume
@@ -148,7 +150,10 @@ class Swap:
             check.finish()
             faults.point("restore.hashed", self.ticket.container)
         with self._step("criu"):
-            self._restore(captured, runtime, descriptors, server, undo)
+            from shim.restore import opened
+
+            watch = opened.watched(captured, check, self.bundle.spec, self.ticket.container, held)
+            self._restore(captured, runtime, descriptors, server, watch, undo)
             server.wait_until_ready(self.until)
             self._rescore()
             check.unchanged()
@@ -173,6 +178,17 @@ class Swap:
         )
 
     @contextlib.contextmanager
+    def _at_most(self, seconds: float) -> Iterator[None]:
+        """Others wait for the turn: it is not held for longer, whatever the deadline says."""
+        last = self.until
+        self.until = min(last, time.monotonic() + seconds)
+        try:
+            with alarm.sooner(self.until, last):
+                yield
+        finally:
+            self.until = last
+
+    @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
         """Time the step, and see that the deadline did not pass unnoticed in it."""
         began = time.monotonic()
@@ -182,7 +198,7 @@ class Swap:
         finally:
             self.steps[name] = round(time.monotonic() - began, 4)
         if time.monotonic() > self.until:
-            raise self._late(f"in step {name}", f"{self.ticket.deadline_s:g} s are over")
+            raise self._late(f"in step {name}", "it took too long")
 
     @contextlib.contextmanager
     def _told(self, where: str) -> Iterator[None]:
@@ -286,7 +302,7 @@ class Swap:
 
         own = f"{self.snapshot}/{SNAPSHOT_CRIU}"
         try:
-            written = check.images | self._renamed(check.images)
+            written = check.images | images.with_name_of(self.bundle, check.images)
             addresses: list[str] = []
             if netns := self._hold_network():
                 addresses = global_addresses(netns)
@@ -348,19 +364,6 @@ class Swap:
                 first=lambda: os.set_inheritable(self._network.fileno(), True),
             )  # fmt: skip
 
-    def _renamed(self, captured: Mapping[str, bytes]) -> dict[str, bytes]:
-        """The image of the UTS namespace with the name that the sandbox has."""
-        from shim.kernel.utsns import hostname_in
-        from shim.restore import images
-
-        uts = self.bundle.namespace("uts")
-        name = hostname_in(uts) if uts else self.bundle.spec.get("hostname")
-        return {
-            image: images.renamed(data, name)
-            for image, data in captured.items()
-            if name and image.startswith(images.UTS_PREFIX)
-        }
-
     def _serve_memory(
         self, check: Check, content: Layout, undo: contextlib.ExitStack
     ) -> PageServer:  # fmt: skip
@@ -386,11 +389,14 @@ class Swap:
 
     def _restore(
         self, captured: Manifest, runtime: Child, descriptors: bytes, server: PageServer,
-        undo: contextlib.ExitStack,
+        watch: Watch | None, undo: contextlib.ExitStack,
     ) -> None:  # fmt: skip
-        reason = runtime_restore.finish(
-            runtime, self.call, self.images, descriptors, self.work, undo, until=self.until
-        )
+        runtime_restore.go_on(runtime, self.call, self.images, descriptors, undo, until=self.until)
+        if watch:
+            watch.serve(runtime.pid, self.until)
+        reason = runtime_restore.finish(runtime, self.call, self.work, until=self.until)
+        if watch:
+            watch.judge(is_restored=not reason)
         if reason:
             server.check_alive()
             from shim.restore import failure

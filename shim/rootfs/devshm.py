@@ -13,13 +13,15 @@ import stat
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self
 
-from shim.contract.errors import ShmNotCopied
+from shim.contract.errors import ShmNotCopied, too_big
+from shim.contract.limits import MAX_SHM_ENTRIES, TooMuch
 from shim.kernel.beneath import NotMade, link_beneath, make_dir, open_dir
 from shim.kernel.fds import OwnedFd
 from shim.rootfs.inode import O_SOURCE_DIR, Changed, set_times
 from shim.rootfs.shmprecopy import PrecopyingCopier
 
 if TYPE_CHECKING:
+    from shim.kernel.stopping import Stop
     from shim.rootfs.inode import Copier
 
 _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,16 +46,16 @@ class Selection(Protocol):
 class ShmCopy:
     """Copies what is in the directory `shm` into the empty directory `target`.
 
-    shm: on the host; empty when the container has none. until: the deadline for big files on
-    `time.monotonic`. own: what is copied; None for everything. A context manager, which raises
-    OSError when `shm` cannot be opened.
+    shm: on the host; empty when the container has none. stop: ends the work. own: what is copied;
+    None for everything. A context manager, which raises OSError when `shm` cannot be opened.
     """
 
     def __init__(
-        self, shm: str, target: str, *, container: str, until: float, own: Selection | None = None
+        self, shm: str, target: str, *, container: str, stop: Stop, own: Selection | None = None
     ) -> None:  # fmt: skip
         self._shm, self._target, self._container, self._own = shm, target, container, own
-        self._copier = PrecopyingCopier(until)
+        self._stop = stop
+        self._copier = PrecopyingCopier(stop)
         self._dir: OwnedFd | None = None
 
     def __enter__(self) -> Self:
@@ -74,14 +76,17 @@ class ShmCopy:
 
     def finish(self) -> None:
         """Copy everything; nothing changes any more. Sizes, holes, owners, modes, xattrs and times
-        are kept, and hard links between the files. Nothing is synced. Raises ShmNotCopied.
+        are kept, and hard links between the files. Nothing is synced. Raises ShmNotCopied,
+        SnapshotTooBig, Stopped.
         """
         if not self._dir:
             return
         try:
             with open_dir(self._target) as target:
-                capture = _Capture(self._copier, target.fileno(), self._own)
+                capture = _Capture(self._copier, target.fileno(), self._own, self._stop)
                 capture.directory(self._dir.fileno(), target.fileno(), "")
+        except TooMuch as error:
+            raise too_big(self._container, error) from error
         except (OSError, Changed, NotMade, ValueError) as error:
             raise ShmNotCopied(
                 f"cannot copy /dev/shm to {self._target}", container=self._container,
@@ -108,18 +113,25 @@ def _precopy(
 class _Capture:
     """One walk; remembers hard links."""
 
-    def __init__(self, copier: Copier, root_dirfd: int, own: Selection | None) -> None:
-        self._copier, self._root_dirfd, self._own = copier, root_dirfd, own
+    def __init__(
+        self, copier: Copier, root_dirfd: int, own: Selection | None, stop: Stop
+    ) -> None:  # fmt: skip
+        self._copier, self._root_dirfd, self._own, self._stop = copier, root_dirfd, own, stop
+        self._left = MAX_SHM_ENTRIES
         self._links: dict[tuple[int, int], str] = {}
 
     def directory(self, source_dirfd: int, target_dirfd: int, path: str) -> bool:
         """Copy what is in a directory. Returns whether there is anything of it in the copy."""
         if path.count("/") > _MAX_DEPTH:
-            raise ValueError(f"directories deeper than {_MAX_DEPTH} in /dev/shm")
+            raise TooMuch("directories in each other in /dev/shm", _MAX_DEPTH)
         with os.scandir(source_dirfd) as listing:
-            entries = list(listing)
+            entries = list(islice(listing, self._left + 1))
+        self._left -= len(entries)
+        if self._left < 0:
+            raise TooMuch("files and directories in /dev/shm", MAX_SHM_ENTRIES)
         copied = False
         for entry in entries:
+            self._stop.check()
             if entry.is_dir(follow_symlinks=False):
                 copied |= self._subdirectory(source_dirfd, entry.name, target_dirfd, path)
             elif self._own is None or self._own.file(

@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shim.contract.errors import RootfsNotCopied
+from shim.contract.errors import RootfsNotCopied, too_big
+from shim.contract.limits import MAX_DEPTH, MAX_ENTRIES, MAX_PATH_BYTES, TooMuch
 from shim.kernel.beneath import (
     O_PATH_NOFOLLOW,
     O_WALK,
@@ -27,18 +28,18 @@ from shim.kernel.beneath import (
     remove_tree,
 )
 from shim.kernel.fds import OwnedFd
+from shim.kernel.stopping import Stop
 from shim.rootfs.inode import O_SOURCE_DIR, Changed, Copier, set_times
 from shim.rootfs.layers import Marks, base_has, merge, open_merged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from shim.rootfs.layers import Found
 
 _SETTLED_NS = 2_000_000_000
 """A file whose inode changed this shortly before it was read may change again unseen: the clock
 of a file system ticks in steps, of up to a second or two on old formats."""
-_MAX_DEPTH = 200
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO)
 _WHITEOUT = (0,)
 """The state of a name that is a whiteout: all of them are alike."""
@@ -76,7 +77,10 @@ class _Pass:
     frozen: bool
     settled_before_ns: int
     always: frozenset[tuple[int, int]]
+    wanted: frozenset[int] = frozenset()
     links: dict[tuple[int, int], str] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    entries: int = 0
     unsettled_bytes: int = 0
 
 
@@ -96,19 +100,21 @@ class DiffCopy:
     snapshot that the container itself came from. base: the image's layers below them, only asked
     for which names they have: a whiteout for something that only a lower one of `layers` had
     would be seen as a device where overlayfs merges nothing. target: an empty directory of ours.
-    userxattr: the overlay is mounted with that option.
+    userxattr: the overlay is mounted with that option. stop: ends any pass at its next entry.
 
-    All methods raise RootfsNotCopied, after which the target is for the bin.
+    All methods raise RootfsNotCopied, SnapshotTooBig or Stopped, after which the target is for the
+    bin.
     """
 
     def __init__(
         self, layers: Sequence[str], target: str, *, container: str, base: Sequence[str] = (),
-        userxattr: bool = False,
+        userxattr: bool = False, stop: Stop | None = None,
     ) -> None:  # fmt: skip
-        self._container, self._target = container, target
+        self._container, self._target, self._stop = container, target, stop or Stop()
         self._marks = Marks("user.overlay." if userxattr else "trusted.overlay.")
-        self._copier = Copier(self._marks.travels)
+        self._copier = Copier(self._marks.travels, self._stop.check)
         self._seen: dict[str, _Copied] = {}
+        self._device = 0
         self._pass = _Pass(frozen=False, settled_before_ns=0, always=frozenset())
         with contextlib.ExitStack() as opened, self._border():
             self._layers = [_open(path, opened) for path in layers]
@@ -129,21 +135,29 @@ class DiffCopy:
         return self._run(frozen=False, always=frozenset())
 
     def finish(
-        self, always: Iterable[tuple[int, int]] = (), always_paths: Iterable[str] = ()
-    ) -> CopyStats:
+        self, always: Iterable[tuple[int, int]] = (), always_paths: Iterable[str] = (),
+        wanted: Iterable[int] = (),
+    ) -> CopyStats:  # fmt: skip
         """Make the target equal to the layers, which must not change any more.
 
         Copies what changed since the last pass, and removes what is gone. A write through a
         shared mapping need not show in the times of its file: `always` has the (st_dev, st_ino)
         in the layer of those that are copied whatever their times say; `always_paths` names such
-        files as the container sees them (the links in /proc/PID/map_files).
+        files as the container sees them (the links in /proc/PID/map_files). wanted: inode numbers
+        in the topmost layer, for `names`.
         """
         with self._border():
             keys = {*always, *self._keys(always_paths)}
-        return self._run(frozen=True, always=frozenset(keys))
+        return self._run(frozen=True, always=frozenset(keys), wanted=frozenset(wanted))
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """A path in the target of each inode that the last `finish` was asked for and has found."""
+        return self._pass.names
 
     def _keys(self, paths: Iterable[str]) -> Iterator[tuple[int, int]]:
         for path in paths:
+            self._stop.check()
             for layer_fd in self._layers:
                 try:
                     with open_beneath(layer_fd, path.lstrip("/"), O_PATH_NOFOLLOW) as fd:
@@ -155,10 +169,14 @@ class DiffCopy:
                     yield status.st_dev, status.st_ino
                     break
 
-    def _run(self, *, frozen: bool, always: frozenset[tuple[int, int]]) -> CopyStats:
+    def _run(
+        self, *, frozen: bool, always: frozenset[tuple[int, int]],
+        wanted: frozenset[int] = frozenset(),
+    ) -> CopyStats:  # fmt: skip
         began, files, size = time.monotonic(), self._copier.files, self._copier.bytes
-        self._pass = _Pass(frozen, time.time_ns() - _SETTLED_NS, always)
+        self._pass = _Pass(frozen, time.time_ns() - _SETTLED_NS, always, wanted)
         with self._border():
+            self._device = os.fstat(self._layers[0]).st_dev
             self._children(self._layers, self._root, self._seen, "", sealed=False)
             self._copier.copy_attributes(self._layers[0], self._root)
             set_times(self._root, os.fstat(self._layers[0]))
@@ -171,6 +189,8 @@ class DiffCopy:
     def _border(self) -> Iterator[None]:
         try:
             yield
+        except TooMuch as error:
+            raise too_big(self._container, error) from error
         except (OSError, Changed, NotMade, ValueError) as error:
             raise RootfsNotCopied(
                 f"cannot copy the root file system's changes to {self._target}",
@@ -186,15 +206,19 @@ class DiffCopy:
 
         Returns whether the target directory was written to.
         """
-        if path.count("/") > _MAX_DEPTH:
-            raise ValueError(f"directories deeper than {_MAX_DEPTH}: {path[:80]}…")
-        found = merge(dirfds, self._marks)
+        if path.count("/") > MAX_DEPTH:
+            raise TooMuch("directories in each other", MAX_DEPTH)
+        if len(os.fsencode(path)) > MAX_PATH_BYTES:
+            raise TooMuch("bytes of path", MAX_PATH_BYTES)
+        found = merge(dirfds, self._marks, MAX_ENTRIES - self._pass.entries)
+        self._pass.entries += len(found)
         changed = False
         for name in seen.keys() - found.keys():
             remove_tree(target_dirfd, name)
             del seen[name]
             changed = True
         for name, entry in found.items():
+            self._stop.check()
             try:
                 changed |= self._entry(entry, target_dirfd, seen, path + name, sealed=sealed)
             except (OSError, Changed) as error:
@@ -247,6 +271,8 @@ class DiffCopy:
         path: str,
     ) -> bool:  # fmt: skip
         name, key = entry.name, (status.st_dev, status.st_ino)
+        if status.st_ino in self._pass.wanted and status.st_dev == self._device:
+            self._pass.names.setdefault(status.st_ino, path)
         old = seen.get(name)
         if (old is not None and old.settled and old.state == _state(status)
                 and key not in self._pass.always):  # fmt: skip

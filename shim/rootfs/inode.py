@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _FICLONE = 0x40049409
 _CHUNK = 1 << 20
 _PIECE_BYTES = 4 << 20
+_STEP_BYTES = 64 << 20
+"""What the kernel is asked to copy at once: between two steps it is seen whether to go on."""
 _SMALL = 128 << 10
 _O_TARGET = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CANNOT_IN_KERNEL = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
@@ -36,6 +38,10 @@ class Changed(Exception):
     """The name is no longer the kind of file that the walk found."""
 
 
+def never() -> None:
+    """The `tick` of a Copier that nobody stops."""
+
+
 def all_xattrs(name: str) -> bool:
     """The filter of `Copier` that lets every xattr through."""
     return True
@@ -45,13 +51,16 @@ class Copier:
     """Copies inodes and counts what it copied.
 
     travels: whether the xattr of this name is copied; it may raise to refuse the file.
+    tick: called now and then; what it raises ends the work.
     files: inodes made. bytes: data written or shared with the source.
     """
 
-    __slots__ = ("_in_kernel", "_reflink", "bytes", "files", "travels")
+    __slots__ = ("_in_kernel", "_reflink", "bytes", "files", "tick", "travels")
 
-    def __init__(self, travels: Callable[[str], bool] = all_xattrs) -> None:
-        self.travels = travels
+    def __init__(
+        self, travels: Callable[[str], bool] = all_xattrs, tick: Callable[[], None] = never
+    ) -> None:
+        self.travels, self.tick = travels, tick
         self.files = self.bytes = 0
         self._reflink = self._in_kernel = True
 
@@ -154,8 +163,10 @@ class Copier:
 
     def _copy_range(self, source_fd: int, target_fd: int, start: int, end: int) -> None:
         while self._in_kernel and start < end:
+            self.tick()
+            step = min(end - start, _STEP_BYTES)
             try:
-                done = os.copy_file_range(source_fd, target_fd, end - start, start, start)
+                done = os.copy_file_range(source_fd, target_fd, step, start, start)
             except OSError as error:
                 if error.errno not in _CANNOT_IN_KERNEL:
                     raise
@@ -165,6 +176,7 @@ class Copier:
                     return  # it became shorter
                 start += done
         while start < end and (chunk := os.pread(source_fd, min(_CHUNK, end - start), start)):
+            self.tick()
             start += os.pwrite(target_fd, chunk, start)
 
 

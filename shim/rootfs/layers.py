@@ -11,6 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from shim.contract import limits
 from shim.kernel.fds import OwnedFd
 from shim.rootfs.inode import O_SOURCE_DIR
 
@@ -89,13 +90,18 @@ class Found:
         return self.status is None
 
 
-def merge(dirfds: Sequence[int], marks: Marks) -> dict[str, Found]:
-    """The names of a directory that is in several layers, the topmost first, whiteouts included."""
+def merge(dirfds: Sequence[int], marks: Marks, most: int) -> dict[str, Found]:
+    """The names of a directory that is in several layers, the topmost first, whiteouts included.
+
+    Raises TooMuch for more than `most`, which nobody remembers then.
+    """
     merged: dict[str, Found] = {}
     for dirfd in dirfds:
         for entry in _entries(dirfd, marks):
             above = merged.setdefault(entry.name, entry)
             if above is entry:
+                if len(merged) > most:
+                    raise limits.TooMuch("files and directories", limits.MAX_ENTRIES)
                 continue
             if above.is_whiteout:
                 above.hides = True

@@ -10,7 +10,6 @@ import errno
 import os
 import stat
 import threading
-import time
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -22,7 +21,9 @@ from shim.kernel.othermemory import Buffer, is_equal
 from shim.rootfs.inode import O_SOURCE, Copier, data_ranges, pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from shim.kernel.stopping import Stop
 
     Range = tuple[int, int]
     Key = tuple[int, int]
@@ -40,11 +41,10 @@ _of_thread = threading.local()
 
 
 class PrecopyingCopier(Copier):
-    """until: for big files, on `time.monotonic`. It owns their copies until it is closed."""
+    """stop: ends the work. It owns the copies of big files until it is closed."""
 
-    def __init__(self, until: float) -> None:
-        super().__init__()
-        self._until = until
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(tick=stop.check)
         self._copies: dict[Key, OwnedFd] = {}
         """Files without a name, until they get one."""
 
@@ -89,15 +89,17 @@ class PrecopyingCopier(Copier):
         self._renew(source_fd, target_fd, status)
 
     def _renew(self, source_fd: int, target_fd: int, status: os.stat_result) -> None:
-        _Renewal(source_fd, target_fd, status.st_size, self._until).run()
+        _Renewal(source_fd, target_fd, status.st_size, self.tick).run()
 
 
 class _Renewal:
     """Gives a file the content and the holes of another one. What it has already is compared."""
 
-    def __init__(self, source_fd: int, target_fd: int, size: int, until: float) -> None:
+    def __init__(
+        self, source_fd: int, target_fd: int, size: int, tick: Callable[[], None]
+    ) -> None:  # fmt: skip
         self._source_fd, self._target_fd, self._size = source_fd, target_fd, size
-        self._until = until
+        self._tick = tick
         self._is_new = not os.fstat(target_fd).st_blocks
 
     def run(self) -> None:
@@ -124,8 +126,7 @@ class _Renewal:
             punch_hole(self._target_fd, start, end - start)
 
     def _renew(self, start: int, end: int) -> None:
-        if time.monotonic() > self._until:
-            raise TimeoutError("copying /dev/shm took too long")
+        self._tick()
         wanted, there = _buffers()
         for at in range(start, end, _BATCH_BYTES):
             size = min(_BATCH_BYTES, end - at)

@@ -1,8 +1,8 @@
 """The asyncio shell around mux and ttrpc: one socket on which both sides call each other.
 
-Everything runs on one event loop, in the socket's own callbacks: what arrives is decoded at once
-and never waits for a handler, for each call is answered from a task of its own. What cannot be
-bounded by waiting is bounded by closing: too many calls at a time, or answers that the peer does
+Everything runs on a single event loop, in the socket's own callbacks: incoming bytes are decoded at
+once and never wait for a handler, because each call is answered from a task of its own. Where
+waiting cannot set a bound, closing does: too many calls at a time, or answers that the peer does
 not read, end the connection. Nothing here logs; a connection that has ended says why.
 """
 
@@ -21,12 +21,12 @@ Handler = Callable[[ttrpc.Call], Coroutine[None, None, bytes]]
 """Answers one call, or raises CallRefused to refuse it. Cancelled when the connection ends."""
 
 OnFault = Callable[[ttrpc.Call, BaseException], None]
-"""Told what a handler raised that is no CallRefused. Its caller hears `internal`, no details."""
+"""Called with a handler's exception that is no CallRefused. Its caller gets only `internal`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a peer may make us hold before it is cut off."""
+    """Bounds on the calls and bytes that a peer may make us hold before we cut it off."""
 
     unanswered_calls: int = 64
     unread_bytes: int = 16 << 20
@@ -41,7 +41,7 @@ class Connections:
 
 
 class Channel(asyncio.Protocol):
-    """One socket. Made by `connected` or `attached`, which also end it."""
+    """A connection over a socket. `connected` and `attached` make channels, and end them."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Channel(asyncio.Protocol):
         """Call the peer and return its answer.
 
         Raises CallTooLate after `timeout_s`, CallRefused when the peer answers with an error, and
-        when the connection ends whatever ended it: ConnectionLost or ProtocolViolated.
+        ConnectionLost or ProtocolViolated when the connection ends.
         """
         if self._reason:
             raise self._reason
@@ -83,12 +83,12 @@ class Channel(asyncio.Protocol):
             del self._waiting[stream]
 
     async def wait_closed(self) -> RpcError:
-        """Wait until the connection has ended and return, not raise, what ended it."""
+        """Wait until the connection has ended. Returns, and does not raise, the error."""
         await self._closed.wait()
         return self._reason or ConnectionLost("closed")
 
     def close(self, reason: RpcError | None = None) -> None:
-        """Close our side at once; what is not sent yet is dropped. Closing again does nothing."""
+        """Close our side at once; unsent bytes are dropped. Closing again does nothing."""
         if self._reason:
             return
         self._reason = reason or ConnectionLost("closed by us")
@@ -110,11 +110,11 @@ class Channel(asyncio.Protocol):
     # ---- asyncio.Protocol ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The loop has connected us."""
+        """Keep the transport: the event loop has connected the socket."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """The loop has read from the socket."""
+        """Decode and dispatch bytes that the event loop has read from the socket."""
         if self._reason:
             return
         try:
@@ -125,7 +125,7 @@ class Channel(asyncio.Protocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed: by the peer, unless `close` was first and gave its reason."""
+        """Close the channel: by the peer, unless `close` came first and gave its reason."""
         cut = " in the middle of a frame" if self._demux.mid_frame else ""
         self.close(ConnectionLost(f"closed by the peer{cut}{f': {exc}' if exc else ''}"))
 
@@ -160,7 +160,7 @@ class Channel(asyncio.Protocol):
         self._answering.discard(task)
         fault = asyncio.CancelledError() if task.cancelled() else task.exception()
         if self._reason:
-            return  # nobody is left to hear it; a fault of a handler that was cut off is no news
+            return  # nobody is left to hear; a fault of a handler that was cut off is no news
         if fault is None:
             fault = self._answer(call, task.result())
         if isinstance(fault, CallRefused):
@@ -189,7 +189,7 @@ class Channel(asyncio.Protocol):
 
 
 def _ignore(_call: ttrpc.Call, _fault: BaseException) -> None:
-    """The handler that nobody asked to hear of."""
+    """Ignore faults of handlers, for owners that do not ask for them."""
 
 
 @asynccontextmanager
@@ -201,7 +201,7 @@ async def connected(
     on_fault: OnFault = _ignore,
     limits: Limits = Limits(),
 ) -> AsyncIterator[Channel]:
-    """Connect to the unix socket at `path`; closed, and all handlers ended, on the way out.
+    """Connect to the unix socket at `path`. On the way out, close it and end all handlers.
 
     Raises OSError when nobody listens there.
     """
@@ -222,7 +222,10 @@ async def attached(
     on_fault: OnFault = _ignore,
     limits: Limits = Limits(),
 ) -> AsyncIterator[Channel]:
-    """As `connected`, over a unix socket that is connected already and is ours from here on."""
+    """Make a channel over a connected unix socket, which belongs to the channel from here on.
+
+    Otherwise as `connected`.
+    """
     channel = Channel(ids, handler, on_fault, limits)
     await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=sock)
     try:

@@ -1,20 +1,20 @@
-"""What can go wrong on a connection. None of these says anything about a pod.
+"""The errors of a connection. None of these says anything about a pod.
 
 RpcError
-|-- ProtocolViolated        the peer sent what the protocol forbids; the connection is of no use
+|-- ProtocolViolated        the peer sent bytes that the protocol forbids: close the connection
 |   |-- MuxViolated
 |   `-- TtrpcViolated
 |-- ConnectionLost          the peer went away, or we closed
-|   `-- PeerTooFast         it was closed because the peer outran one of our limits
-|-- CallTooLate             our call was not answered in time
-`-- CallRefused             our call was answered with a status other than OK
+|   `-- PeerTooFast         we closed because the peer outran our limits
+|-- CallTooLate             the peer did not answer our call in time
+`-- CallRefused             the peer answered our call with a status other than OK
 """
 
 from enum import IntEnum
 
 
 class Code(IntEnum):
-    """gRPC's status codes, which ttrpc uses. A peer may send others: then it is a plain int."""
+    """gRPC's status codes, which ttrpc uses. A code that gRPC does not know stays a plain int."""
 
     OK = 0
     CANCELLED = 1
@@ -36,11 +36,11 @@ class Code(IntEnum):
 
 
 class RpcError(Exception):
-    """The common base: whoever catches it has caught everything that a peer can cause."""
+    """The common base: `except RpcError` catches everything that a peer can cause."""
 
 
 class ProtocolViolated(RpcError):
-    """The peer sent what the protocol forbids. What follows on the connection has no meaning."""
+    """The peer sent bytes that the protocol forbids. The rest of the connection has no meaning."""
 
 
 class MuxViolated(ProtocolViolated):
@@ -52,7 +52,7 @@ class TtrpcViolated(ProtocolViolated):
 
 
 class ConnectionLost(RpcError):
-    """The connection is closed. The message says by whom and why."""
+    """The connection is closed. The message says by which side and why."""
 
 
 class PeerTooFast(ConnectionLost):
@@ -60,11 +60,11 @@ class PeerTooFast(ConnectionLost):
 
 
 class CallTooLate(RpcError):
-    """A call was not answered in the time that it was given. Its answer, if any, is dropped."""
+    """The peer did not answer a call in the given time. A later answer is dropped."""
 
 
 class CallRefused(RpcError):
-    """A call was answered with an error. `code` is a Code where gRPC knows it."""
+    """The peer answered a call with an error. `code` is a Code if gRPC knows the number."""
 
     def __init__(self, code: int, message: str) -> None:
         self.code = Code(code) if code in Code._value2member_map_ else code

@@ -1,6 +1,6 @@
-"""NRI's multiplexing: several logical connections over one socket. Bytes in, frames out.
+"""Frames NRI's multiplexing: several logical connections over one socket. Bytes in, frames out.
 
-A frame is a connection id and a length, both 32 bits big endian, and then so many bytes. There is
+A frame is a connection id and a length, both 32 bits big endian, and then `length` bytes. There is
 no opening, closing or flow control: both sides know the ids beforehand. Source: the NRI project's
 pkg/net/multiplex.
 """
@@ -11,27 +11,27 @@ from shim.rpc.errors import MuxViolated
 
 HEADER = struct.Struct(">II")
 MAX_FRAME_BYTES = 1 << 24
-"""What NRI up to 0.6 may send in one frame; later versions stay below 4 MiB."""
+"""NRI up to 0.6 may send this much in a frame; later versions stay below 4 MiB."""
 
 FIRST_FRAME_BYTES = 4096
-"""How much of a message the first frame may hold, see `encode`."""
+"""The most that the first frame of a message may hold, see `encode`."""
 
 
 class MuxDecoder:
-    """Takes the stream in pieces of any size and gives back whole frames."""
+    """Takes the stream in pieces of any size and returns whole frames."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
 
     @property
     def mid_frame(self) -> bool:
-        """Whether a frame has begun that is not complete: an end of stream now would cut it."""
+        """Whether an incomplete frame has begun: an end of stream now would cut the frame."""
         return bool(self._pending)
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """Take `data` and return the frames that it completes, as connection id and content.
 
-        Raises MuxViolated for a frame over MAX_FRAME_BYTES; the decoder is of no use then.
+        Raises MuxViolated for a frame over MAX_FRAME_BYTES; do not use the decoder after that.
         """
         self._pending += data
         frames = []
@@ -39,7 +39,9 @@ class MuxDecoder:
         while len(self._pending) - start >= HEADER.size:
             conn, length = HEADER.unpack_from(self._pending, start)
             if length > MAX_FRAME_BYTES:
-                raise MuxViolated(f"frame of {length} bytes on connection {conn}")
+                raise MuxViolated(
+                    f"frame of {length} bytes on connection {conn}; {MAX_FRAME_BYTES} is the limit"
+                )
             end = start + HEADER.size + length
             if len(self._pending) < end:
                 break
@@ -50,11 +52,11 @@ class MuxDecoder:
 
 
 def encode(conn: int, message: bytes) -> bytes:
-    """Frame one whole message for connection `conn`.
+    """Frame a whole message for connection `conn`.
 
-    A message is cut after its first 4096 bytes. NRI's own reader asks for the ttrpc header through
-    a buffer of that size and drops the connection when the frame does not fit into it; what is left
-    of the message it reads into memory of the right size, so the rest must be one frame again.
+    A message is cut after its first 4096 bytes. NRI's own reader reads the ttrpc header through a
+    buffer of that size, and drops the connection when the frame does not fit; it reads the rest of
+    the message into memory of the right size, so the rest must be a single frame again.
     """
     head, rest = message[:FIRST_FRAME_BYTES], message[FIRST_FRAME_BYTES:]
     framed = HEADER.pack(conn, len(head)) + head

@@ -1,12 +1,12 @@
-"""ttrpc: unary calls as frames on one connection. Bytes in, calls and answers out; no I/O.
+"""Encodes and decodes ttrpc: unary calls as frames on a connection. No I/O.
 
 A frame is a length and a stream id (32 bits big endian), a type, flags (8 bits each) and the
-message. A call is a request frame with a new odd stream id and one response frame with the same id.
-Streaming (data frames) is not spoken: a peer that tries it is told so. Source: the ttrpc project's
-PROTOCOL.md.
+message. A call is a request frame with a new odd stream id and a response frame with the same id.
+Streaming (data frames) is not supported: a peer that tries to stream gets an error. Source: the
+ttrpc project's PROTOCOL.md.
 
-`Server` and `Client` are one side of one connection each. Both collect what has to be sent;
-`take_output` hands it over message by message, because NRI's multiplexing frames whole messages.
+`Server` and `Client` are the two sides of a connection. Each collects messages to be sent;
+`take_output` hands them over message by message, because NRI's multiplexing frames whole messages.
 """
 
 import struct
@@ -31,7 +31,7 @@ _STATUS_TEXT = 4096
 
 
 class FrameType(IntEnum):
-    """The types that the protocol defines. Others are skipped: they belong to later versions."""
+    """The types of this version of the protocol. Frames of other types are skipped."""
 
     REQUEST = 1
     RESPONSE = 2
@@ -40,7 +40,7 @@ class FrameType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame as it was on the wire."""
+    """A frame as it was on the wire."""
 
     stream: int
     type: int
@@ -78,14 +78,14 @@ class Answer:
 
 
 def encode_frame(frame: Frame) -> bytes:
-    """One frame for the wire. Raises ValueError over MAX_MESSAGE_BYTES: that is our own mistake."""
+    """Returns a frame's bytes. Raises ValueError over MAX_MESSAGE_BYTES: our own mistake."""
     if len(frame.message) > MAX_MESSAGE_BYTES:
         raise ValueError(f"message of {len(frame.message)} bytes; {MAX_MESSAGE_BYTES} is the limit")
     return FRAME.pack(len(frame.message), frame.stream, frame.type, frame.flags) + frame.message
 
 
 class FrameDecoder:
-    """Takes the stream in pieces of any size and gives back whole frames."""
+    """Takes the stream in pieces of any size and returns whole frames."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
@@ -94,8 +94,8 @@ class FrameDecoder:
     def feed(self, data: bytes) -> list[Frame | Oversized]:
         """Take `data` and return the frames that it completes.
 
-        Raises TtrpcViolated when a length has its reserved first byte set; the decoder is of no use
-        then.
+        Raises TtrpcViolated when a length has its reserved first byte set; do not use the decoder
+        after that.
         """
         self._pending += data
         frames: list[Frame | Oversized] = []
@@ -128,14 +128,14 @@ class FrameDecoder:
 
 
 class _Side:
-    """What both sides have: a decoder and messages that wait to be sent."""
+    """The common part of both sides: a decoder, and messages that wait to be sent."""
 
     def __init__(self) -> None:
         self._decoder = FrameDecoder()
         self._output: list[bytes] = []
 
     def take_output(self) -> list[bytes]:
-        """Whole messages to send, in order. The caller has them from here on."""
+        """Returns whole messages to send, in order. The caller owns them from here on."""
         output, self._output = self._output, []
         return output
 
@@ -144,7 +144,7 @@ class _Side:
 
 
 class Server(_Side):
-    """The side that is called."""
+    """The side that answers calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,14 +153,14 @@ class Server(_Side):
 
     @property
     def unanswered(self) -> int:
-        """Calls that were returned by `receive` and not yet answered or refused."""
+        """Returns the number of calls that `receive` has returned and nobody has answered yet."""
         return len(self._open)
 
     def receive(self, data: bytes) -> list[Call]:
         """Take bytes and return the calls that they complete.
 
-        What is wrong with one call only is refused here. Raises TtrpcViolated when the stream is
-        out of step.
+        An error of a single call is answered here. Raises TtrpcViolated when the stream is out of
+        step.
         """
         calls = []
         for frame in self._decoder.feed(data):
@@ -175,7 +175,7 @@ class Server(_Side):
         return calls
 
     def answer(self, stream: int, payload: bytes) -> None:
-        """Answer a call with its result. Raises KeyError when it is answered already."""
+        """Answer a call with its result. Raises KeyError when the call was answered before."""
         message = ttrpc_pb2.Response(payload=payload).SerializeToString()
         if len(message) > MAX_MESSAGE_BYTES:
             raise ValueError(f"answer of {len(message)} bytes; {MAX_MESSAGE_BYTES} is the limit")
@@ -183,7 +183,7 @@ class Server(_Side):
         self._send(stream, FrameType.RESPONSE, message)
 
     def refuse(self, stream: int, refusal: CallRefused) -> None:
-        """Answer a call with an error. Raises KeyError when it is answered already."""
+        """Answer a call with an error. Raises KeyError when the call was answered before."""
         self._open.remove(stream)
         self._refuse(stream, refusal)
 
@@ -219,7 +219,7 @@ def _parse_call(frame: Frame) -> Call:
 
 
 class Client(_Side):
-    """The side that calls."""
+    """The side that makes calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,14 +253,14 @@ class Client(_Side):
         return stream
 
     def forget(self, stream: int) -> None:
-        """Stop waiting for the answer on `stream`: when it comes it is dropped."""
+        """Stop waiting for the answer on `stream`: a later answer is dropped."""
         self._open.discard(stream)
 
     def receive(self, data: bytes) -> list[Answer]:
         """Take bytes and return the answers that they complete.
 
-        An answer that nobody waits for is dropped: it came too late. Raises TtrpcViolated when the
-        stream is out of step, or an answer is none.
+        An answer that came too late, for which nobody waits, is dropped. Raises TtrpcViolated when
+        the stream is out of step, or when an answer is not a response.
         """
         answers = []
         for frame in self._decoder.feed(data):

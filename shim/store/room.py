@@ -32,14 +32,20 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The file system that the store is on."""
+    """The file system that the store is on. inodes: 0 where it makes them as they are needed."""
 
     size_bytes: int
     free_bytes: int
+    inodes: int = 0
+    free_inodes: int = 0
 
     def kept(self, limits: Limits) -> int:
         """How much of it has to stay free: the larger of both limits."""
         return max(limits.keep_free_bytes, int(self.size_bytes * limits.keep_free_percent / 100))
+
+    def kept_inodes(self, limits: Limits) -> int:
+        """How many of its inodes have to stay free: the same share."""
+        return int(self.inodes * limits.keep_free_percent / 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +60,38 @@ class Candidate:
     last_use: float
     useless: bool = False
     namespace: str = ""
+    entries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """size_bytes: how much too much it would be, 0 when it fits. why: which limit, for people."""
+    """size_bytes, inodes: how much too much it would be, 0 when it fits. why: which limit."""
 
     size_bytes: int
     why: str
+    inodes: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing has to go."""
+        return self.size_bytes <= 0 and self.inodes <= 0
 
 
 def disk(directory: Path) -> Disk:
     """What there is now. Free is what is so for everybody, not root's reserve. Raises OSError."""
     found = os.statvfs(directory)
-    return Disk(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+    free = found.f_bavail * found.f_frsize
+    return Disk(found.f_blocks * found.f_frsize, free, found.f_files, found.f_favail)
 
 
 def excess(
-    limits: Limits, there: Disk, used_bytes: int, needed_bytes: int, new_bytes: int
-) -> Excess:
+    limits: Limits, there: Disk, used_bytes: int, needed_bytes: int, new_bytes: int,
+    new_inodes: int = 0,
+) -> Excess:  # fmt: skip
     """By how much the limits would be exceeded: of store and disk the one that lacks more.
 
     used_bytes: by all snapshots that exist. needed_bytes: of those that are being made.
-    new_bytes: as much of that as is not on the disk yet.
+    new_bytes, new_inodes: as much of that as is not on the disk yet.
     """
     found = Excess(0, "")
     if limits.max_store_bytes:
@@ -91,7 +106,16 @@ def excess(
         f"{max(0, left)} bytes of {there.size_bytes} would be left free, keep_free_* asks "
         f"for {kept}"
     )
-    return max(found, Excess(kept - left, why), key=_size)
+    found = max(found, Excess(kept - left, why), key=_size)
+    inodes = there.kept_inodes(limits) - (there.free_inodes - new_inodes) if there.inodes else 0
+    if inodes <= 0:
+        return found
+    return Excess(
+        found.size_bytes,
+        f"{max(0, there.free_inodes - new_inodes)} inodes of {there.inodes} would be left free, "
+        f"keep_free_percent asks for {there.kept_inodes(limits)}",
+        inodes,
+    )
 
 
 def _size(found: Excess) -> int:
@@ -132,9 +156,10 @@ def shares(
 
 
 def victims(
-    wanted_bytes: int, candidates: Iterable[Candidate], given: Shares | None = None
-) -> list[Candidate] | None:
-    """Those that have to go so that `wanted_bytes` become free; None when all are not enough.
+    wanted_bytes: int, candidates: Iterable[Candidate], given: Shares | None = None,
+    wanted_inodes: int = 0,
+) -> list[Candidate] | None:  # fmt: skip
+    """Those that have to go so that so much becomes free; None when all are not enough.
 
     Those of the own namespace go first. Of another one's goes what is useless, and what that
     namespace takes beyond its share, unless the own namespace would take more than its share. Of
@@ -145,8 +170,9 @@ def victims(
     beyond = {name: given.excess_bytes(name) for name in given.used_bytes if name != given.mine}
     is_modest = not given.excess_bytes(given.mine)
     chosen: list[Candidate] = []
-    for each in sorted(candidates, key=lambda each: (each.namespace != given.mine, *_use(each))):
-        if wanted_bytes <= 0:
+    ours = (given.mine, "")  # nobody knows whose a damaged one is, and nobody can use it
+    for each in sorted(candidates, key=lambda each: (each.namespace not in ours, *_use(each))):
+        if wanted_bytes <= 0 and wanted_inodes <= 0:
             break
         if each.namespace != given.mine and not each.useless:
             if not is_modest or beyond.get(each.namespace, 0) <= 0:
@@ -154,7 +180,8 @@ def victims(
             beyond[each.namespace] -= each.size_bytes
         chosen.append(each)
         wanted_bytes -= each.size_bytes
-    return chosen if wanted_bytes <= 0 else None
+        wanted_inodes -= each.entries
+    return chosen if wanted_bytes <= 0 and wanted_inodes <= 0 else None
 
 
 def _use(each: Candidate) -> tuple[bool, float, str]:

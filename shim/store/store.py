@@ -21,13 +21,16 @@ from shim.contract.errors import (
     NoSuchSnapshot,
     NotPublished,
     SnapshotInUse,
+    too_big,
 )
+from shim.contract.limits import TooMuch
 from shim.contract.paths import SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, STORE
 from shim.integrity import marks
 from shim.integrity.record import record
 from shim.integrity.tree import Mismatch
-from shim.kernel.beneath import open_dir, read_beneath, remove_tree
+from shim.kernel.beneath import empty_dir, open_dir, read_beneath, remove_tree
 from shim.kernel.libc import call
+from shim.kernel.stopping import Stop
 from shim.store.durable import sync_directory
 from shim.store.quarantine import Quarantine
 from shim.trust import signature
@@ -51,16 +54,19 @@ class Store:
 
     sign: the content of the signature file for a manifest. Without it snapshots are published
     unsigned, and no node uses them. marks_directory: see `shim.integrity.marks`; without it
-    nothing is marked. damaged: directories without a manifest that can be read, by name, with the
-    reason. quarantine: which snapshots no container may start from.
+    nothing is marked. logs_directory: of failed restores, which go with their snapshot. damaged:
+    directories without a manifest that can be read, by name, with the reason. quarantine: which
+    snapshots no container may start from.
     """
 
     def __init__(
         self, root: str = STORE, *, sign: Callable[[Manifest], bytes] | None = None,
-        marks_directory: str = "",
+        marks_directory: str = "", logs_directory: str = "",
     ) -> None:  # fmt: skip
         self.root, self._sign, self._marks = Path(root), sign, marks_directory
+        self._logs = logs_directory
         self.snapshots, self.staging = self.root / "snapshots", self.root / "staging"
+        self._leaving = self.root / "leaving"
         self._by_id: dict[str, Manifest] = {}
         self._signatures: dict[str, bytes] = {}
         self.damaged: dict[str, str] = {}
@@ -68,12 +74,15 @@ class Store:
         self._used, self._working_sets = self.root / "used", self.root / "working-sets"
 
     def open(self) -> None:
-        """Make the directories, empty staging, read the index. Raises OSError."""
-        for directory in (self.root, self.snapshots, self.staging):
+        """Make the directories, put aside what is in staging, read the index. Raises OSError.
+
+        How long it takes does not depend on what an earlier capture left: see `empty_leaving`.
+        """
+        for directory in (self.root, self.snapshots, self._leaving):
             directory.mkdir(mode=0o700, exist_ok=True)
-        with open_dir(str(self.staging)) as staging:
-            for name in os.listdir(staging.fileno()):
-                remove_tree(staging.fileno(), name)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.staging, self._leaving / secrets.token_hex(8))
+        self.staging.mkdir(mode=0o700)
         self.read_index()
         # A snapshot that is damaged exists, too: what is known about it stays as long as it does.
         exist = self._by_id.keys() | self.damaged.keys()
@@ -83,6 +92,11 @@ class Store:
             for path in directory.iterdir():
                 if path.stem not in exist:
                     path.unlink()
+
+    def empty_leaving(self, stop: Stop) -> None:
+        """Remove what `open` has put aside. Blocking. Raises OSError, Stopped."""
+        with open_dir(str(self._leaving)) as leaving:
+            empty_dir(leaving.fileno(), stop.check)
 
     def read_index(self) -> None:
         """Read every manifest, and what is in quarantine. Raises OSError."""
@@ -167,23 +181,41 @@ class Store:
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
         """A new directory for a capture, taken away at the end unless it was published."""
-        name = secrets.token_hex(8)
-        (self.staging / name).mkdir(mode=0o700)
+        place = self.begin()
+        try:
+            yield place
+        finally:
+            self.discard(place)
+
+    def begin(self) -> Path:
+        """A new directory for a capture, for `discard`. Raises OSError."""
+        place = self.staging / secrets.token_hex(8)
+        place.mkdir(mode=0o700)
         try:
             faults.point("store.staged")
-            yield self.staging / name
-        finally:
-            with open_dir(str(self.staging)) as staging:
-                remove_tree(staging.fileno(), name)
+        except BaseException:
+            self.discard(place)
+            raise
+        return place
 
-    def publish(self, staged: Path, describe: Callable[[tuple[File, ...]], Manifest]) -> Manifest:
+    def discard(self, staged: Path) -> None:
+        """Take it away, unless it was published. Blocking: it may hold many files."""
+        with open_dir(str(self.staging)) as staging:
+            remove_tree(staging.fileno(), staged.name)
+
+    def publish(
+        self, staged: Path, describe: Callable[[tuple[File, ...]], Manifest],
+        stop: Stop | None = None,
+    ) -> Manifest:  # fmt: skip
         """Make what is staged a snapshot. Blocking: reads and syncs all of it.
 
-        describe: the manifest, given the listings with the digests. Raises NotPublished.
+        describe: the manifest, given the listings with the digests. stop: ends it up to the
+        moment when the snapshot exists. Raises NotPublished, SnapshotTooBig, Stopped.
         """
+        stop = stop or Stop()
         try:
             with open_dir(str(staged)) as directory:
-                recorded = record(directory.fileno())
+                recorded = record(directory.fileno(), stop)
             found = describe(tuple(recorded.files))
             faults.point("store.digested")
             signed = self._sign(found) if self._sign else b""
@@ -193,12 +225,15 @@ class Store:
                 _write(staged / SNAPSHOT_SIGNATURE, signed)
             _sync_file_system(staged)
             faults.point("store.synced")
+            stop.check()
             self._place(staged, found.id)
         except KeyRefused as error:
             raise NotPublished(
                 "cannot sign the snapshot", container=staged.name, why=f"{error.container}: "
                 f"{error.why}", do=error.do,
             ) from error  # fmt: skip
+        except TooMuch as error:
+            raise too_big(staged.name, error) from error
         except (OSError, ValueError, Mismatch) as error:
             raise NotPublished(
                 "cannot publish the snapshot", container=staged.name, why=str(error),
@@ -269,6 +304,14 @@ class Store:
             remove_tree(staging.fileno(), found)
         if self._marks:
             marks.forget(found, self._marks)
+        if self._logs:
+            Path(self._logs, f"{found}.log").unlink(missing_ok=True)
+
+    def forget_logs(self) -> None:
+        """Remove the logs of snapshots that do not exist. Raises OSError."""
+        for path in Path(self._logs).iterdir() if self._logs else ():
+            if path.stem not in self._by_id and path.stem not in self.damaged:
+                path.unlink(missing_ok=True)
 
 
 def _newest_first(found: Iterable[Manifest]) -> list[Manifest]:

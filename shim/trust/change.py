@@ -1,8 +1,8 @@
-"""Changes to the keys of a node: made, replaced, trusted, revoked.
+"""Changes the keys of a node: makes, rotates, trusts and revokes keys.
 
-Every file comes into place with one rename, in an order in which a kill between any two leaves a
-node that trusts what it has to: a key is trusted as a former one before it is replaced, and revoked
-before it is no longer listed as trusted. One change at a time: the directory is locked.
+Every file comes into place by a rename, in an order in which a kill between any two renames leaves
+a node that trusts what it must: a key is trusted as a former key before it is replaced, and revoked
+before it leaves the trusted keys. The directory is locked: changes happen one at a time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SCRATCH: Final = ".new"
 _SECRET, _OPEN = 0o600, 0o644
 MIN_PREFIX: Final = 4
-"""Digits with which a person may name a key."""
+"""The number of digits by which a person may name a key."""
 
 
 def initialise(keys: KeyDirectory) -> tuple[PublicKey, bool]:
-    """Make the node's key if it has none, and the public half anew if it is not that of the key.
+    """Make the node's key if missing, and the public half if it does not belong to the key.
 
-    Returns the key, and whether it is a new one. Raises KeyRefused, OSError.
+    Returns the key, and whether it is new. Raises KeyRefused, OSError.
     """
     with _locked(keys) as dirfd:
         made = False
@@ -48,9 +48,9 @@ def initialise(keys: KeyDirectory) -> tuple[PublicKey, bool]:
 
 
 def rotate(keys: KeyDirectory) -> tuple[PublicKey, Entry | None]:
-    """Give the node a new key, and go on trusting the old one, as a former key of this node.
+    """Give the node a new key. The old key stays trusted, as a former key of this node.
 
-    Returns the new one, and the former if there was one that could be read. Raises OSError.
+    Returns the new key, and the former key if it could be read. Raises OSError.
     """
     with _locked(keys) as dirfd:
         former = _former(dirfd, keys)
@@ -65,7 +65,7 @@ def rotate(keys: KeyDirectory) -> tuple[PublicKey, Entry | None]:
 def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
     """Trust the public key in `data` from now on, under a name.
 
-    Returns it, and whether it was not trusted before. Raises KeyRefused, OSError.
+    Returns the key, and whether it was not trusted before. Raises KeyRefused, OSError.
     """
     file = f"{TRUSTED_KEYS}/{_checked(name)}{PUBLIC_SUFFIX}"
     try:
@@ -80,7 +80,7 @@ def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
         if revoked := ring.revocation(key.id):
             raise keys.refused(
                 "cannot trust the key", revoked.file, f"key {key.id} is revoked by this file",
-                "Remove the file, if it is to be trusted again after all.",
+                "To trust the key again after all, remove the file.",
             )  # fmt: skip
         if known := ring.signer(key.id):
             return known, False
@@ -93,17 +93,17 @@ def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
 
 
 def revoke(keys: KeyDirectory, wanted: str) -> tuple[Entry, bool]:
-    """Never again trust the key with this id, unique beginning of one, or name.
+    """Never again trust the key with this name, id, or unique beginning of an id.
 
-    Returns it, and whether it was not revoked before. Raises NoSuchKey, KeyRefused, OSError.
+    Returns the key, and whether it was not revoked before. Raises NoSuchKey, KeyRefused, OSError.
     """
     with _locked(keys) as dirfd:
         ring = keys.reread()
         found = _find(wanted, [*((ring.own,) if ring.own else ()), *ring.trusted, *ring.revoked])
         if ring.own and ring.own.key == found.key:
             raise keys.refused(
-                "cannot revoke the key", NODE_KEY, f"{found.key.id} is what this node signs with",
-                "First give it a new one: quickthaw keys rotate.",
+                "cannot revoke the key", NODE_KEY, f"this node signs with {found.key.id}",
+                "First give the node a new key: quickthaw keys rotate.",
             )  # fmt: skip
         added = ring.revocation(found.key.id) is None
         entry = Entry(found.name, f"{REVOKED_KEYS}/{found.key.id}{PUBLIC_SUFFIX}", found.key)
@@ -126,7 +126,7 @@ def _find(wanted: str, entries: list[Entry]) -> Entry:
     near = ", ".join(sorted({entry.key.id for entry in entries})) or "none"
     raise NoSuchKey(
         "cannot find the key", container=wanted,
-        why="several begin like this" if found else "none has this id or name",
+        why="several keys begin with this" if found else "no key has this id or name",
         do=f"The keys are: {near}.",
     )  # fmt: skip
 
@@ -135,14 +135,14 @@ def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise KeyRefused(
             "cannot trust the key", container=name,
-            why="a name is of letters, digits, dots, hyphens and underscores, 63 at most",
+            why="a name has letters, digits, dots, hyphens and underscores, 63 at most",
             do="Give a --name.",
         )  # fmt: skip
     return name
 
 
 def _former(dirfd: int, keys: KeyDirectory) -> Entry | None:
-    """The key that is to be replaced. Also one that others could have read: rotating mends that."""
+    """Returns the key to be replaced, also if others could read it: rotating mends that."""
     try:
         data = read_key(dirfd, NODE_KEY, keys.uid, 0)
         key = keyfile.parse_private(data).public
@@ -154,7 +154,7 @@ def _former(dirfd: int, keys: KeyDirectory) -> Entry | None:
 
 @contextlib.contextmanager
 def _locked(keys: KeyDirectory) -> Iterator[int]:
-    """The directory, made if it is not there, for us alone, and without leftovers."""
+    """Yields the locked directory, made if missing, and without leftovers of killed changes."""
     with open_dir(os.path.dirname(keys.path)) as parent:
         _make_directory(parent.fileno(), os.path.basename(keys.path))
     with open_dir(keys.path) as directory:
@@ -175,7 +175,7 @@ def _make_directory(dirfd: int, name: str) -> None:
 
 
 def _sweep(dirfd: int) -> None:
-    """Remove what a change that was killed has left."""
+    """Remove the scratch files of a change that was killed."""
     for name in os.listdir(dirfd):
         if name.startswith(".") and name.endswith(_SCRATCH):
             os.unlink(name, dir_fd=dirfd)
@@ -189,7 +189,7 @@ def _put_public(dirfd: int, key: PublicKey) -> None:
 
 
 def _put(dirfd: int, file: str, data: bytes, mode: int) -> None:
-    """Write a file beneath the directory: all of it and for good, or not at all."""
+    """Write a file beneath the directory: whole and durable, or not at all."""
     directory, _, name = file.rpartition("/")
     scratch = f".{name}{_SCRATCH}"
     with open_beneath(dirfd, directory or ".", os.O_RDONLY | os.O_DIRECTORY) as beneath:

@@ -1,7 +1,7 @@
-"""One Ed25519 key in one PEM file, as `openssl genpkey -algorithm ed25519` writes it.
+"""Reads and writes an Ed25519 key in a PEM file, as `openssl genpkey -algorithm ed25519` does.
 
-Strict: a file is exactly one key and nothing else. With two in it only the first would count, and
-in a list of revoked keys that would be a key that is trusted by mistake.
+Strict: a file is exactly a single key and nothing else. In a file with two keys only the first
+would count, and in a list of revoked keys the second would then be trusted by mistake.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 _REFUSED: Final = (ValueError, UnsupportedAlgorithm, InternalError)
-"""What the library raises for what is no key. InternalError: for a vertical tab in the first line,
-among others."""
+"""The exceptions of the library for files that are no key. InternalError: for a vertical tab in the
+first line, among others."""
 MAX_BYTES: Final = 4096
 """A key is 120 bytes long here."""
 ID_DIGITS: Final = 32
-"""128 bits: nobody finds a second key with the id of a given one."""
+"""128 bits: nobody finds a second key with the id of a given key."""
 
 
 _SMALL_ORDER: Final = frozenset(
@@ -43,12 +43,13 @@ _SMALL_ORDER: Final = frozenset(
     )
 )
 """Points of order 1, 2, 4 and 8 (RFC 8032, 5.1) without the sign of x, also in encodings that are
-not reduced. Verification takes them as keys, and everybody can make signatures for them."""
+not reduced. Verification accepts these points as keys, and everybody can make signatures for
+them."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """id: the first digits of the SHA-256 digest of `raw`, the 32 bytes of the key."""
+    """A public key. id: the first digits of the SHA-256 of `raw`, the 32 bytes of the key."""
 
     raw: bytes
     id: str = field(init=False)
@@ -58,7 +59,7 @@ class PublicKey:
         object.__setattr__(self, "id", digest[:ID_DIGITS])
 
     def accepts(self, signature: bytes, message: bytes) -> bool:
-        """Whether `signature` is over `message` and by this key."""
+        """Whether this key made `signature` over `message`."""
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)
         except InvalidSignature:
@@ -66,13 +67,13 @@ class PublicKey:
         return True
 
     def pem(self) -> bytes:
-        """The key as `parse_public` takes it."""
+        """Returns the key in the form that `parse_public` reads."""
         key = Ed25519PublicKey.from_public_bytes(self.raw)
         return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 class PrivateKey:
-    """What this node signs with. Its content is in no message and no `repr`."""
+    """A private key, with which this node signs. Its content is in no message and no `repr`."""
 
     __slots__ = ("_key", "public")
 
@@ -81,50 +82,50 @@ class PrivateKey:
         self.public = PublicKey(key.public_key().public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
-        """The 64 bytes of the signature."""
+        """Returns the signature, 64 bytes."""
         return self._key.sign(message)
 
     def pem(self) -> bytes:
-        """The key as `parse_private` takes it: a secret."""
+        """Returns the key in the form that `parse_private` reads: a secret."""
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def make() -> PrivateKey:
-    """A new key."""
+    """Returns a new key."""
     return PrivateKey(Ed25519PrivateKey.generate())
 
 
 def parse_public(data: bytes) -> PublicKey:
-    """The key in a PEM file of kind `PUBLIC KEY` (SPKI). Raises ValueError for all else."""
+    """Returns the key of a PEM file of kind `PUBLIC KEY` (SPKI). Raises ValueError otherwise."""
     if b"PRIVATE KEY" in data:
-        raise ValueError("it is a private key, which must not leave its node")
+        raise ValueError("a private key, which must not leave its node")
     try:
         key = load_pem_public_key(_bounded(data))
     except _REFUSED as error:
-        raise ValueError("it is no public key in PEM (SPKI)") from error
+        raise ValueError("not a public key in PEM (SPKI)") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise ValueError("it is no Ed25519 key")
+        raise ValueError("not an Ed25519 key")
     found = PublicKey(key.public_bytes_raw())
     if _lines(data) != _lines(found.pem()):
-        raise ValueError("there is more in it than one key")
+        raise ValueError("the file has more than one key")
     if found.raw[:31] + bytes([found.raw[31] & 0x7F]) in _SMALL_ORDER:
         raise ValueError("everybody can sign for this key")
     return found
 
 
 def parse_private(data: bytes) -> PrivateKey:
-    """The key in a PEM file of kind `PRIVATE KEY` (PKCS8). Raises ValueError for all else."""
+    """Returns the key of a PEM file of kind `PRIVATE KEY` (PKCS8). Raises ValueError otherwise."""
     try:
         key = load_pem_private_key(_bounded(data), password=None)
     except TypeError as error:
-        raise ValueError("it asks for a passphrase, and nobody is there to give it") from error
+        raise ValueError("the key needs a passphrase: give a key without one") from error
     except _REFUSED as error:
-        raise ValueError("it is no private key in PEM (PKCS8)") from error
+        raise ValueError("not a private key in PEM (PKCS8)") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError("it is no Ed25519 key")
+        raise ValueError("not an Ed25519 key")
     found = PrivateKey(key)
     if _lines(data) != _lines(found.pem()):
-        raise ValueError("there is more in it than one key")
+        raise ValueError("the file has more than one key")
     return found
 
 
@@ -135,5 +136,5 @@ def _bounded(data: bytes) -> bytes:
 
 
 def _lines(data: bytes) -> list[bytes]:
-    """Without what mail and other systems do to the ends of lines."""
+    """Returns the lines without the changes that mail and other systems make to line ends."""
     return [line for each in data.splitlines() if (line := each.strip())]

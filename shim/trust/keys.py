@@ -1,12 +1,12 @@
-"""The keys of a node as they lie in /etc/quickthaw/keys, read again when they change.
+"""Reads the keys of a node from /etc/quickthaw/keys, again when they change.
 
-    node.key        what this node signs with: 0600, root's
+    node.key        the node's private key, with which it signs: 0600, root's
     node.pub        its public half, to be given to other nodes
-    trusted.d/*.pub keys of other nodes, and former ones of this node
+    trusted.d/*.pub keys of other nodes, and former keys of this node
     revoked.d/*     keys that count for nothing, wherever else they are
 
-Only what root alone can change is taken. A key of trusted.d that cannot be read is left out; one of
-revoked.d that cannot be read makes that nothing is trusted: who was meant is not known.
+Only files that root alone can change count. An unreadable key of trusted.d is left out; an
+unreadable key of revoked.d makes the node trust nothing, because the revoked key is unknown.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from shim.trust.keyfile import PrivateKey, PublicKey
 
 _SETTLED_NS: Final = 2_000_000_000
-"""Files change their times in steps (of 10 ms at most). What changed this short a time before it
-was read may change again within the same step, so it is read once more at the next look."""
+"""Files change their times in steps (of 10 ms at most). A file that changed this short a time
+before it was read may change again within the same step, so it is read once more at the next
+look."""
 _OTHERS_WRITE: Final = 0o022
 _OTHERS_READ: Final = 0o077
 PUBLIC_SUFFIX: Final = ".pub"
@@ -38,7 +39,7 @@ PUBLIC_SUFFIX: Final = ".pub"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key. name: of its file, without the suffix. file: beneath the directory of keys."""
+    """A key. name: of its file, without the suffix. file: beneath the directory of keys."""
 
     name: str
     file: str
@@ -47,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something in the directory that does not count, and what its operator can do about it."""
+    """A file or directory that does not count, and the remedy for its operator."""
 
     file: str
     why: str
@@ -59,10 +60,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """What the directory held at one moment.
+    """The content of the directory at a moment.
 
-    own: the key of this node, if it has one that may be used. broken: why nothing at all is
-    trusted, or the empty string.
+    own: the key of this node, if it may be used. broken: why the node trusts nothing at all, or
+    empty.
     """
 
     own: Entry | None = None
@@ -76,22 +77,22 @@ class Keyring:
     def __post_init__(self) -> None:
         revoked = {entry.key.id: entry for entry in self.revoked}
         known = [*((self.own,) if self.own else ()), *self.trusted]
-        # The first of a key that is there twice: this node's own, then by name.
+        # Of a key that is there twice, the first counts: this node's own, then by name.
         signers = {entry.key.id: entry for entry in reversed(known) if entry.key.id not in revoked}
         object.__setattr__(self, "_revoked", revoked)
         object.__setattr__(self, "_signers", {} if self.broken else signers)
 
     def signer(self, key_id: str) -> Entry | None:
-        """The trusted key with this id."""
+        """Returns the trusted key with this id."""
         return self._signers.get(key_id)
 
     def revocation(self, key_id: str) -> Entry | None:
-        """The revoked key with this id."""
+        """Returns the revoked key with this id."""
         return self._revoked.get(key_id)
 
 
 class KeyDirectory:
-    """Reads the keys. uid: whose files count."""
+    """Reads the keys. uid: the owner of the files that count."""
 
     def __init__(self, path: str = KEYS, *, uid: int = 0) -> None:
         self.path, self.uid = path, uid
@@ -100,21 +101,21 @@ class KeyDirectory:
         self._settled = False
 
     def current(self) -> Keyring:
-        """The keys as they are now. The same object as before when nothing has changed.
+        """Returns the keys as they are now: the same object as before when nothing has changed.
 
-        Costs a stat of every key. Never raises: what cannot be read is not trusted.
+        Costs a stat of every key. Never raises: an unreadable key is not trusted.
         """
         if not self._settled or any(self._look(file) != was for file, was in self._seen.items()):
             self._reload()
         return self._ring
 
     def reread(self) -> Keyring:
-        """The keys as they are now, read anew whatever is known."""
+        """Read the keys anew, also when they seem unchanged, and return them."""
         self._reload()
         return self._ring
 
     def private(self) -> PrivateKey:
-        """What this node signs with. Raises KeyRefused, also when the key is revoked."""
+        """Returns the key with which this node signs. Raises KeyRefused, also if it is revoked."""
         ring = self.current()
         if ring.broken:
             raise self.refused("cannot sign", NODE_KEY, ring.broken, "See `quickthaw keys ls`.")
@@ -127,12 +128,12 @@ class KeyDirectory:
         if found := ring.revocation(key.public.id):
             raise self.refused(
                 "cannot sign", NODE_KEY, f"the node's own key is revoked by {found.file}",
-                "Make a new one: quickthaw keys rotate.",
+                "Make a new key: quickthaw keys rotate.",
             )  # fmt: skip
         return key
 
     def private_at(self, dirfd: int) -> PrivateKey:
-        """The node's key in the directory `dirfd`. Raises KeyRefused; OSError, if it is missing."""
+        """Returns the node's key in directory `dirfd`. Raises KeyRefused; OSError if missing."""
         try:
             return keyfile.parse_private(read_key(dirfd, NODE_KEY, self.uid, _OTHERS_READ))
         except ValueError as error:
@@ -140,18 +141,18 @@ class KeyDirectory:
             raise self.refused("cannot sign", NODE_KEY, problem.why, problem.do) from error
 
     def refuse_shared(self, dirfd: int) -> None:
-        """Raises KeyRefused when others can change what is in the directory `dirfd`."""
+        """Raises KeyRefused when others can change files in the directory `dirfd`."""
         try:
             _refuse_shared(os.fstat(dirfd), self.uid, _OTHERS_WRITE)
         except ValueError as error:
             raise self.refused("cannot use the keys", "", str(error), _mend(self.path)) from error
 
     def sign(self, found: Manifest) -> bytes:
-        """The content of the signature file for a manifest. Raises KeyRefused."""
+        """Returns the content of the signature file for a manifest. Raises KeyRefused."""
         return signature.sign(found, self.private()).encode()
 
     def refused(self, what: str, file: str, why: str, do: str) -> KeyRefused:
-        """The error about a file of this directory."""
+        """Returns the error about a file of this directory."""
         return KeyRefused(what, container=f"{self.path}/{file}", why=why, do=do)
 
     def _look(self, file: str) -> tuple[int, ...] | None:
@@ -166,7 +167,7 @@ class KeyDirectory:
 
     def _reload(self) -> None:
         now = time.time_ns()
-        # Looked at before it is read: what changes while we read differs at the next look.
+        # Look before the read: a change during the read shows at the next look.
         seen = {file: self._look(file) for file in self._files()}
         ring = self._read()
         if ring != self._ring:
@@ -175,13 +176,13 @@ class KeyDirectory:
         self._settled = all(each is None or each[2] < now - _SETTLED_NS for each in seen.values())
 
     def _files(self) -> Iterator[str]:
-        """All that matters; of a directory that does not exist its name alone."""
+        """Yields the paths that matter; of a directory that does not exist, its name alone."""
         yield from (".", NODE_KEY, NODE_PUBLIC, TRUSTED_KEYS, REVOKED_KEYS)
         for directory in (TRUSTED_KEYS, REVOKED_KEYS):
             try:
                 names = os.listdir(f"{self.path}/{directory}")
             except OSError:
-                continue  # told by `_read`
+                continue  # `_read` reports it
             yield from (f"{directory}/{name}" for name in names)
 
     def _read(self) -> Keyring:
@@ -190,14 +191,14 @@ class KeyDirectory:
                 _refuse_shared(os.fstat(directory.fileno()), self.uid, _OTHERS_WRITE)
                 return _Reading(directory.fileno(), self.uid).ring()
         except FileNotFoundError:
-            why, do = "there is no such directory", "Make it: quickthaw keys init."
+            why, do = "there is no such directory", "Make the directory: quickthaw keys init."
         except (OSError, ValueError) as error:
             why, do = _why(error), _mend(self.path)
         return Keyring(problems=(Problem(self.path, why, do),), broken=f"{self.path}: {why}")
 
 
 class _Reading:
-    """One look at the directory behind a descriptor."""
+    """A reading of the directory behind a descriptor."""
 
     def __init__(self, dirfd: int, uid: int) -> None:
         self._dirfd, self._uid = dirfd, uid
@@ -221,7 +222,7 @@ class _Reading:
         return Entry("this node", NODE_KEY, key.public)
 
     def _check_public(self, own: Entry) -> None:
-        """node.pub is for other nodes only: here the private key tells its public half."""
+        """Note a problem when node.pub does not fit. Only other nodes use that file."""
         try:
             found = self._public(NODE_PUBLIC)
             if found == own.key:
@@ -246,7 +247,7 @@ class _Reading:
         return tuple(found), problems
 
     def _names(self, directory: str, problems: list[Problem]) -> list[str]:
-        """Without hidden ones: those of editors, and of a change that was cut short."""
+        """Returns names of files, without hidden files: of editors, and of killed changes."""
         try:
             with open_beneath(self._dirfd, directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
                 _refuse_shared(os.fstat(fd.fileno()), self._uid, _OTHERS_WRITE)
@@ -254,7 +255,7 @@ class _Reading:
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
-            do = "Make it a directory that root alone can write."
+            do = "Let root alone write to the directory."
             problems.append(Problem(directory, _why(error), do))
             return []
 
@@ -263,21 +264,21 @@ class _Reading:
 
 
 def read_key(dirfd: int, file: str, uid: int, forbidden: int) -> bytes:
-    """The content of a key file, which must be `uid`'s and have none of the `forbidden` bits.
+    """Returns the content of a key file, which must be `uid`'s, without `forbidden` mode bits.
 
-    No link is followed. Raises OSError, ValueError.
+    Follows no link. Raises OSError, ValueError.
     """
     with open_beneath(dirfd, file, os.O_RDONLY | os.O_NONBLOCK) as fd:
         status = os.fstat(fd.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("not a regular file")
         _refuse_shared(status, uid, forbidden)
         return os.read(fd.fileno(), keyfile.MAX_BYTES + 1)
 
 
 def _refuse_shared(status: os.stat_result, uid: int, forbidden: int) -> None:
     if status.st_uid != uid:
-        raise ValueError(f"it belongs to user {status.st_uid}, not to {uid}")
+        raise ValueError(f"the owner is user {status.st_uid}, not {uid}")
     if (mode := stat.S_IMODE(status.st_mode)) & forbidden:
         does = "change" if forbidden == _OTHERS_WRITE else "read or change"
         raise ValueError(f"others may {does} it (mode {mode:04o})")
@@ -285,10 +286,10 @@ def _refuse_shared(status: os.stat_result, uid: int, forbidden: int) -> None:
 
 def _of_private(error: OSError | ValueError) -> Problem:
     if isinstance(error, FileNotFoundError):
-        return Problem(NODE_KEY, "there is no such file", "Make one: quickthaw keys init.")
+        return Problem(NODE_KEY, "there is no such file", "Make a key: quickthaw keys init.")
     do = (
         f"If nobody else can have had it: chown root:root {NODE_KEY}; chmod 0600 {NODE_KEY}. "
-        "Else make a new one with `quickthaw keys rotate`, and revoke the old one."
+        "Else make a new key with `quickthaw keys rotate`, and revoke the old key."
     )
     return Problem(NODE_KEY, _why(error), do)
 

@@ -1,8 +1,8 @@
-"""May a snapshot be used: is its manifest signed by a key that this node trusts.
+"""Decides whether a snapshot may be used: a trusted key must have signed its manifest.
 
-Asked at every decision, so from memory: a signature is verified once, and again after the keys have
-changed. That the manifest and its id belong together is seen to where a manifest is decoded, and
-the swap does that once more (docs/decisions/0006).
+Every decision asks, so the answers come from memory: a signature is verified once, and again after
+the keys have changed. Decoding a manifest checks that the manifest and its id belong together, and
+the swap checks that once more (docs/decisions/0006).
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
     from shim.trust.keys import Entry, KeyDirectory
 
 REASON: Final = "signature"
-"""What a refusal for want of trust is called."""
+"""The name of a refusal for want of trust."""
 VALID: Final = "valid"
 ONE_LOOK_S = 0.001
-"""A decision may ask about a thousand snapshots: they are judged by one look at the keys. The
-program that changes a key takes longer than this to end."""
+"""A decision may ask about a thousand snapshots: a single look at the keys serves all. A program
+that changes a key takes longer than this to end."""
 _CACHED: Final = 4096
 """Verdicts that are kept: a few hundred bytes each. Snapshots come and go."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """state: `valid`, `none`, `malformed`, `invalid`, `unknown-key`, `revoked` or `no-keys`.
+    """The answer about a signature.
 
-    key, signer: id and name of the key, where they are known. why, do: what is the matter, and what
-    its operator can do about it; empty when it is valid.
+    state: `valid`, `none`, `malformed`, `invalid`, `unknown-key`, `revoked` or `no-keys`. key,
+    signer: id and name of the key, where they are known. why, do: the reason, and the operator's
+    remedy; empty when the signature is valid.
     """
 
     state: str
@@ -56,7 +57,7 @@ class Verdict:
         return f"{self.why}. {self.do}"
 
     def as_json(self) -> dict[str, Any]:
-        """For `quickthaw ls` and `show`."""
+        """Returns the verdict for `quickthaw ls` and `show`."""
         return {
             "state": self.state, "key": self.key, "signer": self.signer, "why": self.why,
             "do": self.do,
@@ -64,7 +65,7 @@ class Verdict:
 
 
 class Trust:
-    """Verdicts over the snapshots of a store. signature_of: id to content of the file, or b""."""
+    """Gives verdicts over a store's snapshots. signature_of: id to the file's content, or b""."""
 
     def __init__(self, keys: KeyDirectory, signature_of: Callable[[str], bytes]) -> None:
         self._keys, self._signature_of = keys, signature_of
@@ -72,7 +73,7 @@ class Trust:
         self._verdicts: dict[str, tuple[bytes, Verdict]] = {}
 
     def verdict(self, found: Manifest) -> Verdict:
-        """Whether this node may use the snapshot, by the keys as they are now."""
+        """Returns whether this node may use the snapshot, by the keys as they are now."""
         if (now := time.monotonic()) - self._looked > ONE_LOOK_S:
             self._looked, ring = now, self._keys.current()
             if ring is not self._ring or len(self._verdicts) > _CACHED:
@@ -85,7 +86,7 @@ class Trust:
         return known[1]
 
     def check_signing(self, container: str) -> None:
-        """Raises NotCapturable when a snapshot could not be signed: nobody would use it."""
+        """Raises NotCapturable when a snapshot could not be signed: no node would use it."""
         try:
             self._keys.private()
         except KeyRefused as error:
@@ -97,7 +98,7 @@ class Trust:
 
 
 def judge(found: Manifest, data: bytes, ring: Keyring) -> Verdict:
-    """The verdict over a manifest whose signature file holds `data`. Pure."""
+    """Returns the verdict over a manifest whose signature file holds `data`. Pure."""
     if ring.broken:
         why = f"no key of this node can be trusted: {ring.broken}"
         return Verdict("no-keys", why=why, do="See `quickthaw keys ls`.")
@@ -112,12 +113,12 @@ def judge(found: Manifest, data: bytes, ring: Keyring) -> Verdict:
     if (entry := ring.signer(signed.key)) is None:
         return _of_unknown(signed.key)
     if not signed.is_of(found, entry.key):
-        why = f"its signature is not one of key {entry.key.id} ({entry.name}) over this manifest"
+        why = f"key {entry.key.id} ({entry.name}) did not make its signature over this manifest"
         return Verdict("invalid", entry.key.id, entry.name, f"{why}: it was changed", _REMOVE)
     return Verdict(VALID, entry.key.id, entry.name)
 
 
-_REMOVE: Final = "Remove it with `quickthaw rm`; the next pod makes a new one."
+_REMOVE: Final = "Remove it with `quickthaw rm`; the next pod makes a new snapshot."
 
 
 def _of_revoked(key: str, revoked: Entry) -> Verdict:

@@ -1,8 +1,8 @@
 """`make bench`: cold start, runc's restore, podman's import and quickthaw, side by side.
 
-Writes build/bench.json and build/bench.html. What an earlier run has measured and this one does
-not stays in them. The exit status is 1 when something could not be measured, 2 for a wrong plan;
-a target that is missed is told, and no failure.
+Writes build/bench.json and build/bench.html. Both keep figures of an earlier run that this run does
+not measure. The exit status is 1 when a part could not be measured, 2 for a wrong plan; a missed
+target is reported, and is no failure.
 """
 
 import os
@@ -22,7 +22,7 @@ MARKS: Final = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "not m
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Run the bench. Returns the exit status."""
     out = Console(highlight=False, soft_wrap=True)
     try:
         plan = Plan.of(os.environ)

@@ -1,4 +1,4 @@
-"""The bench's client program in a node, and what its latencies say."""
+"""Runs the bench's client program in a node, and reads its latencies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST_SECOND_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a worker is asked. `{n}` in path is the request's number; first_path: before all."""
+    """A request to a worker. `{n}` in path is the request's number; first_path: before all."""
 
     path: str
     interval_s: float
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the client found. Times by CLOCK_MONOTONIC, which time.perf_counter() is as well."""
+    """The client's findings. Times by CLOCK_MONOTONIC, which time.perf_counter() reads as well."""
 
     first_at_s: float
     first_body: str
@@ -41,11 +41,11 @@ class Asked:
     errors: int
 
     def answer(self) -> Any:
-        """The first answer's JSON."""
+        """Returns the first answer's JSON."""
         return json.loads(self.first_body)
 
     def percentiles(self) -> dict[str, float]:
-        """Metrics of all latencies, and of those in the first second. Empty without requests."""
+        """Returns percentiles of all latencies and of the first second. Empty without requests."""
         early = [took for due, took in self.latencies if due <= FIRST_SECOND_S]
         every = [took for _, took in self.latencies]
         found = {}
@@ -56,7 +56,7 @@ class Asked:
         return found
 
     def by_second(self) -> list[dict[str, float]]:
-        """p50 and p99 of each whole second, as metrics of a first second."""
+        """Returns p50 and p99 of each whole second, as metrics of a first second."""
         found = []
         for second in range(int(max((due for due, _ in self.latencies), default=0))):
             took = [took for due, took in self.latencies if second < due <= second + 1]
@@ -71,14 +71,14 @@ class Asked:
 
 
 def percentile(values: Sequence[float], rank: float) -> float:
-    """By the nearest rank. Raises IndexError when there are no values."""
+    """Returns a percentile by the nearest rank. Raises IndexError when there are no values."""
     known = sorted(values)
     return known[max(0, math.ceil(rank / 100 * len(known)) - 1)]
 
 
 @dataclass
 class Asking:
-    """The program, asking: `with Asking(...) as asking`, start the server, `asking.found()`."""
+    """Runs the client: `with Asking(...) as asking`, start the server, then `asking.found()`."""
 
     node: Enclosure
     ip: str
@@ -102,7 +102,7 @@ class Asking:
         with tempfile.TemporaryFile() as body:
             body.write(self.request.body)
             body.seek(0)
-            # Without a buffer: what it tells later is for communicate(), which looks at the pipe.
+            # Unbuffered: communicate() reads later output from the pipe itself.
             self._process = self.node.popen(
                 ["python3", "-IS", PROGRAM, json.dumps(wanted)],
                 stdin=body, stdout=subprocess.PIPE, bufsize=0,
@@ -118,11 +118,11 @@ class Asking:
         self._process.communicate()
 
     def found(self) -> Asked:
-        """Wait for the end of the asking. Raises TimeoutError when there was no answer."""
+        """Wait until the client has ended. Raises TimeoutError when the server did not answer."""
         assert self._process is not None
         out, _ = self._process.communicate(timeout=self.within_s + self.steady_s + 60)
         if self._process.returncode:
-            raise TimeoutError(f"{self.ip}:{self.port} has not answered")
+            raise TimeoutError(f"{self.ip}:{self.port} has not answered within {self.within_s:g} s")
         said = json.loads(out)
         latencies = [(due, took) for due, took in said["latencies"]]
         return Asked(said["first_at_s"], said["first_body"], latencies, said["errors"])

@@ -1,4 +1,4 @@
-"""Bars as inline SVG: groups of them, one for each way, with the spread as a whisker."""
+"""Draws bars as inline SVG: in groups, a bar for each way, with the spread as a whisker."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Group:
 
 
 def number(value: float) -> str:
-    """Three figures that matter."""
+    """Returns a number with three significant figures."""
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def chart(title: str, unit: str, groups: Sequence[Group], note: str = "") -> str:
-    """A figure; nothing when there is nothing to show. The scale begins at 0."""
+    """Returns a figure, empty when there is nothing to show. The scale begins at 0."""
     groups = [group for group in groups if group.bars]
     if not groups:
         return ""

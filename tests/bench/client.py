@@ -1,7 +1,7 @@
-"""Program: ask a server until it answers, then ask it steadily. Standard library only.
+"""Program: asks a server until it answers, then asks at a steady rate. Standard library only.
 
-Runs inside a node, on the node's own Python, alone. One argument, JSON: see `Wanted`. The body of
-the request comes from standard input. Writes "up", and at the end one line of JSON:
+Runs inside a node, on the node's own Python, alone. The argument is JSON: see `Wanted`. The body of
+the request comes from standard input. Writes "up", and at the end a line of JSON:
 
     first_at_s    when the first answer was there, by CLOCK_MONOTONIC
     first_body    of the first answer
@@ -23,7 +23,7 @@ OK = 200
 
 
 class Wanted(TypedDict):
-    """What to ask. `{n}` in path is the request's number."""
+    """The client's orders. `{n}` in path is the request's number."""
 
     ip: str
     port: int
@@ -36,14 +36,14 @@ class Wanted(TypedDict):
 
 
 class Client:
-    """One server, and a connection to it that is kept while it can be."""
+    """A client of a server, with a connection that is kept as long as possible."""
 
     def __init__(self, wanted: Wanted, body: bytes) -> None:
         self.wanted, self.body = wanted, body or None
         self._connection: http.client.HTTPConnection | None = None
 
     def ask(self, path: str) -> bytes:
-        """One request. Raises OSError, http.client.HTTPException."""
+        """Make a request. Returns the answer's body. Raises OSError, http.client.HTTPException."""
         if self._connection is None:
             place = (self.wanted["ip"], self.wanted["port"])
             self._connection = http.client.HTTPConnection(*place, timeout=CONNECT_WITHIN_S)
@@ -61,13 +61,13 @@ class Client:
         return body
 
     def hang_up(self) -> None:
-        """The next request makes a connection of its own."""
+        """Close the connection, so that the next request makes a connection of its own."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def first(self) -> tuple[float, str]:
-        """When the first answer was there, and what it said. Raises TimeoutError."""
+        """Returns the time and the body of the first answer. Raises TimeoutError."""
         until = time.monotonic() + self.wanted["within_s"]
         while time.monotonic() < until:
             try:
@@ -79,7 +79,7 @@ class Client:
         raise TimeoutError(f"no answer within {self.wanted['within_s']} s")
 
     def steadily(self, since: float) -> tuple[list[tuple[float, float]], int]:
-        """Latencies by the time at which each request was due, and how many failed."""
+        """Returns each latency by the time at which it was due, and the number of failures."""
         latencies, errors = [], 0
         for number in range(1, int(self.wanted["steady_s"] / self.wanted["interval_s"]) + 1):
             due = since + number * self.wanted["interval_s"]
@@ -93,7 +93,7 @@ class Client:
 
 
 def main() -> None:
-    """Raises TimeoutError when nothing answers."""
+    """Ask, and print the findings. Raises TimeoutError when nothing answers."""
     client = Client(json.loads(sys.argv[1]), sys.stdin.buffer.read())
     print("up", flush=True)
     first_at, body = client.first()

@@ -1,4 +1,4 @@
-"""build/bench.json: what was measured, on what, and what it comes to."""
+"""Writes build/bench.json: the figures, the machine, and the targets."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PAGE: Final = BUILD.parent / "bench.html"
 
 
 def now() -> str:
-    """The time, as the document has it."""
+    """Returns the time in the form of the document."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def earlier() -> dict[str, Any]:
-    """The document of an earlier run, empty when there is none that can be read."""
+    """Returns the document of an earlier run, empty when it is missing or unreadable."""
     try:
         found: dict[str, Any] = json.loads(RESULT.read_text())
     except (OSError, ValueError):
@@ -39,7 +39,7 @@ def earlier() -> dict[str, Any]:
 def write(
     before: dict[str, Any], results: Results, plan: Plan, facts: dict[str, str], failed: list[str]
 ) -> dict[str, Any]:
-    """Write both files: this run's figures over those of an earlier one. The document."""
+    """Write both files: this run's figures over an earlier run's. Returns the document."""
     known = results.over(Results.from_json(before.get("series", [])))
     document = {
         "made": now(),

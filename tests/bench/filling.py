@@ -1,12 +1,12 @@
-"""Program: what this machine can do at best. Standard library only.
+"""Program: measures the limits of this machine. Standard library only.
 
     python3 -IS filling.py fill FILE BYTES THREADS     fresh memory filled with UFFDIO_COPY
     python3 -IS filling.py read FILE THREADS           FILE read past the page cache
     python3 -IS filling.py touch BYTES HUGE_BYTES      memory allocated, written to, given back
 
-Prints bytes per second. FILE is mapped when it is the source of a fill, and read before that
-is timed. The copying is the kernel's: Python's lock is not held meanwhile.
-Source: userfaultfd(2), ioctl_userfaultfd(2).
+Prints bytes per second. As the source of a fill, FILE is mapped, and read before the timed part.
+The kernel copies: Python's lock is not held meanwhile. Source: userfaultfd(2),
+ioctl_userfaultfd(2).
 """
 
 import ctypes
@@ -29,7 +29,7 @@ Words5 = ctypes.c_uint64 * 5
 
 
 def ioctl(fd: int, request: int, *words: int) -> None:
-    """An ioctl with a structure of 64-bit words. Raises OSError."""
+    """Call an ioctl with a structure of 64-bit words. Raises OSError."""
     argument = Words5(*words)
     if libc.ioctl(ctypes.c_int(fd), ctypes.c_ulong(request), ctypes.byref(argument)) < 0:
         code = ctypes.get_errno()
@@ -37,12 +37,12 @@ def ioctl(fd: int, request: int, *words: int) -> None:
 
 
 def address_of(area: mmap.mmap) -> int:
-    """Where a mapping is. A read-only one has no buffer that ctypes takes."""
+    """Returns the address of a mapping. A read-only mapping has no buffer that ctypes takes."""
     return ctypes.addressof(ctypes.c_char.from_buffer(area))
 
 
 def in_threads(count: int, length: int, work: Callable[[int, int], None]) -> float:
-    """Seconds for `work(offset, size)` over all chunks of `length`, by `count` threads."""
+    """Returns the seconds of `work(offset, size)` over all chunks of `length`, in threads."""
     offsets = iter(range(0, length, CHUNK))
     lock = threading.Lock()
 
@@ -64,9 +64,9 @@ def in_threads(count: int, length: int, work: Callable[[int, int], None]) -> flo
 
 
 def fill(path: str, length: int, count: int) -> float:
-    """Bytes per second into fresh private memory."""
+    """Returns bytes per second of a fill of fresh private memory."""
     with open(path, "rb") as file:
-        source = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)  # writable, so that it has a buffer
+        source = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)  # writable: it has a buffer
     size = len(source)
     source.madvise(MADV_POPULATE_READ)
     memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -85,7 +85,7 @@ def fill(path: str, length: int, count: int) -> float:
 
 
 def read(path: str, count: int) -> float:
-    """Bytes per second with O_DIRECT."""
+    """Returns bytes per second of a read with O_DIRECT."""
     size = os.stat(path).st_size // CHUNK * CHUNK
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     buffers = threading.local()
@@ -99,10 +99,10 @@ def read(path: str, count: int) -> float:
 
 
 def touch(small: int, huge: int) -> float:
-    """Bytes per second of a first touch, by pages and by huge pages.
+    """Returns bytes per second of a first touch, by pages and by huge pages.
 
-    The kernel takes these from different blocks: whoever needs the one kind gets nothing of what
-    was touched as the other.
+    The kernel takes these from different blocks: memory that was touched as pages does not help a
+    process that needs huge pages, nor the reverse.
     """
     pages = mmap.mmap(-1, small, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     areas = [(0, address_of(pages))]
@@ -119,7 +119,7 @@ def touch(small: int, huge: int) -> float:
 
 
 def main() -> None:
-    """Raises OSError."""
+    """Measure as the arguments say. Raises OSError."""
     what, *given = sys.argv[1:]
     if what == "fill":
         print(fill(given[0], int(given[1]), int(given[2])))

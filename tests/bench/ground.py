@@ -1,4 +1,4 @@
-"""The one node that everything is measured on: the product, podman, and runc's own restore."""
+"""Makes the node that everything is measured on: the product, podman, and runc's own restore."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUITE: Final = "forky"
 PACKAGES: Final = ("crun", "libcriu2", "netavark", "podman")
 ON_DISK: Final = {"podman": "/var/lib/containers", "bench": "/var/lib/bench"}
 STORE: Final = "/var/lib/bench"
-"""Where the images of the other ways are: a directory of the disk, as quickthaw's store is."""
+"""The images of the other ways lie in a directory of the disk, as quickthaw's store does."""
 HANDLER: Final = "stock"
 WRAPPER: Final = "/usr/local/bin/stock-runtime"
 CURRENT: Final = "/run/bench/image"
@@ -39,7 +39,7 @@ PODMAN_ENVIRONMENT: Final = {"PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
 
 
 class Ground:
-    """The node, and which images it has."""
+    """The node, and the images that it has."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -47,7 +47,7 @@ class Ground:
         self._loaded: set[str] = set()
 
     def image(self, name: str, *, podman: bool = False) -> str:
-        """The name of a worker's image, which the node has from now on."""
+        """Have a worker's image in the node. Returns the image's name."""
         archive = images.build(name)
         if name not in self._imported:
             self.node.import_image(archive)
@@ -61,11 +61,11 @@ class Ground:
         return images.reference(name)
 
     def store(self, name: str) -> Path:
-        """A path in STORE, as the host sees it."""
+        """Returns a path in STORE, as the host sees it."""
         return self.node.path(f"{STORE}/{name}")
 
     def settle(self) -> None:
-        """Wait until what earlier starts have written is on the disk. Raises OSError.
+        """Wait until the writes of earlier starts are on the disk. Raises OSError.
 
         An import writes gigabytes, and the next unmount of an overlay waits for all of them.
         """
@@ -76,14 +76,14 @@ class Ground:
             os.close(fd)
 
     def cgroup(self, path: str) -> Path:
-        """A cgroup of the node as a path of the host, in one hierarchy that has every process."""
+        """Returns a cgroup of the node as a path of the host, in a hierarchy with every process."""
         top = next((each for each in self.node.cgroups if "/memory/" in str(each)), None)
         return (top or self.node.cgroups[0]) / path.lstrip("/")
 
 
 @contextmanager
 def ground(*, podman: bool = True) -> Iterator[Ground]:
-    """A node with all that is measured, podman if wanted. Raises ServiceFailed."""
+    """Yields a node with all that is measured, podman if wanted. Raises ServiceFailed."""
     (deb,) = (BUILD.parent / "packages").glob("*.deb")
     with Node(SUITE, packages=PACKAGES if podman else (), on_disk=ON_DISK) as node:
         node.install_deb(deb)
@@ -110,8 +110,8 @@ def evict(directory: Path) -> None:
 def cache(directory: Path) -> None:
     """Read the files of `directory` into the page cache.
 
-    What all ways have stored of a large worker is more than the machine's memory: without this
-    each would find what the one before has left of it.
+    The stored files of all ways, for a large worker, exceed the machine's memory: without this,
+    each way would find whatever the way before has left in the cache.
     """
     buffer = bytearray(4 << 20)
     for fd in _opened(directory):
@@ -120,7 +120,7 @@ def cache(directory: Path) -> None:
 
 
 def _opened(directory: Path) -> Iterator[int]:
-    """A descriptor of every regular file, one after the other."""
+    """Yields a descriptor of every regular file, one after the other."""
     for parent, _, names in os.walk(directory):
         for name in names:
             path = Path(parent, name)
@@ -134,7 +134,7 @@ def _opened(directory: Path) -> Iterator[int]:
 
 
 def size_of(directory: Path) -> int:
-    """Bytes that a directory's files take on the disk; a hard link is counted once."""
+    """Returns the bytes that a directory's files take on the disk; a hard link counts once."""
     found = {}
     for parent, _, names in os.walk(directory):
         for name in names:

@@ -1,9 +1,8 @@
-"""What the check of a snapshot costs: python3 -m tests.bench.integrity [--bytes N] [--entries N].
+"""Measures the check of a snapshot: python3 -m tests.bench.integrity [--bytes N] [--entries N].
 
-Three snapshots in a temporary directory: one like that of a small process, one with `--bytes` of
-memory, one with `--entries` files in its root file system. The ways of checking take turns, and
-medians are printed as JSON, with the spread. Pages are in the page cache: it measures what the
-check costs, not the disk.
+Three snapshots in a temporary directory: of a small process, with `--bytes` of memory, with
+`--entries` files in its root file system. The ways of checking take turns, and medians are printed
+as JSON, with the spread. Pages are in the page cache: the bench measures the check, not the disk.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
 
 SMALL_IMAGES, SMALL_PAGES = 40, 12 * MIB
-"""As of tests/workers/probe.py."""
+"""As in tests/workers/probe.py."""
 
 
 def snapshot(place: Path, *, pages: int, files: int) -> Manifest:
@@ -47,7 +46,7 @@ def snapshot(place: Path, *, pages: int, files: int) -> Manifest:
 
 
 def medians(rounds: int, ways: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
-    """Milliseconds of each way; they take turns."""
+    """Returns the milliseconds of each way; the ways take turns."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

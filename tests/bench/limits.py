@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured by the program `filling` in processes of its own."""
+"""Measures the limits of the machine, by the program `filling` in processes of its own."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MACHINE: Final = "machine"
 PROGRAM: Final = Path(__file__).parent / "filling.py"
 FILE_BYTES: Final = 1 << 30
 RESERVE_BYTES: Final = 3 << 30
-"""What a touch leaves to everything else."""
+"""A touch leaves this much to everything else."""
 THREADS: Final = (1, 2)
 
 
 def run(*arguments: object) -> float:
-    """Bytes per second that the program prints. Raises subprocess.CalledProcessError."""
+    """Run the program. Returns the bytes per second that it prints. Raises CalledProcessError."""
     command = [sys.executable, "-IS", str(PROGRAM), *map(str, arguments)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -33,11 +33,11 @@ def run(*arguments: object) -> float:
 def touch(wanted_bytes: int, *, huge: bool = False) -> int:
     """Touch as much memory as will be used: in a virtual machine the first touch is slow.
 
-    huge: as much again by huge pages. How much it was without: what the machine has to spare at
-    most.
+    huge: touch the same amount again by huge pages. Returns the bytes touched by pages: at most as
+    much as the machine has to spare.
     """
     kinds = 1 + huge
-    # Whole chunks, so that none of them is of both kinds.
+    # Whole chunks, so that no chunk has both kinds.
     length = min(wanted_bytes, (available_bytes() - RESERVE_BYTES) // kinds) >> 22 << 22
     if length > 0:
         run("touch", length, length * huge)
@@ -45,7 +45,7 @@ def touch(wanted_bytes: int, *, huge: bool = False) -> int:
 
 
 def fill(file: Path, length: int, threads: int) -> dict[str, float]:
-    """How fast fresh memory of `length` bytes is filled from `file`: a metric."""
+    """Measure how fast fresh memory of `length` bytes is filled from `file`. Returns a metric."""
     touch(length + length // 8)
     return {f"fill_{threads}_bytes_per_s": run("fill", file, length, threads)}
 

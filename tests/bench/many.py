@@ -1,4 +1,4 @@
-"""Several replicas of one worker at once: how long until each answers, and the memory they take."""
+"""Starts several replicas of a worker at once: measures the time to each answer, and the memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MANY: Final = "many"
 
 @dataclass(frozen=True, slots=True)
 class AtOnce:
-    """Replicas that are started in the same moment."""
+    """Starts replicas in the same moment."""
 
     ground: Ground
     ways: Mapping[str, Way]
@@ -35,7 +35,7 @@ class AtOnce:
     tell: Callable[[str], None]
 
     def rounds(self, worker: Worker, counts: Sequence[int], runs: int) -> None:
-        """Each number of replicas in each way, by turns, `runs` times."""
+        """Start each number of replicas in each way, by turns, `runs` times."""
         names = list(self.ways)
         for number in range(runs):
             for count in counts:
@@ -73,7 +73,7 @@ class AtOnce:
             }
 
     def _answer(self, place: Place, worker: Worker) -> float:
-        """Start one; when its first answer was there."""
+        """Start a replica. Returns the time of its first answer."""
         node = self.ground.node
         if place.ip:
             with Asking(node, place.ip, worker.request, 0) as asking:
@@ -85,5 +85,5 @@ class AtOnce:
 
 
 def _cgroups(places: Sequence[Place]) -> list[Path]:
-    """Of podman's containers every place names all."""
+    """Returns the cgroups of all places. For podman every place names all."""
     return sorted({cgroup for place in places for cgroup in place.cgroups()})

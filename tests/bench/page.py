@@ -1,4 +1,4 @@
-"""build/bench.html: one page that stands alone, for reading at a glance."""
+"""Writes build/bench.html: a page that stands alone, for reading at a glance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAYS: Final = (
 
 
 def of(document: dict[str, Any]) -> str:
-    """The page of a bench.json."""
+    """Returns the page of a bench.json."""
     results = Results.from_json(document["series"])
     machine = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     cards = "".join(_card(target) for target in document["targets"])
@@ -75,7 +75,7 @@ def _charts(results: Results) -> list[str]:
 def _groups(
     results: Results, part: str, metric: str, *, by: float = 1.0, only: str = ""
 ) -> list[Group]:
-    """One group for each worker of a part, smallest first as far as they have sizes."""
+    """Returns a group for each worker of a part, smallest first as far as they have sizes."""
     found = []
     for worker in sorted(results.workers(part), key=_by_size):
         bars = {

@@ -1,4 +1,4 @@
-"""The parts of the bench, in order, on one node."""
+"""Runs the parts of the bench, in order, on a single node."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ UNCACHED_GIB: Final = 4.0
 LARGE_GIB: Final = 4.0
 """The memory worker whose latencies are a target, and whose fill is compared with the limit."""
 NEEDS: Final = 3
-"""Source, replica and page cache: how often a worker's memory is there at a time."""
+"""Source, replica and page cache: the number of copies of a worker's memory at a time."""
 
 
 @dataclass
 class Bench:
-    """A run of `plan`; what it finds is in `results`, also when it does not come to its end.
+    """A run of `plan`; its figures are in `results`, also when the run does not come to its end.
 
-    after: called after each part, so that what was measured is not lost.
+    after: called after each part, so that no figure is lost.
     """
 
     plan: Plan
@@ -48,7 +48,7 @@ class Bench:
     failed: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Every part that the plan names; one that fails does not keep others from being run."""
+        """Run every part of the plan; a part that fails does not keep the others from running."""
         parts: Mapping[str, Callable[[Ground], None]] = {
             "limit": self._limit,
             "memory": self._memory,
@@ -74,10 +74,10 @@ class Bench:
 
     @contextlib.contextmanager
     def _told(self, name: str) -> Iterator[None]:
-        """A failure is written down: what comes after it is worth being measured."""
+        """Record a failure and go on: the parts that follow are worth being measured."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001  whatever it is, it is told and makes us fail
+        except Exception as error:  # noqa: BLE001 any error is reported, and makes the bench fail
             self.failed.append(f"{name}: {type(error).__name__}: {error}")
             self.tell(f"[red]{name}: {type(error).__name__}: {str(error)[-3000:]}[/red]")
         finally:
@@ -102,14 +102,15 @@ class Bench:
             self.after()
 
     def _growth(self, ground: Ground) -> None:
-        """The smallest and the largest worker by turns, both from snapshots that are there, and on
-        a machine that has just done the same.
+        """Measure the smallest and the largest worker by turns, from existing snapshots.
+
+        Each start follows a start of the other worker on the same machine.
         """
         sizes = self.plan.sizes
         extremes = [workers.memory(size, "random") for size in (min(sizes), max(sizes))]
         pair = {worker.name: worker for worker in extremes}
         way = Quickthaw(ground)
-        unused = Results()  # the part `memory` tells what captures take
+        unused = Results()  # the part `memory` reports the captures
         sources = Sources(ground, {way.name: way}, unused, 1, warm_s=0.0, keep=True)
         said = {}
         try:
@@ -126,7 +127,7 @@ class Bench:
             sources.forget()
 
     def _contents(self, ground: Ground) -> None:
-        # What is in memory makes a difference where memory is restored.
+        # Content makes a difference where memory is restored.
         for size in self.plan.sizes:
             for content in self.plan.contents:
                 worker = workers.memory(size, content)
@@ -139,7 +140,8 @@ class Bench:
             self._rounds(ground, "shared", worker, ways=("stock", "quickthaw"))
 
     def _server(self, ground: Ground, worker: Worker) -> None:
-        # The first of a snapshot takes longer, and of few it would count as one of few.
+        # The first restore of a snapshot takes longer; in a small number of runs it would weigh too
+        # much.
         self._rounds(ground, worker.name, worker, long=True, runs=2 * self.plan.runs - 1)
 
     def _uncached(self, ground: Ground) -> None:
@@ -159,14 +161,15 @@ class Bench:
         captures: int | None = None,
         limit: bool = False,
     ) -> None:
-        """Sources, then replicas. runs, captures: else the plan's. long: others are asked as long
-        as the plan says. limit: see `Starting.rounds`.
+        """Make sources, then start replicas. runs, captures: the plan's when None.
+
+        long: ask other replicas as long as the plan says. limit: see `Starting.rounds`.
         """
         chosen = {
             name: way for name, way in self._ways(ground).items() if ways is None or name in ways
         }
         limits.touch(worker.bytes * NEEDS)
-        # What captures take, and what a warm source is like, the part `memory` tells.
+        # The part `memory` reports captures and warm sources.
         found = Results() if uncached else self.results
         sources = Sources(ground, chosen, found, captures or self.plan.runs)
         steady_s = self.plan.steady_s if long else 0.0

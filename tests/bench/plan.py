@@ -1,4 +1,4 @@
-"""What of the bench is run, by the environment: all of it, a quick mode, or chosen parts."""
+"""Reads from the environment which parts of the bench run: all, a quick mode, or chosen parts."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class WrongPlan(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """sizes: GiB, in the order in which they are run. contents: of the part of that name.
+    """The plan of a run. sizes: GiB, in the order of the run. contents: of that part.
 
-    steady_s: how long a replica is asked. many: how many replicas at once. storm_s: seconds of the
-    event stress test.
+    steady_s: how long a replica is asked. many: numbers of replicas at once. storm_s: seconds of
+    the event stress test.
     """
 
     parts: Sequence[str]
@@ -57,7 +57,7 @@ class Plan:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
-        """QUICK=1 chooses other defaults. Raises WrongPlan."""
+        """Returns the plan of an environment. QUICK=1 chooses other defaults. Raises WrongPlan."""
         given = {name: value for name, value in environment.items() if name in FULL and value}
         chosen = {**FULL, **(QUICK if environment.get("QUICK") else {}), **given}
         lists = {name: [part for part in chosen[name].split(",") if part] for name in chosen}

@@ -1,7 +1,7 @@
-"""The way of those who use podman: a checkpoint is exported, and imported where it is wanted.
+"""The way of podman users: export a checkpoint, and import it for each replica.
 
-Debian's package with its defaults: crun, netavark, zstd. The call makes the container's network
-as well, which kubelet has done before StartContainer: it is what its user waits for.
+Debian's package with its defaults: crun, netavark, zstd. The call makes the container's network as
+well, which kubelet has done before StartContainer: podman's user waits for both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PODMAN_PARENT: Final = "/libpod_parent"
 
 
 class Podman(Way):
-    """`podman container restore --import`: from the call on."""
+    """`podman container restore --import`: timed from the call on."""
 
     name = PODMAN
 
@@ -32,13 +32,13 @@ class Podman(Way):
         return self.ground.store("podman")
 
     def run(self, *arguments: str, timeout_s: float = 600) -> str:
-        """podman. Raises CommandFailed."""
+        """Run podman. Returns its output. Raises CommandFailed."""
         command = ["podman", *arguments]
         return self.ground.node.run(command, timeout_s=timeout_s, environment=PODMAN_ENVIRONMENT)
 
     @contextmanager
     def source(self, worker: Worker) -> Iterator[str]:
-        """A cold container, running; its IP."""
+        """Run a cold container. Yields its IP."""
         reference = self.ground.image(worker.image, podman=True)
         environment = [f"--env={name}={value}" for name, value in worker.env.items()]
         named = ["--name", "source", "--ip", PODMAN_IP]
@@ -49,7 +49,7 @@ class Podman(Way):
             self._remove("source")
 
     def export(self) -> float:
-        """`podman container checkpoint --export` of the source; seconds."""
+        """Run `podman container checkpoint --export` of the source. Returns the seconds."""
         self.forget()
         self.ground.store("podman").mkdir()
         command = ["podman", "container", "checkpoint", "--export", self._export, "source"]

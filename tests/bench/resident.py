@@ -1,9 +1,9 @@
-"""When a container's memory is there: sampled from outside, without a stop to its processes.
+"""Measures when a container's memory is there: samples from outside, without stopping processes.
 
-/proc/PID/statm costs no walk of page tables (smaps_rollup of 4 GiB takes 20 ms and the lock that
-page faults want). Private memory is what it calls resident less shared; shared memory is counted
-by the blocks of its objects, mapped or not. A page of zeros that is mapped to the kernel's one
-zero page is no memory and is not counted.
+/proc/PID/statm needs no walk of page tables (smaps_rollup of 4 GiB takes 20 ms and the lock that
+page faults want). Private memory is statm's resident less shared; shared memory is counted by the
+blocks of its objects, mapped or not. A page of zeros that is mapped to the kernel's shared zero
+page is no memory and is not counted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 EVERY_S: Final = 0.004
 STILL_S: Final = 0.7
-"""What does not grow for so long has its size."""
+"""Memory that does not grow for this long has its size."""
 STILL_WITHIN_S: Final = 120.0
 ALL: Final = 0.995
 NAMESPACES_OF_A_CONTAINER: Final = 3  # host, node, container
@@ -30,7 +30,7 @@ SHARED: Final = ("/memfd:", "/dev/shm/", "/dev/zero (deleted)", "/SYSV", "/anon_
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How much was there when, by time.perf_counter()."""
+    """An amount of memory at a time, by time.perf_counter()."""
 
     at_s: float
     bytes: int
@@ -38,8 +38,10 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """bytes: what there was in the end. resident_s: until (nearly) all of it was there, from the
-    call on. bytes_per_s: from the first twentieth to the last.
+    """The growth of a container's memory.
+
+    bytes: the amount in the end. resident_s: seconds from the call until (nearly) all was there.
+    bytes_per_s: from the first twentieth to the last.
     """
 
     bytes: int
@@ -48,7 +50,7 @@ class Filled:
 
 
 def filled(levels: Sequence[Level], called_s: float) -> Filled:
-    """What samples tell. Raises ValueError when there are none."""
+    """Returns the growth that samples show. Raises ValueError when there are none."""
     if not levels:
         raise ValueError("no process of the container was seen")
     end = levels[-1].bytes
@@ -63,9 +65,9 @@ def _reached(levels: Sequence[Level], wanted: float) -> Level:
 
 
 class Sampler:
-    """A thread that samples: `with Sampler(cgroups) as sampler`, then `sampler.settled()`.
+    """Samples in a thread: `with Sampler(cgroups) as sampler`, then `sampler.settled()`.
 
-    cgroups: gives the directories of the containers' cgroups that there are now.
+    cgroups: returns the directories of the containers' cgroups that exist now.
     """
 
     def __init__(self, cgroups: Callable[[], Sequence[Path]], *, shared: bool = False) -> None:
@@ -93,7 +95,7 @@ class Sampler:
             if older and recent and recent[-1] <= recent[0] * 1.001 and recent[-1]:
                 return
             time.sleep(0.05)
-        raise TimeoutError("the container's memory does not stop to grow")
+        raise TimeoutError("the container's memory still grows after {STILL_WITHIN_S:g} s")
 
     def _run(self) -> None:
         while not self._end.wait(EVERY_S):
@@ -102,7 +104,7 @@ class Sampler:
                 self.levels.append(Level(time.perf_counter(), level))
 
     def level(self) -> int:
-        """Bytes that are there now."""
+        """Returns the bytes that are there now."""
         pids = [pid for cgroup in self._cgroups() for pid in self._pids(cgroup)]
         shared = shared_bytes(pids) if self._shared else 0
         return sum(map(private_bytes, pids)) + shared
@@ -115,7 +117,7 @@ class Sampler:
         return [pid for pid in listed if self._is_inside(pid)]
 
     def _is_inside(self, pid: int) -> bool:
-        """Not what helps a container from outside, in whatever cgroup."""
+        """Whether a process is the container's own. Helpers may be in the same cgroup."""
         if pid not in self._inside:
             try:
                 status = Path(f"/proc/{pid}/status").read_text()
@@ -127,7 +129,7 @@ class Sampler:
 
 
 def private_bytes(pid: int) -> int:
-    """0 when the process is gone. Source: proc_pid_statm(5)."""
+    """Returns the private bytes of a process, 0 when it has ended. Source: proc_pid_statm(5)."""
     try:
         _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
     except (OSError, ValueError):
@@ -136,7 +138,7 @@ def private_bytes(pid: int) -> int:
 
 
 def shared_bytes(pids: Sequence[int]) -> int:
-    """Of every object of shared memory that one of them has mapped, counted once."""
+    """Returns the bytes of every shared object that a process has mapped, each counted once."""
     found: dict[tuple[int, int], int] = {}
     for pid in pids:
         try:
@@ -150,7 +152,7 @@ def shared_bytes(pids: Sequence[int]) -> int:
 
 
 def proportional_bytes(cgroups: Sequence[Path]) -> int:
-    """Pss of all processes in the cgroups, also those that help from outside, in kernel's count."""
+    """Returns the Pss of all processes in the cgroups, of helpers from outside, too."""
     found = 0
     for cgroup in cgroups:
         try:

@@ -1,4 +1,4 @@
-"""What was measured: raw values by part, worker, way and metric, as build/bench.json has them."""
+"""Keeps raw values by part, worker, way and metric, as build/bench.json has them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Key(NamedTuple):
-    """Which values belong together. part: what was run together, interleaved."""
+    """Identifies a series of values. part: its workers and ways ran together, interleaved."""
 
     part: str
     worker: str
@@ -24,8 +24,7 @@ class Key(NamedTuple):
 class Results:
     """All values of a run, in the order in which they were taken.
 
-    run: what the run is called. runs: of which run a worker of a part is, when it is of an earlier
-    one.
+    run: the name of the run. runs: for workers of a part that come from an earlier run, its name.
     """
 
     values: dict[Key, list[float]] = field(default_factory=dict)
@@ -33,38 +32,38 @@ class Results:
     runs: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, part: str, worker: str, way: str, **metrics: float) -> None:
-        """One value for each metric. Seconds end in `_s`, bytes in `_bytes`."""
+        """Add a value for each metric. Seconds end in `_s`, bytes in `_bytes`."""
         for metric, value in metrics.items():
             self.values.setdefault(Key(part, worker, way, metric), []).append(round(value, 6))
 
     def of(self, part: str, worker: str, way: str, metric: str) -> Sequence[float]:
-        """The values of one key, none when it was not measured."""
+        """Returns the values of a key, empty when it was not measured."""
         return self.values.get(Key(part, worker, way, metric), ())
 
     def median(self, part: str, worker: str, way: str, metric: str) -> float | None:
-        """Their median."""
+        """Returns the median of a key, None when it was not measured."""
         values = self.of(part, worker, way, metric)
         return Spread.of(values).median if values else None
 
     def run_of(self, part: str, worker: str) -> str:
-        """The run in which a worker was measured: only figures of one run can be compared."""
+        """Returns the run in which a worker was measured: only figures of one run compare."""
         return self.runs.get((part, worker), self.run)
 
     def parts(self) -> list[str]:
-        """In the order in which they were run."""
+        """Returns the parts in the order in which they ran."""
         return list(dict.fromkeys(key.part for key in self.values))
 
     def workers(self, part: str) -> list[str]:
-        """Of one part."""
+        """Returns the workers of a part."""
         return list(dict.fromkeys(key.worker for key in self.values if key.part == part))
 
     def ways(self, part: str, worker: str) -> list[str]:
-        """Of one worker in one part."""
+        """Returns the ways of a worker in a part."""
         of_worker = (key for key in self.values if (key.part, key.worker) == (part, worker))
         return list(dict.fromkeys(key.way for key in of_worker))
 
     def as_json(self) -> list[dict[str, Any]]:
-        """One object for each key: raw values, median, spread."""
+        """Returns an object for each key: raw values, median, spread."""
         return [
             {
                 **key._asdict(),
@@ -77,7 +76,7 @@ class Results:
 
     @classmethod
     def from_json(cls, series: Iterable[dict[str, Any]]) -> Self:
-        """What `as_json` gave."""
+        """Returns the results in the output of `as_json`."""
         found = cls()
         for row in series:
             key = Key(*(row[name] for name in Key._fields))
@@ -86,9 +85,9 @@ class Results:
         return found
 
     def over(self, older: Results) -> Results:
-        """These, and of `older` what these have nothing of: parts may be run one by one.
+        """Returns these results, and the parts of `older` that these lack.
 
-        A worker of a part is taken whole from one run: its ways were interleaved.
+        A worker of a part is taken whole from a single run: its ways were interleaved.
         """
         mine = {(key.part, key.worker) for key in self.values}
         kept = {

@@ -1,4 +1,4 @@
-"""A warm worker is asked, captured and checkpointed; what is stored stays for the replicas."""
+"""Asks, captures and checkpoints warm workers; the stored state stays for the replicas."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from tests.node.kubelet import Pod
 
 BOTH_AT_MOST_BYTES: Final = 5 << 30
-"""Larger workers are captured one after the other: two of them and their images are too much."""
+"""Larger workers are captured one after the other: two and their images exceed the memory."""
 WARM_S: Final = 6.0
 CAPTURE: Final = "capture"
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Makes the stored state of every way for one worker.
+    """Makes the stored state of every way for a worker.
 
-    keep: what quickthaw has stored of other workers stays.
+    keep: quickthaw's snapshots of other workers stay.
     """
 
     ground: Ground
@@ -42,7 +42,7 @@ class Sources:
     keep: bool = False
 
     def make(self, worker: Worker) -> dict[str, str]:
-        """Run sources, measure them and their capture; what each said first, by way."""
+        """Run sources, measure them and their capture. Returns the first answers, by way."""
         self.ground.image(worker.image)
         said: dict[str, str] = {}
         names = [name for name in (QUICK, STOCK) if name in self.ways]
@@ -63,7 +63,7 @@ class Sources:
 
     @contextmanager
     def _pod(self, worker: Worker, name: str, said: dict[str, str]) -> Iterator[Pod]:
-        annotations = RESTORE if name == QUICK else {}  # and there is nothing to restore
+        annotations = RESTORE if name == QUICK else {}  # nothing is there to be restored
         kubelet = self.ground.node.kubelet
         with kubelet.make_pod(
             f"source-{name}", [worker.container()], annotations=annotations
@@ -81,9 +81,9 @@ class Sources:
             yield pod
 
     def _warm(self, worker: Worker, asked: Asked) -> None:
-        """The latencies that a replica's are compared with: a second of each with a second."""
+        """Record the latencies that replicas are compared with, second by second."""
         every = asked.percentiles()
-        for second in asked.by_second()[1:]:  # in the first one its caches were cold
+        for second in asked.by_second()[1:]:  # in the first second the worker's caches were cold
             self.results.add(CAPTURE, worker.name, "warm", **second)
         overall = {name: every[name] for name in ("p50_s", "p99_s") if name in every}
         self.results.add(CAPTURE, worker.name, "warm", **overall)
@@ -105,7 +105,7 @@ class Sources:
         self.results.add(CAPTURE, worker.name, name, **found)
 
     def _pauses(self, pod: Pod) -> float | None:
-        """The worker's longest pause since it was last asked, None when it keeps no account."""
+        """Returns the worker's longest pause since the last question; None without an account."""
         answer = self.ground.node.http("GET", pod.ip, PORT, "/pauses?watch=1")
         return float(answer.json()["longest_s"]) if answer.status == 200 else None
 
@@ -121,7 +121,7 @@ class Sources:
         return said
 
     def forget(self) -> None:
-        """Remove all that is stored."""
+        """Remove all stored state."""
         for way in self.ways.values():
             with contextlib.suppress(FileNotFoundError):
                 way.forget()

@@ -1,4 +1,4 @@
-"""Commands of a node, timed within it: to enter the node takes time of its own."""
+"""Times commands of a node from within the node: entering the node takes time of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sys.exit(status)
 
 
 class Stamped(NamedTuple):
-    """called_s: by CLOCK_MONOTONIC, which time.perf_counter() is as well."""
+    """A command's output and times. called_s: by CLOCK_MONOTONIC, as time.perf_counter()."""
 
     out: str
     called_s: float

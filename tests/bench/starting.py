@@ -1,4 +1,4 @@
-"""Replicas by turns in every way: first answer, all memory there, latencies."""
+"""Starts replicas by turns in every way: first answer, all memory there, latencies."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ if TYPE_CHECKING:
 
 
 _MORE_BYTES: Final = 1 << 30
-"""What a replica needs beside the memory that it is named for; a server's memory is its own affair.
-"""
+"""The memory of a replica beyond its nominal size; a server's memory is not nominal."""
 
 
 class WrongReplica(Exception):
-    """A replica is not what it was meant to be: its figures would mean nothing."""
+    """A replica was not made as intended: its figures would mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """Starts one replica at a time and writes down what was seen.
+    """Starts a replica at a time and records the figures.
 
-    said: what each way's source answered, by way (see Sources.make). as_bytes: as much is touched
-    before a start as for a worker of this size; 0: of its own.
+    said: the answer of each way's source, by way (see Sources.make). as_bytes: touch memory before
+    a start as for a worker of this size; 0: of the worker's own size.
     """
 
     ground: Ground
@@ -56,10 +55,10 @@ class Starting:
         uncached: bool = False,
         limit: bool = False,
     ) -> None:
-        """`runs` replicas in every way, by turns. Raises WrongReplica, TimeoutError.
+        """Start `runs` replicas in every way, by turns. Raises WrongReplica, TimeoutError.
 
-        uncached: the files that a way reads from are not in the page cache. limit: measure before
-        each of quickthaw's turns how fast fresh memory can be filled from the same file.
+        uncached: the files that a way reads are not in the page cache. limit: measure before each
+        of quickthaw's turns how fast fresh memory can be filled from the same file.
         """
         names = list(self.ways)
         for number in range(runs):
@@ -70,7 +69,8 @@ class Starting:
                 found = self.one(worker, name, said, 0.0)
                 self.results.add(part, worker.name, name, **found)
                 if steady_s:
-                    # Another replica: who answers meanwhile has less of the machine for filling.
+                    # Another replica: a worker that answers meanwhile leaves less of the machine
+                    # for filling.
                     asked = self.one(worker, name, said, steady_s)
                     latencies = {
                         key: asked[key] for key in asked if key.endswith(("p50_s", "p99_s"))
@@ -89,12 +89,12 @@ class Starting:
         self.results.add(part, worker.name, limits.LIMIT, **can)
 
     def _files(self, worker: Worker, name: str, *, uncached: bool) -> None:
-        """Have the files that a way reads from in the page cache, or not, and the disk idle."""
+        """Have the files that a way reads in the page cache, or not, and the disk idle."""
         self.ground.settle()
         way, is_large = self.ways[name], worker.bytes > BOTH_AT_MOST_BYTES
         for other in self.ways.values():
-            # All files and a replica are more than the machine's memory: what is touched before the
-            # start would push out what was read for it.
+            # All files and a replica exceed the machine's memory: the touch before the start would
+            # push out the files that were read for the replica.
             if is_large and other is not way and (stored := other.stored()) is not None:
                 evict(stored)
         if (stored := way.stored()) is not None:
@@ -103,13 +103,13 @@ class Starting:
     def one(
         self, worker: Worker, name: str, said: Mapping[str, str], steady_s: float
     ) -> dict[str, float]:
-        """One replica; its metrics."""
+        """Start a replica. Returns its metrics."""
         with (
             self.ways[name].place(worker, f"replica-{name}") as place,
             Asking(self.ground.node, place.ip, worker.request, steady_s) as asking,
             Sampler(place.cgroups, shared=worker.shared) as sampler,
         ):
-            # Memory that nobody uses goes back to the host of a virtual machine within seconds.
+            # Unused memory goes back to the host of a virtual machine within seconds.
             most = self.as_bytes or worker.bytes
             # Shared memory may be made of huge pages.
             limits.touch(most + most // 8 + _MORE_BYTES, huge=worker.shared)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # An OCI runtime in front of runc for the bench: `create` of a container is answered with
-# `runc restore` of a plain `runc checkpoint` image, and `start` of it does nothing. This is all
-# that one needs to have CRIU behind the CRI calls; nothing here is quickthaw's.
+# `runc restore` of a plain `runc checkpoint` image, and a later `start` does nothing. Nothing
+# more is needed to have CRIU behind the CRI calls; nothing here is quickthaw's.
 #
 # /run/bench/image names the image: a directory with `criu`, and rootfs.tar and shm.tar when the
 # container had changed its root file system or /dev/shm.

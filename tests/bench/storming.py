@@ -1,4 +1,4 @@
-"""The event stress test, as `make storm` runs it: its result is part of ours."""
+"""Runs the event stress test as `make storm` does, and records its result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLACK_S: Final = 300
 
 
 def run(seconds: int, results: Results, tell: Callable[[str], None]) -> None:
-    """Run it; with 0 seconds take the result of the last `make storm`.
+    """Run the storm; with 0 seconds take the result of the last `make storm`.
 
     Raises subprocess.CalledProcessError when there is no result.
     """

@@ -1,10 +1,9 @@
-"""What a swap costs, whatever the size of memory: `python -m tests.bench.swap [PAIRS] [OTHER.deb]`.
+"""Times a swap, whatever the size of memory: `python -m tests.bench.swap [PAIRS] [OTHER.deb]`.
 
-Restores a small worker again and again on one node and prints the median milliseconds from
-StartContainer to the first answer, of StartContainer itself and of every step that the outcome
-tells. With another package both are measured by turns: of two columns that were taken at
-different times, on a machine that others use, nobody can tell what the difference means.
-docs/performance.md has the figures.
+Restores a small worker again and again on a single node and prints the median milliseconds from
+StartContainer to the first answer, of StartContainer itself and of every step of the outcome. With
+another package, both are measured by turns: two columns that were taken at different times, on a
+shared machine, cannot be compared. docs/performance.md has the figures.
 """
 
 import ast
@@ -44,11 +43,11 @@ WORKER: Final = ContainerSpec(
 )
 
 Run = dict[str, float]
-"""Milliseconds by what they were spent on."""
+"""Milliseconds by step."""
 
 
 def main() -> int:
-    """Print the table."""
+    """Measure, and print the table."""
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     (deb,) = PACKAGES.glob("*.deb")
     debs = [Path(other) for other in sys.argv[2:3]] + [deb]
@@ -79,7 +78,7 @@ def main() -> int:
 
 
 def _favour(node: Node) -> None:
-    """What else runs on this machine gets what the node leaves."""
+    """Give the node a larger share of the processors than all else on this machine."""
     for cgroup in node.cgroups:
         if (shares := cgroup / "cpu.shares").exists():
             shares.write_text("262144")
@@ -88,7 +87,7 @@ def _favour(node: Node) -> None:
 
 
 def _use(node: Node, name: str) -> None:
-    """Make one of the packages the one that is installed, as far as a swap can tell."""
+    """Make a package the installed package, as far as a swap can tell."""
     with node.daemon_stopped():
         node.run(["ln", "-sfn", f"{PREFIX}.{name}", PREFIX])
 
@@ -116,7 +115,7 @@ def _restore(node: Node, name: str) -> Run:
 
 
 def _ask_until_answered(pod: Pod) -> float:
-    """When the answer was there, by time.perf_counter(). Its thread joins the node's network."""
+    """Returns the answer's time, by time.perf_counter(). Its thread joins the node's network."""
     with open(f"/proc/{pod.node.pid}/ns/net") as namespace:
         kernel.setns(namespace.fileno(), kernel.CLONE_NEWNET)
     deadline = time.monotonic() + ANSWER_WITHIN_S

@@ -1,8 +1,8 @@
-"""What the bench must show, one entry for each line: {"goal", "value", "spread", "met"}.
+"""Compares figures with the bench's targets, an entry for each: {"goal", "value", "spread", "met"}.
 
 A value is an object of figures, each with a limit; `spread` has their [least, greatest] over the
-runs. Ratios are ratios of medians, their spread is that of the pairs. Only what was measured in one
-run is compared. `met` is null when a figure was not measured, or not in one run.
+runs. Ratios are ratios of medians, their spread is the spread of the pairs. Only figures of the
+same run are compared. `met` is null when a figure was not measured, or not in the same run.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SMALLEST_GIB, LARGEST_GIB = 0.25, 8.0
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number of a goal. values: of the pairs or runs. None and () when not measured.
+    """A number of a goal. values: of the pairs or runs. None and () when not measured.
 
-    compare: how it has to stand to `limit`; "" for one that only explains.
+    compare: the required relation to `limit`; "" for a figure that only explains.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """None when it was not measured."""
+        """Whether the figure meets its limit; None when it was not measured."""
         if self.value is None:
             return None
         if self.compare == AT_LEAST:
@@ -47,7 +47,7 @@ class Figure:
 
 
 def targets(results: Results) -> list[dict[str, Any]]:
-    """The section of bench.json."""
+    """Returns the targets section of bench.json."""
     return [_entry(goal, of(results)) for goal, of in _GOALS.items()]
 
 
@@ -71,14 +71,14 @@ def _rounded(value: float | None) -> float | None:
 
 
 def median(values: Sequence[float]) -> float | None:
-    """None of nothing."""
+    """Returns the median, None without values."""
     return statistics.median(values) if values else None
 
 
 def ratio(
     name: str, upper: Sequence[float], lower: Sequence[float], compare: str = "", limit: float = 0
 ) -> Figure:
-    """Of two medians, with the spread of the pairs."""
+    """Returns a ratio of two medians, with the spread of the pairs."""
     if not upper or not lower or not statistics.median(lower):
         return Figure(name, None, (), compare, limit)
     pairs = [one / other for one, other in zip(upper, lower, strict=False) if other]
@@ -87,7 +87,7 @@ def ratio(
 
 
 def slope(name: str, low: Sequence[float], high: Sequence[float], limit: float) -> Figure:
-    """Milliseconds per GiB from the smallest to the largest worker."""
+    """Returns the milliseconds per GiB from the smallest to the largest worker."""
     if not low or not high:
         return Figure(name, None, (), AT_MOST, limit)
     gib = LARGEST_GIB - SMALLEST_GIB
@@ -115,12 +115,12 @@ def _first_answer(results: Results) -> list[Figure]:
 def _with(
     results: Results, one: tuple[str, str], values: Sequence[float], other: tuple[str, str]
 ) -> Sequence[float]:
-    """values: of the other. None of them when it was measured in another run than the one."""
+    """Returns `values`, of `other`, only if `one` was measured in the same run."""
     return values if results.run_of(*one) == results.run_of(*other) else ()
 
 
 def _rates(results: Results, part: str, worker: str, way: str) -> list[float]:
-    """Bytes per second from the call until all is there."""
+    """Returns bytes per second from the call until all memory is there."""
     filled = results.of(part, worker, way, "resident_bytes")
     took = results.of(part, worker, way, "resident_s")
     return [size / seconds for size, seconds in zip(filled, took, strict=False)]

@@ -1,4 +1,4 @@
-"""The ways to have a worker that go through CRI: cold, runc's own restore, quickthaw."""
+"""Starts a worker through CRI in three ways: cold, runc's own restore, quickthaw."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ WAYS: Final = (COLD, STOCK, PODMAN, QUICK)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A worker that is about to be started. ip: "" when only a started one has an address.
+    """A worker that is about to be started. ip: "" when only a started worker has an address.
 
-    start: starts it; the time of the call by time.perf_counter(). address: its IP, once started.
-    restored: whether it came to be in the way that was meant.
+    start: starts the worker, and returns the time of the call by time.perf_counter(). address: its
+    IP, once started. restored: whether the worker came to be in the intended way.
     """
 
     ip: str
@@ -40,7 +40,7 @@ class Place:
 
 
 class Way(ABC):
-    """One of them, on one node."""
+    """A way to start a worker, on a node."""
 
     name: str
 
@@ -51,21 +51,21 @@ class Way(ABC):
     def place(
         self, worker: Worker, name: str, *, alone: bool = True
     ) -> AbstractContextManager[Place]:
-        """Everything up to the call that starts the container; it is gone after the `with`.
+        """Prepare everything up to the call that starts the container; removed after the `with`.
 
-        alone: whether it is the only one of its kind at the time.
+        alone: whether no other replica of its kind is there at the time.
         """
 
     def stored(self) -> Path | None:
-        """What it reads from: a directory of the host."""
+        """Returns the directory of the host that the way reads from."""
         return None
 
     def forget(self) -> None:  # noqa: B027  a cold start stores nothing
-        """Remove what is stored."""
+        """Remove the stored state."""
 
 
 class _Cri(Way):
-    """Through kubelet's calls: from StartContainer on."""
+    """A way through kubelet's calls: timed from StartContainer on."""
 
     handler = ""
     annotations: ClassVar[Mapping[str, str]] = {}
@@ -96,7 +96,7 @@ class _Cri(Way):
 
 
 class Cold(_Cri):
-    """What happens without any of it."""
+    """A cold start, without any restore."""
 
     name = COLD
 
@@ -113,7 +113,7 @@ class Stock(_Cri):
         return self.ground.node.path(f"/run/bench/restored/{pod.container().id}").exists()
 
     def checkpoint(self, pod: Pod) -> float:
-        """Checkpoint a running container in place of what is stored; seconds that runc took."""
+        """Checkpoint a running container over the stored checkpoint. Returns runc's seconds."""
         self.forget()
         node, container = self.ground.node, pod.container()
         image = f"{STORE}/stock"
@@ -128,7 +128,7 @@ class Stock(_Cri):
         return done.took_s
 
     def _keep(self, name: str, directory: str) -> None:
-        """What CRIU leaves to its caller."""
+        """Store a directory that CRIU leaves to its caller."""
         if any(self.ground.node.path(directory).iterdir()):
             archive = f"{STORE}/stock/{name}.tar"
             self.ground.node.run(["tar", "-C", directory, "-cf", archive, "."])
@@ -138,7 +138,7 @@ class Stock(_Cri):
 
 
 def _upperdir(pod: Pod) -> str:
-    """The container's own layer, as a path of the node. Source: proc_pid_mountinfo(5)."""
+    """Returns the container's own layer, as a path of the node. Source: proc_pid_mountinfo(5)."""
     mounts = Path(f"/proc/{pod.node.pid}/mountinfo").read_text().splitlines()
     (line,) = (line for line in mounts if f"/{pod.container().id}/rootfs overlay" in _short(line))
     options = line.rpartition(" ")[2].split(",")
@@ -146,13 +146,13 @@ def _upperdir(pod: Pod) -> str:
 
 
 def _short(line: str) -> str:
-    """Mount point and type of a line of mountinfo."""
+    """Returns mount point and type of a line of mountinfo."""
     before, _, after = line.partition(" - ")
     return f"{before.split(' ')[4]} {after.split(' ')[0]}"
 
 
 class Quickthaw(_Cri):
-    """The package as it is installed."""
+    """quickthaw's package as it is installed."""
 
     name = QUICK
     annotations: ClassVar[Mapping[str, str]] = RESTORE
@@ -164,7 +164,7 @@ class Quickthaw(_Cri):
         return is_restored(pod.container())
 
     def capture(self, pod: Pod) -> tuple[float, dict[str, float]]:
-        """Capture a running container: seconds that the command took, the daemon's own timings."""
+        """Capture a running container. Returns the command's seconds and the daemon's timings."""
         done = stamped(self.ground.node, [QUICKTHAW, "capture", pod.spec.name, "--json"])
         timings: dict[str, float] = json.loads(done.out)["timings"]
         return done.took_s, timings

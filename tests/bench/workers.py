@@ -1,4 +1,4 @@
-"""What is started: the workers of tests/workers, and what each is asked."""
+"""Describes the workers that are started, of tests/workers, and the requests to each."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def _predicted(said: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One workload. bytes: the memory that it is made to have, 0 when that is its own affair.
+    """A workload. bytes: the memory that it is made to have, 0 when its size is not set.
 
-    same: what of a first answer has to be as the source said it. by_process: whether that can
-    only come from the captured process. shared: whether its memory is shared memory.
+    same: the part of a first answer that must equal the source's. by_process: whether only the
+    captured process can give that answer. shared: whether its memory is shared memory.
     """
 
     name: str
@@ -51,21 +51,21 @@ class Worker:
 
     @property
     def command(self) -> Sequence[str]:
-        """What runs in the container."""
+        """Returns the container's command."""
         return ("python3", "-m", f"workers.{self.module}")
 
     def container(self) -> ContainerSpec:
-        """As a pod's author has it."""
+        """Returns the container as a pod's author writes it."""
         return ContainerSpec(images.reference(self.image), command=self.command, env=self.env)
 
     @property
     def gib(self) -> float:
-        """`bytes` in GiB."""
+        """Returns `bytes` in GiB."""
         return self.bytes / GIB
 
 
 def memory(gib: float, content: str) -> Worker:
-    """A process with that much private memory; it is asked for pages from everywhere."""
+    """Returns a process with that much private memory; requests read pages from everywhere."""
     return Worker(
         f"memory-{gib:g}-{content}",
         # Only this image has models.
@@ -79,7 +79,7 @@ def memory(gib: float, content: str) -> Worker:
 
 
 def shared(gib: float, backing: str) -> Worker:
-    """The same with shared memory, `memfd` or `anonymous`."""
+    """Returns the same worker with shared memory, `memfd` or `anonymous`."""
     worker = memory(gib, "random")
     return replace(
         worker,
@@ -90,15 +90,15 @@ def shared(gib: float, backing: str) -> Worker:
 
 
 def inference() -> Worker:
-    """The demo's inference server, asked to read a picture."""
+    """Returns the demo's inference server, asked to read a picture."""
     (invoice,) = (each for each in images.real_inputs() if each.name == "invoice")
     request = Request("/predict", 0.3, method="POST", body=invoice.document)
     return Worker(
         "inference", "inference", "inference", request, _predicted, by_process=False
-    )  # its answers are the same from every process
+    )  # every process gives the same answers
 
 
 def embedding() -> Worker:
-    """PyTorch and all-MiniLM-L6-v2, asked for two vectors."""
+    """Returns PyTorch with all-MiniLM-L6-v2, asked for two vectors."""
     request = Request("/embed", 0.1, method="POST", body=SENTENCES.encode())
     return Worker("embedding", "embedding", "embedding", request, _vectors)

@@ -1,4 +1,4 @@
-"""What the snapshots of these tests hold: every kind of file that a capture makes, small."""
+"""Writes and lists the files of these tests' snapshots: every kind that a capture makes, small."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 
 CAPTURED = (SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM)
-"""What a capture puts into a snapshot. All else in it is the store's own."""
+"""The parts of a snapshot that a capture writes. All else is the store's own."""
 _OPAQUE = "trusted.overlay.opaque"
 
 
 def write(place: Path, name: str) -> None:
-    """Fill `place` with what a capture of the container `name` would leave there."""
+    """Fill `place` with the files that a capture of the container `name` would leave."""
     criu, memory, rootfs, shm = (place / part for part in CAPTURED)
     for directory in (
         criu,
@@ -46,7 +46,7 @@ def write(place: Path, name: str) -> None:
 
 
 def listed(place: Path) -> dict[str, str]:
-    """Everything captured beneath `place`: its path, and all that there is to it."""
+    """Returns each captured path beneath `place`, with all its metadata and a digest."""
     return {
         str(path.relative_to(place)): _described(path)
         for part in CAPTURED
@@ -57,7 +57,7 @@ def listed(place: Path) -> dict[str, str]:
 
 @functools.cache
 def expected(name: str) -> dict[str, str]:
-    """What `listed` says of a whole snapshot of the container `name`."""
+    """Returns the list of a whole snapshot of the container `name`, in the form of `listed`."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
         write(Path(scratch), name)
         return listed(Path(scratch))
@@ -81,7 +81,7 @@ def _bytes(seed: str, count: int) -> bytes:
 
 
 def state(root: Path) -> str:
-    """A digest of all that there is beneath `root`, but for the random names in staging."""
+    """Returns a digest of everything beneath `root`, without the random names in staging."""
     staging = sorted(str(path) for path in (root / "staging").glob("*"))
     found = [f"{path} {_described(path)}" for path in sorted(root.rglob("*"))]
     text = "\n".join(found)

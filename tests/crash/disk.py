@@ -1,8 +1,8 @@
-"""A disk that writes down what is done to it: one file on a FUSE file system of our own.
+"""Records all writes to a disk: a file on a FUSE file system of our own.
 
 A loop device over that file sends every write here as it happens, and every flush of its cache as
-an fsync, in the order in which a real disk would see them. Only what two flushes have between them
-may a disk reorder or lose. Speaks FUSE itself, for one file and no more. Source: linux/fuse.h.
+an fsync, in the order in which a real disk would see them. A disk may reorder or lose only writes
+between two flushes. Speaks FUSE itself, for a single file. Source: linux/fuse.h.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FOPEN_DIRECT_IO = 1
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One block that was written. data: BLOCK bytes or less."""
+    """A block that was written. data: BLOCK bytes or less."""
 
     offset: int
     data: bytes
@@ -45,12 +45,12 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """Everything that was written before is durable."""
+    """All earlier writes are durable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What the writer had to say at this moment."""
+    """A message of the writer at this moment."""
 
     text: str
 
@@ -65,12 +65,12 @@ class Disk:
         self.path, self._log_fd, self._mark_fd = path, log_fd, mark_fd
 
     def mark(self, text: str) -> None:
-        """Write `text` down between what was done before and what is done after."""
+        """Record `text` between the earlier and the later writes."""
         os.write(self._mark_fd, text.encode())
         os.read(self._mark_fd, 1)
 
     def events(self) -> Iterator[Event]:
-        """What has happened so far, writes cut into blocks."""
+        """Yields the events so far, writes cut into blocks."""
         data, at = os.pread(self._log_fd, os.fstat(self._log_fd).st_size, 0), 0
         while at < len(data):
             kind, offset, length = _RECORD.unpack_from(data, at)
@@ -87,7 +87,7 @@ class Disk:
 def served(image: bytes, place: Path) -> Iterator[Disk]:
     """Serve a disk with this content in the directory `place`. For a mount namespace of our own.
 
-    The process that serves it is a child: it goes with its parent, and its mount with both.
+    A child process serves the disk: it ends with its parent, and its mount with both.
     """
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
@@ -102,7 +102,7 @@ def served(image: bytes, place: Path) -> Iterator[Disk]:
         os.close(ours)
         _Server(fuse, theirs, log, bytearray(image)).serve()
     for fd in (fuse, theirs):
-        os.close(fd)  # so that the server's end is the end of all that waits for it
+        os.close(fd)  # so that waiters end when the server ends
     try:
         yield Disk(place / NAME, log, ours)
     finally:
@@ -113,7 +113,7 @@ def served(image: bytes, place: Path) -> Iterator[Disk]:
 
 
 class _Server:
-    """Answers the kernel, one request at a time, so that there is one order of everything."""
+    """Answers the kernel, a request at a time, so that all events have a single order."""
 
     def __init__(self, fuse: int, marks: int, log: int, content: bytearray) -> None:
         self._fuse, self._marks, self._log, self._content = fuse, marks, log, content
@@ -124,7 +124,7 @@ class _Server:
         }  # fmt: skip
 
     def serve(self) -> None:
-        """Until killed, or unmounted."""
+        """Serve until killed or unmounted."""
         try:
             while True:
                 ready, _, _ = select.select([self._fuse, self._marks], [], [])
@@ -148,7 +148,7 @@ class _Server:
     def _request(self, data: bytes) -> None:
         _, code, unique, node, *_ = _IN.unpack_from(data)
         if code in (_FORGET, _BATCH_FORGET):
-            return  # the two that want no answer
+            return  # these two want no answer
         answer = self._answers.get(code, self._unknown)(node, data[_IN.size :])
         error, body = (answer, b"") if isinstance(answer, int) else (0, answer)
         os.write(self._fuse, _OUT.pack(_OUT.size + len(body), -error, unique) + body)

@@ -1,7 +1,7 @@
-"""Run something in a child and kill it when it enters its N-th system call on files: ptrace(2).
+"""Runs a function in a child and kills the child at its N-th system call on files: ptrace(2).
 
-So every state that kill -9 can leave on the disk is met, without a switch in the product. Calls
-that cannot change a file are not counted: how many there are differs from run to run.
+So the tests meet every state that kill -9 can leave on the disk, without a switch in the product.
+Calls that cannot change a file are not counted: their number differs from run to run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WALL = 0x40000000
 _STOPPED_AT_SYSCALL = signal.SIGTRAP | 0x80
 _ON_ENTRY = 1
 _INFO = struct.Struct("=B7x8x8xQ")
-"""The beginning of struct ptrace_syscall_info: at which stop, and the number of the call."""
+"""The beginning of struct ptrace_syscall_info: the kind of the stop, and the number of the call."""
 _ON_FILES = {
     # write, open, ioctl, pwrite, writev, sendfile, fsync to ftruncate, rename to unlink, symlink,
     # chmod to lchown, mknod, sync, the xattr calls, openat to renameat, linkat to fchmodat,
@@ -40,7 +40,7 @@ _ON_FILES = {
         *range(81, 84), 88, 267, 276, 285, 437, 452,
     },
 }[os.uname().machine]  # fmt: skip
-"""Numbers of the system calls that can change a file or make one durable. Source: the kernel's
+"""Numbers of the system calls that can change a file or make it durable. Source: the kernel's
 syscall_64.tbl and asm-generic/unistd.h."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long] * 4
@@ -48,14 +48,14 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 class ChildFailed(Exception):
-    """The child ended by itself, and not well."""
+    """The child ended by itself, with an error."""
 
 
 def killed_at(step: int, change: Callable[[], None]) -> bool:
     """Run `change` in a child that is killed as it enters its `step`-th system call on files.
 
-    All threads count together. Returns whether there was such a call; otherwise `change` ran to
-    its end. Raises ChildFailed when it raised.
+    All threads count together. Returns whether there was such a call; otherwise `change` ran to its
+    end. Raises ChildFailed when `change` raised.
     """
     child = os.fork()
     if child == 0:
@@ -99,7 +99,7 @@ def _step(child: int, step: int) -> bool:
         if entered == step:
             os.kill(child, signal.SIGKILL)
             continue
-        # The first stop of a thread and ptrace's own events are no signals of the child's.
+        # The first stop of a thread and ptrace's own events are no signals to the child.
         ours = stop in (_STOPPED_AT_SYSCALL, signal.SIGTRAP, signal.SIGSTOP)
         _ptrace(_SYSCALL, task, 0 if ours else stop)
 

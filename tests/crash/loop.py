@@ -1,7 +1,7 @@
-"""Loop devices that go by themselves: the kernel detaches one when nobody has it open any more.
+"""Attaches loop devices that the kernel detaches when no process has them open any more.
 
-They are the machine's, not a namespace's, so a test never keeps one longer than its mount.
-Source: loop(4), linux/loop.h.
+Loop devices belong to the machine, not to a namespace, so a test never keeps a device longer than
+its mount. Source: loop(4), linux/loop.h.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _TRIES = 100
 
 @contextmanager
 def mounted(file_fd: int, place: Path, kind: str, options: str, *, block: int) -> Iterator[None]:
-    """The file system in an open file at `place`, until the end. Raises OSError."""
+    """Mount the file system in an open file at `place`, until the end. Raises OSError."""
     device, name = _attached(file_fd, block)
     try:
         mount(name, str(place), kind, 0, options)
     finally:
-        os.close(device)  # from here on the mount holds it
+        os.close(device)  # from here on the mount holds the device
     try:
         yield
     finally:
@@ -52,7 +52,7 @@ def _attached(file_fd: int, block: int) -> tuple[int, str]:
             fcntl.ioctl(device, _CONFIGURE, config)
         except OSError as error:
             os.close(device)
-            # Somebody else on this machine took it between the two calls.
+            # Another process of this machine took the device between the two calls.
             if error.errno != errno.EBUSY or not left:
                 raise
         else:

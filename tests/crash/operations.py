@@ -1,4 +1,4 @@
-"""What changes the store, each operation on a prepared one, and what may be true after a crash."""
+"""Lists the operations on a store, and checks the store after a crash of each."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from shim.contract.manifest import File, Manifest
 
 KEPT, TARGET, HELD, NEW, LATER = "kept", "target", "held", "new", "later"
-"""Names of snapshots: the first three are there before, TARGET with a failure that was counted,
-HELD in quarantine. NEW is what `publish` makes."""
+"""Names of snapshots. KEPT, TARGET and HELD exist before: TARGET with a counted failure, HELD in
+quarantine. `publish` makes NEW."""
 _AGES = {name: float(age) for age, name in enumerate((KEPT, TARGET, HELD, NEW, LATER))}
 _RECORDS = ("quarantine", "health", "used")
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One change. before, after: what there is then, as `_there` tells it."""
+    """An operation on the store. before, after: its state then, in the form of `_there`."""
 
     change: Callable[[Store], None]
     before: frozenset[str]
@@ -38,7 +38,7 @@ class Operation:
 
 
 def prepared(root: Path) -> None:
-    """A store at `root` with three snapshots in it, and something left in staging."""
+    """Make a store at `root` with three snapshots, and leftovers in staging."""
     store = opened(root)
     for name in (KEPT, TARGET, HELD):
         publish(store, name)
@@ -51,14 +51,14 @@ def prepared(root: Path) -> None:
 
 
 def opened(root: Path) -> Store:
-    """The store as a daemon has it that has just started."""
+    """Returns the store as a daemon that has just started has it."""
     store = Store(str(root), sign=lambda found: f"signed {found.id}".encode())
     store.open()
     return store
 
 
 def publish(store: Store, name: str) -> None:
-    """What a capture does with the store."""
+    """Publish a snapshot, as a capture does."""
 
     def describe(files: tuple[File, ...]) -> Manifest:
         return manifest.build(**fields(files=files, name=name, created_at=_AGES[name]))
@@ -69,24 +69,24 @@ def publish(store: Store, name: str) -> None:
 
 
 def remove(store: Store, name: str) -> None:
-    """What `quickthaw rm` does with the store."""
+    """Remove a snapshot, as `quickthaw rm` does."""
     store.remove(store.get(name).id, users=[])
 
 
 def fail(store: Store, name: str, blame: str) -> None:
-    """What the daemon does when a restore from the snapshot has failed."""
+    """Count a failed restore from a snapshot, as the daemon does."""
     store.quarantine.failed(
         store.get(name).id, blame=blame, error_class="CriuRestoreFailed", reason="a test", after=2
     )
 
 
 def release(store: Store, name: str) -> None:
-    """What `quickthaw quarantine release` does with the store."""
+    """Release a snapshot, as `quickthaw quarantine release` does."""
     store.quarantine.release(store.get(name).id)
 
 
 def _there(store: Store) -> frozenset[str]:
-    """The snapshots by name, and what is known about them."""
+    """Returns the names of the snapshots, and their quarantine records."""
     found = {each.name: each.id for each in store.all()}
     held = {f"{name} in quarantine" for name in found if store.quarantine.get(found[name])}
     return frozenset(found) | held
@@ -107,14 +107,14 @@ OPERATIONS = {
 
 
 def run(operation: Operation, root: Path) -> None:
-    """As a daemon would: open the store, change it."""
+    """Open the store and change it, as a daemon would."""
     operation.change(opened(root))
 
 
 def violations(root: Path, allowed: frozenset[frozenset[str]]) -> list[str]:
-    """What is wrong with the store at `root` after a crash and a start, in words.
+    """Returns the faults of the store at `root` after a crash and a start, in words.
 
-    allowed: what may be there, as `_there` tells it, in one of several versions.
+    allowed: the permitted states, in the form of `_there`.
     """
     store = opened(root)
     ids = {each.id: each.name for each in store.all()}
@@ -132,7 +132,7 @@ def violations(root: Path, allowed: frozenset[frozenset[str]]) -> list[str]:
 
 
 def _orphans(root: Path, ids: set[str]) -> list[str]:
-    """Records about snapshots that do not exist, or that contradict each other."""
+    """Returns records about snapshots that do not exist, or that contradict each other."""
     found = {kind: os.listdir(root / kind) for kind in _RECORDS}
     about = {kind: {name.removesuffix(".json") for name in names} for kind, names in found.items()}
     wrong = [f"{kind} of none: {about[kind] - ids}" for kind in _RECORDS if about[kind] - ids]
@@ -156,7 +156,7 @@ def _not_whole(store: Store, found: Manifest) -> list[str]:
 
 
 def _not_as_the_manifest_says(store: Store, found: Manifest) -> str:
-    """What the swap itself would say of it, with everything hashed."""
+    """Returns the error of the swap's own check, with everything hashed; empty when all is well."""
     until = time.monotonic() + 60
     try:
         with (
@@ -171,7 +171,7 @@ def _not_as_the_manifest_says(store: Store, found: Manifest) -> str:
 
 
 def _of_no_use(store: Store, found: set[str]) -> list[str]:
-    """Whether snapshots can be made and removed afterwards, the interrupted one included."""
+    """Check that snapshots can be made and removed afterwards, also the interrupted snapshot."""
     wrong = []
     for name in (LATER, NEW, TARGET, HELD, KEPT):
         if name in found:

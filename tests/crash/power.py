@@ -1,14 +1,14 @@
-"""What power loss leaves of the store: one operation on a recorded disk, then every possible wreck.
+"""Cuts the power of a store: records an operation on a disk, then checks every possible wreck.
 
 A program of its own, which makes its own mount namespace:
 
     python -m tests.crash.power OPERATION [--subsets N] [--seed N] [--options MOUNT]
         [--others PROBABILITY] [--without CALL]
 
-Prints one JSON object. At each flush, and at the moment when the operation was said to be done,
-the power goes. What was flushed is there; of what was written since, nothing, all, and N random
-subsets of blocks. Each such disk is mounted, which replays the journal, and the store is started
-and judged.
+Prints a JSON object. The power goes at each flush, and at the moment when the operation reported
+that it was done. Flushed writes are on the disk; of later writes, none, all, and N random subsets
+of blocks. Each such disk is mounted, which replays the file system's journal, and the store is
+started and checked.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _DONE = "done"
 
 @dataclass(slots=True)
 class Result:
-    """flushes, blocks: what the disk saw of the operation. disks: how many wrecks were judged."""
+    """The counts of a run. flushes, blocks: of the operation. disks: wrecks that were checked."""
 
     flushes: int = 0
     blocks: int = 0
@@ -55,7 +55,7 @@ class Result:
 
 
 class Bench:
-    """place: a scratch directory. kind, options: of the file system."""
+    """Records and checks. place: a scratch directory. wanted: the arguments."""
 
     def __init__(self, place: Path, wanted: argparse.Namespace) -> None:
         self._options, self._wanted = wanted.options, wanted
@@ -64,7 +64,7 @@ class Bench:
             directory.mkdir()
 
     def made(self) -> bytes:
-        """A disk with a prepared store, cleanly unmounted."""
+        """Returns a disk with a prepared store, cleanly unmounted."""
         fd = os.memfd_create("image")
         os.truncate(fd, _SIZE)
         subprocess.run([*_MAKE, f"/proc/{os.getpid()}/fd/{fd}"], check=True)
@@ -75,7 +75,7 @@ class Bench:
         return image
 
     def recorded(self, image: bytes, operation: Operation) -> list[disk.Event]:
-        """What a disk with `image` sees of the operation."""
+        """Returns the events of a disk with `image` during the operation."""
         with disk.served(image, self._fuse) as served:
             fd = os.open(served.path, os.O_RDWR | os.O_CLOEXEC)
             with loop.mounted(fd, self._mount, "ext4", self._options, block=disk.BLOCK):
@@ -84,7 +84,7 @@ class Bench:
                 if child == 0:
                     self._operate(served, operation)
                 _, status = os.waitpid(child, 0)
-            events = list(served.events())  # the unmount has written all that was left
+            events = list(served.events())  # the unmount has written everything
         if status:
             raise SystemExit("the operation itself failed")
         return events
@@ -101,7 +101,7 @@ class Bench:
             os._exit(status)
 
     def judged(self, image: bytes, allowed: frozenset[frozenset[str]]) -> list[str]:
-        """What is wrong with the store on a disk with this content."""
+        """Returns the faults of the store on a disk with this content."""
         fd = os.memfd_create("wreck")
         try:
             os.write(fd, image)
@@ -114,19 +114,19 @@ class Bench:
 
 
 def _chance(seed: int) -> random.Random:
-    """The same wrecks for the same seed."""
+    """Returns a random generator: the same seed makes the same wrecks."""
     return random.Random(seed)  # noqa: S311 - nothing secret
 
 
 def _let_others_sync(place: Path, odds: float, chance: random.Random) -> None:
-    """Before a change of a file, by chance: somebody else makes the file system durable.
+    """Before a change of a file, by chance, sync the file system as another process might.
 
-    So that the power can also go between changes that would otherwise be written together.
+    So the power can also go between changes that would otherwise be written together.
     """
     if not odds:
         return
     place_fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-    sync = getattr(libc._libc, "syncfs")  # noqa: B009 - the one that is not taken out
+    sync = getattr(libc._libc, "syncfs")  # noqa: B009 - the call before `_take_out`
 
     def hook(event: str, _arguments: tuple[object, ...]) -> None:
         if (event == "open" or event.startswith("os.")) and chance.random() < odds:
@@ -136,7 +136,7 @@ def _let_others_sync(place: Path, odds: float, chance: random.Random) -> None:
 
 
 def _take_out(without: str) -> None:
-    """The mutation: a store that forgets to sync must be found out."""
+    """Replace a call by nothing: the mutation that the tests must find."""
     if without == "fsync":
         os.fsync = lambda fd: None
     elif without:
@@ -146,7 +146,7 @@ def _take_out(without: str) -> None:
 def wrecks(
     image: bytes, events: Iterable[disk.Event], *, subsets: int, chance: random.Random
 ) -> Iterator[tuple[bool, str, bytes]]:
-    """(whether the operation was done, what was lost, content) for each disk that can be left."""
+    """Yields (whether the operation was done, the lost writes, content) for each possible disk."""
     durable, pending, done, flushes = bytearray(image), list[Write](), False, 0
     for event in [*events, Flush()]:
         if isinstance(event, Write):
@@ -166,7 +166,7 @@ def wrecks(
 def _choices(
     pending: list[Write], subsets: int, chance: random.Random
 ) -> Iterator[tuple[str, list[Write]]]:
-    """Which of the writes since the last flush reached the disk."""
+    """Yields subsets of the writes since the last flush, which have reached the disk."""
     yield f"none of {len(pending)} blocks", []
     if not pending:
         return
@@ -185,7 +185,7 @@ def _with(durable: bytearray, writes: Iterable[Write]) -> bytes:
 
 
 def main() -> int:
-    """Returns an exit status: 0 also when violations were found, which are in the output."""
+    """Run the bench. Returns 0 also when there are violations, which are in the output."""
     parser = argparse.ArgumentParser()
     parser.add_argument("operation", choices=OPERATIONS)
     parser.add_argument("--subsets", type=int, default=4)

@@ -1,4 +1,4 @@
-"""What a step that fails leaves while the daemon goes on: the same as after a crash and a start."""
+"""A step that fails while the daemon goes on leaves the same as a crash and a start."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POINTS = sorted(name for name in faults.POINTS if name.startswith("store."))
 
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "open"])
-def test_a_step_that_fails_leaves_an_index_that_equals_the_disk(
+def test_a_failed_step_leaves_the_index_equal_to_the_disk(
     memory: Path, name: str, point: str
 ) -> None:
     root, operation = memory / "store", OPERATIONS[name]
@@ -52,7 +52,7 @@ def test_a_step_that_fails_leaves_an_index_that_equals_the_disk(
     held = {each for each in os.listdir(root / "quarantine") if each.endswith(".json")}
     assert held <= {f"{each}.json" for each in store.quarantine.all()}, "in use, and yet held"
     if failed and name == "publish":
-        assert os.listdir(store.staging) == [], "what could not be published does not exist"
+        assert os.listdir(store.staging) == [], "an unpublished snapshot does not exist"
         assert violations(root, frozenset({operation.before})) == []
     elif not failed:
         assert violations(root, frozenset({operation.after})) == []

@@ -29,9 +29,9 @@ def original() -> Iterator[Path]:
 
 @contextmanager
 def copied(original: Path) -> Iterator[Path]:
-    """A store of its own for one crash. In memory: kill -9 loses nothing that was written."""
+    """Yields a copy of the store for a crash. In memory: kill -9 loses no write."""
     copy = original / "copy"
-    # Without close_fds it is posix_spawn, which is done when the program is: no pipe is waited for.
+    # Without close_fds this is posix_spawn, which returns when the program has started.
     command = ["/usr/bin/cp", "-a", str(original / "store"), str(copy)]
     subprocess.run(command, check=True, close_fds=False)
     try:
@@ -61,10 +61,13 @@ def test_killed_at_any_system_call_every_snapshot_is_whole_or_absent(
 
 
 def test_a_store_that_publishes_piece_by_piece_is_caught(original: Path) -> None:
-    """The mutation that shows that the test above can fail."""
+    """Check by a mutation that the test above can fail."""
     publish = OPERATIONS["publish"]
 
     def in_pieces(staged: Path, target: Path, rename: Callable[..., None] = os.rename) -> None:
+        if target.parent.name != "snapshots":
+            rename(staged, target)
+            return
         os.mkdir(target, 0o700)
         for name in os.listdir(staged):
             rename(f"{staged}/{name}", f"{target}/{name}")
@@ -73,10 +76,10 @@ def test_a_store_that_publishes_piece_by_piece_is_caught(original: Path) -> None
         os.rename = in_pieces  # type: ignore[assignment] # only in the child, which will die
         run(publish, root)
 
-    for step in itertools.count(1, 3):  # what is half there is so for six calls
+    for step in itertools.count(1, 3):  # a half published snapshot stays so for six calls
         with copied(original) as root:
             killed = killed_at(step, partial(mutated, root))
-            assert killed, "the mutated store ran to its end and nobody saw a half snapshot"
+            assert killed, "the mutated store ran to its end and the test saw no half snapshot"
             if len(os.listdir(root / "snapshots")) == 3:
                 continue  # not begun
             if violations(root, frozenset({publish.before, publish.after})):

@@ -1,5 +1,7 @@
-"""Power loss: see `tests.crash.power`. QUICKTHAW_CRASH=all (`make crash`) takes half an hour
-and looks further."""
+"""Tests power loss with `tests.crash.power`.
+
+QUICKTHAW_CRASH=all (`make crash`) takes half an hour and looks further.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ CASES = [(operation, "0") for operation in OPERATIONS]
 CASES += [
     (operation, "0.3" if ALL else "0.05") for operation in (OPERATIONS if ALL else ["publish"])
 ]
-"""Operation, and how likely somebody else syncs the file system before each of its changes."""
+"""The operation, and the probability of a sync by another process before each of its changes."""
 
 
 def power_lost(operation: str, *arguments: str) -> dict[str, Any]:
-    """What the bench found."""
+    """Returns the findings of the bench."""
     argv = [sys.executable, "-m", "tests.crash.power", operation, *arguments]
     ended = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=280)
     found: dict[str, Any] = json.loads(ended.stdout)
@@ -58,6 +60,6 @@ def test_whenever_the_power_goes_every_snapshot_is_whole_or_absent(
     ],
 )
 def test_a_store_that_forgets_to_sync_is_caught(operation: str, without: str, symptom: str) -> None:
-    """The mutations that show that the test above can fail."""
+    """Check by mutations that the test above can fail."""
     found = power_lost(operation, "--without", without)
     assert any(symptom in violation for violation in found["violations"]), found

@@ -1,8 +1,8 @@
-"""`make demo`: a pod starts cold and is captured, later ones start from the snapshot.
+"""`make demo`: a pod starts cold and is captured, later pods start from the snapshot.
 
 Everything is real: Debian's containerd, runc and CRIU, our package as it is installed, kubelet's
 calls, an inference server and its inputs. Prints a story, writes build/demo.json. The exit status
-is 1 when answers differ, a process is not the captured one, the restore is not fast enough, or
+is 1 when answers differ, a process is not the captured process, the restore is not fast enough, or
 the shim adds too much; 2 when something is left behind.
 """
 
@@ -29,7 +29,7 @@ PACKAGES: Final = BUILD.parent / "packages"
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Run the demo. Returns the exit status."""
     out = Console(highlight=False, soft_wrap=True)
     out.print("Making a node and the worker's image: minutes the first time, then kept in build/")
     node_root(SUITE)
@@ -79,7 +79,7 @@ def _left_on_host(before: HostInventory) -> list[str]:
 
 
 def verdict(found: Found, out: Console) -> int:
-    """Print the table and what is wrong; 1 when something is, else 0."""
+    """Print the table and the failures. Returns 1 when there is a failure, else 0."""
     out.print(_table(found))
     for each in found.overheads:
         out.print(
@@ -90,7 +90,7 @@ def verdict(found: Found, out: Console) -> int:
         )
     failures = list(found.differences)
     if not found.source_serves:
-        failures.append("first: it does not serve as it did before the capture")
+        failures.append("first: the pod does not serve as before the capture")
     if found.speedup < SPEEDUP_AT_LEAST:
         failures.append(f"a restore is {found.speedup:.1f} times as fast, not {SPEEDUP_AT_LEAST}")
     if found.overhead_ms > OVERHEAD_AT_MOST_MS:

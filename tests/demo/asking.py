@@ -1,4 +1,4 @@
-"""Asking an inference worker from within its node, as soon as it can answer."""
+"""Asks an inference worker from within its node, as soon as the worker can answer."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ Answers = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """How long a container took, in seconds from the call of StartContainer.
+    """The times of a container's start, in seconds from the call of StartContainer.
 
     first_answer_s: to the end of the first answer of POST /predict. returned_s: to the return of
     StartContainer.
@@ -36,9 +36,9 @@ class Started:
 
 
 def start(container: Container, document: bytes) -> Started:
-    """StartContainer, while `document` is sent over and over until it is answered.
+    """Call StartContainer, and send `document` over and over until the worker answers.
 
-    Raises TimeoutError, and what StartContainer raises.
+    Raises TimeoutError, and the exceptions of StartContainer.
     """
     with ThreadPoolExecutor(1, "asking") as thread:
         answered = thread.submit(_ask_until_answered, container.pod, document)
@@ -47,7 +47,7 @@ def start(container: Container, document: bytes) -> Started:
 
 
 def _ask_until_answered(pod: Pod, document: bytes) -> float:
-    """When the answer was there, by time.perf_counter(). Its thread joins the node's network."""
+    """Returns the answer's time, by time.perf_counter(). Its thread joins the node's network."""
     init_fd = os.pidfd_open(pod.node.pid)
     try:
         kernel.setns(init_fd, kernel.CLONE_NEWNET)
@@ -78,7 +78,7 @@ def _predict(ip: str, document: bytes) -> None:
 
 
 def answers(pod: Pod, inputs: Sequence[Input]) -> Answers:
-    """Send every input; the answers. Raises OSError."""
+    """Send every input. Returns the answers. Raises OSError."""
     return {
         each.name: json.loads(pod.node.http("POST", pod.ip, PORT, "/predict", each.document).body)
         for each in inputs
@@ -86,6 +86,6 @@ def answers(pod: Pod, inputs: Sequence[Input]) -> Answers:
 
 
 def state(pod: Pod) -> dict[str, Any]:
-    """GET /state: nonce, pid, hostname, uptime_s, `kept` and more."""
+    """Returns GET /state: nonce, pid, hostname, uptime_s, `kept` and more."""
     said: dict[str, Any] = pod.node.http("GET", pod.ip, PORT, "/state").json()
     return said

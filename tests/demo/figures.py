@@ -1,4 +1,4 @@
-"""The figures of the demo: medians with their spread, and the limits that they must keep."""
+"""Computes the figures of the demo: medians with their spread, and the limits for them."""
 
 import statistics
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ OVERHEAD_AT_MOST_MS: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Several measurements of one thing. q1, q3: the quartiles."""
+    """Several measurements of the same quantity. q1, q3: the quartiles."""
 
     median: float
     min: float
@@ -22,10 +22,10 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """Raises statistics.StatisticsError when there are none."""
+        """Returns the spread of values. Raises statistics.StatisticsError when there are none."""
         known = sorted(values)
         median = statistics.median(known)
-        # One value has no quartiles for Python 3.11 and 3.12.
+        # Python 3.11 and 3.12 compute no quartiles of a single value.
         q1, _, q3 = statistics.quantiles(known if len(known) > 1 else known * 2, method="inclusive")
         median, low, high, q1, q3 = (
             round(value, 4) for value in (median, known[0], known[-1], q1, q3)

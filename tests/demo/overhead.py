@@ -1,4 +1,4 @@
-"""What quickthaw-runc adds to a runtime call of a container that is none of its business."""
+"""Measures the time that quickthaw-runc adds to a runtime call of a container without a ticket."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ SCRIPT: Final = "/tmp/pairs.py"
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Milliseconds of one kind of call, through the front and without it."""
+    """Milliseconds of a kind of call, through the front and without it."""
 
     call: str
     front_ms: Spread
@@ -25,12 +25,12 @@ class Overhead:
     """Of the differences within the pairs."""
 
     def as_json(self) -> dict[str, object]:
-        """For demo.json."""
+        """Returns the overhead for demo.json."""
         return asdict(self)
 
 
 def measure(container: Container) -> list[Overhead]:
-    """Calls of a running container without a ticket, each with and without the front by turns."""
+    """Measure calls of a running container without a ticket: front and runtime by turns."""
     node = container.pod.node
     plain = node.path("/etc/quickthaw/runtime").read_text().strip()
     node.write(SCRIPT, (Path(__file__).parent / "pairs.py").read_text())

@@ -1,6 +1,6 @@
-"""Program: run two commands by turns, many times, and print how long each took.
+"""Program: runs two commands by turns, many times, and prints the time of each.
 
-Runs inside a node, on the node's own Python, alone: standard library only. Arguments: how many
+Runs inside a node, on the node's own Python, alone: standard library only. Arguments: the number of
 pairs, and the two commands as JSON lists. Prints two JSON lists of milliseconds.
 """
 
@@ -13,11 +13,11 @@ WARM_UP = 10
 
 
 def main() -> None:
-    """Raises SystemExit when a command fails: its time would mean nothing."""
+    """Run the pairs. Raises SystemExit when a command fails: its time would mean nothing."""
     pairs, commands = int(sys.argv[1]), [json.loads(text) for text in sys.argv[2:4]]
     took_ms: list[list[float]] = [[], []]
     for number in range(WARM_UP + pairs):
-        # Who goes first changes, so that neither always finds what the other has warmed up.
+        # The order alternates, so that neither command always profits from the other's warm caches.
         for which in (0, 1) if number % 2 else (1, 0):
             ms = once(commands[which])
             if number >= WARM_UP:
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def once(command: list[str]) -> float:
-    """Milliseconds from before the spawn to after the wait."""
+    """Returns the milliseconds from before the spawn to after the wait."""
     null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
     began = time.perf_counter_ns()
     pid = os.posix_spawn(command[0], command, os.environ, file_actions=null)

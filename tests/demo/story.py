@@ -1,6 +1,6 @@
-"""What the demo does, in order, and what it finds: pods of the inference worker, cold and restored.
+"""Runs the demo: starts pods of the inference worker, cold and restored, and compares them.
 
-No printing here beyond the lines that tell what is going on; see `__main__` for the table.
+Prints nothing but the progress; see `__main__` for the table.
 """
 
 import ast
@@ -24,17 +24,16 @@ if TYPE_CHECKING:
     from tests.demo.asking import Answers
 
 TURNS: Final = ("restore", "cold", "restore", "restore", "cold", "restore", "restore", "cold")
-"""Restored and cold pods by turns: whatever else this machine does meets both."""
+"""Restored and cold pods by turns: other load on this machine meets both."""
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One pod's start and what it said. kind: `first` (annotated and cold), `cold`, `restore`.
+    """A pod's start and its answers. kind: `first` (annotated and cold), `cold`, `restore`.
 
-    differences: what is not as it must be, empty when all is well. steps: seconds by step of the
-    swap.
+    differences: the failed checks, empty when all is well. steps: seconds by step of the swap.
     """
 
     pod: str
@@ -58,36 +57,36 @@ class Found:
     snapshot: dict[str, Any] = field(default_factory=dict)
 
     def seconds(self, kind: str) -> Spread:
-        """From StartContainer to the first answer, over the runs of a kind."""
+        """Returns the seconds from StartContainer to the first answer, over the runs of a kind."""
         return Spread.of(run.first_answer_s for run in self.runs if run.kind == kind)
 
     @property
     def speedup(self) -> float:
-        """Ratio of the medians."""
+        """Returns the ratio of the medians."""
         return self.seconds("cold").median / self.seconds("restore").median
 
     @property
     def overhead_ms(self) -> float:
-        """Added to the slower of the calls that were measured."""
+        """Returns the milliseconds added to the slower of the measured calls."""
         return max(each.added_ms.median for each in self.overheads)
 
     @property
     def answers_equal(self) -> bool:
-        """Every answer of every pod, and the source's after all of it, is the source's first."""
+        """Whether every pod's answers, and the source's at the end, equal the source's first."""
         return self.source_serves and all(run.answers_equal for run in self.runs)
 
     @property
     def init_is_restored(self) -> bool:
-        """Of every pod that was to be restored, and of no other."""
+        """Whether exactly the pods that were to be restored are restored."""
         return all(run.init_is_restored == (run.kind == "restore") for run in self.runs)
 
     @property
     def differences(self) -> list[str]:
-        """All that is not as it must be, for people."""
+        """Returns all failed checks, for people."""
         return [f"{run.pod}: {what}" for run in self.runs for what in run.differences]
 
     def as_json(self) -> dict[str, object]:
-        """For demo.json."""
+        """Returns the findings for demo.json."""
         return {
             "cold_s": self.seconds("cold").median,
             "capture_frozen_s": self.frozen_s,
@@ -105,7 +104,7 @@ class Found:
 
 
 class Story:
-    """The demo on one node, which has the package, containerd, the daemon and the image."""
+    """The demo on a node that has the package, containerd, the daemon and the image."""
 
     def __init__(self, node: Node, inputs: Sequence[Input], tell: Tell) -> None:
         self.node, self.inputs, self.tell = node, inputs, tell
@@ -114,7 +113,7 @@ class Story:
         self.captured: dict[str, Any] = {}
 
     def run(self) -> Found:
-        """Tell it from the first pod to the last. Raises AssertionError, OSError."""
+        """Run the demo from the first pod to the last. Raises AssertionError, OSError."""
         with self._pod("first", annotated=True) as first:
             self._first(first)
             snapshot = SnapshotRef(self.node, published(first), first, "", 0.0)
@@ -124,7 +123,7 @@ class Story:
                     self._next(pod, kind)
                     if number == len(TURNS):
                         self.tell(
-                            "What quickthaw-runc adds to calls that are none of its business…"
+                            "Measuring the time that quickthaw-runc adds to calls without a ticket…"
                         )
                         self.found.overheads = overhead.measure(pod.container())
             self.found.source_serves = self._source_serves(first)
@@ -158,14 +157,14 @@ class Story:
         self.found.snapshot = {part: manifest[part] for part in parts}
         size_mib = sum(manifest["sizes"].values()) >> 20
         self.tell(
-            f"It was captured when ready: {size_mib} MiB, frozen for {self.found.frozen_s:.2f} s"
+            f"Pod captured when ready: {size_mib} MiB, frozen for {self.found.frozen_s:.2f} s"
         )
         if not self._source_serves(snapshot.source):
             raise AssertionError("the captured pod does not serve as before")
-        self.tell(f"It goes on serving: the same {len(self.inputs)} answers, the same process")
+        self.tell(f"The pod goes on serving: the same {len(self.inputs)} answers, the same process")
 
     def _captured_again(self, pod: Pod) -> None:
-        """Compare the source before and after one more capture. Raises AssertionError."""
+        """Compare the source before and after another capture. Raises AssertionError."""
         before = source.settled(pod.container())
         self.node.run([QUICKTHAW, "capture", pod.spec.name])
         source.assert_unharmed(pod.container(), before)
@@ -192,7 +191,7 @@ class Story:
         container = pod.container()
         equal = asking.answers(pod, self.inputs) == self.expected
         if not equal:
-            wrong = [*wrong, "its answers differ from the first pod's"]
+            wrong = [*wrong, "the answers differ from the first pod's"]
         restored = is_restored(container) and asking.state(pod)["nonce"] == self.captured["nonce"]
         self.found.runs.append(
             Run(
@@ -203,17 +202,17 @@ class Story:
         )  # fmt: skip
 
     def _unlike_the_captured(self, pod: Pod) -> list[str]:
-        """What shows that this pod's process 1 is not the captured one, or is not whole."""
+        """Returns the signs that this pod's process 1 is not the captured process, whole."""
         container, now = pod.container(), asking.state(pod)
         checks = {
-            "it started cold": is_restored(container),
-            "its nonce is another": now["nonce"] == self.captured["nonce"],
-            "the process that answers is not its init": now["pid"] == 1,
+            "the pod started cold": is_restored(container),
+            "the nonce differs from the captured process's": now["nonce"] == self.captured["nonce"],
+            "the process that answers is not the container's init": now["pid"] == 1,
             "CRI names another process": self._is_init(container),
             "a file or shared memory is damaged": all(now["kept"].values()),
-            "it was not told about the restore": (now["restored"] or {}).get("pod")
+            "the workload was not told about the restore": (now["restored"] or {}).get("pod")
             == pod.spec.name,
-            "its hostname is another pod's": now["hostname"] == pod.spec.name,
+            "the hostname is another pod's": now["hostname"] == pod.spec.name,
         }
         return [what for what, well in checks.items() if not well]
 
@@ -225,14 +224,14 @@ class Story:
             return numbers[-1] == "1" and container.id in cgroup.read()
 
     def _steps(self, container: Container) -> dict[str, float]:
-        """The steps of the swap, from the daemon's journal."""
+        """Returns the steps of the swap, from the daemon's journal."""
         line = said(self.node, f"({container.id[:12]}) restored from ")
         steps: dict[str, float] = ast.literal_eval(line[line.index("{") :])
         return steps
 
 
 def machine(node: Node) -> dict[str, str]:
-    """What the figures were measured on."""
+    """Returns facts of the machine on which the figures were measured."""
     versions = {
         "containerd": ["containerd", "--version"],
         "runc": ["runc", "--version"],
@@ -248,7 +247,7 @@ def machine(node: Node) -> dict[str, str]:
 
 
 def _version(text: str) -> str:
-    """`containerd github.com/… 2.1.9 …` and the like, less what goes without saying."""
+    """Returns a version without words that say nothing, such as `runc version`."""
     words = text.split()
     if words[:1] == ["containerd"]:
         return words[2]

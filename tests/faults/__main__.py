@@ -27,6 +27,7 @@ from tests.faults.cases import Case, matrix
 from tests.faults.driver import GpuGround
 from tests.faults.ground import Ground, Missed, WentWrong
 from tests.node.base import BUILD
+from tests.node.daemonfigures import Figures
 from tests.node.gpus import gpus
 from tests.node.node import Node
 from tests.workers import images
@@ -51,10 +52,15 @@ def main() -> int:
     out = Console(highlight=False, soft_wrap=True)
     suites = options.suite.split(",")
     began = time.monotonic()
-    found = [result for suite in suites for result in _on_suite(suite, cases, out)]
-    document = {"machine": _machine(suites), "seconds": round(time.monotonic() - began, 1)}
+    figures = Figures()
+    found = [result for suite in suites for result in _on_suite(suite, cases, out, figures)]
+    document = {
+        "machine": _machine(suites), "seconds": round(time.monotonic() - began, 1),
+        "daemon": figures.as_json(),
+    }  # fmt: skip
     RESULT.write_text(json.dumps({**document, "cases": found}, indent=1) + "\n")
     out.print(_table(found))
+    out.print(str(figures))
     failed = [each for each in found if each["wrong"] or each["left_overs"]]
     out.print(
         f"{len(found)} cases, {len(failed)} wrong, {document['seconds']} s; "
@@ -67,24 +73,30 @@ def _is_meant(case: Case, words: list[str]) -> bool:
     return any(fnmatchcase(case.name, f"{word}*") for word in words)
 
 
-def _on_suite(suite: str, cases: list[Case], out: Console) -> list[dict[str, Any]]:
+def _on_suite(
+    suite: str, cases: list[Case], out: Console, figures: Figures
+) -> list[dict[str, Any]]:
+    """figures: are taken after each case; what a daemon took that a case has ended is not in it."""
     (deb,) = PACKAGES.glob("*.deb")
     archive = images.build("probe")
     with Node(suite) as node:
         node.start_product(deb)
         node.import_image(archive)
         plain = [case for case in cases if not case.needs_gpus]
-        found = _on_ground(Ground(node), plain, out) if plain else []
+        found = _on_ground(Ground(node), plain, out, figures) if plain else []
         if rest := [case for case in cases if case.needs_gpus]:
             with gpus(node):
-                found += _on_ground(GpuGround(node), rest, out)
+                found += _on_ground(GpuGround(node), rest, out, figures)
     return found
 
 
-def _on_ground(ground: Ground, cases: list[Case], out: Console) -> list[dict[str, Any]]:
+def _on_ground(
+    ground: Ground, cases: list[Case], out: Console, figures: Figures
+) -> list[dict[str, Any]]:
     suite, found = ground.node.suite, list[dict[str, Any]]()
     for number, case in enumerate(cases, 1):
         result = one(ground, case)
+        figures.take(ground.node)
         found.append({"suite": suite, **result})
         wrong = [*result["wrong"], *(f"left: {name}" for name in result["left_overs"])]
         out.print(

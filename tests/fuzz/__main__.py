@@ -1,8 +1,8 @@
-"""`make fuzz`: every target for its share of the time, and a table of how it went.
+"""`make fuzz`: runs every target for its share of the time, and prints a table of the results.
 
     python -m tests.fuzz [--minutes N] [--jobs N] [--only NAME] [--keep]
 
-Finds are in build/fuzz/TARGET. --keep puts what was new and small into the committed corpus.
+Finds are in build/fuzz/TARGET. --keep copies new, small inputs into the committed corpus.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from tests.fuzz.targets import TARGETS
 CORPUS, BUILD = Path("tests/fuzz/corpus"), Path("build/fuzz")
 _MAX_INPUT = 16 << 10
 _KEPT_BYTES, _KEPT_FILES = 512, 12
-"""What is committed: it is replayed by every run of the tests."""
+"""Limits of the committed corpus, which every run of the tests replays."""
 _DONE = re.compile(r"#(\d+)\s+DONE\s+cov: (\d+)")
 _FIRST = re.compile(r"INITED cov: (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One target. edges, edges_before: branches of ours that were taken, at the end and by the
-    corpus. found: what it ended on. new: inputs that took a branch in a new way."""
+    """The run of a target.
+
+    edges, edges_before: our branches that were taken, at the end and by the corpus. new: inputs
+    that took a branch in a new way. found: the inputs that ended the run.
+    """
 
     name: str
     runs: int
@@ -43,7 +46,7 @@ class Ran:
 
 
 def main() -> int:
-    """Returns an exit status: 1 when anything was found."""
+    """Run the targets. Returns 1 when anything was found."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=15, help="of all targets together")
     parser.add_argument("--jobs", type=int, default=2)
@@ -78,7 +81,7 @@ def _run(name: str, seconds: int) -> Ran:
     done, first = _DONE.search(told), _FIRST.search(told)
     found = sorted(path.name for path in finds.iterdir() if path.name != "log")
     if not done and not found:
-        found = ["it did not end well: see its log"]
+        found = ["the target did not end well: see its log"]
     return Ran(
         name, int(done[1]) if done else 0, int(first[1]) if first else 0,
         int(done[2]) if done else 0, len(list(grown.iterdir())) - before, tuple(found),
@@ -96,7 +99,7 @@ def _fuzzed(name: str, *arguments: str) -> str:
 
 
 def _keep(name: str) -> None:
-    """Some of the inputs that took a new branch, of all sizes that are small enough to commit."""
+    """Copy some inputs that took a new branch, of all sizes that are small enough to commit."""
     grown = BUILD / "corpus" / name
     sizes = sorted((path.stat().st_size, path.name) for path in grown.iterdir())
     small = [found for size, found in sizes if size <= _KEPT_BYTES]

@@ -1,4 +1,4 @@
-"""Targets: what a container, its image or its pod's author has a say in."""
+"""Targets: input that a container, its image or its pod's author influences."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HOSTILE = ("a" * 60 + "!", "ab" * 30, "aaab" * 15, " " * 60, "a" * 30 + "b" * 3
 
 
 def criu_images(data: bytes) -> None:
-    """CRIU's images: damaged, or the same entries after their addresses were given a width."""
+    """Read CRIU's images: damaged, or with the same entries after padding the addresses."""
     directory = place() / "criu"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -49,7 +49,7 @@ def criu_images(data: bytes) -> None:
 
 
 def _entry(raw: bytes) -> bytes:
-    """What protobuf understands of an entry: in one form."""
+    """Returns protobuf's reading of an entry, in its single form."""
     try:
         return criu_pb2.FileEntry.FromString(raw).SerializeToString(deterministic=True)
     except Exception as error:
@@ -57,7 +57,7 @@ def _entry(raw: bytes) -> bytes:
 
 
 def oci_specs(data: bytes) -> None:
-    """An OCI spec: facts, keys, the requests of the gate, and the bundle."""
+    """Read an OCI spec: facts, keys, the requests of the gate, and the bundle."""
     bundle = place() / "bundle"
     bundle.mkdir(exist_ok=True)
     (bundle / "config.json").write_bytes(data)
@@ -69,7 +69,7 @@ def oci_specs(data: bytes) -> None:
         )  # fmt: skip
         same({type(text) for part in told for text in ([part] if isinstance(part, str) else part)},
              {str}, "parts of a bundle")  # fmt: skip
-    with refuses_with(ValueError, RecursionError):  # what no JSON can hold
+    with refuses_with(ValueError, RecursionError):  # specs that no JSON can hold
         spec = json.loads(data)
         if not isinstance(spec, dict):
             return
@@ -90,7 +90,7 @@ def _facts(spec: Mapping[str, Any]) -> None:
 
 
 def snapshot_facts(data: bytes) -> None:
-    """Facts of a snapshot and of a container: every check finds something, and says it."""
+    """Compare facts of a snapshot and of a container: every check must give its findings."""
     texts = [text.decode(errors="replace") for text in data.split(b"\n")]
     half = len(texts) // 2
     captured = _named(texts[:half])
@@ -109,12 +109,12 @@ def snapshot_facts(data: bytes) -> None:
 
 
 def _named(texts: list[str]) -> dict[str, str]:
-    """The texts as facts: values of the ones that are parsed come first."""
+    """Returns the texts as facts: values of the parsed facts come first."""
     return dict(zip(("cpu_features", "cpu_hwcap", "gpu", "mounts", "env"), texts, strict=False))
 
 
 def pod_annotations(data: bytes) -> None:
-    """Annotations of a pod: a wish, none, or the one error. What is wished for is in bounds."""
+    """Parse annotations of a pod: a wish within bounds, no wish, or the single error."""
     pairs = [line.partition(b"=") for line in data.split(b"\n")]
     found = {
         key.decode(errors="surrogateescape"): value.decode(errors="surrogateescape")
@@ -130,7 +130,7 @@ def pod_annotations(data: bytes) -> None:
 
 
 def log_expressions(data: bytes) -> None:
-    """A regular expression of a pod's author: refused, or it takes no exponential time."""
+    """Match a regular expression of a pod's author, or refuse it; never in exponential time."""
     with refuses_with(ValueError):
         pattern = data.decode()
         logregex.checked(pattern)
@@ -144,7 +144,7 @@ def _searched(pattern: str) -> None:
 
 
 def overlays(data: bytes) -> None:
-    """A line of the mount table, and an overlay's options in it."""
+    """Parse a line of the mount table, and the options of an overlay in the line."""
     with refuses_with(ValueError):
         for mount in mounts.parse_mountinfo(data):
             mounts.mount_flags(mount.options)

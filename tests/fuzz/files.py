@@ -27,7 +27,7 @@ SCRATCH = "QUICKTHAW_FUZZ_SCRATCH"
 
 @functools.cache
 def place() -> Path:
-    """A directory in memory for targets that take a path. Whoever sets SCRATCH removes it."""
+    """Returns a directory in memory for targets that take a path. SCRATCH's setter removes it."""
     if given := os.environ.get(SCRATCH):
         return Path(given)
     made = Path(tempfile.mkdtemp(prefix="quickthaw-fuzz-", dir="/dev/shm"))
@@ -36,16 +36,16 @@ def place() -> Path:
 
 
 def tickets(data: bytes) -> None:
-    """A ticket encodes to what it was."""
+    """Decode a ticket, which must encode to the same ticket."""
     with refuses_with(ValueError):
         found = ticket.decode(data)
         same(ticket.decode(found.encode()).encode(), found.encode(), "encoded and decoded")
         if not names.is_container_id(found.container) or not names.is_snapshot_id(found.snapshot):
-            raise Violated("a ticket with names that are none")
+            raise Violated("a ticket with malformed names")
 
 
 def manifests(data: bytes) -> None:
-    """A manifest encodes to what it was, and all of its paths are beneath the snapshot."""
+    """Decode a manifest, whose paths must all be beneath the snapshot."""
     with refuses_with(BadManifest):
         found = manifest.decode(data)
         same(manifest.decode(found.encode()), found, "encoded and decoded")
@@ -55,13 +55,13 @@ def manifests(data: bytes) -> None:
 
 
 def signatures(data: bytes) -> None:
-    """A signature file has one form only."""
+    """Decode a signature file, which must have a single form."""
     with refuses_with(ValueError):
         same(signature.decode(data).encode(), data, "decoded and encoded")
 
 
 def keys(data: bytes) -> None:
-    """Key files, also those that another node has sent."""
+    """Parse key files, also from another node."""
     for parse in (keyfile.parse_public, keyfile.parse_private):
         with refuses_with(ValueError):
             found = parse(data)
@@ -69,7 +69,7 @@ def keys(data: bytes) -> None:
 
 
 def kubeconfigs(data: bytes) -> None:
-    """The file with which an operator names an API server."""
+    """Load a kubeconfig, with which an operator names an API server."""
     path = place() / "kubeconfig"
     path.write_bytes(data)
     with refuses_with(kubeconfig.BadKubeconfig, OSError):
@@ -79,7 +79,7 @@ def kubeconfigs(data: bytes) -> None:
 
 
 def listings(data: bytes) -> None:
-    """The listing of a part: its lines, and the comparison with what lies on the disk."""
+    """Parse the listing of a part, and compare it with the files on the disk."""
     lines = data.splitlines()
     for raw in lines:
         with refuses_with(ValueError):
@@ -92,13 +92,13 @@ def listings(data: bytes) -> None:
     try:
         with refuses_with(ValueError, tree.Mismatch):
             for line, entry in tree.pairs("rootfs", lines, tree.walk(fd, "rootfs")):
-                same(line.path, entry.path, "a pair")
+                same(line.name, tree.text(entry.name), "a pair")
     finally:
         os.close(fd)
 
 
 def records(data: bytes) -> None:
-    """What is known about a snapshot: in quarantine, or counted."""
+    """Decode records about a snapshot: of quarantine, or of counted failures."""
     for kind in (quarantine.Record, quarantine.Health):
         with refuses_with(ValueError):
             found = quarantine.decode(data, kind)
@@ -107,7 +107,7 @@ def records(data: bytes) -> None:
 
 
 def verified_marks(data: bytes) -> None:
-    """Marks: what cannot be read is none, and what is read can be compared."""
+    """Read marks: unreadable marks count as none, readable marks can be compared."""
     directory = place() / "marks"
     (directory / "s").mkdir(parents=True, exist_ok=True)
     (directory / "s/rootfs").write_bytes(data)
@@ -116,12 +116,13 @@ def verified_marks(data: bytes) -> None:
         with refuses_with():
             found = marks.read("s", "rootfs", str(directory))
             marks.first_changed(fd, found)
+            marks.is_sealed(fd, "marks", found)
     finally:
         os.close(fd)
 
 
 def memory_layouts(data: bytes) -> None:
-    """A layout and a file of ranges: what is read lies in order, within the file of data."""
+    """Decode a layout and its ranges, which must lie in order, within the file of data."""
     text, _, ranges = data.partition(b"\n")
     size = 1 << 30
     with refuses_with(layout.BadLayout, ValueError):
@@ -137,7 +138,7 @@ def memory_layouts(data: bytes) -> None:
 
 
 def working_sets(data: bytes) -> None:
-    """What earlier restores asked for first: what cannot be read is nothing."""
+    """Read the working set of earlier restores: an unreadable file counts as none."""
     directory = place() / "working-sets"
     directory.mkdir(exist_ok=True)
     (directory / "s.json").write_bytes(data)
@@ -149,7 +150,7 @@ def working_sets(data: bytes) -> None:
 
 
 def hook_states(data: bytes) -> None:
-    """The OCI state that a runtime gives to a hook."""
+    """Read the OCI state that a runtime gives to a hook."""
     with refuses_with(ValueError):
         found = read_state(io.BytesIO(data))
         if not names.is_container_id(found.container) or found.pid < 0:
@@ -157,7 +158,7 @@ def hook_states(data: bytes) -> None:
 
 
 def journals(data: bytes) -> None:
-    """A journal gives kinds and subjects, the last first."""
+    """Read a journal, which gives kinds and subjects, the last first."""
     path = place() / "journal"
     path.write_bytes(data)
     with refuses_with(ValueError):
@@ -166,7 +167,7 @@ def journals(data: bytes) -> None:
 
 
 def outcomes(data: bytes) -> None:
-    """An outcome is an object, and gone once it was read."""
+    """Take an outcome, which must be an object, and gone afterwards."""
     path = place() / "c1.json"
     path.write_bytes(data)
     with refuses_with(ValueError):
@@ -177,7 +178,7 @@ def outcomes(data: bytes) -> None:
 
 
 def criu_logs(data: bytes) -> None:
-    """The logs of CRIU and runc, in which a container's names appear."""
+    """Search the logs of CRIU and runc, in which a container's names appear."""
     (place() / "restore.log").write_bytes(data)
     (place() / "runc.log").write_bytes(data)
     with refuses_with():
@@ -185,7 +186,7 @@ def criu_logs(data: bytes) -> None:
 
 
 def patches(data: bytes) -> None:
-    """The manifest's patches of files.img never change its length."""
+    """Patch files.img as a manifest says: the length must stay."""
     text, _, image = data.partition(b"\n")
     with refuses_with(ValueError):
         network = jsontext.parse(text)

@@ -1,6 +1,6 @@
-"""One target under atheris: `python -m tests.fuzz.one NAME [LIBFUZZER ARGUMENTS]`.
+"""Runs a target under atheris: `python -m tests.fuzz.one NAME [LIBFUZZER ARGUMENTS]`.
 
-Only our own code is instrumented: what is counted as coverage is a branch of ours.
+Only our own code is instrumented: coverage counts branches of ours.
 """
 
 import logging
@@ -13,8 +13,8 @@ with atheris.instrument_imports(include=["shim", "hook"]):
 
 
 def main() -> None:
-    """Until libFuzzer ends the process."""
-    logging.disable()  # a message for each odd input would be all that it does
+    """Fuzz until libFuzzer ends the process."""
+    logging.disable()  # otherwise the target would spend its time on messages about odd inputs
     target = TARGETS[sys.argv[1]]
     atheris.Setup([sys.argv[0], *sys.argv[2:]], target)
     atheris.Fuzz()

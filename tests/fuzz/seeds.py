@@ -1,4 +1,4 @@
-"""The first inputs of each target: `python -m tests.fuzz.seeds` writes them into the corpus.
+"""Makes the first inputs of each target: `python -m tests.fuzz.seeds` writes them to the corpus.
 
 Made by the product's own encoders where there are any, so that fuzzing begins behind the checks.
 """
@@ -73,7 +73,7 @@ users: [{name: u, user: {token: abc}}]
 
 
 def seeds() -> Mapping[str, Iterable[bytes]]:
-    """For each target."""
+    """Returns the first inputs of each target."""
     return {
         "mux_frames": [b"\x07" + mux.encode(1, b"a") + mux.encode(2, b"b" * 70)],
         "ttrpc_frames": [b"\x05" + _request() + _response()],
@@ -86,13 +86,13 @@ def seeds() -> Mapping[str, Iterable[bytes]]:
         "manifests": [made().encode()],
         "signatures": [Signature("a" * keyfile.ID_DIGITS, b"s" * 64).encode()],
         "keys": [_key().pem(), _key().public.pem()],
-        "listings": [tree.encode([".", 16877, 0, 0, 0, 0, {}, ""], [], "")
-                     + tree.encode(["etc", 16877, 0, 0, 0, 0, {"user.a": "00"}, ""], ["a"], "")],
+        "listings": [tree.encode([0, ".", 16877, 0, 0, 0, 0, {}, 0], [], "")
+                     + tree.encode([1, "etc", 16877, 0, 0, 0, 0, {"user.a": "00"}, 0], ["a"], "")],
         "records": [
             quarantine.encode(quarantine.Record("why", "X", Blame.CONTENT, 2, 1.0, "quickthawd")),
             quarantine.encode(quarantine.Health(1, "why", "X", 1.0, ("uid-1",))),
         ],
-        "verified_marks": [b'{"schema":1,"marks":{"part":[1,2,3,4,5]}}'],
+        "verified_marks": [b'{"schema":2,"marks":{"part":[1,2,3,4,5]}}'],
         "memory_layouts": [
             layout.encode(
                 [{"pid": 1, "data": "d", "ranges": "r", "areas": [[0, 8192]], "huge": []}], []
@@ -143,7 +143,7 @@ def _ticket() -> bytes:
     return Ticket(
         container="c1", snapshot="a" * 64, fallback="cold", deadline_s=100.0, pod_namespace="n",
         pod_name="p", pod_uid="u", container_name="s", resume="", turns=2, turn_wait_s=1.0,
-        gpu_pairs=[["GPU-" + "a" * 32, "GPU-" + "b" * 32]],
+        turn_hold_s=60.0, gpu_pairs=[["GPU-" + "a" * 32, "GPU-" + "b" * 32]],
     ).encode()  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def _images() -> list[bytes]:
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all of them."""
     for name, inputs in seeds().items():
         directory = CORPUS / name
         directory.mkdir(parents=True, exist_ok=True)

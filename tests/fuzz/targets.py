@@ -1,4 +1,4 @@
-"""Every parser of what comes from outside, by the name of its corpus."""
+"""Lists every parser of outside input, by the name of its corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fuzzing has found before stays found, in seconds; and a little more of it each time."""
+"""Keeps found faults found, in seconds, and searches a little further each time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_everything_in_the_corpus_is_parsed_or_refused(name: str) -> None:
 
 @st.composite
 def damaged(draw: st.DrawFn, inputs: list[bytes]) -> bytes:
-    """An input of the corpus with a few pieces replaced, repeated or taken away."""
+    """Returns an input of the corpus with a few pieces replaced, repeated or removed."""
     data = bytearray(draw(st.sampled_from(inputs)))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))

@@ -1,4 +1,4 @@
-"""Targets: what comes over a socket. NRI's frames and messages, and requests of people."""
+"""Targets: input over a socket. NRI's frames and messages, and requests of people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def mux_frames(data: bytes) -> None:
-    """NRI's multiplexing: any cut gives the same frames; frames encode to what they were."""
+    """Decode NRI's multiplexing: any cut gives the same frames, which encode to the same bytes."""
     stream, pieces = cuts(data)
     with refuses_with():
         whole = outcome(lambda: mux.MuxDecoder().feed(stream), MuxViolated)
@@ -44,7 +44,7 @@ def mux_frames(data: bytes) -> None:
 
 
 def ttrpc_frames(data: bytes) -> None:
-    """ttrpc: any cut gives the same calls, answers and output; frames encode to what they were."""
+    """Decode ttrpc: any cut gives the same calls, answers and output, and the same bytes."""
     stream, pieces = cuts(data)
     with refuses_with():
         same(_told([stream]), _told(pieces), "cut differently")
@@ -65,7 +65,7 @@ def _told(pieces: Sequence[bytes]) -> object:
         for piece in pieces:
             told = outcome(lambda side=side, piece=piece: side.receive(piece), TtrpcViolated)  # type: ignore[misc]
             if not isinstance(told, list):
-                found.append(told)  # what came in the same piece before it is of no use
+                found.append(told)  # earlier messages of the same piece are of no use
                 break
             found += map(repr, told)  # a refusal is an exception, equal to itself alone
     if TtrpcViolated in found:
@@ -74,7 +74,7 @@ def _told(pieces: Sequence[bytes]) -> object:
 
 
 class _Parsing(Plugin):
-    """Does with a pod what ours does first."""
+    """Does the first step of our plugin with a pod."""
 
     async def create_container(
         self, pod: Pod, container: Container
@@ -90,7 +90,7 @@ _METHODS = ("Configure", "Synchronize", "UpdateContainer", "StateChange", "Shutd
 
 
 def nri_calls(data: bytes) -> None:
-    """NRI: every call of the protocol is answered, whatever is in it."""
+    """Answer every call of NRI, whatever its content."""
     loop = _loop()
     troubles: list[object] = []
     reports = service.Reports(lambda _: None, lambda *_: None, troubles.append)
@@ -118,11 +118,11 @@ def _requests() -> Requests:
     store = Store(str(place() / "store"))
     store.open()
     nobody = cast("Any", _Nobody())
-    return Requests(store, nobody, Registry(), nobody, nobody)
+    return Requests(store, nobody, Registry(), nobody, nobody, nobody)
 
 
 def control_requests(data: bytes) -> None:
-    """The control socket: parsing, then every verb of the daemon on an empty store."""
+    """Parse a control request, then run every verb of the daemon on an empty store."""
     with refuses_with(BadRequest):
         control.parse(data)
     with refuses_with():

@@ -121,7 +121,7 @@ def processes(named: str) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             text = (process / "cgroup").read_text()
-            alive = "State:\tZ" not in (process / "status").read_text()
+            alive = b"State:\tZ" not in (process / "status").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if alive and NAME_PREFIX in text and named in text:

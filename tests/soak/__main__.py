@@ -2,7 +2,7 @@
 
 A real node with the package as it is installed. RESTORES and CAPTURES in the environment set the
 size; 0 leaves a part out. Writes build/soak.json with every level of every cycle. The exit status
-is 1 when something grew from the 50th cycle to the last, or a cycle went wrong.
+is 1 when a level grew from the 50th cycle to the last, or a cycle failed.
 """
 
 import json
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.node.base import BUILD
+from tests.node.daemonfigures import Figures
 from tests.node.node import Node
 from tests.node.swapping import nothing_left
 from tests.soak import cycles, levels
@@ -32,12 +33,13 @@ TELL_EVERY: Final = 50
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Run the soak. Returns the exit status."""
     out = Console(highlight=False, soft_wrap=True)
     if any(0 < count < levels.LEAST for _, count in PARTS.values()):
         out.print(f"RESTORES and CAPTURES are 0, or {levels.LEAST} and more.")
         return 2
     found: dict[str, list[Levels]] = {}
+    figures = Figures()
     (deb,) = PACKAGES.glob("*.deb")
     archive = images.build("probe")
     with Node(SUITE) as node:
@@ -47,10 +49,13 @@ def main() -> int:
             for part, (cycle, count) in PARTS.items():
                 if count:
                     found[part] = cycle(node, count, _teller(part, count, out))
-    RESULT.write_text(json.dumps({part: json.loads(levels.as_json(found[part])) for part in found}))
+                    figures.take(node)
+    columns = {part: json.loads(levels.as_json(found[part])) for part in found}
+    RESULT.write_text(json.dumps({**columns, "daemon": figures.as_json()}))
     grown = {part: levels.grown(taken) for part, taken in found.items()}
     for part, taken in found.items():
         out.print(_table(part, taken))
+    out.print(str(figures))
     for part, growths in grown.items():
         for each in growths:
             out.print(f"[red]Wrong:[/red] {part}: {each}")

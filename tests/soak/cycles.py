@@ -1,4 +1,4 @@
-"""The two cycles of the soak: a pod is restored and removed; a running pod is captured."""
+"""Runs the cycles of the soak: a pod is restored and removed; a running pod is captured."""
 
 import json
 import time
@@ -24,13 +24,13 @@ from tests.soak import levels
 from tests.soak.levels import Levels
 
 WRITTEN_BYTES: Final = 4096
-"""What the captured pod writes anew between two captures."""
+"""The captured pod writes this much between two captures."""
 Tell = Callable[[int, float], None]
 """Called after each cycle with its number and its seconds."""
 
 
 class WentWrong(Exception):
-    """A cycle did not do what it must. The message says which and what."""
+    """A cycle failed. The message says which, and how."""
 
 
 def restores(node: Node, count: int, tell: Tell) -> list[Levels]:
@@ -78,7 +78,7 @@ def _check_restored(pod: Pod, nonce: str) -> None:
 
 
 def _check_serving(snapshot: SnapshotRef, number: int) -> None:
-    """The source is the process that it was, and can write to its root file system."""
+    """Check that the source is still the same process, and can write to its root file system."""
     ask(snapshot.source, f"/write?path=/tmp/soak&size={WRITTEN_BYTES}&seed={number + 1}")
     if first_answer(snapshot.source)["nonce"] != snapshot.nonce:
         raise WentWrong("the captured pod is another process than before")
@@ -94,7 +94,7 @@ def _remove(node: Node, snapshot: str) -> None:
 
 
 def _levels(node: Node, pods: int = 0) -> Levels:
-    """The levels once the daemon has seen the last pod go. pods: how many stay."""
+    """Returns the levels once the daemon has seen the last pod go. pods: the number that stay."""
 
     def settled() -> bool:
         left = [

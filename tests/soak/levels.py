@@ -1,7 +1,8 @@
-"""What must not grow while pods come and go, and the judgement whether it did.
+"""Takes the levels that must not grow while pods come and go, and judges whether they did.
 
-A level is taken between two cycles, when no pod of the soak exists. Something that still goes away
-at that moment makes a level too high once, never too low: so windows are compared by their lowest.
+A level is taken between two cycles, when no pod of the soak exists. A resource that is still going
+away at that moment makes a level too high once, never too low: so windows are compared by their
+lowest.
 """
 
 import json
@@ -16,17 +17,17 @@ from tests.node.swapping import RUN
 
 STORE: Final = "/var/lib/quickthaw"
 WARM_UP: Final = 50
-"""Cycles after which everything is to be flat: caches are filled, modules are imported."""
+"""Cycles after which everything must be flat: caches are filled, modules are imported."""
 WINDOW: Final = 25
-"""How many levels are looked at on either side."""
+"""The number of levels that are compared on either side."""
 LEAST: Final = WARM_UP + 2 * WINDOW
-"""Cycles without which nothing can be said."""
+"""Fewer cycles prove nothing."""
 
 ALLOWED: Final = {
     "daemon_memory_kib": 1024,  # the allocator's own ups and downs: about 1 KiB in a cycle
     "store_kib": 64,  # directories of ext4 do not shrink
 }
-"""How much a level may be higher at the end; what is not listed may not be so at all."""
+"""How much a level may be higher at the end; without an entry, not at all."""
 
 Levels = dict[str, int]
 
@@ -45,7 +46,7 @@ class Growth:
 
 
 def take(node: Node) -> Levels:
-    """The levels of a node on which no pod runs."""
+    """Returns the levels of a node on which no pod runs."""
     found = node.inventory()
     return {
         "daemon_fds": len(os.listdir(f"/proc/{node.daemon_pid}/fd")),
@@ -64,7 +65,7 @@ def take(node: Node) -> Levels:
 
 
 def grown(taken: Sequence[Levels]) -> list[Growth]:
-    """Each level whose lowest value at the end is above that after the warm-up.
+    """Returns each level whose lowest value at the end is above the lowest after the warm-up.
 
     Raises ValueError when there are too few cycles to tell.
     """
@@ -81,8 +82,10 @@ def grown(taken: Sequence[Levels]) -> list[Growth]:
 
 
 def memory_kib(pid: int) -> int:
-    """What the process has written itself. Its files are left out: whether a page of one counts as
-    the process' own depends on who else has that file mapped, such as another node of this machine.
+    """Returns the memory that the process has written itself, in KiB.
+
+    Pages of files are left out: whether such a page counts as the process' own depends on other
+    processes that have the file mapped, such as another node of this machine.
     """
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     own = ("Anonymous:", "Swap:")
@@ -99,5 +102,5 @@ def _disk_kib(directory: Path) -> int:
 
 
 def as_json(taken: Sequence[Levels]) -> str:
-    """One column for each level, in the order of the cycles."""
+    """Returns a column for each level, in the order of the cycles."""
     return json.dumps({level: [each[level] for each in taken] for level in taken[0]})

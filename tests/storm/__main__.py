@@ -1,9 +1,9 @@
-"""`make storm`: everything happens to memory that is being filled; writes build/storm.json.
+"""`make storm`: changes memory in every way while it is being filled; writes build/storm.json.
 
     MINUTES=10 or SECONDS=60      how long, in all (10 minutes)
     LEVELS=direct,node            direct: without a container, filled slowly; node, a fifth of the
                                   time: a captured pod is restored by the package again and again
-    SEED=N                        of the first round; the others have the numbers after it
+    SEED=N                        of the first round; later rounds count on from it
     SUITE=forky
 
 Exit status 1 for a wrong byte or a hang.
@@ -29,7 +29,7 @@ LEVELS: Final = ("direct", "node")
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Run the storm. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="make storm")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--levels", default=",".join(LEVELS))
@@ -44,7 +44,7 @@ def main() -> int:
         rest = options.seconds - (node_s if "node" in levels else 0.0)
         found["direct"] = _sum(_some(_direct(options.seed), rest), out)
     if "node" in levels:
-        from tests.storm import onnode  # it needs what only a node needs
+        from tests.storm import onnode  # late: only a node needs its imports
 
         with onnode.prepared(options.suite) as node:
             found["node"] = _sum(_some(onnode.rounds(node, onnode.worker()), node_s), out)
@@ -66,7 +66,7 @@ def _direct(seed: int) -> Iterator[Round]:
 
 
 def _some(rounds: Iterable[Round], seconds: float) -> Iterator[Round]:
-    """Those that begin within some seconds."""
+    """Yields rounds that begin within `seconds`."""
     until = time.monotonic() + seconds
     for each in rounds:
         yield each
@@ -75,7 +75,7 @@ def _some(rounds: Iterable[Round], seconds: float) -> Iterator[Round]:
 
 
 def _sum(rounds: Iterator[Round], out: Console) -> dict[str, Any]:
-    """wrong: how many reports there are, each of a page or of a process that failed."""
+    """Returns the sums. wrong: the number of reports, each about a page or a failed process."""
     began, count, filling_s = time.monotonic(), 0, 0.0
     operations: Counter[str] = Counter()
     failures = []

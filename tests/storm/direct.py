@@ -1,4 +1,4 @@
-"""Rounds of the storm without a container: hundreds in minutes.
+"""Runs rounds of the storm without a container: hundreds in minutes.
 
 Two programs in a round: the storm (`tests.storm.hollow`) and its page server
 (`tests.storm.serving`). This module starts them, waits for both with a deadline, and judges.
@@ -31,7 +31,7 @@ _SLACK_S: Final = 3 * HANG_S
 
 @dataclass(slots=True)
 class Round:
-    """One of them. wrong, hangs: what was reported, empty when all is well."""
+    """A round. wrong, hangs: the reports, empty when all is well."""
 
     seed: int
     seconds: float = 0.0
@@ -42,12 +42,12 @@ class Round:
 
     @property
     def is_good(self) -> bool:
-        """Nothing wrong, nothing hanging."""
+        """Whether there is no wrong byte and no hang."""
         return not self.wrong and not self.hangs
 
 
 def chosen(seed: int, seconds: float) -> tuple[Wishes, How]:
-    """What a round of a seed is like: few threads or many, quick or slow filling."""
+    """Returns the parameters of a seed's round: few threads or many, quick or slow filling."""
     chance = random.Random(f"round {seed}")  # noqa: S311
     wishes = Wishes(
         seed, seconds, processes=chance.choice((1, 1, 2)), threads=chance.choice((1, 2, 3, 4, 6)),
@@ -60,7 +60,7 @@ def chosen(seed: int, seconds: float) -> tuple[Wishes, How]:
 
 
 def run(wishes: Wishes, how: How) -> Round:
-    """One round. Leaves no process and no file behind."""
+    """Run a round. Leaves no process and no file behind."""
     found = Round(wishes.seed)
     with tempfile.TemporaryDirectory(prefix="storm-") as name:
         directory = Path(name)
@@ -126,7 +126,7 @@ def _listener(directory: Path) -> Iterator[socket.socket]:
 def _started(
     program: str, directory: Path, how: Wishes | How, listener: socket.socket | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:  # fmt: skip
-    """A program in a session of its own, of which nothing is left in the end."""
+    """Yields a program in a session of its own; kills the whole session in the end."""
     fds = [listener.fileno()] if listener else []
     command = [sys.executable, "-m", f"tests.storm.{program}", str(directory)]
     command += [json.dumps(asdict(how)), *map(str, fds)]

@@ -1,9 +1,9 @@
 """The processes of a storm without a container: `python3 -m tests.storm.hollow DIRECTORY WISHES`.
 
-They make their memory, write it into payload files, take it away again, and hand a userfaultfd
-each to the page server, as CRIU does for processes that it restores. Then they storm.
+The processes make their memory, write it into payload files, unmap it again, and each hands a
+userfaultfd to the page server, as CRIU does for the processes that it restores. Then they storm.
 
-On stdin comes a line when the server is there; on stdout goes one when the payload is.
+A line on stdin tells that the server is there; a line on stdout tells that the payload is.
 """
 
 import json
@@ -28,7 +28,7 @@ REPORT: Final = "report"
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a round is to be like. threads: of each process. size_mib: of each process."""
+    """The parameters of a round. threads: of each process. size_mib: of each process."""
 
     seed: int
     seconds: float = 2.0
@@ -38,7 +38,7 @@ class Wishes:
 
 
 class Scene:
-    """The parent of all: brings them through the steps together."""
+    """The parent of all processes: takes them through the steps together."""
 
     def __init__(self, directory: Path, wishes: Wishes) -> None:
         self._directory, self._wishes = directory, wishes
@@ -49,7 +49,7 @@ class Scene:
         self._pids: list[int] = []
 
     def run(self) -> int:
-        """Returns the exit status: that of the worst process."""
+        """Run the round. Returns the exit status of the worst process."""
         for number in range(self._wishes.processes):
             self._start(number)
         for number in range(self._wishes.processes):
@@ -57,7 +57,7 @@ class Scene:
         print("prepared", flush=True)
         sys.stdin.readline()
         for number in range(self._wishes.processes):
-            self._step(number)  # it is hollow, and the server has its descriptor
+            self._step(number)  # the memory is hollow, and the server has the userfaultfd
         self._criu.sendall(uffd.FINISHED)
         self._criu.close()
         for _, go in self._steps:
@@ -83,7 +83,7 @@ class Scene:
         try:
             killed_with_parent(parent)
             code = self._process(number, its_go, its_done)
-        except BaseException:  # noqa: BLE001 - it must never run the parent's code
+        except BaseException:  # noqa: BLE001 - the child must never run the parent's code
             self._report.say("wrong", process=f"p{number}", error=traceback.format_exc())
         os._exit(code)
 
@@ -108,7 +108,7 @@ class Scene:
 def write_payload(
     directory: Path, pid: int, owned: list[Area], regions: list[tuple[int, int]]
 ) -> None:  # fmt: skip
-    """The content of all pages that are not zeros, and where they belong."""
+    """Write the content of all pages that are not zeros, and their addresses."""
     extents: list[tuple[int, int, int]] = []
     with (directory / f"space-{pid}.data").open("wb") as file:
         offset = 0
@@ -128,7 +128,7 @@ def write_payload(
 
 
 def hollow(regions: list[tuple[int, int]]) -> int:
-    """Empty mappings in the place of the regions, registered; the userfaultfd."""
+    """Put registered, empty mappings in the place of the regions. Returns the userfaultfd."""
     fd = uffd.opened()
     for start, end in regions:
         areas.mapped((end - start) // PAGE, at=start)

@@ -1,7 +1,7 @@
-"""Rounds of the storm on a node: captured once, restored by the installed package again and again.
+"""Runs rounds of the storm on a node: captures once, and restores by the package again and again.
 
-The storm begins by itself when it is restored, while the threads of the page server fill its
-memory at full speed. So little of it meets missing memory; but everything else is as it is shipped.
+The storm begins by itself when it is restored, while the threads of the page server fill its memory
+at full speed. So the storm meets little missing memory; but everything else is as it is shipped.
 """
 
 import time
@@ -25,7 +25,7 @@ _SLACK_S: Final = 3 * HANG_S
 
 
 def worker(size_mib: int = SIZE_MIB) -> ContainerSpec:
-    """The storm as a container."""
+    """Returns the storm as a container."""
     environment = {
         "SIZE_MIB": str(size_mib), "SECONDS": str(STORM_S), "PROCESSES": "2", "THREADS": "4"
     }  # fmt: skip
@@ -34,7 +34,7 @@ def worker(size_mib: int = SIZE_MIB) -> ContainerSpec:
 
 
 def rounds(node: Node, spec: ContainerSpec) -> Iterator[Round]:
-    """One after another, without end. The image must be there. Raises AssertionError."""
+    """Yields rounds without end. The image must be there. Raises AssertionError."""
     source = captured(node, spec, name="storm", annotations=wishes())
     source.source.remove(grace_s=0)
     number = 0
@@ -48,7 +48,7 @@ def rounds(node: Node, spec: ContainerSpec) -> Iterator[Round]:
 
 
 def result(pod: Pod) -> Round:
-    """Wait for the end of the storm in a pod."""
+    """Wait for the end of the storm in a pod. Returns its round."""
     until = time.monotonic() + STORM_S + _SLACK_S
     while True:
         told = first_answer(pod, "/result")
@@ -65,7 +65,7 @@ def result(pod: Pod) -> Round:
 
 @contextmanager
 def prepared(suite: str) -> Iterator[Node]:
-    """A node with the package and the image."""
+    """Yields a node with the package and the image."""
     (deb,) = PACKAGES.glob("*.deb")
     archive = images.build("probe")
     with Node(suite) as node:

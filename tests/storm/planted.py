@@ -1,4 +1,4 @@
-"""Errors of a page server, for the proof that the storm finds them."""
+"""Plants errors in a page server, to prove that the storm finds them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -13,7 +13,7 @@ from shim.memory.space import Space
 
 
 def _forgetting(kind: int) -> Callable[[], None]:
-    """Every fourth event of a kind is not taken into account."""
+    """Returns an error: every fourth event of a kind is not applied."""
 
     def change() -> None:
         count = [0]
@@ -32,7 +32,7 @@ def _forgetting(kind: int) -> Callable[[], None]:
 
 
 def _in_the_wrong_order() -> None:
-    """Events that are under way together are applied the other way round."""
+    """Apply events that are under way together in the opposite order."""
 
     def swapped(events: Sequence[Message], *rest: Any) -> Any:
         return settle(events[::-1], *rest)
@@ -41,14 +41,14 @@ def _in_the_wrong_order() -> None:
 
 
 def move(extents: Extents, start: int, end: int, to: int) -> None:
-    """What was at `start` is at `to` now, and what was there is gone."""
+    """Move the extents at `start` to `to`; extents that were there are gone."""
     moved = extents.take(start, end)
     extents.take(to, to + end - start)
     extents.put((each[0] - start + to, each[1] - start + to, each[2]) for each in moved)
 
 
 def _as_they_are_read() -> None:
-    """Events are applied one by one, as if they had happened when they are told."""
+    """Apply events one by one, as if they had happened in the order in which they are read."""
 
     def naive(events: Sequence[Message], missing: Extents, areas: Extents, *_: Any) -> Any:
         children = []
@@ -65,7 +65,7 @@ def _as_they_are_read() -> None:
 
 
 def _from_the_wrong_place() -> None:
-    """Every 200th piece comes from one page further on."""
+    """Take every 200th piece from the page behind."""
     copy, count = userfault.copy, [0]
 
     def wrong(fd: int, address: int, source: int, size: int) -> int:
@@ -76,7 +76,7 @@ def _from_the_wrong_place() -> None:
 
 
 def _with_zeros() -> None:
-    """Every 200th piece is zeros."""
+    """Make every 200th piece zeros."""
     copy, count = userfault.copy, [0]
 
     def wrong(fd: int, address: int, source: int, size: int) -> int:
@@ -89,7 +89,7 @@ def _with_zeros() -> None:
 
 
 def _never() -> None:
-    """Every 20th time a page without content is not given to who waits for it."""
+    """Every 20th time, withhold a page without content from the thread that waits for it."""
     zero, count = Space._zero, [0]
 
     def lazy(self: Space, page: int, end: int) -> None:
@@ -114,6 +114,6 @@ ERRORS: Final[dict[str, Callable[[], None]]] = {
 
 
 def plant(name: str) -> None:
-    """In this process, for good. Nothing for an empty name. Raises KeyError."""
+    """Plant an error in this process, for good. Nothing for an empty name. Raises KeyError."""
     if name:
         ERRORS[name]()

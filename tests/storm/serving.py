@@ -1,7 +1,7 @@
 """The page server of a storm without a container: `python3 -m tests.storm.serving DIRECTORY HOW`.
 
-It is the product's server with the guard left out, slowed down, so that memory is being filled as
-long as the storm lasts; and, for the test of the test, with an error planted.
+The product's server without the guard, slowed down, so that filling lasts as long as the storm;
+and, for the test of the test, with a planted error.
 """
 
 import json
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """piece_kib: filled at once, every `pause_s` by each of the threads, for `slow_s` seconds; then
-    as fast as can be. plant: see `planted`.
+    """The speed of the server.
+
+    piece_kib: filled at once, every `pause_s` by each of the threads, for `slow_s` seconds; then at
+    full speed. plant: see `planted`.
     """
 
     piece_kib: int = 64
@@ -40,24 +42,24 @@ class How:
 
 
 class NoGuard:
-    """In the place of `shim.memory.guard.Guard`."""
+    """Stands in for `shim.memory.guard.Guard`."""
 
     def __init__(self) -> None:
         self._pipe = os.pipe()
 
     def fileno(self) -> int:
-        """Never readable."""
+        """Returns a descriptor that is never readable."""
         return self._pipe[0]
 
     def beat(self) -> None:
-        """Nobody looks."""
+        """Do nothing: no guard watches."""
 
     def keep(self, fd: int) -> None:
-        """Nobody else has it."""
+        """Do nothing: no guard holds copies."""
 
 
 def slow_down(how: How) -> None:
-    """For this process."""
+    """Slow down the filling in this process."""
     filling.PIECE_BYTES = how.piece_kib << 10
     filling.ASKED_BYTES = min(filling.ASKED_BYTES, filling.PIECE_BYTES)
     step, until = Filling._step, time.monotonic() + how.slow_s
@@ -70,7 +72,7 @@ def slow_down(how: How) -> None:
 
 
 def serve(directory: Path, listener: socket.socket, how: How) -> None:
-    """Until all is filled, or nobody is left. Raises what the server raises."""
+    """Serve until all is filled, or no process is left. Raises the server's exceptions."""
     slow_down(how)
     planted.plant(how.plant)
     spaces, payloads = [], {}
@@ -90,7 +92,7 @@ def serve(directory: Path, listener: socket.socket, how: How) -> None:
 
 
 def _note_progress(directory: Path, threads: Filling) -> None:
-    """When the filling ended: a storm after that proves nothing."""
+    """Record when the filling ended: a storm after that proves nothing."""
     while any(not space.is_over for space in threads.spaces) or not threads.spaces:
         time.sleep(0.02)
         (directory / ".filling").write_text(str(time.monotonic()))

@@ -1,4 +1,4 @@
-"""Memory stays right while everything happens to it; and the storm finds a server that is wrong."""
+"""Checks that memory stays right through every change, and that the storm finds a wrong server."""
 
 import os
 from dataclasses import replace
@@ -31,7 +31,7 @@ def test_no_byte_is_wrong_and_nothing_hangs(seed: int) -> None:
 def test_an_error_of_the_server_is_found(error: str) -> None:
     wishes = Wishes(1, seconds=2.0, processes=1, threads=4, size_mib=16)
     how = How(piece_kib=16, pause_s=0.01, threads=2, plant=error)
-    if error == "unanswered":  # the end of the server would wake who waits
+    if error == "unanswered":  # the end of the server would wake the thread that waits
         how = replace(how, pause_s=1.0, slow_s=HANG_S + 5)
     for seed in range(1, 1 + TRIES):
         found = direct.run(replace(wishes, seed=seed), how)
@@ -40,13 +40,13 @@ def test_an_error_of_the_server_is_found(error: str) -> None:
     pytest.fail(f"{TRIES} rounds found nothing wrong with {error}")
 
 
-def test_nothing_is_left_of_a_round() -> None:
+def test_a_round_leaves_nothing_behind() -> None:
     before = {path.name for path in Path("/tmp").glob("storm-*")}
     direct.run(*direct.chosen(1, 0.3))
     assert {path.name for path in Path("/tmp").glob("storm-*")} == before
 
 
-# What must be in memory
+# Checks of memory
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_an_area_knows_its_own_content(area: Area) -> None:
         (lambda area: areas.copied(area.at(1) + 100, area.at(1), 1), "garbage"),
     ],
 )
-def test_what_is_wrong_is_told(area: Area, change: object, told: str) -> None:
+def test_wrong_page_is_reported(area: Area, change: object, told: str) -> None:
     assert callable(change)
     change(area)
     with pytest.raises(Wrong, match=rf"page 1 of the area at .*expected stamp 0xc, .*{told}"):
@@ -87,7 +87,7 @@ def test_freed_pages_may_be_what_they_were_or_zeros(area: Area) -> None:
     areas.mapped(1, at=area.at(0))
     area.verify()
     areas.mapped(1, at=area.at(1))
-    with pytest.raises(Wrong):  # what was written after it is sure
+    with pytest.raises(Wrong):  # a page that was written after it was freed is certain
         area.verify()
 
 

@@ -1,4 +1,4 @@
-"""userfaultfd as CRIU makes it: what its restorer does to the memory of a process.
+"""Makes userfaultfds as CRIU's restorer does for the memory of a process.
 
 Source: CRIU, criu/uffd.c (features, flags), criu/pie/restorer.c (registering).
 """
@@ -20,20 +20,20 @@ _MISSING: Final = 1
 
 
 def opened() -> int:
-    """A descriptor for the memory of this process. Raises OSError."""
+    """Returns a descriptor for the memory of this process. Raises OSError."""
     fd = syscall(_NR_USERFAULTFD[os.uname().machine], os.O_CLOEXEC | os.O_NONBLOCK)
     call("ioctl", fd, ctypes.c_ulong(_API), (ctypes.c_uint64 * 3)(_VERSION, FEATURES, 0))
     return fd
 
 
 def register(fd: int, start: int, end: int) -> None:
-    """Who touches a page there that is missing has to wait for it. Raises OSError."""
+    """Make accesses to missing pages of a range wait for the server. Raises OSError."""
     call("ioctl", fd, ctypes.c_ulong(_REGISTER),
          (ctypes.c_uint64 * 4)(start, end - start, _MISSING, 0))  # fmt: skip
 
 
 def is_available() -> bool:
-    """Whether this process may have one."""
+    """Whether this process may have a userfaultfd."""
     try:
         os.close(opened())
     except OSError:
@@ -42,7 +42,7 @@ def is_available() -> bool:
 
 
 def handed_over(pid: int) -> bytes:
-    """What CRIU sends before the descriptor of a process."""
+    """Returns the bytes that CRIU sends before the descriptor of a process."""
     return struct.pack("=i", pid)
 
 

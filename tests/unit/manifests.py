@@ -27,7 +27,8 @@ def fields(**changed: object) -> dict[str, object]:
         "software": SOFTWARE, "facts": {"user": "{}"}, "network": {"addresses": ["::"]},
         "files": [{"path": path, "size": 0, "sha256": "b" * 64}
                   for path in manifest.LISTINGS.values()],
-        "sizes": {"criu": 4096, "rootfs": 10, "shm": 0, "memory": 0}, "timings": {"frozen": 0.5},
+        "sizes": {"criu": 4096, "rootfs": 10, "shm": 0, "memory": 0, "entries": 3},
+        "timings": {"frozen": 0.5},
         "requires": {"memory_bytes": 1 << 30},
     } | changed  # fmt: skip
 

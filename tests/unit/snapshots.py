@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from shim.integrity.check import Check
 from shim.integrity.record import record
 from shim.kernel.beneath import open_dir
+from shim.kernel.stopping import Stop
 from tests.unit.manifests import made
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def make_parts(place: Path) -> None:
 def recorded(place: Path) -> tuple[Manifest, Recorded]:
     """The listings are written into `place`; the manifest is not."""
     with open_dir(str(place)) as directory:
-        found = record(directory.fileno())
+        found = record(directory.fileno(), Stop())
     return made(files=found.files), found
 
 

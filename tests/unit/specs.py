@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
 
 Spec = dict[str, Any]
-OF_CAPTURE = {"processes": WITHIN_SPEC, "volume_files": '["/models/f"]'}
+OF_CAPTURE = {
+    "processes": WITHIN_SPEC, "volume_files": '{"files":[],"sockets_in":[]}',
+    "descriptors": '{"lowest_port":0,"pings":false}',
+}  # fmt: skip
 """What a capture adds to the facts of its container."""
 AUXILIARY = {6: 4096, 16: 0xFF, 26: 0b10, 51: 3632}
 HOST = facts_of(["fpu", "sse2", "avx", "avx2", "xsave"], AUXILIARY, 2)
@@ -146,7 +149,9 @@ def wanted(
     fields: dict[str, Any] = {
         "facts": found, "memory_limit_bytes": memory_limit(chosen), "namespace": "models",
         "key": key_of(found), "node": node,
-        "at_swap": AtSwap(ours=ours, named=ours, linked=lambda _: []),
+        "at_swap": AtSwap(
+            ours=ours, named=ours, changed=lambda _: [], open_to_all=lambda: (1024, False)
+        ),
     }  # fmt: skip
     return Request(**fields | changes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -81,5 +82,12 @@ def test_what_takes_too_long_is_not_waited_for_and_fits_nothing(
         identity: Any = Identified(held)
         with pytest.raises(NotCapturable, match="cannot be read"):
             await content.check(tracked(), identity, given)
+        monkeypatch.setattr(content, "_WITHIN_S", 10.0)
+        monkeypatch.setattr(content, "_AT_ONCE", 0)
+        assert await content.at_creation(tracked(), given) == held, "too many hang already"
 
     asyncio.run(run())
+    readers = [each for each in threading.enumerate() if each.name.startswith("volume-content")]
+    for each in readers:
+        each.join(5)
+    assert not any(each.is_alive() for each in readers), "a thread ends with its work"

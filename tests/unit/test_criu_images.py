@@ -181,7 +181,7 @@ def test_the_first_entry_is_the_first_of_all(entries: list[bytes], data: st.Data
 def test_a_first_entry_that_says_that_it_is_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "pagemap-1.img"
     path.write_bytes(MAGIC + struct.pack("<I", 1 << 30))
-    with pytest.raises(images.DamagedImage, match="too large"):
+    with pytest.raises(images.DamagedImage, match="is the limit"):
         images.first(path)
 
 

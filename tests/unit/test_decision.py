@@ -70,8 +70,12 @@ def a_manifest(identity: deciding.Identity, number: int = 0, **changes: Any) -> 
             "quickthaw": "0", "criu": "4.2", "runtime": "runc", "kernel": system.release,
             "arch": system.machine,
         },
-        "facts": {**identity.facts, "processes": WITHIN_SPEC}, "network": {}, "files": made().files,
-        "sizes": {"criu": 1, "rootfs": 1, "shm": 0, "memory": 0}, "timings": {},
+        "facts": {
+            **identity.facts, "processes": WITHIN_SPEC,
+            "descriptors": '{"lowest_port":0,"pings":false}',
+        },
+        "network": {}, "files": made().files,
+        "sizes": {"criu": 1, "rootfs": 1, "shm": 0, "memory": 0, "entries": 2}, "timings": {},
         "requires": {"memory_bytes": 1},
     }  # fmt: skip
     return manifests.build(**fields | changes)

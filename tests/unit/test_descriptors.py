@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from shim.capture.deleted import Copied, give_links
+from shim.capture.deleted import SHM, Copied, Remapped, give_links, names_in
 from shim.contract.errors import NotCapturable, ShmNotFilled
 from shim.criu.images import LinkRemap
 from shim.kernel import sharedobjects
 from shim.kernel.beneath import NotMade, files_beneath, link_beneath, make_dir, open_dir
 from shim.kernel.sharedobjects import OpenObject
+from shim.kernel.stopping import Stop
 from shim.rootfs import shmfill
 from shim.rootfs.inode import Copier
 from shim.rootfs.topdir import attributes, set_attributes
@@ -150,11 +151,14 @@ def test_a_link_in_the_copy_brings_no_file_of_the_nodes_into_a_snapshot(
     lost = original / ("d" if where == "of the file" else "") / victim.name
     new = "link_remap.1" if where == "of the file" else "d/link_remap.1"
     with pytest.raises(OSError, match=r"."):
-        give_links(
-            [LinkRemap("dev/shm/lost", f"dev/shm/{new}")], {"dev/shm/lost": lost.stat().st_ino},
-            [Copied("dev/shm/", str(original), str(copy))], "c",
-        )  # fmt: skip
+        _give_links(LinkRemap("dev/shm/lost", f"dev/shm/{new}"), lost.stat().st_ino, original, copy)
     assert not list(tmp_path.glob("**/link_remap.1"))
+
+
+def _give_links(remap: LinkRemap, inode: int, original: Path, copy: Path) -> None:
+    inodes = {remap.original: inode}
+    names = names_in(SHM, str(original), [remap], inodes, Stop())
+    give_links(Remapped([remap], [Copied(SHM, names, str(copy))]), inodes, "c", Stop())
 
 
 def test_a_deleted_file_gets_the_name_of_its_remap(tmp_path: Path) -> None:
@@ -162,13 +166,12 @@ def test_a_deleted_file_gets_the_name_of_its_remap(tmp_path: Path) -> None:
     for each in (original, copy):
         (each / "d").mkdir(parents=True)
         (each / "d" / "kept").write_bytes(b"k")
-    remaps = [LinkRemap("dev/shm/d/lost", "dev/shm/d/link_remap.1")]
-    copied = [Copied("dev/shm/", str(original), str(copy))]
+    remap = LinkRemap("dev/shm/d/lost", "dev/shm/d/link_remap.1")
     inode = (original / "d" / "kept").stat().st_ino
-    give_links(remaps, {"dev/shm/d/lost": inode}, copied, "c")
+    _give_links(remap, inode, original, copy)
     assert os.path.samefile(copy / "d" / "link_remap.1", copy / "d" / "kept")
     with pytest.raises(NotCapturable):
-        give_links(remaps, {"dev/shm/d/lost": 1}, copied, "c")
+        _give_links(remap, 1, original, copy)
 
 
 def test_a_walk_opens_directories_alone_and_follows_nothing(tmp_path: Path) -> None:

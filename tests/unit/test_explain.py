@@ -191,7 +191,7 @@ def test_without_a_candidate_the_nearest_is_told(store: Store) -> None:
     put(store, a_manifest(found, 1, key="e" * 64, facts={}))
     store.read_index()
     told = ask_daemon(store, Wish(snapshot="auto"))
-    assert told["refused"] == ["processes", "args"]
+    assert told["refused"] == ["processes", "descriptors", "args"]
     assert "nearest" in told["chosen"]
 
 

@@ -40,7 +40,9 @@ JSON = st.recursive(
 
 def differ(have: dict[str, str], want: dict[str, str]) -> list[Finding]:
     """What the checks that compare power refuse."""
-    snapshot = made(facts={**have, "processes": WITHIN_SPEC})
+    snapshot = made(
+        facts={**have, "processes": WITHIN_SPEC, "descriptors": '{"lowest_port":0,"pings":false}'}
+    )
     request = Request(facts=want, memory_limit_bytes=0)
     return [found for found in gate.refusals_of(snapshot, request) if found.code in POWER_FACTS]
 

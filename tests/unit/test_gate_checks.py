@@ -214,8 +214,16 @@ def test_a_node_with_more_is_accepted(here: Node) -> None:
 OURS = "/run/quickthaw/containers/c2/criu.conf"
 
 
-def no_links(_paths: object) -> list[str]:
+def nothing_changed(_fact: object) -> list[str]:
     return []
+
+
+def at_swap(named: str = OURS, changed: Any = nothing_changed) -> AtSwap:
+    return AtSwap(ours=OURS, named=named, changed=changed, open_to_all=lambda: (1024, False))
+
+
+def using(network: str) -> dict[str, Any]:
+    return {"facts": {**facts(spec("1")), **OF_CAPTURE, "descriptors": network}}
 
 
 OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -224,9 +232,11 @@ OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("memory", {"requires": {"memory_bytes": (1 << 30) + 1}}, {}),
     ("processes", {"facts": {**facts(spec("1")), **OF_CAPTURE, "processes": '"?"'}}, {}),
     ("volume_content", {"facts": {**facts(spec("1")), **OF_CAPTURE, "volume_content": "{}"}}, {}),
-    ("criu_options", {}, {"at_swap": AtSwap(ours=OURS, named="/tmp/mine", linked=no_links)}),
-    ("criu_options", {}, {"at_swap": AtSwap(ours=OURS, named="None", linked=no_links)}),
-    ("volume_files", {}, {"at_swap": AtSwap(ours=OURS, named=OURS, linked=list)}),
+    ("criu_options", {}, {"at_swap": at_swap("/tmp/mine")}),
+    ("criu_options", {}, {"at_swap": at_swap("None")}),
+    ("descriptors", using('{"lowest_port":80,"pings":false}'), {}),
+    ("descriptors", using('{"lowest_port":0,"pings":true}'), {}),
+    ("volume_files", {}, {"at_swap": at_swap(changed=lambda _: ["/data/f is of another type"])}),
 ]
 
 
@@ -289,7 +299,7 @@ def test_a_fact_that_is_missing_is_a_refusal(name: str) -> None:
 def test_nothing_known_fits_nothing() -> None:
     nobody = Request(facts={}, memory_limit_bytes=0)
     codes = set(refused(captured(), nobody))
-    assert codes == {row.code for row in CHECKS} - {"memory", "processes", "key"}
+    assert codes == {row.code for row in CHECKS} - {"memory", "processes", "key", "descriptors"}
 
 
 # The table itself
@@ -302,6 +312,7 @@ def test_the_table_is_whole_and_its_codes_are_unique() -> None:
     assert {code for code, rule in by_rule.items() if rule == 2} == {
         *POWER_FACTS,
         "processes",
+        "descriptors",
         "volume_files",
     }
     assert set(WORKLOAD_FACTS) <= set(codes)

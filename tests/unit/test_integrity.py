@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from shim.contract.errors import SnapshotNotWhole
-from shim.integrity import chunks, content, tree
+from shim.contract.limits import TooMuch
+from shim.integrity import chunks, content, marks, tree
 from shim.integrity.tree import Line
 from shim.integrity.work import Work
 from shim.kernel import filesystem
@@ -306,8 +307,9 @@ def test_publishing_marks_what_it_has_hashed(tmp_path: Path) -> None:
     assert list(found.marks["criu"]) == ["criu/pages-1.img"]
     for part in ("rootfs", "shm"):
         with open_dir(str(tmp_path / "snapshot")) as directory:
-            listed = {entry.below for entry in tree.walk(directory.fileno(), part)}
-        assert found.marks[part].keys() == listed
+            assert marks.is_sealed(directory.fileno(), part, found.marks[part])
+            (tmp_path / "snapshot" / part).chmod(0o711)
+            assert not marks.is_sealed(directory.fileno(), part, found.marks[part])
 
 
 # What is no damage, and what is
@@ -415,6 +417,53 @@ print(check.hashed_bytes, not {{"threading", "shutil"}} & set(sys.modules))
     assert (done.stdout, done.stderr) == ("0 True\n", "")
 
 
+# How much it may be
+
+
+def test_a_listing_has_no_path_and_marks_do_not_grow(tmp_path: Path) -> None:
+    deep = tmp_path / "snapshot/rootfs" / "/".join(["d" * 100] * 30)
+    deep.mkdir(parents=True)
+    (tmp_path / "snapshot/criu").mkdir()
+    for number in range(500):
+        (deep / f"{number}").touch()
+    time.sleep(0.06)
+    manifest, found = recorded(tmp_path / "snapshot")
+    paths = 500 * len(str(deep))
+    assert (tmp_path / "snapshot/rootfs.tree").stat().st_size < paths / 10
+    assert len(found.marks["rootfs"]) == 1
+    check(tmp_path / "snapshot", manifest, tmp_path / "marks")
+    assert (tmp_path / "marks" / manifest.id / "rootfs").stat().st_size < 200
+
+
+@pytest.mark.parametrize("name", ["MAX_DEPTH", "_MOST_ENTRIES", "MAX_PATH_BYTES"])
+def test_more_than_a_snapshot_may_hold_is_none(
+    whole: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(tree, name, 1)
+    with pytest.raises(SnapshotNotWhole, match=r"expected .* at most.*found more"):
+        check(*whole)
+
+
+def test_a_listing_that_is_too_long_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_parts(tmp_path)
+    monkeypatch.setattr("shim.integrity.record.MAX_LISTING_BYTES", 300)
+    with pytest.raises(TooMuch, match=r"bytes of criu.tree: a snapshot holds 300 at most"):
+        recorded(tmp_path)
+
+
+def test_a_listing_that_was_changed_is_named_and_not_what_it_lists(
+    own: tuple[Path, Manifest],
+) -> None:
+    place, manifest = own
+    listing = place / "rootfs.tree"
+    digest = listing.read_bytes().partition(b'["')[2][:64]
+    listing.write_bytes(listing.read_bytes().replace(digest, b"0" * 64))
+    with pytest.raises(SnapshotNotWhole, match=r"rootfs.tree: expected SHA-256"):
+        check(place, manifest)
+
+
 # Chunks and listings as data
 
 
@@ -446,16 +495,17 @@ TEXT = st.binary(min_size=1, max_size=20).map(tree.text)
 
 @given(
     TEXT, st.integers(0, 1 << 63), st.integers(0, 1 << 63) | TEXT,
-    st.dictionaries(TEXT, st.binary(max_size=9).map(bytes.hex)), TEXT | st.just(""),
+    st.dictionaries(TEXT, st.binary(max_size=9).map(bytes.hex)), st.integers(0, 1 << 20),
     st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex)),
 )  # fmt: skip
 def test_a_line_is_read_as_it_was_written(
-    path: str, number: int, value: int | str, xattrs: dict[str, str], link: str, digests: list[str]
+    name: str, number: int, value: int | str, xattrs: dict[str, str], link: int, digests: list[str]
 ) -> None:
-    attributes: list[object] = [path, number, number, 0, number, value, xattrs, link]
+    attributes: list[object] = [7, name, number, number, 0, number, value, xattrs, link]
     line = Line(tree.encode(attributes, digests, ""))
-    assert (line.attributes, line.digests, line.path) == (attributes, digests, path)
-    assert tree.raw(tree.text(tree.raw(path))) == tree.raw(path)
+    assert (line.attributes, line.digests) == (attributes, digests)
+    assert (line.depth, line.name) == (7, name)
+    assert tree.raw(tree.text(tree.raw(name))) == tree.raw(name)
 
 
 @given(st.binary(max_size=100))

@@ -338,8 +338,8 @@ def test_a_server_that_does_not_answer_keeps_nobody_waiting(
         ({}, {"certificate-authority-data": "!"}, "not base64"),
         ({}, {"certificate-authority-data": "AAAA"}, "cannot be used"),
         ({"client-certificate-data": "AAAA"}, {}, "belong together"),
-        ({"token": "a\r\nX-Evil: b"}, {}, "no header"),
-        ({"token": 7}, {}, "no text"),
+        ({"token": "a\r\nX-Evil: b"}, {}, "HTTP header cannot"),
+        ({"token": 7}, {}, "not a string"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_name(

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.capture import estimate
+from shim.capture.estimate import Amount
+from shim.contract import limits, ticket
 from shim.contract import manifest as manifests
-from shim.contract import ticket
 from shim.contract.errors import Blame, CriuDumpFailed, NoRoom, SnapshotTooBig
 from shim.contract.names import ContainerId
 from shim.daemon import room as rooms
@@ -21,6 +22,7 @@ from shim.daemon.config import Config
 from shim.daemon.registry import Pod, Registry, State, Tracked
 from shim.daemon.reporter import Reporter
 from shim.daemon.room import Room
+from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import Wish
 from shim.store.room import Candidate, Disk, Limits, Shares, disk, excess, victims
 from shim.store.store import Store
@@ -115,7 +117,7 @@ def put(store: Store, age: int, size: int = 100, name: str = "", namespace: str 
         **fields(
             source={**SOURCE, "namespace": namespace},
             created_at=1000.0 - age,
-            sizes={"criu": size, "rootfs": 0, "shm": 0, "memory": 0},
+            sizes={"criu": size, "rootfs": 0, "shm": 0, "memory": 0, "entries": 1},
             name=name,
         )
     )
@@ -141,9 +143,12 @@ def a_container(wish: Wish, state: State = State.COLD, snapshot: str = "") -> Tr
 
 def captured(room: Room, estimated: int, real: int | None = None) -> None:
     async def run() -> None:
-        async with room.reserved("c", "models", estimated):
+        async with room.reserved("c", "models", Amount(estimated, 1)):
             await room.make("c", "models")
-            await room.admit("c", "models", estimated, estimated if real is None else real)
+            await room.admit(
+                "c", "models", Amount(estimated, 1),
+                Amount(estimated if real is None else real, 1),
+            )  # fmt: skip
 
     asyncio.run(run())
 
@@ -187,7 +192,8 @@ def test_what_is_in_use_or_wanted_stays(
         ticket.write(
             ticket.Ticket(
                 container="abc", snapshot=one, fallback="cold", deadline_s=1, turns=1,
-                turn_wait_s=1, pod_namespace="", pod_name="", pod_uid="", container_name="",
+                turn_wait_s=1, turn_hold_s=60, pod_namespace="",
+                pod_name="", pod_uid="", container_name="",
                 resume="", gpu_pairs=[],
             )
         )  # fmt: skip
@@ -285,11 +291,11 @@ def test_two_captures_at_once_do_not_share_their_room(store: Store) -> None:
     room = a_room(store, max_store_bytes=150)
 
     async def run() -> None:
-        async with room.reserved("a", "models", 100):
+        async with room.reserved("a", "models", Amount(100, 1)):
             with pytest.raises(NoRoom):
-                async with room.reserved("b", "models", 100):
+                async with room.reserved("b", "models", Amount(100, 1)):
                     pass
-            async with room.reserved("c", "models", 50):
+            async with room.reserved("c", "models", Amount(50, 1)):
                 pass
 
     asyncio.run(run())
@@ -311,7 +317,7 @@ def test_a_disk_that_fills_up_is_told_as_that(store: Store) -> None:
     room = a_room(store)
 
     async def run() -> None:
-        async with room.reserved("c", "models", 1):
+        async with room.reserved("c", "models", Amount(1, 1)):
             error = CriuDumpFailed("cannot dump", container="c", why="write failed", do="Look.")
             raise error from OSError(28, "No space left on device")
 
@@ -323,7 +329,7 @@ def test_other_failures_stay_what_they_are(store: Store) -> None:
     room = a_room(store)
 
     async def run() -> None:
-        async with room.reserved("c", "models", 1):
+        async with room.reserved("c", "models", Amount(1, 1)):
             raise CriuDumpFailed("cannot dump", container="c", why="why", do="Look.")
 
     with pytest.raises(CriuDumpFailed):
@@ -338,12 +344,12 @@ def test_capture_that_never_happens_removes_nothing(
     monkeypatch.setattr(rooms, "disk", lambda _: Disk(2000, 1000))
 
     async def run(room: Room, *, copied: bool) -> None:
-        async with room.reserved("c", "models", 950):
+        async with room.reserved("c", "models", Amount(950, 1)):
             if copied:
                 await room.make("c", "models")
 
-    for limits in ({"max_store_bytes": 1000}, {"keep_free_bytes": 100}):
-        asyncio.run(run(a_room(store, **limits), copied=False))
+    for config in ({"max_store_bytes": 1000}, {"keep_free_bytes": 100}):
+        asyncio.run(run(a_room(store, **config), copied=False))
     asyncio.run(run(a_room(store, max_store_bytes=1000), copied=True))
     assert left(store) == {one}, "the store's limit is for snapshots that exist"
     asyncio.run(run(a_room(store, keep_free_bytes=100), copied=True))
@@ -363,7 +369,53 @@ def test_an_estimate_has_memory_and_files(tmp_path: Path) -> None:
     assert estimate.memory([2**22 + 1]) == (0, 0), "a process that has ended has none"
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(held)
-    assert 8 * MIB <= estimate.on_disk(str(tmp_path)) < 9 * MIB
+    (tmp_path / "a" / "link").symlink_to("b")
+    found = estimate.amount(str(tmp_path), Stop())
+    assert 8 * MIB <= found.content_bytes < 9 * MIB
+    assert found.entries == 3
+    assert found.size_bytes == found.content_bytes + 3 * limits.ENTRY_BYTES
+
+
+def test_what_no_snapshot_can_hold_is_found_before_anything_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(limits, "MAX_DEPTH", 2)
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    with pytest.raises(limits.TooMuch, match="directories in each other"):
+        estimate.amount(str(tmp_path), Stop())
+    (tmp_path / "a/b/c").rmdir()
+    for name in ("d", "e"):
+        (tmp_path / name).touch()
+    with pytest.raises(limits.TooMuch, match="3 at most"):
+        estimate.amount(str(tmp_path), Stop())
+    assert estimate.amount(str(tmp_path), Stop(), limited=False).entries == 4
+    with pytest.raises(Stopped, match="deadline"):
+        estimate.amount(str(tmp_path), Stop(0))
+
+
+def test_what_an_older_version_left_makes_room_first(store: Store) -> None:
+    one, old = put(store, 1, size=100), put(store, 2, size=100)
+    manifest = store.snapshots / old / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema": 5', '"schema": 4'))
+    (store.snapshots / old / "data").write_bytes(bytes(50_000))
+    store.read_index()
+    assert "of an older quickthaw" in store.damaged[old]
+    captured(a_room(store, max_store_bytes=10_000), 100)
+    assert left(store) == {one}
+    assert not (store.snapshots / old).exists()
+
+
+def test_inodes_are_kept_free_as_bytes_are(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, 1, size=100)
+    there = Disk(10_000, 10_000, inodes=1000, free_inodes=100)
+    monkeypatch.setattr(rooms, "disk", lambda _: there)
+    captured(a_room(store, keep_free_percent=10.0), 1)
+    assert left(store) == set(), "the snapshot with one inode makes room for one"
+    with pytest.raises(NoRoom, match=r"99 inodes of 1000 would be left free.*asks for 101"):
+        captured(a_room(store, keep_free_percent=10.1), 1)
+    monkeypatch.setattr(rooms, "disk", lambda _: Disk(10_000, 10_000, 0, 0))
+    captured(a_room(store, keep_free_percent=10.1), 1)  # btrfs makes inodes as it needs them
 
 
 def test_estimate_counts_shared_memory_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import stat
 import threading
 import time
@@ -13,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim.contract.errors import RootfsNotCopied
+from shim.contract.errors import RootfsNotCopied, SnapshotTooBig
+from shim.kernel.beneath import empty_dir, open_dir
+from shim.kernel.stopping import Stop, Stopped
 from shim.rootfs import diff
 from shim.rootfs.diff import DiffCopy, copy_layers
 from tests.unit import rootfs_trees as trees
@@ -176,10 +179,56 @@ def test_holes_cost_nothing(scratch: Path, layer: Path) -> None:
     assert (status.st_size, status.st_blocks * 512 < 1 << 20) == (1 << 40, True)
 
 
-def test_directories_too_deep_are_refused_by_name(scratch: Path, layer: Path) -> None:
+def _empty(directory: Path) -> None:
+    with open_dir(str(directory)) as dirfd:
+        empty_dir(dirfd.fileno())
+
+
+def test_what_a_snapshot_cannot_hold_is_refused(
+    scratch: Path, layer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (layer / "/".join("d" * 250)).mkdir(parents=True)
-    with pytest.raises(RootfsNotCopied, match="deeper than"):
+    with pytest.raises(SnapshotTooBig, match="directories in each other: a snapshot holds 200"):
         _copy(scratch)
+    shutil.rmtree(layer / "d")
+    _empty(scratch / "d")
+    path = os.open(layer, os.O_RDONLY)
+    for _ in range(16):  # by steps: the whole path is longer than the kernel takes
+        os.mkdir("d" * 250, dir_fd=path)
+        path, above = os.open("d" * 250, os.O_RDONLY, dir_fd=path), path
+        os.close(above)
+    os.close(path)
+    with pytest.raises(SnapshotTooBig, match="bytes of path"):
+        _copy(scratch)
+    for directory in (layer, scratch / "d"):
+        _empty(directory)
+    monkeypatch.setattr(diff, "MAX_ENTRIES", 10)
+    for number in range(11):
+        (layer / f"{number}").touch()
+    with pytest.raises(SnapshotTooBig, match="files and directories"):
+        _copy(scratch)
+
+
+def test_a_copy_that_is_told_to_stop_does_at_the_next_entry(scratch: Path, layer: Path) -> None:
+    for number in range(10):
+        (layer / f"{number}").touch()
+    stop = Stop()
+    with DiffCopy([str(layer)], f"{scratch}/d", container="c", stop=stop) as it:
+        stop.tell()
+        with pytest.raises(Stopped, match="told to"):
+            it.precopy()
+    assert os.listdir(scratch / "d") == []
+
+
+def test_names_of_inodes_are_found_on_the_way(scratch: Path, layer: Path) -> None:
+    (layer / "deep/er").mkdir(parents=True)
+    for name in ("a", "deep/er/b", "c"):
+        (layer / name).write_text(name)
+    inodes = [os.stat(layer / name).st_ino for name in ("a", "deep/er/b")]
+    with DiffCopy([str(layer)], f"{scratch}/d", container="c") as it:
+        it.precopy()
+        it.finish(wanted=[*inodes, 12345678901])
+    assert it.names == dict(zip(inodes, ("a", "deep/er/b"), strict=True))
 
 
 def test_what_is_mapped_is_copied_whatever_its_times_say(

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from shim.contract.errors import ShmNotCopied, ShmNotFilled
+from shim.contract.errors import ShmNotFilled
 from shim.kernel import filesystem, mounts
 from shim.kernel.beneath import empty_dir, open_dir
 from shim.kernel.filesystem import punch_hole
+from shim.kernel.stopping import Stop, Stopped
 from shim.rootfs import shmcopy, shmfill, shmprecopy
 from shim.rootfs.devshm import ShmCopy
 from tests.unit import rootfs_trees as trees
@@ -38,7 +39,7 @@ def _capture(pods: Path, changed: Callable[[], object] = bool) -> str:
     """changed: called between what is copied before, and while all is frozen."""
     snapshot = f"{pods}/snapshot"
     until = time.monotonic() + 60
-    with ShmCopy(f"{pods}/old", snapshot, container="c", until=until) as copy:
+    with ShmCopy(f"{pods}/old", snapshot, container="c", stop=Stop(until)) as copy:
         copy.precopy()
         changed()
         copy.finish()
@@ -281,10 +282,10 @@ def test_very_many_islands_come_through(pods: Path, monkeypatch: pytest.MonkeyPa
 def test_a_copy_that_takes_too_long_is_a_failure(pods: Path) -> None:
     with open(f"{pods}/old/big", "wb") as file:
         file.write(os.urandom(8 << 20))
-    with ShmCopy(f"{pods}/old", f"{pods}/snapshot", container="c", until=0) as copy:
-        copy.precopy()
-        with pytest.raises(ShmNotCopied, match="too long"):
-            copy.finish()
+    with ShmCopy(f"{pods}/old", f"{pods}/snapshot", container="c", stop=Stop(0)) as copy:
+        for step in (copy.precopy, copy.finish):
+            with pytest.raises(Stopped, match="past its deadline"):
+                step()
 
 
 def test_a_tmpfs_that_is_too_small_is_told_and_left_as_it_was(pods: Path) -> None:

@@ -245,7 +245,7 @@ def test_an_object_of_another_size_is_not_filled(
     filler.end()
 
 
-def test_one_that_is_killed_is_told(view: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_filler_is_reported(view: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = Restoring(view, MIB, b"")
     found = SharedLayout(IMAGE, "data", [(0, MIB, 0)], MIB)
     filler = started(

@@ -14,6 +14,7 @@ import pytest
 from shim.contract import manifest
 from shim.contract.errors import NoSuchSnapshot, NotPublished, SnapshotInUse
 from shim.integrity.check import Check
+from shim.kernel.stopping import Stop, Stopped
 from shim.store.listing import listed, shown
 from shim.store.store import Store
 from tests.unit.manifests import SOURCE, fields, made
@@ -85,8 +86,41 @@ def test_the_index_is_made_again_from_the_manifests(store: Store) -> None:
 
 def test_what_is_left_in_staging_goes_at_the_next_start(store: Store) -> None:
     (store.staging / "left" / "deep").mkdir(parents=True)
+    (store.staging / "left" / "deep" / "file").touch()
     store.open()
     assert not list(store.staging.iterdir())
+    leaving = store.root / "leaving"
+    assert len(list(leaving.rglob("*"))) == 4, "it is put aside, however much that is"
+    with pytest.raises(Stopped):
+        store.empty_leaving(Stop(0))
+    store.open()
+    store.empty_leaving(Stop())
+    assert not list(leaving.iterdir())
+
+
+def test_a_publication_can_be_stopped_until_the_snapshot_exists(store: Store) -> None:
+    stop = Stop()
+    stop.tell()
+    with store.staged() as staged:
+        (staged / "criu").mkdir()
+        with pytest.raises(Stopped):
+            store.publish(staged, lambda files: made(files=files), stop)
+    assert store.all() == []
+    assert not list(store.snapshots.iterdir())
+
+
+def test_the_log_of_a_failed_restore_goes_with_its_snapshot(store: Store, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    again = Store(str(store.root), logs_directory=str(logs))
+    found = publish(store)
+    again.open()
+    for name in (found.id, "0" * 64):
+        (logs / f"{name}.log").touch()
+    again.forget_logs()
+    assert [path.stem for path in logs.iterdir()] == [found.id]
+    again.remove(found.id, users=[])
+    assert not list(logs.iterdir())
 
 
 def test_a_failed_capture_leaves_nothing(store: Store) -> None:

@@ -58,7 +58,7 @@ def test_what_takes_milliseconds_is_not_imported(modules: list[str], without: se
 def a_ticket(**changes: object) -> ticket.Ticket:
     fields: dict[str, object] = {
         "container": "abc", "snapshot": SNAPSHOT, "fallback": "cold", "deadline_s": 100.0,
-        "turns": 4, "turn_wait_s": 10.0,
+        "turns": 4, "turn_wait_s": 10.0, "turn_hold_s": 60.0,
         "pod_namespace": "default", "pod_name": "pod", "pod_uid": "uid", "container_name": "main",
         "resume": "", "gpu_pairs": [],
     }  # fmt: skip

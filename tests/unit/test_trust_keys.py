@@ -86,9 +86,9 @@ def test_keys_that_openssl_made_are_taken(keys: KeyDirectory, place: Path) -> No
 def test_a_key_of_another_kind_is_refused(kind: str) -> None:
     private = PRIVATE_OF_ANOTHER_KIND[kind]
     public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    with pytest.raises(ValueError, match="no Ed25519 key"):
+    with pytest.raises(ValueError, match="not an Ed25519 key"):
         keyfile.parse_public(public)
-    with pytest.raises(ValueError, match="no Ed25519 key"):
+    with pytest.raises(ValueError, match="not an Ed25519 key"):
         keyfile.parse_private(
             private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         )
@@ -106,10 +106,10 @@ def test_a_file_is_one_key_and_nothing_else() -> None:
     """In a list of revoked keys the second one would go on being trusted."""
     for data in (OTHER.pem() * 2, b"# old\n" + OTHER.pem(), OTHER.pem() + keyfile.make().pem(),
                  OTHER.pem()[:-5], OTHER.raw, b"", b"\0", OTHER.pem() + b" " * 5000):  # fmt: skip
-        with pytest.raises(ValueError, match=r"it is no|private key|more in it|longer than"):
+        with pytest.raises(ValueError, match=r"not an? |private key|more than one|longer than"):
             keyfile.parse_public(data)
     secret = keyfile.make().pem()
-    with pytest.raises(ValueError, match="more in it than one key"):
+    with pytest.raises(ValueError, match="more than one key"):
         keyfile.parse_private(secret * 2)
 
 
@@ -238,7 +238,7 @@ def test_a_fifo_in_place_of_a_key_holds_nobody_up(keys: KeyDirectory, place: Pat
     own = keys.private().public.id
     os.mkfifo(place / "trusted.d" / "other.pub", 0o600)
     assert trusted(keys) == {own}
-    assert [each.why for each in keys.current().problems] == ["it is no regular file"]
+    assert [each.why for each in keys.current().problems] == ["not a regular file"]
 
 
 def test_only_pub_files_are_trusted(keys: KeyDirectory, place: Path) -> None:

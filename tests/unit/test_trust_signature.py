@@ -173,7 +173,7 @@ json_values = st.recursive(
 
 @given(st.binary(max_size=300) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_no_bytes_make_the_parser_fail_otherwise(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"it is|it names|there is|schema|the signature has"):
+    with pytest.raises(ValueError, match=r"not |no |schema|longer than|the signature has"):
         signature.decode(data)
 
 

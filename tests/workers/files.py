@@ -1,4 +1,4 @@
-"""File operations that a test asks the probe for, and files that it holds open."""
+"""Runs the file operations that a test asks of the probe, and holds files open."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _KINDS: Final = {
 
 
 def content(seed: int, size: int) -> bytes:
-    """`size` bytes that follow from `seed`: one random MiB, repeated."""
+    """Returns `size` bytes that follow from `seed`: a random MiB, repeated."""
     block = random.Random(seed).randbytes(min(size, _BLOCK))  # noqa: S311
     return (block * (size // _BLOCK + 1))[:size]
 
 
 def digest_of(path: str) -> str:
-    """SHA-256 of a file's content."""
+    """Returns the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe(path: str) -> Json:
-    """All that a copy has to keep; `text` is there when the file is short and is text."""
+    """Returns all facts that a copy must keep; `text` only for a short file."""
     status = os.lstat(path)
     facts: Json = {
         "kind": _KINDS[stat.S_IFMT(status.st_mode)],
@@ -74,7 +74,7 @@ def _xattrs(path: str) -> dict[str, str]:
 
 
 def tree(path: str) -> dict[str, Json]:
-    """`describe` of everything below `path`, by relative name."""
+    """Returns `describe` of everything below `path`, by relative name."""
     found: dict[str, Json] = {}
     for directory, folders, names in os.walk(path):
         for name in [*folders, *names]:
@@ -85,7 +85,7 @@ def tree(path: str) -> dict[str, Json]:
 
 @dataclass
 class Held:
-    """A file that stays open (or mapped), and what must be in it."""
+    """A file that stays open (or mapped), and its expected content."""
 
     path: str
     wanted: bytes
@@ -93,7 +93,7 @@ class Held:
     map: mmap.mmap | None = None
 
     def check(self) -> Json:
-        """Compare what is there now; a deleted file is read through what is held of it."""
+        """Compare the present content; a deleted file is read through its descriptor or mapping."""
         if self.map is not None:
             there = bytes(self.map)
         else:
@@ -114,7 +114,7 @@ class Files:
 
     @staticmethod
     def write(ask: Ask) -> Json:
-        """Write content of a seed or the request's body; at an offset it leaves a hole."""
+        """Write content of a seed or the request's body; an offset leaves a hole."""
         path, offset = ask.text("path"), ask.whole("offset", 0)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         data = ask.body or content(ask.whole("seed", 1), min(ask.whole("size", 0), _BLOCK))
@@ -128,14 +128,14 @@ class Files:
 
     @staticmethod
     def opaque(ask: Ask) -> Json:
-        """Remove a directory and make it again: overlayfs marks the new one opaque."""
+        """Remove a directory and make it again: overlayfs marks the new directory opaque."""
         shutil.rmtree(ask.text("path"))
         os.mkdir(ask.text("path"))
         return describe(ask.text("path"))
 
     @staticmethod
     def delete(ask: Ask) -> Json:
-        """A file, or a directory with all that is in it."""
+        """Delete a file, or a directory with all its content."""
         path = ask.text("path")
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
@@ -145,7 +145,7 @@ class Files:
 
     @staticmethod
     def change(ask: Ask) -> Json:
-        """The metadata endpoints in one: whichever of the parameters are given."""
+        """Change metadata: each parameter that is given."""
         path = ask.text("path")
         if "mode" in ask.query:
             os.chmod(path, ask.whole("mode"))
@@ -157,7 +157,7 @@ class Files:
 
     @staticmethod
     def make(ask: Ask, kind: str) -> Json:
-        """A directory, fifo, hard link or symbolic link."""
+        """Make a directory, fifo, hard link or symbolic link."""
         path = ask.text("path")
         if kind == "mkdir":
             os.makedirs(path, exist_ok=True)
@@ -170,7 +170,7 @@ class Files:
         return describe(path)
 
     def hold(self, ask: Ask) -> Json:
-        """Open and fill a file and keep it, if asked deleted, if asked by its mapping alone."""
+        """Open, fill and keep a file; if asked, delete it, or keep its mapping alone."""
         path, name = ask.text("path"), ask.text("name")
         wanted = content(ask.whole("seed", 1), ask.whole("size", 4096))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -195,7 +195,7 @@ class Files:
         return held.check()
 
     def routes(self) -> Routes:
-        """Every endpoint by its path."""
+        """Returns every endpoint by its path."""
         return {
             "/write": self.write,
             "/read": lambda ask: describe(ask.text("path")),

@@ -1,15 +1,15 @@
-"""A parent with children, and one of everything that processes share.
+"""A parent with children, which share every kind of object that processes can share.
 
     PORT=8000 python3 -m workers.fork
 
-Three forked children and two multiprocessing ones answer on: a pair of pipes, a socket pair, a
-named unix socket (stream and datagram), anonymous shared memory, POSIX shared memory and
-semaphores in /dev/shm, a queue, a lock, an event, a file lock, an eventfd, and a memfd; one
-more child has exited and is never waited for.
+Three forked children and two multiprocessing children answer on: a pair of pipes, a socket pair, a
+named unix socket (stream and datagram), anonymous shared memory, POSIX shared memory and semaphores
+in /dev/shm, a queue, a lock, an event, a file lock, an eventfd, and a memfd; another child has
+exited and is never waited for.
 
     /health    200 once every child answered
     /state     nonce, pid, hostname, uptime_s, requests, children, restored
-    /check     one round trip over everything: {"ok", "items": {name: "ok" or what went wrong}}
+    /check     a round trip over everything: {"ok", "items": {name: "ok" or the error}}
     /kill?child=N&signal=S   signals a forked child (0 to 2), to test its absence
 """
 
@@ -52,7 +52,7 @@ ANSWER_S: Final = 2.0
 
 
 class Mismatch(Exception):
-    """Something answered, but not what it had to."""
+    """An answer differs from the expected answer."""
 
 
 def expect(got: object, wanted: object) -> None:
@@ -69,7 +69,7 @@ def read_within(fd: int, size: int) -> bytes:
 
 
 class Inherited:
-    """What the forked children have from their parent by descriptor or mapping alone."""
+    """The objects that forked children have from their parent by descriptor or mapping alone."""
 
     def __init__(self, directory: str) -> None:
         self.to_child, self.from_child = os.pipe(), os.pipe()
@@ -78,7 +78,7 @@ class Inherited:
         self.memfd = os.memfd_create("fork-worker")
         os.ftruncate(self.memfd, mmap.PAGESIZE)
         self.memfd_map = mmap.mmap(self.memfd, mmap.PAGESIZE)
-        self.eventfd = os.eventfd(0, os.EFD_NONBLOCK)  # read only when poll says so
+        self.eventfd = os.eventfd(0, os.EFD_NONBLOCK)  # read only when poll reports it readable
         self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.stream_path = os.path.join(directory, "stream")
         self.stream.bind(self.stream_path)
@@ -89,7 +89,7 @@ class Inherited:
         self.lock_path = os.path.join(directory, "lock")
 
     def close(self) -> None:
-        """Close what this process has of it."""
+        """Close this process's ends."""
         for held in (*self.pair, self.stream, self.datagram, self.memory, self.memfd_map):
             held.close()
         for fd in (*self.to_child, *self.from_child, self.memfd, self.eventfd):
@@ -97,14 +97,14 @@ class Inherited:
 
 
 def opened(memory: shared_memory.SharedMemory) -> memoryview:
-    """The buffer of shared memory that nobody closed yet."""
+    """Returns the buffer of shared memory. Raises ValueError after it was closed."""
     if memory.buf is None:
         raise ValueError(f"{memory.name} is closed")
     return memory.buf
 
 
 class Shared:
-    """What multiprocessing makes: names in /dev/shm, and a process that tracks them."""
+    """The objects of multiprocessing: names in /dev/shm, and a process that tracks the names."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("fork")
@@ -119,12 +119,12 @@ class Shared:
 
     @property
     def counter(self) -> memoryview:
-        """The first bytes of the POSIX shared memory, as mapped in this process."""
+        """Returns the first bytes of the POSIX shared memory, as mapped in this process."""
         return opened(self.posix)[: _COUNTER.size]
 
 
 def echo_on_pipe(have: Inherited) -> None:
-    """Child 0: what comes in on the pipe goes out reversed; counts in the shared mappings."""
+    """Answer each word on the pipe reversed, and count in the shared mappings. Child 0."""
     while data := os.read(have.to_child[0], 4096):
         for mapping in (have.memory, have.memfd_map):
             _COUNTER.pack_into(mapping, 0, _COUNTER.unpack_from(mapping)[0] + 1)
@@ -133,7 +133,7 @@ def echo_on_pipe(have: Inherited) -> None:
 
 
 def echo_on_sockets(have: Inherited) -> None:
-    """Child 1: the socket pair and both named sockets, on one epoll."""
+    """Answer on the socket pair and both named sockets, with a single epoll. Child 1."""
     poll = select.epoll()
     for sock in (have.pair[1], have.stream, have.datagram):
         poll.register(sock, select.EPOLLIN)
@@ -150,7 +150,7 @@ def echo_on_sockets(have: Inherited) -> None:
 
 
 def hold_file_lock(have: Inherited) -> None:
-    """Child 2: holds a POSIX lock on a file as long as it lives."""
+    """Hold a POSIX lock on a file for life. Child 2."""
     with open(have.lock_path, "w", encoding="ascii") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         os.write(have.from_child[1], b"locked")
@@ -158,13 +158,13 @@ def hold_file_lock(have: Inherited) -> None:
 
 
 def answer_queue(shared: Shared) -> None:
-    """First multiprocessing child: a question comes back reversed."""
+    """Answer questions reversed. First multiprocessing child."""
     while True:
         shared.answers.put(shared.questions.get()[::-1])
 
 
 def count_on_semaphore(shared: Shared) -> None:
-    """Second multiprocessing child: counts in POSIX shared memory, under the lock."""
+    """Count in POSIX shared memory, under the lock. Second multiprocessing child."""
     while True:
         shared.semaphore.acquire()
         with shared.lock:
@@ -174,7 +174,7 @@ def count_on_semaphore(shared: Shared) -> None:
 
 
 class Family:
-    """All of it, with one method per item that /check tries. Each raises when it is broken."""
+    """The parent and its children; a method for each item of /check, which raises on a fault."""
 
     def __init__(self, directory: str) -> None:
         self.have, self.shared = Inherited(directory), Shared()
@@ -202,37 +202,37 @@ class Family:
         os._exit(0)
 
     def pipes(self) -> None:
-        """A word down one pipe and back on the other; the child counts it in shared memory."""
+        """Send a word down a pipe and back on the other; the child counts it in shared memory."""
         word = secrets.token_bytes(16)
         self.started += 1
         os.write(self.have.to_child[1], word)
         expect(read_within(self.have.from_child[0], 4096), word[::-1])
 
     def anonymous_shared_memory(self) -> None:
-        """The child's count in MAP_SHARED memory; needs `pipes` before it."""
+        """Compare the child's count in MAP_SHARED memory; needs `pipes` before."""
         expect(_COUNTER.unpack_from(self.have.memory)[0], self.started)
 
     def memfd(self) -> None:
-        """The child's count through a mapped memfd, read here through the descriptor."""
+        """Compare the child's count in a mapped memfd, read here through the descriptor."""
         expect(_COUNTER.unpack(os.pread(self.have.memfd, 8, 0))[0], self.started)
 
     def eventfd(self) -> None:
-        """What the child added since the last check."""
+        """Read the child's additions since the last check."""
         expect(os.eventfd_read(self.have.eventfd), 1)
 
     def socket_pair(self) -> None:
-        """A word over a connected pair."""
+        """Send a word over a connected pair."""
         self._exchange(self.have.pair[0])
 
     def unix_stream(self) -> None:
-        """A fresh connection to a named socket."""
+        """Make a fresh connection to a named socket."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(ANSWER_S)
             sock.connect(self.have.stream_path)
             self._exchange(sock)
 
     def unix_datagram(self) -> None:
-        """A datagram to a named socket, answered to an abstract one."""
+        """Send a datagram to a named socket, which answers to an abstract socket."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.bind("")  # Linux picks an abstract name
             sock.connect(self.have.datagram_path)
@@ -246,22 +246,22 @@ class Family:
         expect(sock.recv(4096), word[::-1])
 
     def file_lock(self) -> None:
-        """The child's lock keeps others out."""
+        """Check that the child's lock keeps others out."""
         with open(self.have.lock_path, "r+", encoding="ascii") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-        raise Mismatch("the lock that the child holds was free")
+        raise Mismatch("the child's lock was free")
 
     def queue(self) -> None:
-        """A word through two multiprocessing queues, which have threads of their own."""
+        """Send a word through two multiprocessing queues, which have threads of their own."""
         word = secrets.token_bytes(16)
         self.shared.questions.put(word)
         expect(self.shared.answers.get(timeout=ANSWER_S), word[::-1])
 
     def semaphores_and_posix_shared_memory(self) -> None:
-        """Semaphore to the child, lock, count in /dev/shm, event and semaphore back."""
+        """Use the semaphore to the child, lock, count in /dev/shm, event and semaphore back."""
         before = _COUNTER.unpack_from(self.shared.counter)[0]
         self.shared.event.clear()
         self.shared.semaphore.release()
@@ -274,7 +274,7 @@ class Family:
             self.shared.lock.release()
 
     def posix_shared_memory_by_name(self) -> None:
-        """The name in /dev/shm leads to the same memory."""
+        """Check that the name in /dev/shm leads to the same memory."""
         other = shared_memory.SharedMemory(name=self.shared.posix.name)
         try:
             expect(bytes(opened(other)[: _COUNTER.size]), bytes(self.shared.counter))
@@ -282,7 +282,7 @@ class Family:
             other.close()
 
     def parentage(self) -> None:
-        """Every child is still a child, alive, and the zombie is one."""
+        """Check that every child is still a child and alive, and that the zombie is a zombie."""
         for pid in [*self.children, *(process.pid or 0 for process in self.processes)]:
             with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
                 state, parent = stat.read().rpartition(")")[2].split()[:2]
@@ -291,7 +291,7 @@ class Family:
             expect(stat.read().rpartition(")")[2].split()[0], "Z")
 
     def check(self) -> dict[str, str]:
-        """Every item by name, `ok` or the first line of what went wrong."""
+        """Returns every item by name: `ok`, or the first line of the error."""
         return {item.__name__: outcome(item) for item in self._items()}
 
     def _items(self) -> list[Callable[[], None]]:
@@ -311,7 +311,7 @@ class Family:
         ]
 
     def close(self) -> None:
-        """End what was started."""
+        """End all children, and remove the shared memory."""
         for pid in [*self.children, self.zombie]:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -324,7 +324,7 @@ class Family:
 
 
 def outcome(item: Callable[[], None]) -> str:
-    """Run one item; `ok`, or what went wrong as one line."""
+    """Run an item. Returns `ok`, or the error in a line."""
     try:
         item()
     except Exception as failed:  # noqa: BLE001  a report of everything that can fail
@@ -337,7 +337,7 @@ def main() -> None:
     me, log = Identity("fork"), LineLog()
     with ExitStack() as undo:
         directory = undo.enter_context(tempfile.TemporaryDirectory(prefix="fork-worker-"))
-        family = Family(directory)  # before any thread: fork copies only the calling one
+        family = Family(directory)  # before any thread: fork copies only the calling thread
         undo.callback(family.close)
         checking = threading.Lock()
 
@@ -363,5 +363,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    resource_tracker.ensure_running()  # it is a process too: before the first shared name
+    resource_tracker.ensure_running()  # a process too: before the first shared name
     main()

@@ -1,8 +1,8 @@
-"""The workers' images: `quickthaw.test/probe`, `…/inference` and `…/embedding`.
+"""Builds the workers' images: `quickthaw.test/probe`, `…/inference` and `…/embedding`.
 
-Layers, from the bottom: Debian with Python (of tests/node/base.py), the wheels of SITES for those
-that have some, and on top the workers. Every layer is kept under build/images by the hash of what
-it is made from, so that a changed worker makes one small layer again.
+Layers, from the bottom: Debian with Python (of tests/node/base.py), the wheels of SITES for images
+that have wheels, and on top the workers. Every layer is kept under build/images by the hash of its
+sources, so that a changed worker rebuilds only a small layer.
 
     build/venv/bin/python -m tests.workers.images            probe and inference; prints the paths
     build/venv/bin/python -m tests.workers.images lock NAME  resolve its wheels, write its lock
@@ -33,9 +33,10 @@ BUILD: Final = HERE.parents[1] / "build" / "images"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What an image has in /opt/site. `wheels` is what its worker imports; the lock adds the rest.
+    """The content of an image's /opt/site. `wheels`: the worker's imports; the lock adds the rest.
 
-    pictures: whether it also keeps the inputs of the inference worker, made with its own Pillow.
+    pictures: whether the image also keeps the inputs of the inference worker, made with its own
+    Pillow.
     """
 
     suite: str
@@ -90,7 +91,7 @@ _COMPILE: Final = "python3 -m compileall -q --invalidation-mode unchecked-hash"
 
 
 def build(name: str) -> Path:
-    """The image `probe`, `inference` or `embedding` as an OCI archive; made when not there yet.
+    """Returns the image `probe`, `inference` or `embedding` as an OCI archive, made if missing.
 
     Raises KeyError for another name, subprocess.CalledProcessError when a tool fails.
     """
@@ -115,12 +116,12 @@ def build(name: str) -> Path:
 
 
 def reference(name: str) -> str:
-    """The name under which containerd knows the image."""
+    """Returns the name under which containerd knows the image."""
     return f"quickthaw.test/{name}:latest"
 
 
 def real_inputs() -> list[inputs.Input]:
-    """The inputs of the inference worker with their answers; made with the image's Pillow."""
+    """Returns the inputs of the inference worker and their answers; made with its Pillow."""
     return inputs.read(_site("inference") / "inputs")
 
 
@@ -140,7 +141,7 @@ def _layers_of(name: str) -> list[ocitar.Layer]:
 
 
 def _layer(kind: str, key: str, tree: Path, prefix: str = "") -> ocitar.Layer:
-    """A cached layer; its digest is kept beside it."""
+    """Returns a cached layer, whose digest lies beside it."""
     path = BUILD / "layers" / f"{kind}-{_key(key, ocitar.digest_of(_own('ocitar')))}.tar"
     digest = path.with_suffix(".digest")
     with base.locked(BUILD / "layers" / f"{kind}.lock"):
@@ -161,7 +162,7 @@ def _debian(suite: str) -> ocitar.Layer:
 
 
 def _workers() -> ocitar.Layer:
-    """The scripts, without times: only a changed script changes the layer."""
+    """Returns the layer of the scripts, without times: only a changed script changes the layer."""
     scripts = sorted(path for path in HERE.glob("*.py") if path.stem not in ("images", "ocitar"))
     with tempfile.TemporaryDirectory() as scratch:
         for script in scripts:
@@ -174,12 +175,12 @@ def _workers() -> ocitar.Layer:
 
 
 def _age(path: Path) -> None:
-    """Give a file a time that says nothing."""
+    """Give a file a fixed time."""
     os.utime(path, (1, 1))
 
 
 def _site(name: str) -> Path:
-    """A directory with `site`, the wheels unpacked and compiled, and maybe `inputs`."""
+    """Returns a directory with `site`, the wheels unpacked and compiled, and maybe `inputs`."""
     wanted = SITES[name]
     root, lock_file = base.worker_root(wanted.suite), HERE / wanted.lock
     made_from = [lock_file.read_text(), root.name, ocitar.digest_of(_own("inputs")), _COMPILE]
@@ -203,7 +204,7 @@ def _site(name: str) -> Path:
 
 
 def _unpack(wheel: Path, to: Path) -> None:
-    """What is imported from a wheel; not its console scripts."""
+    """Unpack the importable files of a wheel, without its console scripts."""
     data = f"{'-'.join(wheel.name.split('-')[:2])}.data/"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(to, [name for name in archive.namelist() if not name.startswith(data)])
@@ -224,7 +225,7 @@ def _run_in(root: Path, scratch: Path, *, pictures: bool) -> None:
     unshare = ["unshare", "--mount", "--net", "--propagation", "private"]
     draw = "yes" if pictures else "no"
     command = [*unshare, "sh", "-c", script, "sh", str(root), str(scratch), str(HERE), draw]
-    # A wheel's own warnings are of no use to who builds an image of it.
+    # A wheel's own warnings are of no use to the builder of an image.
     subprocess.run(command, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
 

@@ -1,10 +1,10 @@
-"""An inference server: says what a document is, and reads the text when it is a picture.
+"""An inference server: tells the type of a document, and reads the text of a picture.
 
     PORT=8000 python3 -m workers.inference
 
-Four models on onnxruntime, from the wheels that ship them: magika's content types, and
-rapidocr's text detection, orientation and recognition. It listens once the models are loaded
-and warmed up over the shapes that it will see, as servers do whose first request must be fast.
+Four models on onnxruntime, from the wheels that ship them: magika's content types, and rapidocr's
+text detection, orientation and recognition. The server listens once the models are loaded and
+warmed up over the shapes of its later requests, as servers do whose first request must be fast.
 
     GET  /health    200; before the warm-up is over nothing listens
     POST /predict   the document in, {"label", "group", "score", "text", "scores", "sha256"} out;
@@ -12,9 +12,9 @@ and warmed up over the shapes that it will see, as servers do whose first reques
     GET  /state     nonce, pid, hostname, uptime_s, requests, `kept` (every file and shared memory
                     that is held, verified), statistics, restored
 
-It has what such servers have: thread pools of onnxruntime, OpenBLAS and OpenCV, a thread that
-keeps statistics, a journal of results in its rootfs that stays open, an unlinked temporary file,
-and a table of recent results in shared memory (/dev/shm). One numbered log line per request.
+The server has the parts of real servers: thread pools of onnxruntime, OpenBLAS and OpenCV, a thread
+that keeps statistics, a journal of results in its rootfs that stays open, an unlinked temporary
+file, and a table of recent results in shared memory (/dev/shm). A numbered log line per request.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from multiprocessing import shared_memory
 from typing import TYPE_CHECKING, Final
 
-# onnxruntime reports its use to its maker, and a test has no business to; it reads this at import.
+# onnxruntime reports its use to its maker, which a test must not; the variable is read at import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import uvicorn
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 JOURNAL: Final = "/var/cache/inference/results.jsonl"
 TABLE_SIZE: Final = 1 << 20
 PICTURES: Final = frozenset({"png", "jpeg", "bmp", "webp", "tiff"})
-# Text is looked for at this size: our documents are cards and labels, not pages.
+# Size for text detection: our documents are cards and labels, not pages.
 LONG_SIDE: Final = 480
 
 
@@ -74,14 +74,14 @@ class Models:
         log.say(f"models warm after {time.monotonic() - started:.2f} s")
 
     def _warm_up(self) -> None:
-        """Every shape that comes once allocates its arenas here and not in a request."""
+        """Allocate the arenas of every shape here, and not in a request."""
         for width in (160, 320, 480, 640):
             for lines in (1, 2, 4, 6):
                 text = [f"Warm-up line {number} of {lines}" for number in range(lines)]
                 self.predict(inputs.picture(text, width=width))
 
     def predict(self, document: bytes) -> Json:
-        """Content type, and the text lines of a picture from top to bottom."""
+        """Returns the content type, and the text lines of a picture from top to bottom."""
         with self._one_at_a_time:
             kind = self._magika.identify_bytes(document)
             answer: Json = {
@@ -100,7 +100,7 @@ class Models:
 
 
 class Kept:
-    """What the server keeps outside of its own memory, and can verify."""
+    """The server's files and shared memory outside of its own memory, which it can verify."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -128,13 +128,13 @@ class Kept:
             self._slot = (self._slot + 1) % (TABLE_SIZE // slot_size)
 
     def close(self) -> None:
-        """Give back what outlives the process: the shared memory and its name."""
+        """Release the shared memory and its name, which outlive the process."""
         self._rows.release()
         self._table.close()
         self._table.unlink()
 
     def verify(self) -> dict[str, bool]:
-        """Whether each is what was written, read back through what is held and by its name."""
+        """Returns for each object whether it has the written content, by descriptor and by name."""
         with self._lock:
             size = os.fstat(self._journal.fileno()).st_size
             held = os.pread(self._journal.fileno(), size, 0)
@@ -152,7 +152,7 @@ class Kept:
 
 @dataclass
 class Statistics:
-    """Kept by a thread of its own, once a second."""
+    """Statistics, which a thread of their own updates once a second."""
 
     ticks: int = 0
     predictions: int = 0
@@ -161,7 +161,7 @@ class Statistics:
     rates: list[int] = field(default_factory=list)
 
     def keep(self) -> None:
-        """Body of the thread."""
+        """Update the statistics for ever. Body of the thread."""
         before = self.predictions
         while True:
             time.sleep(1)
@@ -176,24 +176,24 @@ class Service:
 
     def __init__(self) -> None:
         self.me, self.log = Identity("inference"), LineLog()
-        # Until uvicorn takes over, and again when it is done and hands the signal on.
+        # Until uvicorn takes over, and again when uvicorn is done and hands the signal on.
         stop_on_sigterm(self.log)
         self.log.say(f"start {self.me.nonce}")
         self.models, self.kept, self.statistics = Models(self.log), Kept(), Statistics()
         threading.Thread(target=self.statistics.keep, name="statistics", daemon=True).start()
 
     async def health(self, _: Request) -> JSONResponse:
-        """Warm from the first moment it listens."""
+        """Answer 200: the server is warm from the first moment that it listens."""
         return JSONResponse({"ok": True})
 
     async def state(self, _: Request) -> JSONResponse:
-        """Proof of identity, and everything that is held."""
+        """Returns the proof of identity, and a check of everything that is held."""
         kept = await run_in_threadpool(self.kept.verify)
         facts = {"statistics": vars(self.statistics), "restored": restored()}
         return JSONResponse(self.me.describe() | {"kept": kept} | facts)
 
     async def predict(self, request: Request) -> JSONResponse:
-        """One document."""
+        """Answer for a document."""
         document = await request.body()
         return JSONResponse(await run_in_threadpool(self._predict, document))
 

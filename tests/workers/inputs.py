@@ -1,7 +1,7 @@
-"""Real inputs for the inference worker, with what a right answer must say.
+"""Real inputs for the inference worker, with the right answers.
 
-The pictures are drawn with Pillow, inside the image (`picture`); the other documents are files
-that Debian ships in the workers' root file system. Outside of the image no library is needed.
+The pictures are drawn with Pillow, inside the image (`picture`); the other documents are files that
+Debian ships in the workers' root file system. Outside of the image no library is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PICTURES: Final[dict[str, list[str]]] = {
     "sign": ["NO PARKING", "Monday to Friday 8-18"],
     "parcel": ["Fragile: glass", "Weight 12.5 kg", "Room 407"],
 }
-# Path in the image, and the content type that it has.
+# Path in the image, and the content type of the file.
 DOCUMENTS: Final[dict[str, tuple[str, str]]] = {
     "program": ("usr/bin/true", "elf"),
     "source": ("usr/lib/python3.13/json/decoder.py", "python"),
@@ -29,7 +29,7 @@ DOCUMENTS: Final[dict[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class Input:
-    """One document, and what `label` and `text` of the answer have to be."""
+    """A document, with the `label` and `text` of a right answer."""
 
     name: str
     document: bytes
@@ -37,7 +37,7 @@ class Input:
     text: tuple[str, ...] = ()
 
     def is_answered_by(self, answer: dict[str, object]) -> bool:
-        """Whether an answer of /predict is right. Spaces may be read differently; no letter may."""
+        """Whether an answer of /predict is right. Spaces may differ, letters may not."""
         read = answer.get("text")
         lines = read if isinstance(read, list) else []
         return answer.get("label") == self.label and _squeeze(lines) == _squeeze(list(self.text))
@@ -48,7 +48,7 @@ def _squeeze(lines: list[str]) -> list[str]:
 
 
 def picture(lines: list[str], width: int = 480) -> bytes:
-    """A PNG with black text on white. Needs Pillow; its own font, so the same pixels anywhere."""
+    """Returns a PNG, black on white. Needs Pillow; its own font gives the same pixels anywhere."""
     from PIL import Image, ImageDraw, ImageFont
 
     size = 28
@@ -64,7 +64,7 @@ def picture(lines: list[str], width: int = 480) -> bytes:
 
 
 def write(root: str, directory: str) -> None:
-    """Put all inputs and their answers into `directory`; `root` is where Debian's files are."""
+    """Write all inputs and their answers into `directory`. root: the root of Debian's files."""
     index = []
     for name, lines in PICTURES.items():
         Path(directory, name).write_bytes(picture(lines))
@@ -76,7 +76,7 @@ def write(root: str, directory: str) -> None:
 
 
 def read(directory: Path) -> list[Input]:
-    """The inputs that `write` made."""
+    """Returns the inputs that `write` made."""
     index = json.loads((directory / "index.json").read_text())
     return [
         Input(row["name"], (directory / row["name"]).read_bytes(), row["label"], tuple(row["text"]))

@@ -2,25 +2,25 @@
 
     SIZE_MIB=1024 SEED=1 CONTENT=random PORT=8000 python3 -m workers.memory
 
-The content follows from the seed: MiB blocks, some of them in rotation, each page stamped with
-its index and a version.
+The content follows from the seed: MiB blocks in rotation, each page stamped with its index and a
+version.
 
-CONTENT=random       eight random blocks
-CONTENT=half-zero    the same, and every other block is written with zeros
-CONTENT=model        the blocks of the largest ONNX models in the image (of /opt/site)
+    CONTENT=random       eight random blocks
+    CONTENT=half-zero    the same, and every other block is written with zeros
+    CONTENT=model        the blocks of the largest ONNX models in the image (of /opt/site)
 
-BACKING=private      anonymous memory of its own; nothing is file-backed
-BACKING=anonymous    shared anonymous memory
-BACKING=memfd        a memfd, mapped shared
+    BACKING=private      anonymous memory of its own; nothing is file-backed
+    BACKING=anonymous    shared anonymous memory
+    BACKING=memfd        a memfd, mapped shared
 
-CHILDREN=8           forked when the memory is full; they only look at it
+    CHILDREN=8           forked when the memory is full; children only read the memory
 
     /health               200 when the memory is full
     /state                nonce, pid, hostname, uptime_s, requests, size_mib, touched, restored
     /checksum             compares every page: {"ok", "checksum", "bad_pages", "pages", "seconds"}
     /touch?n=N&seed=S     gives N pages a new version, spread by S; a later /checksum expects it
-    /first                reads one page only: the time of a first answer does not depend on size
-    /sample?n=N&seed=S    reads N pages, spread by S, and says whether they are right
+    /first                reads a single page: the time of a first answer does not depend on size
+    /sample?n=N&seed=S    reads N pages, spread by S, and tells whether they are right
     /pauses               see `pauses`
     /children             every child compares every page: {"ok", "children"}
 """
@@ -59,7 +59,7 @@ _ROTATION: Final = 8
 
 
 def blocks_of(content: str, seed: int) -> list[bytes]:
-    """What is in rotation, MiB for MiB. b"" is a block of zeros. Raises ValueError."""
+    """Returns the blocks in rotation, a MiB each. b"" is a block of zeros. Raises ValueError."""
     source = random.Random(seed)  # noqa: S311  content to recognise, not a secret
     if content == "random":
         return [source.randbytes(BLOCK) for _ in range(_ROTATION)]
@@ -71,7 +71,7 @@ def blocks_of(content: str, seed: int) -> list[bytes]:
 
 
 def _blocks_of_models() -> list[bytes]:
-    """Whole MiB of the models in /opt/site, the largest model first."""
+    """Returns whole MiB of the models in /opt/site, the largest model first."""
     models = sorted(Path("/opt/site").rglob("*.onnx"), key=lambda path: -path.stat().st_size)
     blocks = [
         data[at : at + BLOCK]
@@ -84,7 +84,7 @@ def _blocks_of_models() -> list[bytes]:
 
 
 def area_of(backing: str, size: int) -> mmap.mmap:
-    """Fresh memory. Raises ValueError."""
+    """Returns fresh memory. Raises ValueError."""
     match backing:
         case "private":
             return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -121,14 +121,14 @@ class Memory:
             if there:
                 words[:: PAGE // 8] = array("Q", range(first, first + _PER_BLOCK))
                 words[1 :: PAGE // 8] = self.versions[first : first + _PER_BLOCK]
-            else:  # a page of zeros has a stamp when it was touched
+            else:  # a touched page of zeros has a stamp
                 for page, version in enumerate(self.versions[first : first + _PER_BLOCK]):
                     if version:
                         _STAMP.pack_into(block, page * PAGE, first + page, version)
         return block
 
     def touch(self, count: int, seed: int) -> list[int]:
-        """Give `count` pages their next version; returns the pages, chosen by `seed`."""
+        """Give `count` pages their next version. Returns the pages, chosen by `seed`."""
         chosen = random.Random(seed).sample(range(self.pages), min(count, self.pages))  # noqa: S311
         with self._lock:
             for number in chosen:
@@ -138,18 +138,18 @@ class Memory:
         return chosen
 
     def page_is_right(self, number: int) -> bool:
-        """Whether the stamp of one page is what it should be; touches this page only."""
+        """Whether the stamp of a page is right; touches this page only."""
         stamp = _STAMP.unpack_from(self._map, number * PAGE)
         version = self.versions[number]
         zeros = not version and not self._blocks[number // _PER_BLOCK % len(self._blocks)]
         return bool(stamp == ((0, 0) if zeros else (number, version)))
 
     def verify(self) -> Json:
-        """Compare every byte with what it must be. `checksum` is over the bytes that are there."""
+        """Compare every byte with its expected value. `checksum` is over the present bytes."""
         started, digest, bad = time.monotonic(), hashlib.sha256(), []
         with self._lock, memoryview(self._map) as view:
             for index in range(self.pages * PAGE // BLOCK):
-                # A copy, as memoryviews compare byte by byte: thirty times slower.
+                # A copy: memoryviews compare byte by byte, thirty times slower.
                 there, expected = bytes(view[index * BLOCK :][:BLOCK]), self._expected_block(index)
                 digest.update(there)
                 if there != expected:
@@ -163,7 +163,7 @@ class Memory:
         }
 
     def spoil(self, number: int) -> None:
-        """Damage one page, for the test of the test."""
+        """Damage a page, for the test of the test."""
         self._map[number * PAGE + 100] ^= 0xFF
 
 
@@ -176,7 +176,7 @@ def _differing_pages(there: bytes, expected: bytearray, block: int) -> list[int]
 
 
 class Child:
-    """A forked process that compares all pages when it is asked to."""
+    """A forked process that compares all pages when asked."""
 
     def __init__(self, memory: Memory) -> None:
         self._lock = threading.Lock()
@@ -195,7 +195,7 @@ class Child:
             os._exit(0)
 
     def is_right(self) -> bool:
-        """What it finds."""
+        """Returns whether the child finds all pages right."""
         with self._lock:
             os.write(self._ask, b"?")
             return os.read(self._told, 1) == b"+"
@@ -215,11 +215,11 @@ class Worker:
         return self.memory
 
     def health(self, _: Ask) -> object:
-        """Ready when every page is written."""
+        """Answer 200 when every page is written."""
         return Reply(503, {"ok": False}) if self.memory is None else {"ok": True}
 
     def state(self, _: Ask) -> Json:
-        """Identity, and how much there is."""
+        """Returns the proof of identity, and the size of the memory."""
         memory = self._full()
         return {
             **self.me.describe(),
@@ -229,11 +229,11 @@ class Worker:
         }
 
     def checksum(self, _: Ask) -> Json:
-        """All of it."""
+        """Compare all pages."""
         return self._full().verify()
 
     def children(self, _: Ask) -> Json:
-        """One after another."""
+        """Ask one child after another."""
         right = [child.is_right() for child in self.forked]
         return {"ok": all(right), "children": len(right)}
 
@@ -242,12 +242,12 @@ class Worker:
         return {"touched": len(self._full().touch(ask.whole("n"), ask.whole("seed", 0)))}
 
     def first(self, _: Ask) -> Json:
-        """One page from the middle."""
+        """Read a page from the middle."""
         memory = self._full()
         return {"ok": memory.page_is_right(memory.pages // 2), "nonce": self.me.nonce}
 
     def sample(self, ask: Ask) -> object:
-        """Some pages from everywhere: 500 when one is wrong."""
+        """Read some pages from everywhere; answer 500 when a page is wrong."""
         memory = self._full()
         source = random.Random(ask.whole("seed", 0))  # noqa: S311
         chosen = [source.randrange(memory.pages) for _ in range(ask.whole("n", 8))]

@@ -1,6 +1,6 @@
-"""OCI images without a registry: directory trees to layers, layers to an image archive.
+"""Makes OCI images without a registry: directory trees to layers, layers to an image archive.
 
-The archive is an OCI image layout in a tar, which `ctr -n k8s.io images import` takes. Layers are
+The archive is an OCI image layout in a tar, which `ctr -n k8s.io images import` reads. Layers are
 not compressed: they are unpacked on the machine that made them. Source: OCI image-spec 1.1.
 """
 
@@ -29,14 +29,14 @@ _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer as a tar file on disk; uncompressed, so digest and diff id are the same."""
+    """A layer as a tar file on disk; uncompressed, so digest and diff id are the same."""
 
     path: Path
     digest: str
 
 
 def digest_of(path: Path) -> str:
-    """`sha256:…` of a file."""
+    """Returns `sha256:…` of a file."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
@@ -86,7 +86,7 @@ def _walk(tree: Path, below: str, keep: Callable[[str], bool]) -> Iterator[str]:
 
 def _add(archive: tarfile.TarFile, source: Path, name: str) -> None:
     if stat.S_ISSOCK(source.lstat().st_mode):
-        return  # tar has no word for it
+        return  # tar cannot store a socket
     info = archive.gettarinfo(source, name)
     info.uname = info.gname = ""
     info.mtime = int(info.mtime)
@@ -98,7 +98,7 @@ def _add(archive: tarfile.TarFile, source: Path, name: str) -> None:
 
 
 def write_image(to: Path, name: str, layers: Sequence[Layer], config: Mapping[str, object]) -> None:
-    """Write an image archive. `name` is the full reference; `config` has Env, Cmd and the like."""
+    """Write an image archive. `name` is the full reference; `config` has Env, Cmd and more."""
     image = _blob(
         {
             "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),

@@ -1,10 +1,10 @@
-"""How long a process stood still: a thread that looks at the clock every millisecond.
+"""Measures how long a process stood still: a thread reads the clock every millisecond.
 
-    /pauses?watch=1    start to look; {"longest_s", "second_s"} since the last question
-    /pauses?watch=0    the same, and stop to look
+    /pauses?watch=1    start to watch; {"longest_s", "second_s"} since the last question
+    /pauses?watch=0    the same, and stop to watch
 
-The clock goes on while a process is frozen, so what it finds is what clients had to wait for,
-however the freezing was done.
+The clock goes on while a process is frozen, so the gaps are the times that clients had to wait,
+however the process was frozen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOOK_EVERY_S: Final = 0.001
 
 
 class Pauses:
-    """The two longest gaps between two looks at the clock."""
+    """The two longest gaps between two readings of the clock."""
 
     def __init__(self) -> None:
         self._watch = threading.Event()
@@ -28,7 +28,7 @@ class Pauses:
         self._started = False
 
     def answer(self, ask: Ask) -> Json:
-        """The handler of /pauses."""
+        """Answer /pauses."""
         longest, second = self._gaps
         self._gaps = [0.0, 0.0]
         if ask.flag("watch"):

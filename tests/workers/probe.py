@@ -1,27 +1,27 @@
-"""A tiny process that does, and reports, whatever an end-to-end test asks it over HTTP.
+"""A tiny process that does, and reports, whatever an end-to-end test asks over HTTP.
 
     PORT=8000 python3 -m workers.probe
 
-Environment: PORT (8000), LISTEN (`0.0.0.0` by default; a comma-separated list of HOST or
-HOST@PORT, where `pod` is the pod's own address), WARM=0 (health is 503 until /ready),
-TERM_DELAY_S and TERM_CODE (what the SIGTERM handler does), TICK_MS (log lines from the start).
-Every request is one log line `NNNNNNNN request N METHOD PATH STATUS`; every line has a number.
-Lines that come on stdin are logged as `stdin TEXT`. GET and POST are the same.
+Environment: PORT (8000), LISTEN (`0.0.0.0` by default; a comma-separated list of HOST or HOST@PORT,
+where `pod` is the pod's own address), WARM=0 (health is 503 until /ready), TERM_DELAY_S and
+TERM_CODE (for the SIGTERM handler), TICK_MS (log lines from the start). Every request is a log line
+`NNNNNNNN request N METHOD PATH STATUS`; every line has a number. Lines from stdin are logged as
+`stdin TEXT`. GET and POST are the same.
 
-Who and what am I
-    /health                        200, or 503 before it is warm
+Identity and confinement
+    /health                        200, or 503 before the probe is warm
     /state                         nonce, pid, hostname, uptime_s, requests, counter, lines, ...
     /count                         adds 1 to a counter in memory
     /who                           credentials, capabilities, seccomp, limits, namespaces, cgroup
     /net                           hostname, addresses, routes, listeners, resolv.conf, hosts
-    /env                           the environment and arguments that the process started with
+    /env                           the environment and arguments at the start of the process
     /mounts                        destination, type and options of every mount
     /restored                      the content of restored.json, or null
     /ready                         warm from now on, and says so in the control directory
-    /called                        how often /quiesce and /resume were called, in order
+    /called                        the calls of /quiesce and /resume, in order
     /quiesce, /resume              count; with /prepare?quiesce=500 they answer that status
 Sockets
-    /listen?host=H&port=P          one more listening address (`pod`, `::`, `0.0.0.0`, ...)
+    /listen?host=H&port=P          another listening address (`pod`, `::`, `0.0.0.0`, ...)
     /peer                          the two ends of this very connection
     /fetch?host=H&port=P&path=/X   a request of our own to somewhere else
 Files (all: ?path=P; an OSError answers 409 with its errno)
@@ -31,18 +31,18 @@ Files (all: ?path=P; an OSError answers 409 with its errno)
     /delete, /mkdir, /opaque       opaque: the directory is removed and made again, empty
     /link?to=T, /symlink?to=T      hard and symbolic
     /chmod?mode=0o640, /mtime?ns=N, /fifo
-    /xattr?name=N&value=V          sets one
-    /hold?name=N&size=S&seed=S     opens, writes and keeps it; delete=1 unlinks it; map=1 maps it
-                                   shared and closes the descriptor
+    /xattr?name=N&value=V          sets an extended attribute
+    /hold?name=N&size=S&seed=S     opens, writes and keeps a file; delete=1 unlinks the file; map=1
+                                   maps it shared and closes the descriptor
     /held                          every held file verified: {name: {"ok", "deleted", "size"}}
-    /append?name=N&text=T          writes to a held one
+    /append?name=N&text=T          writes to a held file
 Output, threads, memory, end
     /log?count=N&size=S&stream=stderr&text=T   numbered lines, at once
     /tick?ms=N                     a line every N ms, 0 stops; /state shows `ticks`
     /spin?count=N                  N threads that count; /threads shows their counters
-    /allocate?mib=N                that much more, touched; until the OOM killer comes with mib=0
+    /allocate?mib=N                N MiB more, touched; with mib=0 until the OOM killer comes
     /exit?code=N                   ends the process; /signal?number=N has it signal itself
-    /term?delay_s=S&code=N         changes what SIGTERM does
+    /term?delay_s=S&code=N         changes the handling of SIGTERM
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 
 class Probe:
-    """The state that survives a capture, and the endpoints that show and change it."""
+    """The state that survives a capture, and the endpoints that show and change the state."""
 
     def __init__(self) -> None:
         self.me, self.log, self.files = Identity("probe"), LineLog(), files.Files()
@@ -81,14 +81,14 @@ class Probe:
         self.term_code = int(os.environ.get("TERM_CODE", "0"))
         self.ending = threading.Event()
 
-    # Who and what am I
+    # Identity and confinement
 
     def health(self, _: Ask) -> Reply:
-        """Warm or not."""
+        """Answer 200 when warm, 503 before."""
         return Reply(200 if self.warm else 503, {"ok": self.warm})
 
     def state(self, _: Ask) -> Json:
-        """Everything that lives in memory only."""
+        """Returns everything that lives in memory only."""
         return {
             **self.me.describe(),
             "counter": self.counter,
@@ -100,12 +100,12 @@ class Probe:
         }
 
     def count(self, _: Ask) -> Json:
-        """One more."""
+        """Add 1 to the counter."""
         self.counter += 1
         return {"counter": self.counter}
 
     def ready(self, _: Ask) -> Json:
-        """Become warm; where the control directory is mounted, say so there."""
+        """Become warm; if the control directory is mounted, say so there."""
         self.warm = True
         if told := os.path.isdir(os.path.dirname(READY)):
             with open(READY, "w", encoding="ascii") as file:
@@ -113,19 +113,19 @@ class Probe:
         return {"ok": True, "told": told}
 
     def prepare(self, ask: Ask) -> Json:
-        """Which status /quiesce and /resume answer from now on."""
+        """Set the status that /quiesce and /resume answer from now on."""
         self.prepared = {name: int(status) for name, status in ask.query.items()}
         return {"prepared": self.prepared}
 
     def call(self, name: str) -> Reply:
-        """A call of quiesce or resume."""
+        """Record a call of quiesce or resume."""
         self.called.append(name)
         return Reply(self.prepared.get(name, 200), {"called": self.called})
 
     # Sockets
 
     def listen(self, ask: Ask) -> Json:
-        """One more address with the same endpoints."""
+        """Open another address with the same endpoints."""
         return {"address": self.listen_on(ask.text("host"), ask.whole("port"))}
 
     def listen_on(self, host: str, port: int) -> str:
@@ -137,12 +137,12 @@ class Probe:
 
     @staticmethod
     def peer(ask: Ask) -> Json:
-        """Both ends of the connection that asks."""
+        """Returns both ends of the asking connection."""
         return {"local": ask.local, "peer": ask.peer}
 
     @staticmethod
     def fetch(ask: Ask) -> Json:
-        """Ask someone else: shows that outgoing connections work, and from which address."""
+        """Make a request: shows that outgoing connections work, and their source address."""
         there = http.client.HTTPConnection(ask.text("host"), ask.whole("port"), timeout=5)
         try:
             there.request("GET", ask.text("path", "/peer"))
@@ -154,7 +154,7 @@ class Probe:
     # Output, threads, memory, end
 
     def log_lines(self, ask: Ask) -> Json:
-        """Print lines; returns the numbers of the first and the last."""
+        """Print lines. Returns the numbers of the first and the last."""
         fd = 2 if ask.text("stream", "stdout") == "stderr" else 1
         text = ask.text("text", "line").ljust(ask.whole("size", 0), ".")
         numbers = [self.log.say(text, fd) for _ in range(ask.whole("count", 1))]
@@ -166,7 +166,7 @@ class Probe:
         return {"ticks": self.ticks}
 
     def keep_ticking(self) -> None:
-        """A line per interval, for ever. Body of a thread."""
+        """Print a line per interval, for ever. Body of a thread."""
         while True:
             if self.tick_ms:
                 self.ticks += 1
@@ -202,17 +202,17 @@ class Probe:
 
     @staticmethod
     def signal_self(ask: Ask) -> Json:
-        """Signal this process. Pid 1 of a container is immune to what it does not handle."""
+        """Signal this process. Pid 1 of a container ignores signals that it does not handle."""
         os.kill(os.getpid(), ask.whole("number"))
         return {"ok": True}
 
     def term(self, ask: Ask) -> Json:
-        """Change what SIGTERM does."""
+        """Change the handling of SIGTERM."""
         self.term_delay_s, self.term_code = ask.number("delay_s", 0), ask.whole("code", 0)
         return {"delay_s": self.term_delay_s, "code": self.term_code}
 
     def on_sigterm(self, *_: object) -> None:
-        """The handler: log, wait as configured, log, exit."""
+        """Log, wait as configured, log, exit. The handler of SIGTERM."""
         self.log.say("signal SIGTERM")
         time.sleep(self.term_delay_s)
         self.log.say(f"exit {self.term_code}")
@@ -224,7 +224,7 @@ class Probe:
             self.log.say(f"stdin {line.rstrip()}")
 
     def routes(self) -> Routes:
-        """Every endpoint by its path."""
+        """Returns every endpoint by its path."""
         return {
             "/health": self.health,
             "/state": self.state,
@@ -254,7 +254,7 @@ class Probe:
         }
 
     def run(self) -> None:
-        """Listen where LISTEN says, and stay."""
+        """Listen on the addresses of LISTEN, and stay."""
         signal.signal(signal.SIGTERM, self.on_sigterm)
         port = port_from_environment()
         for place in os.environ.get("LISTEN", "0.0.0.0").split(","):  # noqa: S104

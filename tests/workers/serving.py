@@ -1,6 +1,6 @@
-"""What the workers share: a JSON-over-HTTP server, numbered log lines, proof of identity.
+"""The common base of the workers: a JSON-over-HTTP server, numbered log lines, proof of identity.
 
-Standard library only, and started in a tenth of a second: most end-to-end tests wait for it.
+Standard library only, and starts in a tenth of a second: most end-to-end tests wait for a worker.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ READY: Final = "/run/quickthaw/ready"
 
 
 class LineLog:
-    """Numbered lines on stdout, one write(2) each: a line lost or doubled shows as a gap."""
+    """Numbered lines on stdout, a write(2) each: a line lost or doubled shows as a gap."""
 
     def __init__(self) -> None:
-        # Reentrant: a signal handler logs too, on top of whatever the main thread was doing.
+        # Reentrant: a signal handler logs too, in the middle of any step of the main thread.
         self._lock = threading.RLock()
         self.lines = 0
 
@@ -45,7 +45,7 @@ class LineLog:
 
 @dataclass
 class Identity:
-    """What only this very process can know: a restored one shows the nonce of its source."""
+    """Facts that only this process can know: a restored process has its source's nonce."""
 
     worker: str
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -54,13 +54,13 @@ class Identity:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count_request(self) -> int:
-        """One request more; returns how many there were."""
+        """Count a request. Returns the number of requests so far."""
         with self._lock:
             self.requests += 1
             return self.requests
 
     def describe(self) -> Json:
-        """Nonce, pid, hostname, seconds since the start and requests answered so far."""
+        """Returns nonce, pid, hostname, seconds since the start and requests answered so far."""
         return {
             "worker": self.worker,
             "nonce": self.nonce,
@@ -73,7 +73,7 @@ class Identity:
 
 
 def restored() -> object:
-    """The content of restored.json: what was told to this process after a restore, or None."""
+    """Returns the content of restored.json, written for a restored process, or None."""
     try:
         with open(RESTORED, "rb") as file:
             return json.load(file)
@@ -82,12 +82,12 @@ def restored() -> object:
 
 
 class BadRequest(Exception):
-    """The query lacks a parameter, or one of them is not what it should be."""
+    """The query lacks a parameter, or a parameter has a wrong value."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request, with its query parameters read as what they mean."""
+    """A request, with its query parameters parsed."""
 
     query: dict[str, str]
     body: bytes
@@ -95,27 +95,27 @@ class Ask:
     peer: tuple[str, int]
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A parameter as text. Raises BadRequest when it is absent and has no default."""
+        """Returns a parameter as text. Raises BadRequest when it is absent and has no default."""
         value = self.query.get(name, default)
         if value is None:
             raise BadRequest(f"parameter {name} is missing")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A parameter as a number. Raises BadRequest like `text`, and when it is no number."""
+        """Returns a parameter as a number. Raises BadRequest like `text`, and for other text."""
         value = self.text(name, None if default is None else str(default))
         try:
             return float(value)
         except ValueError:
-            raise BadRequest(f"parameter {name} is no number: {value}") from None
+            raise BadRequest(f"parameter {name} is not a number: {value}") from None
 
     def whole(self, name: str, default: int | None = None) -> int:
-        """A parameter as an integer, decimal or 0x or 0o. Raises like `number`."""
+        """Returns a parameter as an integer, decimal or 0x or 0o. Raises like `number`."""
         value = self.text(name, None if default is None else str(default))
         try:
             return int(value, 0)
         except ValueError:
-            raise BadRequest(f"parameter {name} is no integer: {value}") from None
+            raise BadRequest(f"parameter {name} is not an integer: {value}") from None
 
     def flag(self, name: str) -> bool:
         """Whether a parameter is given as 1."""
@@ -151,7 +151,7 @@ def answer(routes: Routes, path: str, ask: Ask) -> Reply:
 
 
 class Server(ThreadingHTTPServer):
-    """One listening address of a worker. Every listener of a worker has the same routes."""
+    """A listening address of a worker. Every listener of a worker has the same routes."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -163,8 +163,8 @@ class Server(ThreadingHTTPServer):
         super().__init__((host, port), _Conversation)
 
     def server_bind(self) -> None:
-        # `::` must not take the port from a listener on 0.0.0.0. The stock class would ask the DNS
-        # for its own name, which takes seconds in a pod without one.
+        # `::` must not take the port from a listener on 0.0.0.0. The stock class would resolve its
+        # own name, which takes seconds in a pod without DNS.
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -191,7 +191,7 @@ class _Conversation(BaseHTTPRequestHandler):
         reply = answer(
             self.server.routes, url.path, Ask(query, body, here, self.client_address[:2])
         )
-        # Logged before it is answered: who has the answer can rely on the line being there.
+        # Logged before the answer: a client with the answer can rely on the line.
         self.server.log.say(f"request {number} {self.command} {url.path} {reply.status}")
         self._send(reply)
 
@@ -206,16 +206,16 @@ class _Conversation(BaseHTTPRequestHandler):
     do_GET = do_POST = _serve  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
-        """The numbered line says it all."""
+        """Do nothing: the numbered line is enough."""
 
 
 def port_from_environment(default: int = 8000) -> int:
-    """The port that the pod's author chose with PORT."""
+    """Returns the port that the pod's author chose with PORT."""
     return int(os.environ.get("PORT", default))
 
 
 def stop_on_sigterm(log: LineLog, delay_s: float = 0.0, code: int = 0) -> None:
-    """Log SIGTERM, wait, and exit: pid 1 of a container gets no default action for it."""
+    """Log SIGTERM, wait, and exit: pid 1 of a container has no default action for SIGTERM."""
 
     def stop(number: int, _: object) -> None:
         log.say(f"signal {signal.Signals(number).name}")

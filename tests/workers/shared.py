@@ -2,15 +2,15 @@
 
     MEMFD_MIB=64 ANON_MIB=64 SYSV_MIB=64 SHM_MIB=16 GONE_MIB=8 FILE_MIB=8 python3 -m workers.shared
 
-memfd: one, mapped and open; and a sealed one of a quarter of the size and an odd length that is
-only open. anon: MAP_SHARED | MAP_ANONYMOUS. sysv: a segment. shm: a file in /dev/shm. gone: another
-one that is mapped and has no name any more. file: a file in /srv. None of a kind for 0. Every
-fourth MiB was never written to, every fifth was written to with zeros.
+memfd: a memfd, mapped and open; and a sealed memfd of a quarter of the size and an odd length,
+which is only open. anon: MAP_SHARED | MAP_ANONYMOUS. sysv: a segment. shm: a file in /dev/shm.
+gone: another file there, which is mapped and has no name any more. file: a file in /srv. 0 leaves a
+kind out. Every fourth MiB was never written, every fifth was written with zeros.
 
     /health      200 when all is written
     /first       {"ok", "nonce"}
     /check       compares every byte, in the child too: {"ok", "items": {kind: [bad MiB, …]}}
-    /meet        the child writes into all kinds, and it is looked for here: {"ok", "items"}
+    /meet        the child writes into all kinds, and the parent looks for it: {"ok", "items"}
     /state       nonce, pid and so on; and resident bytes by kind
 """
 
@@ -50,7 +50,7 @@ _CHECK, _MEET = b"c", b"m"
 
 
 class Kind:
-    """One object: where it is mapped here, and what must be in it."""
+    """An object: its mapping here, and its expected content."""
 
     def __init__(self, name: str, view: memoryview, seed: int) -> None:
         self.name, self.view = name, view
@@ -67,14 +67,14 @@ class Kind:
         return bytes(block)
 
     def fill(self) -> None:
-        """Write what must be there."""
+        """Write the expected content."""
         for index in range(-(-len(self.view) // MIB)):
             if index % 4 != 3:
                 expected = self._expected(index)
                 self.view[index * MIB :][: len(expected)] = expected
 
     def bad(self) -> list[int]:
-        """The blocks that are not as they must be, the last word of the object apart."""
+        """Returns the numbers of wrong blocks, without the last word of the object."""
         found = []
         for index in range(-(-len(self.view) // MIB)):
             expected = self._expected(index)
@@ -89,7 +89,7 @@ class Kind:
 def _memfd(size: int) -> memoryview:
     fd = os.memfd_create("shared-worker")
     os.ftruncate(fd, size)
-    return memoryview(mmap.mmap(fd, size))  # and the descriptor stays open
+    return memoryview(mmap.mmap(fd, size))  # the descriptor stays open, too
 
 
 def _segment(size: int) -> memoryview:
@@ -100,7 +100,7 @@ def _segment(size: int) -> memoryview:
     address = libc.shmat(number, None, 0)
     if number < 0 or address is None or address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "shmat")
-    libc.shmctl(number, 0, None)  # IPC_RMID: it goes with its last user
+    libc.shmctl(number, 0, None)  # IPC_RMID: the segment goes with its last user
     return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
@@ -114,7 +114,7 @@ def _file(path: str, size: int, *, gone: bool = False) -> memoryview:
 
 
 class Sealed:
-    """A memfd that is only open, and may not be changed any more."""
+    """A memfd that is only open, and sealed against changes."""
 
     def __init__(self, size: int) -> None:
         self.fd = os.memfd_create("sealed-worker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -124,7 +124,7 @@ class Sealed:
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def bad(self) -> list[int]:
-        """As Kind's, and -1 when the seals are gone."""
+        """Returns wrong blocks as Kind does, and -1 when the seals are gone."""
         size = os.fstat(self.fd).st_size
         with mmap.mmap(self.fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
             found = Kind("sealed", view, 7).bad()
@@ -162,7 +162,7 @@ class Worker:
         self._lock = threading.Lock()
 
     def _obey(self, its: socket.socket) -> None:
-        """The child's part."""
+        """Obey the parent. Runs in the child."""
         try:
             while asked := its.recv(9):
                 if asked[:1] == _CHECK:
@@ -180,7 +180,7 @@ class Worker:
         return self.ours.recv(16)
 
     def check(self, _: Ask) -> Json:
-        """All of it, here and in the child."""
+        """Check everything, here and in the child."""
         with self._lock:
             items = {kind.name: kind.bad() for kind in self.kinds}
             if self.sealed:
@@ -190,7 +190,7 @@ class Worker:
                 "child": child.decode()}  # fmt: skip
 
     def meet(self, _: Ask) -> Json:
-        """Whether both still see one memory."""
+        """Check that parent and child still share their memory."""
         word = secrets.token_bytes(8)
         with self._lock:
             self._child(_MEET + word)
@@ -198,15 +198,15 @@ class Worker:
         return {"ok": all(items.values()), "items": items}
 
     def health(self, _: Ask) -> object:
-        """Ready when all is written."""
+        """Answer 200 when all is written."""
         return {"ok": True} if self.full else Reply(503, {"ok": False})
 
     def first(self, _: Ask) -> Json:
-        """Who answers."""
+        """Returns the nonce."""
         return {"ok": self.full, "nonce": self.me.nonce}
 
     def state(self, _: Ask) -> Json:
-        """Identity, and what is resident."""
+        """Returns the proof of identity, and the resident memory."""
         with open("/proc/self/status", encoding="ascii") as file:
             resident = [line.split()[1] for line in file if line.startswith("RssShmem")]
         return {**self.me.describe(), "restored": restored(), "rss_shmem_kib": int(resident[0])}

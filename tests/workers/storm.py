@@ -1,11 +1,11 @@
-"""Processes that do everything to their memory that can be done, while it is still being filled.
+"""Processes that change their memory in every way, while it is still being filled.
 
     PROCESSES=2 THREADS=3 SIZE_MIB=48 SECONDS=5 SEED=1 PORT=8000 python3 -m workers.storm
 
-Several processes with several threads, each of which owns areas of known content (see
-`workers.areas`) and does at random what `workers.winds` has. It begins when it is told to, or by
-itself when it was restored. What follows from the seed is what each thread wants to do; what the
-kernel makes of it (addresses, the order of threads) does not.
+Several processes with several threads: each thread owns areas of known content (see
+`workers.areas`) and runs random operations of `workers.winds`. The storm begins on request, or by
+itself after a restore. The seed determines the operations that each thread wants; it does not
+determine the kernel's part (addresses, the order of threads).
 
     /health                 200 when all memory is written
     /state                  nonce, pid, hostname, uptime_s, requests
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HANG_S: Final = 10.0
-"""A thread that is in one operation for so long hangs."""
+"""A thread that stays in an operation for this long hangs."""
 DEEPEST: Final = 2
 MOST_CHILDREN: Final = 2
 _CHILD_S: Final = 0.6
@@ -62,17 +62,17 @@ class Report:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def say(self, kind: str, **fields: object) -> None:
-        """One line, at once."""
+        """Write a line, at once."""
         os.write(self._fd, json.dumps({"kind": kind, **fields}).encode() + b"\n")
 
     def read(self) -> list[Json]:
-        """All lines so far."""
+        """Returns all lines so far."""
         with open(self.path, encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
 
 class Process:
-    """One process of the storm. depth: how many forks away from one that has its own memory."""
+    """A process of the storm. depth: the number of forks since a process with its own memory."""
 
     def __init__(self, report: Report, name: str, owned: list[Area], depth: int = 0) -> None:
         self.report, self.name, self.owned, self.depth = report, name, owned, depth
@@ -95,7 +95,7 @@ class Process:
             time.sleep(seconds * chance.random())
             if ends < 0.15:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return 1 if self.failed else 0  # the threads are in the middle of something
+            return 1 if self.failed else 0  # the threads are in the middle of an operation
         for thread in running:
             thread.join()
         while self._children:
@@ -134,7 +134,7 @@ class Process:
     # Children
 
     def fork(self, wind: Wind) -> None:
-        """Called by a thread. The child takes over all areas that nobody is working on."""
+        """Fork, called by a thread. The child takes over all areas that no thread is working on."""
         if self.depth >= DEEPEST or len(self._children) >= MOST_CHILDREN:
             return
         self._forked += 1
@@ -175,13 +175,13 @@ class Process:
         )
 
     def expect(self, pid: int) -> None:
-        """A child that has to end by itself."""
+        """Expect that a child ends by itself."""
         self._children[pid] = time.monotonic() + HANG_S + 5 * _CHILD_S
 
-    # What is wrong
+    # Failures
 
     def wrong(self, wind: Wind, error: Exception, more: object = None) -> None:
-        """Something is not what it must be: this process ends."""
+        """Report a failure, and end this process."""
         self.failed = self.is_over = True
         told = str(error) if isinstance(error, areas.Wrong) else traceback.format_exc()
         self.report.say(
@@ -191,7 +191,7 @@ class Process:
         )  # fmt: skip
 
     def _watch(self) -> None:
-        """Body of a thread: reaps children, and notices what does not move."""
+        """Reap children, and notice threads and children that hang. Body of a thread."""
         while not (self.is_over and not self._children):
             now = time.monotonic()
             for wind in self.winds:
@@ -209,7 +209,7 @@ class Process:
         del self._children[pid]
         if os.waitstatus_to_exitcode(status) not in (0, -signal.SIGKILL):
             self.failed = True
-            if os.waitstatus_to_exitcode(status) != 1:  # which has told by itself
+            if os.waitstatus_to_exitcode(status) != 1:  # with 1 the child has reported by itself
                 self.report.say("wrong", process=self.name, error=f"a child ended with {status}")
 
     def _hangs(self, what: str, pid: int, wind: Wind | None) -> None:
@@ -224,7 +224,7 @@ class Process:
 
 
 def waiting(pid: int) -> dict[str, str]:
-    """Where each thread of a process waits in the kernel."""
+    """Returns the place in the kernel where each thread of a process waits."""
     found = {}
     for task in os.listdir(f"/proc/{pid}/task"):
         try:
@@ -245,7 +245,7 @@ def _is_readable(address: int) -> bool:
 
 
 def filled(number: int, size_mib: int, seed: int) -> tuple[list[Area], list[tuple[int, int]]]:
-    """Memory with content: areas, and the regions that they are in (address and end)."""
+    """Make memory with content. Returns areas, and their regions (address and end)."""
     chance = random.Random(f"memory {seed} {number}")  # noqa: S311
     owned, regions = [], []
     label = (number + 1) << 57
@@ -267,7 +267,7 @@ def filled(number: int, size_mib: int, seed: int) -> tuple[list[Area], list[tupl
 
 
 class Worker:
-    """The endpoints, and the processes. pid 1 has no part in the storm: it tells of it."""
+    """The endpoints, and the processes. Pid 1 has no part in the storm: it reports."""
 
     def __init__(self) -> None:
         self.me, self.log = Identity("storm"), LineLog()
@@ -291,33 +291,33 @@ class Worker:
             os.write(self.ready[1], b".")
             seconds, seed = _GO.unpack(os.read(self.go[0], _GO.size))
             code = process.storm(seed, seconds, self.threads)
-        except BaseException:  # noqa: BLE001 - it must never run the parent's code
+        except BaseException:  # noqa: BLE001 - the child must never run the parent's code
             self.report.say("wrong", process=f"p{number}", error=traceback.format_exc())
         os._exit(code)
 
     def begin(self, seconds: float, seed: int) -> None:
-        """Once."""
+        """Begin the storm, once."""
         if not self.begun:
             self.begun, self.seed = True, seed
             os.write(self.go[1], _GO.pack(seconds, seed) * len(self.running))
 
     def storm(self, ask: Ask) -> Json:
-        """Begin."""
+        """Begin the storm."""
         self.begin(ask.number("seconds", self.seconds), ask.whole("seed", self.seed))
         return {"seed": self.seed}
 
     def result(self, _: Ask) -> Json:
-        """What is known so far."""
+        """Returns the findings so far."""
         for pid in list(self.running):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 self.running.remove(pid)
                 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                if status not in (0, 1, 4):  # which have told by themselves
+                if status not in (0, 1, 4):  # these have reported by themselves
                     self.report.say("wrong", error=f"process {pid} ended with {status}")
         return {"done": not self.running, "seed": self.seed, **summary(self.report.read())}
 
     def run(self) -> None:
-        """Serve, and begin when this is a restored one."""
+        """Serve, and begin the storm when this process is restored."""
         told = 0
         while told < len(self.running):
             told += len(os.read(self.ready[0], 16))
@@ -337,7 +337,7 @@ class Worker:
 
 
 def summary(lines: Sequence[Json]) -> Json:
-    """What the lines of a report come to."""
+    """Returns the sums of a report."""
     done: collections.Counter[str] = collections.Counter()
     for line in lines:
         operations = line.get("operations")

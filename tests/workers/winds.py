@@ -1,7 +1,7 @@
-"""What one thread of the storm does: at random, everything that can be done to areas of memory.
+"""Runs the operations of a thread of the storm: at random, every change that memory allows.
 
-A thread owns areas. What it works on is in none of its lists meanwhile, so that a process which
-another thread forks off at that moment takes over only what is certain. See `workers.storm`.
+A thread owns areas. An area that it works on is in none of its lists meanwhile, so that a process
+that another thread forks at that moment takes over only certain areas. See `workers.storm`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .storm import Process
 
 SIZES: Final = (1, 2, 4, 8, 16, 32)
-"""Pages of new areas: few sizes, so that what one thread gives back another one gets."""
+"""Pages of new areas: few sizes, so that threads get addresses that others gave back."""
 MOST_AREAS: Final = 80
 MOST_GROWN: Final = 256
 _TRUE: Final = shutil.which("true") or "/bin/true"
@@ -39,7 +39,7 @@ _WEIGHTS: Final = {
 
 
 def nested(depth: int) -> list[object]:
-    """To print it takes much of the C stack."""
+    """Returns nested lists, whose printing takes much of the C stack."""
     found: list[object] = []
     for _ in range(depth):
         found = [found]
@@ -47,7 +47,7 @@ def nested(depth: int) -> list[object]:
 
 
 class Wind:
-    """One thread. process: whose it is. name: unique in the storm, and with the seed its chance."""
+    """A thread of the storm. name: unique in the storm; with the seed it sets the operations."""
 
     def __init__(self, process: Process, name: str, owned: list[Area]) -> None:
         self.process, self.name, self.areas = process, name, owned
@@ -56,18 +56,18 @@ class Wind:
         self.recent: collections.deque[str] = collections.deque(maxlen=24)
         self.doing, self.since = "", time.monotonic()
         self.moving: tuple[Area, int] | None = None
-        """An area that is just being moved, and where to."""
+        """An area that is just being moved, and its target."""
         self._label = zlib.crc32(f"{process.seed} {name}".encode()) << 24
         self._brk, self._pipe = 0, os.pipe()
         self._kinds = list(_WEIGHTS)
         self._weights = [_WEIGHTS[kind] for kind in self._kinds]
 
     def blow(self, until: float) -> None:
-        """Until a time of the monotonic clock, or until something is wrong. Body of a thread."""
+        """Run operations until a monotonic time, or until a failure. Body of a thread."""
         try:
             while time.monotonic() < until and not self.process.is_over:
                 self.step(self.chance.choices(self._kinds, self._weights)[0])
-        except Exception as error:  # noqa: BLE001 - everything that is wrong is reported
+        except Exception as error:  # noqa: BLE001 - every failure is reported
             self.process.wrong(self, error)
         finally:
             self.doing = ""
@@ -75,7 +75,7 @@ class Wind:
                 os.close(end)
 
     def step(self, kind: str) -> None:
-        """One operation."""
+        """Run an operation."""
         self.doing, self.since = kind, time.monotonic()
         operation: Callable[[], None] = getattr(self, f"do_{kind}")
         operation()
@@ -84,17 +84,17 @@ class Wind:
     # Areas
 
     def note(self, text: str) -> None:
-        """For the report, should something be wrong."""
+        """Note an operation for the report of a failure."""
         self.doing = text
         self.recent.append(f"{time.monotonic():.6f} {text}")
 
     def labels(self, count: int) -> list[int]:
-        """Of pages that are written now: like none before."""
+        """Returns labels of pages that are written now: unlike all before."""
         self._label += count
         return list(range(self._label - count + 1, self._label + 1))
 
     def take(self, most: int = 64, least: int = 1) -> Area:
-        """An area, or a part of one, with at least so many pages; its neighbours stay owned."""
+        """Take an area, or a part, with at least `least` pages; the neighbours stay owned."""
         area = self._any()
         if len(area) < least:
             self.areas.append(area)
@@ -121,13 +121,13 @@ class Wind:
         return self.areas.pop(self.chance.randrange(len(self.areas)))
 
     def new(self, pages: int) -> Area:
-        """Fresh memory: zeros."""
+        """Map fresh memory: zeros."""
         address = areas.mapped(pages)
         self.note(f"map {address:#x} {pages}")
         return Area(address, [0] * pages)
 
     def check(self, area: Area, most: int = 4) -> None:
-        """Some pages, mostly."""
+        """Verify some pages, mostly."""
         if self.chance.random() < 0.7:
             first = self.chance.randrange(len(area))
             area.verify(first, min(most, len(area) - first))
@@ -145,7 +145,7 @@ class Wind:
         self.areas.append(area)
 
     def do_kernel_read(self) -> None:
-        """Have the kernel read a page that may not be there."""
+        """Have the kernel read a page that may be missing."""
         area = self._any()
         area.verify_by_kernel(self.chance.randrange(len(area)), self._pipe)
         self.areas.append(area)
@@ -158,13 +158,13 @@ class Wind:
         self.areas.append(area)
 
     def do_poke(self) -> None:
-        """Write a few bytes; the rest of the page is what it was, and is looked at later."""
+        """Write a few bytes; the rest of the page stays, and is checked later."""
         area = self._any()
         area.poke(self.chance.randrange(len(area)), self.labels(1)[0])
         self.areas.append(area)
 
     def do_hand_over(self) -> None:
-        """Another thread goes on with an area of ours, and we with one of others."""
+        """Give an area to another thread, and take an area of others."""
         market = self.process.market
         market.append(self._any())
         if len(market) > 1:
@@ -173,21 +173,21 @@ class Wind:
     # Places
 
     def do_map(self) -> None:
-        """A new area where the kernel likes it: where something has just gone."""
+        """Map a new area at the kernel's choice: a place that was just unmapped."""
         area = self.new(self.chance.choice(SIZES))
         if self.chance.random() < 0.5:
             area.write(0, self.labels(1))
         self.areas.append(area)
 
     def do_unmap(self) -> None:
-        """An area, or a hole into one."""
+        """Unmap an area, or a hole in an area."""
         area = self.take()
         self.check(area)
         self.note(f"unmap {area.address:#x} {len(area)}")
         areas.unmapped(area.address, len(area))
 
     def do_map_over(self) -> None:
-        """A new area over a part of an own one."""
+        """Map a new area over a part of our own."""
         area = self.take()
         self.note(f"map over {area.address:#x} {len(area)}")
         areas.mapped(len(area), at=area.address)
@@ -196,7 +196,7 @@ class Wind:
         self.areas.append(area)
 
     def do_move(self) -> None:
-        """To a place that we have chosen."""
+        """Move an area to a place of our choice."""
         area = self.take()
         to = areas.mapped(len(area), NONE)
         self.moving = area, to
@@ -206,7 +206,7 @@ class Wind:
         self.areas.append(area)
 
     def do_move_over(self) -> None:
-        """Over another area of ours."""
+        """Move an area over another area of ours."""
         area, over = self.take(32), self.take(32)
         size = min(len(area), len(over))
         for each in (area, over):
@@ -217,7 +217,7 @@ class Wind:
         self.areas.append(area)
 
     def do_leave(self) -> None:
-        """Where the kernel likes it, and the old place stays: with zeros."""
+        """Move an area at the kernel's choice, and keep the old place: with zeros."""
         area = self.take()
         old = Area(area.address, [0] * len(area))
         self._move(area, len(area), DONTUNMAP)
@@ -226,7 +226,7 @@ class Wind:
         self.areas += area, old
 
     def do_dance(self) -> None:
-        """To and fro, as fast as can be: others get what was our place a moment ago."""
+        """Move an area to and fro, as fast as possible: others get our place of a moment ago."""
         area = self.take(16)
         for _ in range(self.chance.randint(2, 6)):
             old = area.address
@@ -237,7 +237,7 @@ class Wind:
         self.areas.append(area)
 
     def do_grow(self) -> None:
-        """In place or elsewhere."""
+        """Grow an area, in place or elsewhere."""
         area = self.take()
         if len(area) < MOST_GROWN:
             more = self.chance.choice(SIZES)
@@ -247,7 +247,7 @@ class Wind:
         self.areas.append(area)
 
     def do_shrink(self) -> None:
-        """In place."""
+        """Shrink an area in place."""
         area = self.take(least=2)
         left = self.chance.randint(1, len(area) - 1)
         self._move(area, left, 0)
@@ -255,7 +255,7 @@ class Wind:
         self.areas.append(area)
 
     def do_shrink_away(self) -> None:
-        """To a place that we have chosen, with less."""
+        """Move an area to a place of our choice, with fewer pages."""
         area = self.take(least=2)
         left = self.chance.randint(1, len(area) - 1)
         to = areas.mapped(left, NONE)
@@ -272,7 +272,7 @@ class Wind:
     # Advice
 
     def do_drop(self) -> None:
-        """MADV_DONTNEED, sometimes of a size that is not whole pages."""
+        """Drop pages (MADV_DONTNEED), sometimes by a size that is not whole pages."""
         area = self._any()
         first, count = self._range(area, 48)
         self.note(f"drop {area.at(first):#x} {count}")
@@ -285,7 +285,7 @@ class Wind:
         self.areas.append(area)
 
     def do_drop_unaligned(self) -> None:
-        """From the middle of a page: refused, and nothing happens."""
+        """Drop from the middle of a page (MADV_DONTNEED): the kernel must refuse."""
         area = self._any()
         try:
             areas.advised(area.address + 512, PAGE, areas.DONTNEED)
@@ -296,7 +296,7 @@ class Wind:
             raise Wrong("MADV_DONTNEED took half a page")
 
     def do_free(self) -> None:
-        """MADV_FREE."""
+        """Free pages lazily (MADV_FREE)."""
         area = self._any()
         first, count = self._range(area, 32)
         self.note(f"free {area.at(first):#x} {count}")
@@ -307,7 +307,7 @@ class Wind:
         self.areas.append(area)
 
     def do_huge(self) -> None:
-        """Huge pages, or none."""
+        """Ask for huge pages, or for none."""
         area = self.take(1024)
         self.note(f"huge {area.address:#x} {len(area)}")
         advice = self.chance.choice((areas.HUGEPAGE, areas.HUGEPAGE, areas.NOHUGEPAGE))
@@ -315,7 +315,7 @@ class Wind:
         self.areas.append(area)
 
     def do_protect(self) -> None:
-        """The kernel splits the area, and joins it again or not."""
+        """Protect an area and unprotect it: the kernel splits the area, and may join it again."""
         area = self.take()
         self.note(f"protect {area.address:#x} {len(area)}")
         areas.protected(area.address, len(area), READ)
@@ -326,25 +326,25 @@ class Wind:
     # Processes, threads, the heap
 
     def do_brk(self) -> None:
-        """The heap grows, a little."""
+        """Grow the heap a little."""
         if self._brk < 8:
             self._brk += 1
-            with contextlib.suppress(OSError):  # something of ours may lie behind it
+            with contextlib.suppress(OSError):  # an area of ours may lie behind the heap
                 self.areas.append(Area(areas.heap_grown(4), [0] * 4))
 
     def do_stack(self) -> None:
-        """A thread with its stack, and one that another one had."""
+        """Start a thread, whose stack another thread may have had."""
         thread = threading.Thread(target=lambda: repr(nested(_NESTED)))
         thread.start()
         thread.join()
 
     def do_spawn(self) -> None:
-        """vfork and exec."""
+        """Start a program by vfork and exec."""
         self.note("spawn")
         self.process.expect(os.posix_spawn(_TRUE, [_TRUE], {}))
 
     def do_execute(self) -> None:
-        """fork and exec, with memory that is still missing."""
+        """Start a program by fork and exec, while memory is still missing."""
         self.note("execute")
         if pid := os.fork():
             self.process.expect(pid)
@@ -355,5 +355,5 @@ class Wind:
             os._exit(3)
 
     def do_fork(self) -> None:
-        """A child that checks what it has, does the same for a while, and ends somehow."""
+        """Fork a child that checks its memory, storms for a while, and ends somehow."""
         self.process.fork(self)

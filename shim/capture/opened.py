@@ -1,0 +1,181 @@
+"""Everything that the captured processes have open: one walk through /proc while they are frozen.
+
+It knows of each file what CRIU's images do not have, owner, device and inode, and it tells by name
+what no snapshot can hold before CRIU is started. Descriptors that lie in the queue of a socket are
+in no directory of /proc; CRIU's images list them, and `check_images` looks at those. Sources:
+proc_pid_fd(5), proc_pid_map_files(5), namespaces(7).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shim.contract.errors import NotCapturable
+from shim.criu import openfiles
+from shim.gate import descriptors
+from shim.gate.kinds import Bounds
+from shim.gate.network import open_to_all
+from shim.kernel.lineage import numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from shim.capture.source import Source
+
+_ANONYMOUS = "anon_inode:"
+_NAMESPACE = re.compile(r"(\w+):\[\d+\]")
+_NO_NAMESPACES = ("pipe", "socket")
+_ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
+_GONE = " (deleted)"
+_DO = "Close it before the container is ready, or give the pod what it takes."
+_CORE = "/proc/sys/net/core"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One descriptor, mapping, working directory or root. name: as /proc tells it.
+
+    number: of the process in the container.
+    """
+
+    pid: int
+    number: int
+    link: str
+    name: str
+    status: os.stat_result
+
+
+def look(pids: Iterable[int]) -> list[Opened]:
+    """All that they have. Call it while they are frozen; one that has died meanwhile has none."""
+    return [found for pid in pids for found in _of_process(pid)]
+
+
+def lost_names(opened: Iterable[Opened]) -> dict[str, int]:
+    """Inode numbers by the name that is gone, relative to the container's root.
+
+    Of the files of which other names are left: see `shim.capture.deleted`.
+    """
+    return {
+        each.name.removesuffix(_GONE).lstrip("/"): each.status.st_ino
+        for each in opened
+        if each.name.endswith(_GONE) and each.status.st_nlink
+    }
+
+
+def check(source: Source, opened: Iterable[Opened], has: int) -> None:
+    """Raises NotCapturable with the first descriptor that the container's spec cannot have made.
+
+    has: the capabilities that it reaches.
+    """
+    own = set(_namespaces(source.pid))
+    for each in opened:
+        if why := _excess(source.spec, each, has, own):
+            raise _refused(source, f"process {each.pid} has {why} at {each.link}")
+
+
+def check_images(
+    source: Source, directory: Path, opened: Iterable[Opened], has: int,
+    network: Mapping[str, Any],
+) -> dict[str, object]:  # fmt: skip
+    """The same of all that the restore would make. Returns the fact `descriptors`.
+
+    directory: CRIU's images. network: of the manifest. Raises NotCapturable; DamagedImage, OSError.
+    """
+    devices = {each.name for each in opened if _is_device(each.status.st_mode)}
+    for file in openfiles.named_files(directory):
+        if _is_device(file.mode) and file.path not in devices:
+            raise _refused(source, f"a device that only the queue of a socket holds: {file.path}")
+    sysctls = network.get("sysctls") or {}
+    tcp = descriptors.Tcp(_third(sysctls, "tcp_wmem"), _third(sysctls, "tcp_rmem"))
+    why = descriptors.excess(
+        openfiles.open_files(directory), has, bounds(sysctls), tcp,
+        openfiles.network_namespace(directory),
+    )  # fmt: skip
+    if why:
+        raise _refused(source, f"a process has a descriptor beyond its spec: {why}")
+    return descriptors.by_network(openfiles.open_files(directory), has)
+
+
+def bounds(sysctls: Mapping[str, str]) -> Bounds:
+    """What everybody may have on this node. sysctls: of the pod's network. Raises OSError."""
+    first_port, pings = open_to_all(sysctls)
+    return Bounds(
+        sndbuf=max(2 * _core("wmem_max"), _core("wmem_default")),
+        rcvbuf=max(2 * _core("rmem_max"), _core("rmem_default")),
+        first_port=first_port,
+        pings=pings,
+    )
+
+
+def _refused(source: Source, why: str) -> NotCapturable:
+    return NotCapturable("cannot capture", container=source.container, why=why, do=_DO)
+
+
+def _excess(spec: Mapping[str, Any], opened: Opened, has: int, own: set[str]) -> str:
+    mode, name = opened.status.st_mode, opened.name
+    if name.startswith(_ANONYMOUS):
+        kind = name.removeprefix(_ANONYMOUS)
+        needs = descriptors.anonymous(kind)
+        return "" if descriptors.suffices(has, needs) else f"{kind}, {descriptors.told(needs)},"
+    if (found := _NAMESPACE.fullmatch(name)) and found[1] not in _NO_NAMESPACES:
+        return "" if name in own else f"a namespace that is not its own, {name},"
+    if _is_device(mode):
+        number = os.major(opened.status.st_rdev), os.minor(opened.status.st_rdev)
+        kind = "c" if stat.S_ISCHR(mode) else "b"
+        if not descriptors.opens_device(spec, kind, number, _access(opened)):
+            return f"device {kind} {number[0]}:{number[1]} ({name}), which its spec does not give,"
+    return ""
+
+
+def _access(opened: Opened) -> str:
+    """How a device is open. What is mapped was open for reading at least."""
+    try:
+        with open(opened.link.replace("/fd/", "/fdinfo/")) as file:
+            flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
+    except (OSError, StopIteration, ValueError):
+        return "r"
+    return "" if flags & os.O_PATH else _ACCESS.get(flags & os.O_ACCMODE, "rw")
+
+
+def _is_device(mode: int) -> bool:
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
+def _namespaces(pid: int) -> Iterator[str]:
+    for name in os.listdir(f"/proc/{pid}/ns"):
+        yield os.readlink(f"/proc/{pid}/ns/{name}")
+
+
+def _links(pid: int) -> Iterator[str]:
+    for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
+        try:
+            yield from (f"{directory}/{name}" for name in os.listdir(directory))
+        except OSError:
+            continue
+    yield from (f"/proc/{pid}/{name}" for name in ("cwd", "root"))
+
+
+def _of_process(pid: int) -> Iterator[Opened]:
+    try:
+        number = numbers(pid)[-1]
+    except OSError:
+        return
+    for link in _links(pid):
+        try:
+            yield Opened(pid, number, link, os.readlink(link), os.stat(link))
+        except OSError:
+            continue  # died, or a file without a path
+
+
+def _third(sysctls: Mapping[str, str], name: str) -> int:
+    return int((sysctls.get(f"net.ipv4.{name}") or "0 0 0").split()[2])
+
+
+def _core(name: str) -> int:
+    with open(f"{_CORE}/{name}") as file:
+        return int(file.read())

@@ -1,0 +1,47 @@
+"""What a pod's network namespace lets everybody do: ports and pings that need no capability.
+
+Two sysctls that a pod's author or the runtime sets for the sandbox, so that no container's spec
+tells of them. A captured process may have relied on them. Lean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from shim.gate.facts import entries, section
+from shim.kernel.netns import entered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+FIRST_PORT = "net.ipv4.ip_unprivileged_port_start"
+PING_GROUPS = "net.ipv4.ping_group_range"
+_FIRST_PORT = 1024
+
+
+def open_to_all(sysctls: Mapping[str, str]) -> tuple[int, bool]:
+    """The lowest port that everybody may bind, and whether somebody may ping.
+
+    Raises ValueError for what the kernel does not write.
+    """
+    low, high = (sysctls.get(PING_GROUPS) or "1 0").split()
+    return int(sysctls.get(FIRST_PORT) or _FIRST_PORT), int(low) <= int(high)
+
+
+def open_in_sandbox(spec: Mapping[str, Any]) -> tuple[int, bool]:
+    """The same of the namespace that a container of this spec joins. Raises OSError, ValueError."""
+    paths = [
+        str(each.get("path") or "")
+        for each in entries(section(spec, "linux"), "namespaces")
+        if each.get("type") == "network"
+    ]
+    place = entered(paths[0]) if paths and paths[0] else contextlib.nullcontext()
+    with place:
+        return open_to_all({name: _read(name) for name in (FIRST_PORT, PING_GROUPS)})
+
+
+def _read(name: str) -> str:
+    with open(f"/proc/sys/{name.replace('.', '/')}") as file:
+        return file.read().strip()

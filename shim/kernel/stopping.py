@@ -1,0 +1,43 @@
+"""The end of what a thread does: at a deadline, or when another thread tells it to. Lean.
+
+A thread cannot be cancelled. Each loop over something that may be long asks between two steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+_LOOK_S = 0.1
+"""A thread that sleeps is not woken by `tell`: an event would import threading."""
+
+
+class Stopped(Exception):
+    """The work was given up: it is late, or nobody waits for it any more."""
+
+
+class Stop:
+    """until: the deadline on `time.monotonic`. `tell` may be called from any thread."""
+
+    __slots__ = ("_told", "until")
+
+    def __init__(self, until: float = math.inf) -> None:
+        self.until, self._told = until, False
+
+    def tell(self) -> None:
+        """End the work at its next step. Idempotent."""
+        self._told = True
+
+    def check(self) -> None:
+        """Raises Stopped when the work is to end."""
+        if self._told:
+            raise Stopped("it was told to stop")
+        if time.monotonic() > self.until:
+            raise Stopped("it is past its deadline")
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not beyond the end. Raises Stopped."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, _LOOK_S))

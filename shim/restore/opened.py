@@ -1,0 +1,152 @@
+"""Looks at the files in volumes that CRIU has opened, before a restored process runs. Lean.
+
+They were compared and are held (see `shim.gate.volumes`), but CRIU opens them by their names, and
+whoever can write to the volume can rename another file there at that moment. So CRIU runs a script
+of ours (`hook/quickthaw-opened`) when all descriptors are made and no process runs yet; it asks
+here, through two fifos, and waits for the answer. Without a yes CRIU ends what it has restored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+
+from shim.contract import jsontext
+from shim.contract.errors import SnapshotDoesNotFit
+from shim.contract.paths import CONTAINERS
+from shim.criu import options
+from shim.gate import volumes
+from shim.kernel.fds import OwnedFd
+from shim.kernel.lineage import numbers, tree
+from shim.restore import images
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from shim.contract.manifest import Manifest
+    from shim.gate.volumes import Identity, VolumeFile
+    from shim.integrity.check import Check
+
+ASKED, ANSWERED = "opened.asked", "opened.answered"
+"""The fifos, in the container's directory of CONTAINERS. hook/quickthaw-opened knows them."""
+_LONGEST = 32
+
+
+def watched(
+    captured: Manifest, check: Check, spec: Mapping[str, Any], container: str,
+    stack: contextlib.ExitStack,
+) -> Watch | None:  # fmt: skip
+    """Hold the files in volumes that CRIU will open, until `stack` is left; None if there are none.
+
+    Once more after the gate: /dev/shm has been filled since. CRIU must not have read its options
+    yet. Raises SnapshotDoesNotFit, OSError.
+    """
+    files, _ = volumes.parse(jsontext.parse(captured.facts["volume_files"]))
+    if not files:
+        return None
+    wrong, held = volumes.hold(spec, files, stack)
+    if wrong:
+        raise _other_files(container, "; ".join(wrong))
+    is_brief = images.has_earlier(check.big_images)
+    options.write(options.path_of(container), is_brief=is_brief, is_asking=True)
+    return Watch(f"{CONTAINERS}/{container}", files, held, stack, container)
+
+
+def _other_files(container: str, why: str) -> SnapshotDoesNotFit:
+    error = SnapshotDoesNotFit(
+        "files in volumes are not the captured ones", container=container, why=why,
+        do="Who writes to the volume while the pod starts?",
+    )  # fmt: skip
+    error.codes = ["volume_files"]
+    return error
+
+
+class Watch:
+    """One look. files: as captured. held: device and inode of those that are held, by path."""
+
+    def __init__(
+        self, directory: str, files: Sequence[VolumeFile], held: Mapping[str, Identity],
+        stack: contextlib.ExitStack, container: str,
+    ) -> None:  # fmt: skip
+        """Make the fifos in `directory`. Raises OSError."""
+        self._files, self._held, self._container = files, held, container
+        self._was_asked, self._why_not = False, ""
+        for name in (ASKED, ANSWERED):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{directory}/{name}")
+            os.mkfifo(f"{directory}/{name}", 0o600)
+        # Read and write: nobody waits for the other side to open, and no end is seen too early.
+        self._asked, self._answered = (
+            stack.enter_context(
+                OwnedFd(os.open(f"{directory}/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            ).fileno()
+            for name in (ASKED, ANSWERED)
+        )
+
+    def serve(self, pid: int, until: float) -> None:
+        """Answer CRIU whenever it asks, until the runtime has ended or `until` on `time.monotonic`.
+
+        CRIU 4.1 reads its options twice, and so asks twice. pid: of our child, the runtime. Raises
+        OSError.
+        """
+        poll = select.poll()
+        with OwnedFd(os.pidfd_open(pid)) as ended:
+            for fd in (self._asked, ended.fileno()):
+                poll.register(fd, select.POLLIN)
+            while (left := until - time.monotonic()) > 0:
+                ready = {fd for fd, _ in poll.poll(left * 1000)}
+                if self._asked not in ready:
+                    return  # who waits for the runtime tells how it has ended, or that it is late
+                self._answer(int(os.read(self._asked, _LONGEST)))
+
+    def _answer(self, root: int) -> None:
+        self._was_asked = True
+        self._why_not = self._why_not or self.difference(root)
+        os.write(self._answered, b"no\n" if self._why_not else b"yes\n")
+
+    def judge(self, *, is_restored: bool) -> None:
+        """Raises SnapshotDoesNotFit unless the answer was yes. is_restored: CRIU has not failed."""
+        why = self._why_not
+        if is_restored and not self._was_asked:
+            why = "CRIU has not run the script that looks at them"
+        if why:
+            raise _other_files(self._container, why)
+
+    def difference(self, root: int) -> str:
+        """What the process `root` and its descendants have open that is not held; or empty."""
+        pids = {numbers(pid)[-1]: pid for pid in tree(root)}
+        for file in self._files:
+            for number, link in file.at:
+                if why := self._differs(file, pids.get(number), link):
+                    return f"{link} of process {number}, {file.path}, {why}"
+        return ""
+
+    def _differs(self, file: VolumeFile, pid: int | None, link: str) -> str:
+        if pid is None:
+            return "is of a process that is not there"
+        try:
+            status = os.stat(f"/proc/{pid}/{_present(pid, link)}")
+        except FileNotFoundError:
+            return "is not open"
+        if file.gone:
+            return file.differs(status)
+        if (status.st_dev, status.st_ino) != self._held.get(file.path):
+            return "is another file than the one that was compared"
+        return file.differs(status) if file.path in self._held else ""
+
+
+def _present(pid: int, link: str) -> str:
+    """The mapping that has the place of the captured one: the kernel joins and splits areas."""
+    kind, _, name = link.partition("/")
+    if kind != "map_files":
+        return link
+    start = int(name.split("-")[0], 16)
+    for each in os.listdir(f"/proc/{pid}/map_files"):
+        first, last = (int(part, 16) for part in each.split("-"))
+        if first <= start < last:
+            return f"map_files/{each}"
+    return link
