@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 DECLARED = re.compile(r"CUresult\s+CUDAAPI\s+(\w+)\s*\(([^;]*?)\)\s*;", re.S)
-RENAMED = re.compile(r"#define\s+(cu[A-Z]\w*)\s+(?:__CUDA_API_(PTDS|PTSZ)\()?(cu[A-Z]\w*)\)?\s*$", re.M)
+RENAMED = re.compile(
+    r"#define\s+(cu[A-Z]\w*)\s+(?:__CUDA_API_(PTDS|PTSZ)\()?(cu[A-Z]\w*)\)?\s*$", re.M
+)
 IN_REGISTERS = 5  # one less than six: a structure of 16 octets takes two
 ON_STACK = 12
 
@@ -27,6 +29,7 @@ def functions(text: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    print("/* Made by functions.py from cuda.h: QT_FUNCTION(name, words of arguments on the stack). */")
-    for name, words in functions(Path(sys.argv[1]).read_text()).items():
-        print(f"QT_FUNCTION({name}, {words})")
+    lines = ["/* Made by functions.py from cuda.h: name, words of arguments on the stack. */"]
+    found = functions(Path(sys.argv[1]).read_text())
+    lines += [f"QT_FUNCTION({name}, {words})" for name, words in found.items()]
+    sys.stdout.write("\n".join(lines) + "\n")

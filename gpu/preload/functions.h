@@ -1,4 +1,4 @@
-/* Made by functions.py from cuda.h: QT_FUNCTION(name, words of arguments on the stack). */
+/* Made by functions.py from cuda.h: name, words of arguments on the stack. */
 QT_FUNCTION(cuArray3DCreate, 0)
 QT_FUNCTION(cuArray3DCreate_v2, 0)
 QT_FUNCTION(cuArray3DGetDescriptor, 0)
