@@ -95,7 +95,9 @@ class Host:
             raise RuntimeError(f"{do}: {answer}")
         return float(answer["ms"])
 
-    def lent(self, session: Session, until: float) -> tuple[list[int], list[int], list[Memory], bytes]:
+    def lent(
+        self, session: Session, until: float
+    ) -> tuple[list[int], list[int], list[Memory], bytes]:
         numbers, fds, memory, uuid = [], [], [], b""
         for batch in session.lend(until):
             for piece in batch:
@@ -137,7 +139,9 @@ class Host:
             session = self.door.call(pid, until)
         with session:
             with timer.step("fill"):
-                away, _ = session.fill(zip(numbers, fds, strict=True), own=mode != "keep", until=until)
+                away, _ = session.fill(
+                    zip(numbers, fds, strict=True), own=True, until=until
+                )
             if away:
                 raise RuntimeError(f"{away} pieces are away")
             with timer.step("open"):
@@ -203,7 +207,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, list[float]]:
 def run(options: argparse.Namespace, program: list[str]) -> dict[str, Any]:
     home = Path(tempfile.mkdtemp(prefix="loop-"))
     argv = [str(home) if word == "STATUS" else word for word in program]
-    environment = {**os.environ, "LD_PRELOAD": options.library}
+    environment = {**os.environ, "LD_PRELOAD": options.library} if options.library else None
     log = (home / "log").open("wb")
     began = time.perf_counter()
     child = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
@@ -214,8 +218,12 @@ def run(options: argparse.Namespace, program: list[str]) -> dict[str, Any]:
     try:
         found["before"] = status.ready(120)
         found["ready_s"] = round(time.perf_counter() - began, 2)
+        if found["before"].get("errors"):
+            raise RuntimeError(f"errors before anything was done: {found['before']}")
         with Helper(fake=False) as helper:
-            host = Host(Path(options.control), Path(options.files), helper, not options.no_checkpoint)
+            host = Host(
+                Path(options.control), Path(options.files), helper, not options.no_checkpoint
+            )
             modes = options.mode.split(",")
             for number in range(options.rounds):
                 if time.perf_counter() - began > options.seconds:
@@ -225,7 +233,9 @@ def run(options: argparse.Namespace, program: list[str]) -> dict[str, Any]:
                 mode = modes[number % len(modes)]
                 about = host.round(child.pid, mode, timer)
                 after = status.more(before, 20)
-                found.update(rounds=number + 1, after=after, octets=about["octets"], pieces=about["pieces"])
+                found.update(
+                    rounds=number + 1, after=after, octets=about["octets"], pieces=about["pieces"]
+                )
                 timer.took["stopped"] = about["stopped"]
                 rows.setdefault(mode, []).append(timer.took)
                 if after.get("wrong") or after.get("errors"):
@@ -269,7 +279,7 @@ def main() -> None:
     parser.add_argument("--mode", default="keep")
     parser.add_argument("--control", default="/run/quickthaw")
     parser.add_argument("--files", default="/dev/shm")
-    parser.add_argument("--library", required=True)
+    parser.add_argument("--library", default="")
     parser.add_argument("--no-checkpoint", action="store_true")
     print(json.dumps(run(parser.parse_args(mine), program)), flush=True)
 
