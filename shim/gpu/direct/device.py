@@ -7,6 +7,7 @@ not spin: CRIU needs the processors.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from ctypes import byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint64, c_void_p
 
@@ -142,6 +143,7 @@ class Gpu:
         self.driver, self.uuid = driver, uuid
         self.ordinal = driver.ordinal(uuid)
         self._context = c_void_p()
+        self._areas: list[mmap.mmap] = []
         driver.do("cuCtxCreate_v2", byref(self._context), _BLOCKING_SYNC, self.ordinal)
         self._rdma = driver.attribute(_RDMA, self.ordinal)
 
@@ -187,10 +189,18 @@ class Gpu:
         self.driver.do("cuMemAddressFree", c_uint64(at), c_size_t(octets))
 
     def pinned(self, octets: int) -> int:
-        """The address of host memory that the device copies from and to at full speed."""
-        at = c_void_p()
-        self.driver.do("cuMemHostAlloc", byref(at), c_size_t(octets), 0)
-        return int(at.value or 0)
+        """The address of host memory that the device copies from and to at full speed.
+
+        Of huge pages, which the driver's own would not be. It stays until the process ends.
+        """
+        whole = octets + GRAIN_BYTES
+        area = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._areas.append(area)
+        at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        start = -at % GRAIN_BYTES
+        area.madvise(mmap.MADV_HUGEPAGE, start, octets)
+        self.driver.do("cuMemHostRegister_v2", c_void_p(at + start), c_size_t(octets), 0)
+        return at + start
 
     def stream(self) -> c_void_p:
         """A new stream of the current context."""

@@ -651,6 +651,7 @@ API CUresult cuMemAllocHost_v2(void **at, size_t size) { /* a shared area of /de
     if (fd >= 0) close(fd);
     return leave(*at == MAP_FAILED ? OUT_OF_MEMORY : OK);
 }
+API CUresult cuMemHostRegister_v2(void *at, size_t size, unsigned flags) { (void)at, (void)size, (void)flags; return OK; }
 API CUresult cuMemHostAlloc(void **at, size_t size, unsigned flags) { (void)flags; return cuMemAllocHost_v2(at, size); }
 
 static CUresult copy(void *to, const void *from, size_t size) {
