@@ -108,14 +108,14 @@ dlsym:
 	.cfi_adjust_cfa_offset 8
 	subq	$8, %rsp
 	.cfi_adjust_cfa_offset 8
-	call	qt_lookup		/* %rax: the answer; 0: the real one's */
+	call	qt_lookup		/* %rdx: whether %rax is the answer, or the real one's is */
 	addq	$8, %rsp
 	.cfi_adjust_cfa_offset -8
 	popq	%rsi
 	.cfi_adjust_cfa_offset -8
 	popq	%rdi
 	.cfi_adjust_cfa_offset -8
-	testq	%rax, %rax
+	testq	%rdx, %rdx
 	jnz	3f
 	jmp	*qt_real_dlsym(%rip)
 3:	ret

@@ -39,6 +39,12 @@ static const struct replaced *const replaced[] = {
 	qt_alloc_replaced, qt_vmm_replaced, qt_contexts_replaced, qt_ipc_replaced,
 };
 
+static bool is_thunk(const void *function)
+{
+	const char *at = function;
+	return at >= qt_thunks && at < qt_thunks + QT_THUNKS * QT_THUNK_SIZE;
+}
+
 void *qt_thunk(unsigned number)
 {
 	return qt_thunks + QT_THUNK_SIZE * (size_t)number;
@@ -128,7 +134,7 @@ static void add(void *real, const char *name)
 
 void *qt_cover(void *real, const char *name)
 {
-	if ((char *)real >= qt_thunks && (char *)real < qt_thunks + QT_THUNKS * QT_THUNK_SIZE)
+	if (is_thunk(real))
 		return real;
 	void *thunk = real;
 	pthread_mutex_lock(&lock);
@@ -155,7 +161,11 @@ struct target {
 };
 HIDDEN struct target qt_enter(unsigned number);
 HIDDEN void qt_leave(unsigned number, const uint64_t *arguments, CUresult result);
-HIDDEN void *qt_lookup(void *handle, const char *name);
+struct answer {
+	void *function;
+	uint64_t decided;
+};
+HIDDEN struct answer qt_lookup(void *handle, const char *name);
 
 struct target qt_enter(unsigned number)
 {
@@ -178,23 +188,20 @@ void qt_leave(unsigned number, const uint64_t *arguments, CUresult result)
 		qt_gate_leave();
 }
 
-void *qt_lookup(void *handle, const char *name)
+struct answer qt_lookup(void *handle, const char *name)
 {
 	real_dlsym();
 	if (name[0] != 'c' || name[1] != 'u' || name[2] < 'A' || name[2] > 'Z')
-		return NULL;
-	void *library = qt_learn();
-	if (!library) {
-		/* Our own names are no sign that there is a driver. */
-		bool everywhere = handle == RTLD_DEFAULT || handle == RTLD_NEXT;
-		return everywhere && entry_named(name) ? qt_real_dlsym(RTLD_NEXT, name) : NULL;
-	}
-	void *real = qt_real_dlsym(library, name);
-	if (!real)
-		return NULL;
-	if (handle != RTLD_DEFAULT && handle != RTLD_NEXT && qt_real_dlsym(handle, name) != real)
-		return NULL;
-	return qt_cover(real, name);
+		return (struct answer){NULL, false};
+	bool named = handle != RTLD_DEFAULT && handle != RTLD_NEXT;
+	void *library = qt_learn(), *found = named ? qt_real_dlsym(handle, name) : NULL;
+	void *real = library ? qt_real_dlsym(library, name) : NULL;
+	if (real && (!named || found == real || is_thunk(found)))
+		return (struct answer){qt_cover(real, name), true};
+	/* Our own names are no sign that there is a driver: dlerror() says what RTLD_NEXT lacks. */
+	if (!real && (named ? is_thunk(found) : entry_named(name) != NULL))
+		return (struct answer){qt_real_dlsym(RTLD_NEXT, name), true};
+	return (struct answer){NULL, false};
 }
 
 const char *qt_error(CUresult result)

@@ -155,6 +155,6 @@ class Host:
         with contextlib.ExitStack() as stack:
             fds = []
             for number in range(mover.FILES):
-                fds.append(os.open(self.files / mover.name(number), flags, 0o600))
+                fds.append(os.open(self.files / mover.name(0, number), flags, 0o600))
                 stack.callback(os.close, fds[-1])
             yield fds

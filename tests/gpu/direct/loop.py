@@ -1,9 +1,9 @@
 """Takes the device memory of a process that is asked without pause away, and gives it back.
 
-`python3 -m tests.gpu.direct.loop --library LIBRARY --rounds 50 --mode files,keep -- PROGRAM…` starts
-PROGRAM with the library preloaded, and `STATUS` in its arguments replaced by a directory in which
-it writes `status`: a JSON object with `answers`, `wrong`, `errors`, `interrupted`. Mode `keep`
-gives the same memory back; `files` saves it, lets it go, and fills new memory from the files.
+`python3 -m tests.gpu.direct.loop --library LIBRARY --rounds 50 --mode files,keep -- PROGRAM…`
+starts PROGRAM with the library preloaded, and `STATUS` in its arguments replaced by a directory in
+which it writes `status`: a JSON object with `answers`, `wrong`, `errors`, `interrupted`. Mode
+`keep` gives the same memory back; `files` saves it, lets it go, and fills new memory from them.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""How fast a transformers model answers: `python model.py qwen06|qwen8 TOKENS TIMES`. One JSON line.
+"""How fast a transformers model answers: `model.py qwen06|qwen8 TOKENS TIMES`.
 
-Random weights. With the library and without it by turns, so that its cost can be told.
+One JSON line. Random weights. Run it with the library and without by turns: so its cost is told.
 """
 
 import hashlib
@@ -40,12 +40,16 @@ def generate(count: int) -> torch.Tensor:
 
 with torch.no_grad():
     generate(8)
-    rates = []
+    rates: list[float] = []
+    out = generate(tokens)
     for _ in range(times):
         began = time.perf_counter()
         out = generate(tokens)
         rates.append(round(tokens / (time.perf_counter() - began), 2))
 free, total = torch.cuda.mem_get_info()
-said = hashlib.sha256(str(out.tolist()).encode()).hexdigest()[:12]
-print(json.dumps({"model": name, "tokens a second": rates, "median": sorted(rates)[times // 2],
-                  "made_s": round(made, 3), "used_mib": (total - free) >> 20, "said": said}))  # fmt: skip
+found = {
+    "model": name, "tokens a second": rates, "median": sorted(rates)[times // 2],
+    "made_s": round(made, 3), "used_mib": (total - free) >> 20,
+    "said": hashlib.sha256(str(out.tolist()).encode()).hexdigest()[:12],
+}  # fmt: skip
+print(json.dumps(found))

@@ -19,7 +19,7 @@ def main() -> None:
     memory = [gpu.created(1 << 30) for _ in range(gib)]
     chunks = mover.layout([1 << 30] * gib)
     fds = [
-        os.open(files / mover.name(n), os.O_RDWR | os.O_CREAT, 0o600) for n in range(mover.FILES)
+        os.open(files / mover.name(0, n), os.O_RDWR | os.O_CREAT, 0o600) for n in range(mover.FILES)
     ]
     for threads in [int(word) for word in sys.argv[3:]] * 2:
         began = time.perf_counter()
