@@ -12,6 +12,8 @@ DECLARED = re.compile(r"CUresult\s+CUDAAPI\s+(\w+)\s*\(([^;]*?)\)\s*;", re.S)
 RENAMED = re.compile(
     r"#define\s+(cu[A-Z]\w*)\s+(?:__CUDA_API_(PTDS|PTSZ)\()?(cu[A-Z]\w*)\)?\s*$", re.M
 )
+BY_VALUE = re.compile(r"\b(CUipc\w+Handle)\s+\w+\s*(?:,|$)")
+"""Structures of 64 octets, which go on the stack; the others by value are of 8."""
 IN_REGISTERS = 5  # one less than six: a structure of 16 octets takes two
 ON_STACK = 12
 
@@ -20,11 +22,11 @@ def functions(text: str) -> dict[str, int]:
     """Names and words on the stack."""
     found: dict[str, int] = {}
     for name, arguments in DECLARED.findall(text):
-        many = arguments.count(",") + 1 > IN_REGISTERS
+        many = arguments.count(",") + 1 > IN_REGISTERS or BY_VALUE.search(arguments)
         found[name] = max(found.get(name, 0), ON_STACK if many else 0)
     for name, kind, target in RENAMED.findall(text):
         for each in (target, f"{target}_{kind.lower()}" if kind else target):
-            found.setdefault(each, found.get(name, 0))
+            found[each] = max(found.get(each, 0), found.get(name, 0))
     return dict(sorted(found.items()))
 
 

@@ -7,6 +7,8 @@
 #include "sizes.h"
 
 #include <stdbool.h>
+#include <sys/types.h>
+#include <sys/uio.h>
 
 #define HIDDEN __attribute__((visibility("hidden")))
 
@@ -178,9 +180,18 @@ HIDDEN void qt_move_end(void);
 HIDDEN bool qt_moves(const struct piece *piece);
 HIDDEN unsigned qt_away(void);                          /* pieces that are not here */
 
+/* --- passing.c ----------------------------------------------------------------------------------- */
+
+#define QT_BATCH 64 /* descriptors in one message */
+
+HIDDEN bool qt_send(int s, void *data, size_t size, const int *fds, unsigned count);
+HIDDEN ssize_t qt_receive(int s, struct iovec *parts, size_t parts_count, int *fds, unsigned *count);
+HIDDEN void qt_close_all(int *fds, unsigned *count);
+
 /* --- serve.c, service thread -------------------------------------------------------------------- */
 
 HIDDEN void qt_serve_begin(void);                       /* once; starts the thread */
+HIDDEN bool qt_thread(void *(*run)(void *));            /* one that no signal of the program reaches */
 HIDDEN void qt_complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 HIDDEN const char *qt_complaint(void);
 

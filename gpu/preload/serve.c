@@ -54,27 +54,10 @@ static uint32_t since_us(const struct timespec *began)
 	return (uint32_t)((now.tv_sec - began->tv_sec) * 1000000 + (now.tv_nsec - began->tv_nsec) / 1000);
 }
 
-static bool send_all(int s, void *data, size_t size, const int *fds, unsigned count)
-{
-	char room[CMSG_SPACE(sizeof(int) * QT_BATCH)];
-	struct iovec part = {data, size};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-	if (count) {
-		message.msg_control = room;
-		message.msg_controllen = CMSG_SPACE(sizeof(int) * count);
-		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(int) * count);
-		memcpy(CMSG_DATA(header), fds, sizeof(int) * count);
-	}
-	return sendmsg(s, &message, MSG_NOSIGNAL) == (ssize_t)size;
-}
-
 static bool answer(int s, enum kind kind, uint32_t count, uint32_t value)
 {
 	struct head head = {QT_MAGIC, QT_VERSION, (uint16_t)kind, count, value};
-	return send_all(s, &head, sizeof head, NULL, 0);
+	return qt_send(s, &head, sizeof head, NULL, 0);
 }
 
 static bool tell(int s, enum kind kind, const char *format, ...)
@@ -87,30 +70,19 @@ static bool tell(int s, enum kind kind, const char *format, ...)
 	va_start(arguments, format);
 	vsnprintf(text.words, sizeof text.words, format, arguments);
 	va_end(arguments);
-	return send_all(s, &text, sizeof text, NULL, 0);
+	return qt_send(s, &text, sizeof text, NULL, 0);
 }
 
 static void close_fds(struct message *message)
 {
-	for (unsigned i = 0; i < message->fds_count; i++)
-		close(message->fds[i]);
-	message->fds_count = 0;
+	qt_close_all(message->fds, &message->fds_count);
 }
 
 /* False: the host has hung up, is silent, or speaks another language. */
 static bool receive(int s, struct message *message)
 {
-	char room[CMSG_SPACE(sizeof(int) * QT_BATCH)];
 	struct iovec parts[2] = {{&message->head, sizeof message->head}, {message->body, sizeof message->body}};
-	struct msghdr header = {
-		.msg_iov = parts, .msg_iovlen = 2, .msg_control = room, .msg_controllen = sizeof room};
-	message->fds_count = 0;
-	ssize_t size = recvmsg(s, &header, MSG_CMSG_CLOEXEC);
-	struct cmsghdr *rights = size > 0 ? CMSG_FIRSTHDR(&header) : NULL;
-	if (rights && rights->cmsg_level == SOL_SOCKET && rights->cmsg_type == SCM_RIGHTS) {
-		message->fds_count = (unsigned)((rights->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(message->fds, CMSG_DATA(rights), message->fds_count * sizeof(int));
-	}
+	ssize_t size = qt_receive(s, parts, 2, message->fds, &message->fds_count);
 	if (size >= (ssize_t)sizeof message->head && message->head.magic == QT_MAGIC &&
 	    message->head.version == QT_VERSION) {
 		message->length = (size_t)size - sizeof message->head;
@@ -147,7 +119,7 @@ static bool say_hello(int s)
 	pthread_mutex_lock(&saying);
 	memcpy(hello.said, said, sizeof said);
 	pthread_mutex_unlock(&saying);
-	return send_all(s, &hello, sizeof hello, NULL, 0);
+	return qt_send(s, &hello, sizeof hello, NULL, 0);
 }
 
 static void silent_after(int s, uint32_t ms)
@@ -201,7 +173,7 @@ static bool lend_batch(int s, uint64_t *id, unsigned *sent)
 	}
 	batch.head.count = count;
 	bool done = result ? tell(s, FAILED, "a piece cannot be exported: %s", qt_error(result))
-			   : !count || send_all(s, &batch, sizeof batch.head + count * sizeof *batch.lent, fds, count);
+			   : !count || qt_send(s, &batch, sizeof batch.head + count * sizeof *batch.lent, fds, count);
 	for (unsigned i = 0; i < count; i++)
 		close(fds[i]);
 	*sent = result ? 0 : count;
@@ -335,7 +307,7 @@ static void *serve(void *nothing)
 	return NULL;
 }
 
-static void begin(void)
+bool qt_thread(void *(*run)(void *))
 {
 	sigset_t all, before;
 	pthread_t thread;
@@ -344,16 +316,16 @@ static void begin(void)
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	pthread_attr_init(&attributes);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	if (pthread_create(&thread, &attributes, serve, NULL))
-		qt_complain("the service thread cannot be started");
+	int wrong = pthread_create(&thread, &attributes, run, NULL);
 	pthread_attr_destroy(&attributes);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return !wrong;
 }
 
 void qt_serve_begin(void)
 {
 	static pid_t _Atomic begun; /* a child of fork() has none */
 	pid_t me = getpid(), was = begun;
-	if (was != me && atomic_compare_exchange_strong(&begun, &was, me))
-		begin();
+	if (was != me && atomic_compare_exchange_strong(&begun, &was, me) && !qt_thread(serve))
+		qt_complain("the service thread cannot be started");
 }

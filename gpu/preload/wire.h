@@ -11,7 +11,6 @@
 #define QT_SOCKET "/run/quickthaw/gpu.sock"
 #endif
 #define QT_THREAD "quickthaw-gpu"
-#define QT_BATCH 64 /* descriptors in one message */
 #define QT_SAID 200
 
 enum kind {

@@ -291,3 +291,76 @@ def test_a_program_without_large_memory_has_no_thread_of_ours(scene: Scene) -> N
             service_thread(program.pid)
         assert not DirectWay.usable(program.pid)
         os.kill(program.pid, 9)
+
+
+SHARING = """
+import ctypes, sys
+class Handle(ctypes.Structure):
+    _fields_ = [("octets", ctypes.c_char * 64)]
+lib = ctypes.CDLL("libcuda.so.1")
+context, at, handle = ctypes.c_void_p(), ctypes.c_uint64(), Handle()
+size = ctypes.c_size_t(24 << 20)
+assert not lib.cuInit(0)
+assert not lib.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+here = ctypes.create_string_buffer(5)
+if sys.argv[1] == "makes":
+    assert not lib.cuMemAlloc_v2(ctypes.byref(at), size)
+    assert not lib.cuMemcpyHtoD_v2(at, b"first", ctypes.c_size_t(5))
+    assert not lib.cuIpcGetMemHandle(ctypes.byref(handle), ctypes.c_uint64(at.value + 4096))
+    print(bytes(handle).hex(), flush=True)
+else:
+    handle = Handle.from_buffer_copy(bytes.fromhex(sys.argv[2]))
+    again = ctypes.c_uint64()
+    assert not lib.cuIpcOpenMemHandle_v2(ctypes.byref(at), handle, 1)
+    assert not lib.cuIpcOpenMemHandle_v2(ctypes.byref(again), handle, 1)
+    assert at.value == again.value
+    assert not lib.cuMemcpyDtoH_v2(here, at, ctypes.c_size_t(5))
+    assert here.raw == b"first", here.raw
+    assert not lib.cuMemcpyHtoD_v2(at, b"other", ctypes.c_size_t(5))
+    print("opened", flush=True)
+sys.stdin.readline()
+if sys.argv[1] == "makes":
+    assert not lib.cuMemcpyDtoH_v2(here, at, ctypes.c_size_t(5))
+    print(here.raw.decode(), flush=True)
+else:
+    assert not lib.cuIpcCloseMemHandle(at)
+    assert not lib.cuIpcCloseMemHandle(at)
+    assert lib.cuIpcCloseMemHandle(at)
+    print("closed", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_processes_share_blocks_by_ipc_handles(scene: Scene) -> None:
+    """CUDA's own handles cannot be made of them; and the host learns that something is open."""
+    environment = {**scene.environment, "LD_PRELOAD": str(scene.library)}
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        argv = ["/usr/bin/python3", "-c", SHARING, *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=environment)
+
+    def next_line(program: subprocess.Popen[str], *, ask: bool = True) -> str:
+        assert program.stdin
+        assert program.stdout
+        if ask:
+            program.stdin.write("\n")
+            program.stdin.flush()
+        return program.stdout.readline().strip()
+
+    with start("makes") as maker:
+        handle = next_line(maker, ask=False)
+        with start("opens", handle) as opener:
+            assert next_line(opener, ask=False) == "opened"
+            assert next_line(maker) == "other"
+            with scene.door() as door:
+                with door.call(opener.pid, soon()) as session:
+                    assert {"open IPC handles", "imported handles"} <= set(session.hello.seen)
+                with door.call(maker.pid, soon()) as session:
+                    assert session.hello.seen == ["shared IPC handles"]
+            assert next_line(opener) == "closed"
+            with scene.door() as door, door.call(opener.pid, soon()) as session:
+                assert session.hello.seen == []
+            opener.communicate("\n")
+        maker.communicate("\n")
+    assert (opener.returncode, maker.returncode) == (0, 0)

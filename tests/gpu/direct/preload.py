@@ -15,8 +15,8 @@ SOURCE: Final = ROOT / "gpu"
 
 def library(at: Path, control: Path) -> Path:
     """As it is shipped, but that the host's socket is in `control`."""
-    socket = f'-DQT_SOCKET="\\"{control}/gpu.sock\\""'
-    run(["make", "-s", "-C", str(SOURCE), f"OUT={at}", f"MORE={socket}"])
+    places = f'-DQT_SOCKET="\\"{control}/gpu.sock\\"" -DQT_IPC="\\"{control}\\""'
+    run(["make", "-s", "-C", str(SOURCE), f"OUT={at}", f"MORE={places}"])
     return at / "libquickthaw-gpu.so"
 
 
