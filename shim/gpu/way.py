@@ -4,9 +4,9 @@ The order of the driver's calls, the journal and the undo are the engine's (`shi
 same for every way. A way adds what happens to the memory itself, at the moments that the engine
 names. Two sides:
 
-capture: `prepare` (driver lock held: park threads) -> unlock -> `evacuate` (take blocks away, the
-threads are parked) -> lock -> checkpoint -> `checkpointed` -> CRIU's dump -> driver restore ->
-unlock -> `give_back` (map the blocks again) -> `resume` (let the threads go) -> `finish`.
+capture: `prepare` (no thread is inside of the driver, none gets in) -> lock (what runs ends) ->
+unlock -> `evacuate` (take blocks away) -> lock -> checkpoint -> `checkpointed` -> CRIU's dump ->
+driver restore -> unlock -> `give_back` (map the blocks again) -> `resume` -> `finish`.
 
 restore: `begin` (from the ticket on, beside everything else) -> CRIU -> all memory filled -> driver
 restore -> unlock -> `give_back` -> `resume` -> `end`.
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
             """Whether `prepare` and `evacuate` do anything: without, the engine locks once."""
 
         def prepare(self, pids: Sequence[int], until: float) -> None:
-            """Park the threads of these processes. The driver's lock is held on each of them."""
+            """Let no thread of these processes into the driver any more, and wait until none is
+            inside. None of them is locked. Once more with all when another process appeared.
+            """
 
         def evacuate(self, until: float) -> None:
-            """Take the blocks away; the processes are unlocked, their threads parked."""
+            """Take the blocks away; the processes are unlocked, the devices have nothing to do."""
 
         def checkpointed(self, until: float) -> None:
             """The driver has checkpointed all; saving to files may go on beside CRIU's dump."""
@@ -82,7 +84,7 @@ if TYPE_CHECKING:
         def evacuation(
             self, container: str, payload_dirfd: int
         ) -> AbstractContextManager[Evacuation]:
-            """The capture's side. payload_dirfd: the empty directory `gpu/` of the snapshot."""
+            """The capture's side. payload_dirfd: a directory of the snapshot for its files."""
 
         def loading(
             self, container: str, payload_dirfd: int, about: Mapping[str, object],

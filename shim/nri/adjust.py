@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from protos import nri_pb2
 from shim.contract.paths import (
     CONTAINERS,
     CONTROL,
     CONTROL_IN_CONTAINER,
+    GPU_LIBRARIES,
+    GPU_LIBRARY,
     PREFIX,
 )
 from shim.criu import options
 from shim.kernel import mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _HOOK: Final = f"{PREFIX}/bin/quickthaw-hook"
 _HOOK_S: Final = 20
@@ -57,6 +62,26 @@ def adjustment(container: str) -> nri_pb2.ContainerAdjustment:
             prestart=[_hook("prestart", container)], poststop=[_hook("poststop", container)]
         ),
     )
+
+
+_PRELOAD: Final = "LD_PRELOAD"
+
+
+def with_library(
+    adjusted: nri_pb2.ContainerAdjustment, environment: Sequence[str]
+) -> nri_pb2.ContainerAdjustment:
+    """The same, and the library of the way `direct`, before what the container preloads itself.
+
+    environment: the container's, as NAME=VALUE.
+    """
+    own = [each.partition("=")[2] for each in environment if each.startswith(f"{_PRELOAD}=")]
+    preloaded = " ".join([f"{GPU_LIBRARIES}/{GPU_LIBRARY}", *own[-1:]])
+    adjusted.env.append(nri_pb2.KeyValue(key=_PRELOAD, value=preloaded))
+    options = ["bind", "rprivate", "ro", "nosuid", "nodev"]
+    adjusted.mounts.append(
+        nri_pb2.Mount(destination=GPU_LIBRARIES, type="bind", source=GPU_LIBRARIES, options=options)
+    )
+    return adjusted
 
 
 def _hook(name: str, container: str) -> nri_pb2.Hook:

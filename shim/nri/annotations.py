@@ -120,6 +120,7 @@ class Wish:
     deadline_s: float = 0
     on_restart: str = "cold"
     volume_content: str = "compare"
+    gpu: str = "driver"
 
 
 def _port(text: str) -> int:
@@ -233,6 +234,9 @@ ANNOTATIONS: Final = (
     Annotation("volume-content", one_of("compare", "ignore"), "compare, or ignore",
                "whether a Secret or ConfigMap volume that holds something else than the captured "
                "one is a reason against a restore"),
+    Annotation("gpu", one_of("driver", "direct"), "driver, or direct",
+               "how device memory travels; direct preloads a library into the container, and is "
+               "many times faster"),
 )  # fmt: skip
 _BY_NAME: Final = {row.name: row for row in ANNOTATIONS}
 _NAMING: Final = ("snapshot", "restore")

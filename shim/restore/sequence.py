@@ -30,6 +30,7 @@ from shim.contract.paths import (
     GPU_PAYLOAD,
     PREFIX,
     SNAPSHOT_CRIU,
+    SNAPSHOT_MEMORY,
     SNAPSHOT_ROOTFS,
     SNAPSHOT_SHM,
     SNAPSHOTS,
@@ -39,7 +40,7 @@ from shim.criu import options
 from shim.criu import restore as runtime_restore
 from shim.kernel import alarm, mounts, process, survivors
 from shim.kernel.alarm import TooLate
-from shim.kernel.beneath import open_dir, remove_tree
+from shim.kernel.beneath import open_beneath, open_dir, remove_tree
 from shim.kernel.fds import OwnedFd
 from shim.kernel.replace import take_away
 from shim.restore import turns
@@ -145,7 +146,7 @@ class Swap:
             faults.point("restore.told", self.ticket.container)
         with self._step("memory"):
             server = self._serve_memory(check, content, undo)
-        gpus = self._gpus(captured, held) if GPU_PAYLOAD in captured.facts else None
+        gpus = self._gpus(captured, check, held) if GPU_PAYLOAD in captured.facts else None
         with self._step("hash"):
             check.finish()
             faults.point("restore.hashed", self.ticket.container)
@@ -166,15 +167,27 @@ class Swap:
                 gpus.finish(self._init(), self.bundle.spec)
         return server
 
-    def _gpus(self, captured: Manifest, held: contextlib.ExitStack) -> Restoring:
-        """Helpers of the CUDA driver, which start beside CRIU."""
+    def _gpus(self, captured: Manifest, check: Check, held: contextlib.ExitStack) -> Restoring:
+        """Helpers of the CUDA driver and the loader of device memory, which work beside CRIU."""
         from shim.gpu import payload, restoring
 
         found = payload.of(captured.facts)
         if found is None:
             raise ValueError("the snapshot has no GPU payload")
+        files = {name: each for name, each in check.unchecked.items() if name.startswith("gpu")}
+        digests = {name: each.digests for name, each in files.items() if each.digests is not None}
+        memory = held.enter_context(
+            open_beneath(check.snapshot_dirfd, SNAPSHOT_MEMORY, os.O_RDONLY | os.O_DIRECTORY)
+        )
         return held.enter_context(
-            restoring.Restoring(self.ticket.container, found, self.ticket.gpu_pairs, self.until)
+            restoring.Restoring(
+                self.ticket.container,
+                found,
+                self.ticket.gpu_pairs,
+                self.until,
+                memory.fileno(),
+                digests,
+            )
         )
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pytest
 
 from shim.contract.errors import GpuNotCheckpointed, GpuNotRestored
 from shim.gpu.direct import way as ways
-from shim.gpu.direct.session import Door, Lost, NotOurs, Refused, service_thread
+from shim.gpu.direct.session import Door, Lost, NotOurs, Refused, has_library, service_thread
 from shim.gpu.direct.way import DirectWay
 from shim.gpu.helper import Team
 from tests.gpu.direct import preload
@@ -79,13 +79,13 @@ class Scene:
 
     @contextlib.contextmanager
     def evacuation(self) -> "Iterator[Evacuation]":
-        way = DirectWay(self.spawn)
+        way = DirectWay(self.spawn, CONTAINER)
         with directory(self.payload) as fd, way.evacuation(CONTAINER, fd) as evacuation:
             yield evacuation
 
     @contextlib.contextmanager
     def loading(self, about: dict[str, Any]) -> "Iterator[Loading]":
-        way = DirectWay(self.spawn)
+        way = DirectWay(self.spawn, CONTAINER)
         with directory(self.payload) as fd, way.loading(CONTAINER, fd, about, []) as loading:
             yield loading
 
@@ -229,7 +229,7 @@ def test_a_capture_that_is_given_up_leaves_the_source_alone(scene: Scene) -> Non
 
 def test_a_full_disk_costs_the_snapshot_and_not_the_source(scene: Scene) -> None:
     for number in range(16):
-        (scene.payload / f"gpu0-{number:02d}").touch()  # what is there already cannot be made
+        (scene.payload / f"gpu0-{number:02d}.data").touch()  # what is there already cannot be made
     with scene.asked() as program, scene.evacuation() as evacuation:
         evacuation.prepare([program.pid], soon())
         evacuation.evacuate(soon())
@@ -289,7 +289,7 @@ def test_a_program_without_large_memory_has_no_thread_of_ours(scene: Scene) -> N
         time.sleep(0.3)
         with pytest.raises(NotOurs):
             service_thread(program.pid)
-        assert not DirectWay.usable(program.pid)
+        assert not has_library(program.pid)
         os.kill(program.pid, 9)
 
 

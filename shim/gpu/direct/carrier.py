@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 SILENT_S = 20.0
 """A library whose host says nothing for so long opens the gate by itself."""
 _MOST_BYTES = 8 << 20
+_RESCUE_S = 150.0
+_TRY_S = 10.0
 
 
 class Gpus:
@@ -200,6 +202,16 @@ class Carrier:
         if away:
             raise Lost(f"{away} pieces of process {session.pid} are away")
 
+    def rescue(self) -> None:
+        """Whoever commanded has died while memory of the source was here: back with it, when the
+        driver's guard has the process run again. What is asked of the driver before waits for it.
+        """
+        until = time.monotonic() + _RESCUE_S
+        while self._taken and time.monotonic() < until:
+            with contextlib.suppress(OSError, NotOurs, Lost):
+                self._give(list(self._taken), time.monotonic() + _TRY_S)
+                self._open(time.monotonic() + _TRY_S)
+
     def _open(self, until: float) -> dict[str, Any]:
         for session in self._sessions.values():
             session.open_gate(until)
@@ -236,6 +248,7 @@ def serve(ours: socket.socket) -> None:
         ours.send(json.dumps(answer).encode())
         data = ours.recv(_MOST_BYTES)
         if not data:
+            carrier.rescue()
             return
         try:
             answer = carrier.do(json.loads(data))

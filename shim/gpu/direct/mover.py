@@ -29,8 +29,8 @@ FILES = 16
 
 
 def name(gpu: int, file: int) -> str:
-    """Of a payload file, in the snapshot's directory for them."""
-    return f"gpu{gpu}-{file:02d}"
+    """Of a payload file, among the snapshot's files of memory."""
+    return f"gpu{gpu}-{file:02d}.data"
 
 
 class Part:

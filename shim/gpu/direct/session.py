@@ -48,6 +48,13 @@ def service_thread(pid: int) -> int:
     raise NotOurs(f"process {pid} has no thread {wire.THREAD}")
 
 
+def has_library(pid: int) -> bool:
+    """Whether the process has large device memory that the library can move."""
+    with contextlib.suppress(NotOurs):
+        return bool(service_thread(pid))
+    return False
+
+
 def _wake(pid: int, tid: int) -> None:
     if ctypes.CDLL(None, use_errno=True).syscall(_SYS_TGKILL, pid, tid, wire.WAKE):
         raise OSError(ctypes.get_errno(), f"thread {tid} of {pid} cannot be woken")

@@ -17,7 +17,7 @@ import time
 
 from shim.contract.errors import GpuNotCheckpointed, GpuNotRestored
 from shim.contract.paths import CONTROL
-from shim.gpu.direct.session import NotOurs, service_thread
+from shim.gpu.direct.session import Door, Lost, NotOurs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from shim.gpu.way import Evacuation, Loading
 
 NAME = "direct"
+STAYS = "memory that stays"
 PROGRAM = f"{os.path.dirname(os.path.abspath(__file__))}/carrier.py"
 _MOST_BYTES = 8 << 20
+_ASK_S = 2.0
 _CLOSE_S = 5.0
 """How long a call of the program, or a capture of a stream, may keep the gate open."""
 
@@ -47,11 +49,8 @@ class Carrier:
         self._socket = ours
         with its:
             self._child = spawn([sys.executable, "-ISE", PROGRAM, str(its.fileno())], its.fileno())
-        control_dirfd = os.open(f"{CONTROL}/{container}", os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with _control(container) as control_dirfd:
             socket.send_fds(ours, [b"{}"], [control_dirfd, payload_dirfd])
-        finally:
-            os.close(control_dirfd)
         self._is_ready = False
 
     def do(self, verb: str, until: float, **more: object) -> dict[str, Any]:
@@ -126,13 +125,14 @@ class _Loading:
     """See `shim.gpu.way.Loading`."""
 
     def __init__(
-        self, carrier: Carrier, about: Mapping[str, object], pairs: Sequence[tuple[bytes, bytes]]
-    ) -> None:
-        self._carrier, self._about = carrier, about
+        self, carrier: Carrier, about: Mapping[str, object], pairs: Sequence[tuple[bytes, bytes]],
+        digests: Mapping[str, Sequence[str]],
+    ) -> None:  # fmt: skip
+        self._carrier, self._about, self._digests = carrier, about, digests
         self._pairs = [(old.hex(), new.hex()) for old, new in pairs]
 
     def begin(self, until: float) -> None:
-        self._carrier.do("load", until, about=self._about, pairs=self._pairs)
+        self._carrier.do("load", until, about=self._about, pairs=self._pairs, digests=self._digests)
 
     def give_back(self, pids: Sequence[int], until: float) -> None:
         self._carrier.do("give", until, pids=list(pids))
@@ -144,25 +144,46 @@ class _Loading:
         self._carrier.end()
 
 
+_AGAINST = {
+    "peer access": "GPUs may use each other's memory (peer access): a tensor was copied from one "
+    "to another, or NCCL does; NCCL_P2P_DISABLE=1 NCCL_CUMEM_ENABLE=0 NCCL_CUMEM_HOST_ENABLE=0",
+    "imported handles": "memory of another process is mapped; have the workload close it",
+    "open IPC handles": "an IPC handle of another process is open; have the workload close it",
+    "shared IPC handles": "an IPC handle was made for another process",
+    "managed memory": "there is managed memory; use cudaMalloc",
+    "multicast": "there is multicast memory; NCCL_NVLS_ENABLE=0",
+    "external memory": "memory or semaphores of another API are imported",
+    "graphics": "graphics resources are registered",
+    "exported handles": "a handle of its memory was exported; NCCL_CUMEM_ENABLE=0",
+}
+"""What the library has seen, and what is said about it. Memory that stays is the driver's."""
+
+
 class DirectWay:
-    """See `shim.gpu.way.Way`. spawn: how the carrier is started."""
+    """See `shim.gpu.way.Way`. spawn: how the carrier is started. digests: of the payload's files
+    that nothing else vouches for, by name and chunk.
+    """
 
     name = NAME
 
-    def __init__(self, spawn: Spawn) -> None:
-        self._spawn = spawn
-
-    @staticmethod
-    def usable(pid: int) -> bool:
-        """Whether the process has large device memory that the library can move."""
-        with contextlib.suppress(NotOurs):
-            return bool(service_thread(pid))
-        return False
+    def __init__(
+        self, spawn: Spawn, container: str, digests: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self._spawn, self._container, self._digests = spawn, container, digests or {}
 
     def against(self, pid: int) -> list[str] | None:
-        """Asking the library would need a socket in the container: the gate's closing does it."""
-        del pid
-        return None
+        """Asks the library. Changes nothing in the process."""
+        try:
+            with (
+                _control(self._container) as control_dirfd,
+                Door(control_dirfd) as door,
+                door.call(pid, time.monotonic() + _ASK_S) as session,
+            ):
+                seen = session.hello.seen
+        except (NotOurs, Lost, OSError):
+            return None
+        return [f"{word}: {_AGAINST[word]}" if word in _AGAINST else word
+                for word in seen if word != STAYS]  # fmt: skip
 
     @contextlib.contextmanager
     def evacuation(self, container: str, payload_dirfd: int) -> Iterator[Evacuation]:
@@ -191,6 +212,16 @@ class DirectWay:
 
         carrier = Carrier(self._spawn, container, payload_dirfd, failed)
         try:
-            yield _Loading(carrier, about, pairs)
+            yield _Loading(carrier, about, pairs, self._digests)
         finally:
             carrier.end()
+
+
+@contextlib.contextmanager
+def _control(container: str) -> Iterator[int]:
+    """The container's control directory. Raises OSError."""
+    fd = os.open(f"{CONTROL}/{container}", os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
