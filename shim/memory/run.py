@@ -67,7 +67,7 @@ def serve(
             is_filled = True
             faults.point("memory.filled", ticket.container)
             guard.dismiss()  # first: areas become ordinary when the last descriptor is closed
-            server.close()
+            _let_be(server, swap)
             forget(ticket.container)
             huge.collapse(ticket.container, memory.spaces)
             _remember(ticket, server, payloads, data, known)
@@ -85,6 +85,13 @@ def serve(
                 swap.sendall(kind + why.encode()[: told.MOST_BYTES - 1])
             end(ticket, why, blame=Blame.CONTENT if is_damaged else Blame.OTHER)
         guard.dismiss()
+
+
+def _let_be(server: Server, swap: socket.socket) -> None:
+    """The areas are ordinary from now on."""
+    server.close()
+    with contextlib.suppress(OSError):  # the swap is over, unless there are GPUs to bring back
+        swap.sendall(told.ORDINARY)
 
 
 def _told(error: Exception) -> str:

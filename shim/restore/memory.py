@@ -34,7 +34,7 @@ class PageServer:
 
     def __init__(self, ticket: Ticket, pid: int, its: socket.socket) -> None:
         self._ticket, self._pid, self._its = ticket, pid, its
-        self._is_filled = False
+        self._is_filled = self._is_kept = self._is_ordinary = False
 
     def wait_until_ready(self, until: float) -> None:
         """Wait until it has all that CRIU sends. until: on `time.monotonic`.
@@ -51,6 +51,15 @@ class PageServer:
         while not self._is_filled:
             self._hear(until, "memory is still being filled")
 
+    def finish(self, until: float) -> None:
+        """Wait until the memory is filled and ordinary, and `keep` it: before anything that changes
+        the address space much, which would wait for us at each change. Raises MemoryNotServed.
+        """
+        self.wait_until_filled(until)
+        self.keep()
+        while not self._is_ordinary:
+            self._hear(until, "the memory is not ordinary yet")
+
     def _hear(self, until: float, late: str) -> None:
         self._its.settimeout(max(_SHORTLY_S, until - time.monotonic()))
         try:
@@ -65,11 +74,14 @@ class PageServer:
             self._judge(self._its.recv(told.MOST_BYTES))
 
     def _judge(self, message: bytes) -> None:
-        """Raises MemoryNotServed for everything but that it is ready or has filled all."""
+        """Raises MemoryNotServed for everything but that it goes on as it should."""
         failed = message.removeprefix(told.READY)
         if failed.startswith(told.FILLED):
             self._is_filled = True
             failed = failed.removeprefix(told.FILLED)
+        if failed.startswith(told.ORDINARY):
+            self._is_ordinary = True
+            failed = failed.removeprefix(told.ORDINARY)
         if message and not failed:
             return
         why = failed[1:].decode(errors="replace") or _ENDED
@@ -80,9 +92,11 @@ class PageServer:
     def keep(self) -> None:
         """The container is restored: its memory is to be completed whatever happens here.
 
-        Raises BrokenPipeError when the server has ended.
+        Raises BrokenPipeError when the server has ended too early. Idempotent.
         """
-        self._its.send(_KEEP)
+        if not self._is_kept:
+            self._its.send(_KEEP)
+            self._is_kept = True
 
     def end(self) -> None:
         """The swap is undone: nobody needs the memory. Returns when the server is gone."""

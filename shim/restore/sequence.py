@@ -162,7 +162,7 @@ class Swap:
                 remove_tree(private.fileno(), os.path.basename(self.images))
         if gpus:
             with self._step("gpu_fill"):
-                server.wait_until_filled(self.until)
+                server.finish(self.until)
             with self._step("gpu"):
                 gpus.finish(self._init(), self.bundle.spec)
         return server
