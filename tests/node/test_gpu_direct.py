@@ -1,5 +1,6 @@
 """Containers whose device memory goes around the driver; with a stand-in for the CUDA driver."""
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,10 @@ from tests.node.swapping import (
 DIRECT = wishes(gpu="direct")
 MIB = 24
 """Of each process on each device: from 8 MiB on the library takes it."""
+QUICK_S = 3.0
+"""A driver's restore changes the address space thousands of times. It waited for the page server
+each time, 10 s in all on an H200, as long as that held the userfaultfds.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,13 @@ def taken_and_gone(node: Node, spec: ContainerSpec) -> tuple[SnapshotRef, dict[s
     return taken, there
 
 
+def steps(node: Node) -> dict[str, float]:
+    """Seconds of the steps of the last restore, as the journal has them."""
+    line = [line for line in node.journal().splitlines() if "restored from" in line][-1]
+    found: dict[str, float] = ast.literal_eval(line[line.index("{") :])
+    return found
+
+
 def payload_bytes(taken: SnapshotRef) -> int:
     """Of device memory in the snapshot's files."""
     return sum(path.stat().st_size for path in (taken.directory / "memory").glob("gpu*.data"))
@@ -64,6 +76,7 @@ def test_device_memory_goes_around_the_driver_and_comes_back(gpu_node: Node) -> 
         assert first_answer(replica)["nonce"] == there["nonce"]
         assert checked(replica)["processes"] == there["processes"]
         assert in_use(gpu_node)[0] > MIB << 20
+        assert steps(gpu_node)["gpu"] < QUICK_S
         replica.remove(grace_s=0)
 
 

@@ -43,6 +43,9 @@ static pthread_mutex_t big = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static int inside, closed;
 static uint64_t busy_until;
+static char *addresses; /* of the device, reserved: a restore maps them anew, piece by piece */
+#define ADDRESSES_BYTES (1280ull << 20)
+#define ADDRESSES_PIECE (64ull << 10)
 static char *staging;
 static uint64_t staging_bytes;
 
@@ -283,6 +286,7 @@ static CUresult do_restore(void) {
     if (ME.imported) { ME.stuck = 1; return NOT_SUPPORTED; }
     CUresult wrong = chosen(to);
     if (wrong) return wrong;
+    for (uint64_t at = 0; at < ADDRESSES_BYTES; at += ADDRESSES_PIECE) nothing_at((uint64_t)addresses + at, ADDRESSES_PIECE);
     if (back_to_device(control_fd, named(path, "nvidiactl"))) return OPERATING_SYSTEM;
     back_to_device(uvm_fd, named(path, "nvidia-uvm"));
     for (int i = 0; i < count; i++) {
@@ -398,6 +402,7 @@ API CUresult cuInit(unsigned flags) {
         if (!find_devices() || open_devices()) result = NO_DEVICE;
         else {
             event_fd = eventfd(0, EFD_CLOEXEC);
+            addresses = mmap(NULL, ADDRESSES_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
             bind_socket();
             tell_minors();
             thread(listen_to_events);
@@ -761,7 +766,7 @@ API CUresult cuMemExportToShareableHandle(void *to, uint64_t handle, int type, u
     (void)flags;
     ENTER;
     struct handle *of = handle_of(handle);
-    if (!of || type != 1) return leave(INVALID_VALUE);
+    if (!of || of->imported || type != 1) return leave(INVALID_VALUE);
     ME.exported++;
     *(int *)to = fcntl(of->fd, F_DUPFD_CLOEXEC, 0);
     return leave(*(int *)to < 0 ? OPERATING_SYSTEM : OK);
