@@ -33,7 +33,8 @@ def named(
 
 def of(pids: Iterable[int]) -> str:
     """The way for a container with these CUDA processes, by the host's numbers: `direct` when one
-    of them has memory that our library can move. What the others have is the driver's in each way.
+    of them has memory that our library can move. The driver carries the memory of the others in
+    each way.
     """
     from shim.gpu.direct.session import has_library
 

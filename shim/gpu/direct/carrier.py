@@ -203,8 +203,8 @@ class Carrier:
             raise Lost(f"{away} pieces of process {session.pid} are away")
 
     def rescue(self) -> None:
-        """Whoever commanded has died while memory of the source was here: back with it, when the
-        driver's guard has the process run again. What is asked of the driver before waits for it.
+        """Give memory of the source back when the commanding process has died. The driver's guard
+        lets the source run again; calls of the driver in the source wait until then.
         """
         until = time.monotonic() + _RESCUE_S
         while self._taken and time.monotonic() < until:

@@ -25,7 +25,7 @@ class Piece:
         self.number, self.memory, self._fd = number, memory, fd
 
     def descriptor(self) -> int:
-        """For its process. What was imported cannot be exported: its own descriptor is kept."""
+        """For its process. The driver exports no imported memory: its own descriptor is kept."""
         if self._fd < 0:
             self._fd = self.memory.export()
         return self._fd

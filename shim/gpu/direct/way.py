@@ -1,8 +1,8 @@
 """The way `direct`: large device memory goes around the driver. Lean. See docs/gpu.md.
 
 The library that the container has preloaded closes a gate in front of the driver's functions, so
-that no thread of the program is inside, and hands its memory to our carrier. What is left, the
-driver checkpoints. Here are the two sides as the engine calls them; the work is the carrier's.
+that no thread of the program is inside, and hands its memory to our carrier. The driver
+checkpoints the rest. Here are the two sides as the engine calls them; the work is the carrier's.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Carrier:
 
 
 class _Evacuation:
-    """See `shim.gpu.way.Evacuation`. What was never begun is not undone."""
+    """See `shim.gpu.way.Evacuation`. It undoes only what it began."""
 
     splits = True
 
@@ -156,7 +156,7 @@ _AGAINST = {
     "graphics": "graphics resources are registered",
     "exported handles": "a handle of its memory was exported; NCCL_CUMEM_ENABLE=0",
 }
-"""What the library has seen, and what is said about it. Memory that stays is the driver's."""
+"""Reasons by the word that the library has for them. Memory that stays is the driver's."""
 
 
 class DirectWay:

@@ -1,7 +1,7 @@
 """The messages between the host and the library in the container: docs/formats.md. Lean.
 
-One message of a SEQPACKET socket each, little-endian. What comes from the library is a container's
-word: everything is parsed with limits, and descriptors have an owner before anything is read.
+One message of a SEQPACKET socket each, little-endian. The container writes these
+messages: everything is parsed with limits, and descriptors have an owner before anything is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEEN = (
     "peer access", "imported handles", "open IPC handles", "shared IPC handles", "managed memory",
     "multicast", "external memory", "graphics", "exported handles", "memory that stays",
 )  # fmt: skip
-"""What the library has seen called, by bit."""
+"""Calls that the library has seen, by bit."""
 
 _HEAD = struct.Struct("<IHHII")
 _HELLO = struct.Struct("<IIIIQQQII200s")
@@ -38,7 +38,7 @@ _RIGHTS_BYTES = socket.CMSG_SPACE(4 * BATCH)
 
 
 class Malformed(Exception):
-    """What came is no message of this protocol."""
+    """The bytes are no message of this protocol."""
 
 
 class Message:
@@ -60,7 +60,7 @@ class Message:
 
 
 class Hello:
-    """What the library says of its process.
+    """The library's account of its process.
 
     pid: in the process's own namespace. closed: the gate. away: pieces that are not there.
     pieces, octets, largest: of what moves. seen: words of SEEN. said: its last complaint.
