@@ -227,6 +227,17 @@ def test_a_capture_that_is_given_up_leaves_the_source_alone(scene: Scene) -> Non
         right(program)
 
 
+def test_a_daemon_that_dies_with_the_memory_away_hurts_nobody(scene: Scene) -> None:
+    """The carrier lives on without it, and gives the memory back."""
+    with scene.asked() as program, scene.evacuation() as evacuation:
+        evacuation.prepare([program.pid], soon())
+        evacuation.evacuate(soon())
+        assert scene.on_device(program.pid) == 0
+        evacuation._carrier._socket.close()  # type: ignore[attr-defined]
+        right(program)
+        scene.started[-1].wait(WITHIN_S)
+
+
 def test_a_full_disk_costs_the_snapshot_and_not_the_source(scene: Scene) -> None:
     for number in range(16):
         (scene.payload / f"gpu0-{number:02d}.data").touch()  # what is there already cannot be made
