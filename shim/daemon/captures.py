@@ -250,6 +250,10 @@ class Captures:
                     why=f"it took longer than {self._config.capture_timeout_s:g} s",
                     do="Find the slow part: the workload's own calls, or the disk of the store.",
                 ) from error  # fmt: skip
+            except asyncio.CancelledError as error:
+                if lost := _lost_behind(error):
+                    raise lost from None
+                raise
             except (OSError, Stopped) as error:
                 raise CaptureFailed(
                     "cannot capture", container=tracked.container, why=str(error),
@@ -393,6 +397,14 @@ async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
         "criu": await criu_version(criu), "runtime": ended.tail.partition("\n")[0],
         "quickthaw": version.VERSION, "kernel": system.release, "arch": system.machine,
     }  # fmt: skip
+
+
+def _lost_behind(error: BaseException) -> GpuLost | None:
+    """Returns the error for which we killed the container, whose end has then cancelled us."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, GpuLost):
+        found = found.__context__
+    return found
 
 
 def _gpu_facts(taken: Taken) -> dict[str, str]:
