@@ -123,7 +123,7 @@ def count_on(snapshot_dirfd: int) -> bool:
 
 
 def settled(status: os.stat_result, hashed_ns: int) -> bool:
-    """Returns whether a later change would show. hashed_ns: Unix time before reading the content."""
+    """Returns whether a later change would show. hashed_ns: Unix time before reading it."""
     steps = SETTLED_NS if status.st_ctime_ns % 1_000_000_000 else _COARSE_NS
     return status.st_ctime_ns < hashed_ns - steps
 
