@@ -122,8 +122,7 @@ class Copier:
         else:
             os.mknod(name, kind | 0o600, status.st_rdev, dir_fd=target_dirfd)
         with open_made(name, kind, target_dirfd) as made:
-            # These calls refuse an O_PATH descriptor, but take its path in /proc, which leads to
-            # the file.
+            # These calls refuse an O_PATH descriptor, but take its path in /proc.
             target = by_descriptor(made.fileno())
             self._copy_all(by_descriptor(source_fd), target, status)
             set_times(target, status)

@@ -220,8 +220,7 @@ def with_extra_lower(rootfs: str, diff_dir: str) -> None:
     wanted: Described = {**described, "base": ""}
     absolute = [os.path.join(described["base"], lower) for lower in described["lowerdirs"]]
     wanted["lowerdirs"] = [os.path.abspath(diff_dir), *absolute]
-    # With an index, which may be the kernel's default, overlayfs refuses an upperdir that had other
-    # layers below it before.
+    # With an index, which may be the kernel's default, overlayfs refuses an upperdir that had
     # other layers below it before.
     carried = [pair for pair in described["carried"] if pair[0] not in ("index", "nfs_export")]
     wanted["carried"] = [*carried, ["index", "off"]]

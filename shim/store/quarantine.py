@@ -142,8 +142,7 @@ class Quarantine:
             try:
                 record = decode(data, Record)
             except ValueError as error:
-                # Somebody quarantined the snapshot: an unreadable record must not put it back into
-                # use.
+                # Somebody quarantined the snapshot: an unreadable record must not release it.
                 record = Record(f"its record cannot be read: {error}", "", Blame.RESTORE, 0, 0.0,
                                 "quickthawd")  # fmt: skip
                 log.warning("quarantine of snapshot %s: %s", snapshot[:12], error)
