@@ -250,8 +250,7 @@ class Check:
 
     @contextlib.contextmanager
     def _listing(self, part: str) -> Iterator[Listing]:
-        """Yields the listing; leaving the `with` without an error proves that the manifest means
-        it.
+        """Yields the listing; the manifest means it if the `with` ends without an error.
 
         The check uses each line before the whole listing is known to be right. That is safe because
         nobody uses the results if the check as a whole fails.

@@ -30,9 +30,7 @@ class Short(Exception):
 
 
 def count(size: int) -> int:
-    """Returns the number of chunks of a file of `size` bytes: an empty file has a single, empty
-    chunk.
-    """
+    """Returns the number of chunks of a file of `size` bytes: 1, an empty chunk, for 0."""
     return max(1, -(-size // CHUNK_BYTES))
 
 

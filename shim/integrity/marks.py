@@ -75,9 +75,7 @@ class Marker:
 
     @property
     def marks(self) -> Marks:
-        """The marks of all entries, to see whether an entry changes. Read this after the last
-        `add`.
-        """
+        """The marks of all entries, to detect changes. Read this after the last `add`."""
         if self._seal and self._entries and not self._marks:
             self._marks = self._seal.marks()
         return self._marks

@@ -226,9 +226,7 @@ class _Walk:
     def entry(
         self, prefix: bytes, depth: int, status: os.stat_result, dirfd: int, name: bytes
     ) -> Entry:
-        """Returns the next entry. Raises Mismatch for too many entries, and for a mount in the
-        tree.
-        """
+        """Returns the next entry. Raises Mismatch for too many entries, and for a mount."""
         self._entries += 1
         if self._entries > _MOST_ENTRIES:
             raise Mismatch(self._part, f"{_MOST_ENTRIES} entries at most", "more")
@@ -246,9 +244,7 @@ class _Walk:
             entry.link = first[0]
 
     def linked_elsewhere(self) -> int:
-        """Returns the number of a file that has a name elsewhere, where somebody could change it;
-        else 0.
-        """
+        """Returns the number of a file that can change by a name elsewhere; 0 if none can."""
         return next((number for number, left in self._links.values() if left), 0)
 
 
@@ -281,8 +277,7 @@ class Line:
 def pairs(
     part: str, listing: Iterable[bytes], found: Iterable[Entry]
 ) -> Iterator[tuple[Line, Entry]]:
-    """Yields each entry of the disk with its line, after comparing all attributes but not the
-    content.
+    """Yields each entry of the disk with its line; compares all attributes but not the content.
 
     Raises Mismatch at the first entry that differs from its line, has no line, or is missing. A
     difference in time alone tells less, so it raises at the end. ValueError when the listing is

@@ -73,9 +73,7 @@ class Work:
             self._changed.notify()
 
     def start(self) -> None:
-        """Work on threads from now on. Without this call `finish` runs the jobs in the caller's
-        thread.
-        """
+        """Work on threads from now on. Without them `finish` runs the jobs itself."""
         import threading
 
         self._changed = threading.Condition()

@@ -92,8 +92,7 @@ class Found:
 
 
 def merge(dirfds: Sequence[int], marks: Marks, most: int) -> dict[str, Found]:
-    """Returns the names of a directory that is in several layers, the topmost first, with
-    whiteouts.
+    """Returns the names of a directory in several layers, the topmost first, with whiteouts.
 
     Raises TooMuch for more than `most` names, and remembers no more.
     """
@@ -139,8 +138,7 @@ def is_whiteout(status: os.stat_result) -> bool:
 
 @contextlib.contextmanager
 def open_merged(found: Found, marks: Marks) -> Iterator[tuple[list[int], bool]]:
-    """Yields the directory `found` in its layers, the topmost first, and whether it hides all
-    below.
+    """Yields `found` as opened in each layer, the topmost first, and whether it hides all below.
 
     Raises OSError if the directory is gone or replaced by another file type.
     """

@@ -99,15 +99,12 @@ class Overlay:
         return dict(self.carried).get(name)
 
     def has_userxattr(self) -> bool:
-        """Returns whether overlayfs keeps its marks in `user.overlay.` instead of
-        `trusted.overlay.`.
-        """
+        """Returns whether overlayfs' marks begin with `user.overlay.`, not `trusted.overlay.`."""
         return ("userxattr", None) in self.carried
 
 
 def split_lowerdirs(text: str) -> list[str]:
-    r"""Returns the paths of a `lowerdir=` value: `:` separates, a backslash escapes the next
-    character.
+    r"""Returns the paths of a `lowerdir=` value: `:` separates, a backslash escapes a character.
 
     Raises ValueError on data-only layers (`::`), which nothing here mounts again.
     """

@@ -83,9 +83,7 @@ class _Huge:
         self._pages = HugePages()
 
     def fill(self, at: int, left: list[Range]) -> None:
-        """Fill a huge page at an offset, as far as possible. left: gets the range that is not
-        filled.
-        """
+        """Fill a huge page at an offset, as far as possible. left: gets the unfilled range."""
         populate_read(self._source + at, HUGE_BYTES)
         made = self._pages.make(self._target + at)
         if made:

@@ -103,8 +103,7 @@ def place(target: str, put: Sequence[str], *, container: str) -> None:
 
 
 def undo(target: str, put: Sequence[str], *, container: str, placed: bool) -> None:
-    """Remove all that `build` and `place` made of the list `put`, however far they came.
-    Idempotent.
+    """Remove all that `build` and `place` made of `put`, however far they came. Idempotent.
 
     placed: whether `place` may have begun. A directory stays if somebody else put something into
     it. Raises OSError.

@@ -93,9 +93,7 @@ class PrecopyingCopier(Copier):
 
 
 class _Renewal:
-    """Gives a file the content and the holes of another, and compares the content that it already
-    has.
-    """
+    """Gives a file the content and the holes of another; compares content before writing."""
 
     def __init__(
         self, source_fd: int, target_fd: int, size: int, tick: Callable[[], None]
