@@ -40,14 +40,14 @@ def taken(
         number = _arrive(directory, until, place, container)
         while ahead := _too_many_ahead(directory, number, most):
             if time.monotonic() >= until:
-                raise _no_turn(container, f"{ahead} restores that came earlier still go on or wait")
+                raise _no_turn(container, f"{ahead} earlier restores are running or waiting")
             time.sleep(min(_LOOK_S * ahead, _LOOK_AT_MOST_S, max(0, until - time.monotonic())))
         yield
 
 
 def _no_turn(container: str, why: str) -> NoTurn:
     return NoTurn(
-        "no turn for the restore", container=container, why=why,
+        "restore queue timed out", container=container, why=why,
         do="Raise max_restores_at_once or restore_wait_s in the configuration if the node can "
         "do more.",
     )  # fmt: skip
@@ -80,7 +80,7 @@ def _order(directory: str, until: float, container: str) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= until:
-                    why = "another restore holds the queue, and does not go on"
+                    why = "another restore holds the lock of the queue"
                     raise _no_turn(container, why) from error
                 time.sleep(_ARRIVE_S)
         yield
