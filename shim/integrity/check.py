@@ -28,7 +28,7 @@ from shim.contract.paths import (
 )
 from shim.integrity import chunks, content, marks, tree
 from shim.integrity.listing import Listing
-from shim.integrity.tree import Mismatch
+from shim.integrity.tree import Mismatch, Replaced
 from shim.integrity.work import Work
 from shim.kernel.beneath import open_beneath
 
@@ -75,7 +75,7 @@ class Unchecked:
     def unchanged(self, fd: int) -> None:
         """Raises Mismatch if the file changed since the walk looked at it; OSError."""
         if tree.identity(os.fstat(fd)) != self._identity:
-            raise Mismatch(tree.printable(self.path), "one file", "another meanwhile")
+            raise Replaced(tree.printable(self.path))
 
     @property
     def mark(self) -> list[int]:
@@ -277,9 +277,7 @@ class Check:
             raise self._cannot(f"it cannot be read: {error}") from error
 
     def _not_whole(self, mismatch: Mismatch) -> SnapshotNotWhole:
-        return self._cannot(
-            f"{mismatch.path}: expected {mismatch.expected}, found {mismatch.found}"
-        )
+        return self._cannot(str(mismatch))
 
     def _cannot(self, why: str) -> SnapshotNotWhole:
         short = self._captured.id[:12]

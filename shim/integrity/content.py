@@ -6,7 +6,7 @@ import errno
 import os
 
 from shim.integrity import chunks, tree
-from shim.integrity.tree import Mismatch
+from shim.integrity.tree import Mismatch, Replaced
 from shim.kernel import filesystem
 from shim.kernel.beneath import open_beneath
 
@@ -81,7 +81,7 @@ class _Piece:
             found = self._found(file.fileno())
             _compare(self._path, self._first, self._digests, found)
             if tree.identity(os.fstat(file.fileno())) != self._identity:
-                raise Mismatch(tree.printable(self._path), "one file", "another meanwhile")
+                raise Replaced(tree.printable(self._path))
 
     def _found(self, fd: int) -> Iterator[str]:
         for index in range(self._first, self._first + len(self._digests)):

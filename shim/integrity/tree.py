@@ -65,6 +65,19 @@ class Mismatch(Exception):
         super().__init__(path, expected, found)
         self.path, self.expected, self.found = path, expected, found
 
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected}, found {self.found}"
+
+
+class Replaced(Mismatch):
+    """Another file is at the path than the file that the walk looked at."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "the same file", "another")
+
+    def __str__(self) -> str:
+        return f"{self.path}: the file was replaced while it was being read"
+
 
 class Entry:
     """An entry as it lies on the disk.
@@ -114,7 +127,7 @@ class Entry:
         fd = OwnedFd(os.open(self.name, _O_FILE, dir_fd=self.dirfd))
         if identity(os.fstat(fd.fileno())) != identity(self.status):
             fd.close()
-            raise Mismatch(printable(self.below), "one file", "another meanwhile")
+            raise Replaced(printable(self.below))
         return fd
 
     def _value(self) -> int | str:

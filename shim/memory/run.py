@@ -88,8 +88,6 @@ def serve(
 
 
 def _told(error: Exception) -> str:
-    if isinstance(error, Mismatch):
-        return f"{error.path}: expected {error.expected}, found {error.found}"
     return str(error) or type(error).__name__
 
 
