@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shim.memory.extents import Extent
 
 _LEAST_BYTES = 1 << 20
-"""CRIU reads smaller objects itself, in less time than a question to CRIU takes."""
+"""CRIU reads smaller objects itself, in less time than a request to the page server takes."""
 
 
 def settle_shared(criu: Path, copied: Iterable[Space]) -> list[dict[str, object]]:

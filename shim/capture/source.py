@@ -97,7 +97,7 @@ class Source:
 
 
 def thaw_left(container: str) -> bool:
-    """Thaw a container that a killed daemon left. Returns False while its checkpoint goes on.
+    """Thaw a container that a killed daemon left frozen. Returns False during its checkpoint.
 
     At its end CRIU puts the freezer back into the state that CRIU found: after an earlier thaw, the
     container would stay frozen. Raises OSError.

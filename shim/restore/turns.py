@@ -80,7 +80,7 @@ def _order(directory: str, until: float, container: str) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= until:
-                    why = "another restore holds the lock of the queue"
+                    why = "another restore holds the queue, and does not go on"
                     raise _no_turn(container, why) from error
                 time.sleep(_ARRIVE_S)
         yield

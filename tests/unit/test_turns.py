@@ -147,7 +147,7 @@ def test_a_queue_that_is_held_delays_nobody_for_ever(directory: Path) -> None:
         os.close(lock)
         began = time.monotonic()
         with (
-            pytest.raises(NoTurn, match="holds the lock of the queue"),
+            pytest.raises(NoTurn, match="holds the queue"),
             turns.taken(8, until=began + 0.2, directory=str(directory)),
         ):
             pass
