@@ -40,7 +40,7 @@ class CopiedMemory:
 
 
 class Content:
-    """Looks up the content of pages that CRIU lists in a copy."""
+    """Looks up in a copy the content of the pages that CRIU lists."""
 
     def __init__(self, space: Space) -> None:
         self._space = space

@@ -40,7 +40,7 @@ def check(source: Source, pids: Iterable[int]) -> None:
 
 
 def permitted(pids: Iterable[int], proc: str = "/proc") -> int:
-    """Returns the permitted capabilities of all the processes, as a mask. Raises OSError."""
+    """Returns the union of the processes' permitted capabilities, as a mask. Raises OSError."""
     held = 0
     for pid in pids:
         held |= int(_status(f"{proc}/{pid}")["CapPrm"], 16)
