@@ -20,10 +20,9 @@ from typing import Final
 
 TOP: Final = Path(__file__).parents[1]
 NOT_YET: Final = (
-    "docs", "packaging", "shim/capture", "shim/cli", "shim/contract",
-    "shim/daemon", "shim/gate", "shim/integrity", "shim/kernel",
-    "shim/nri", "shim/restore", "shim/rootfs",
-    "shim/store", "tests",
+    "docs", "packaging", "shim/cli", "shim/contract",
+    "shim/daemon", "shim/gate", "shim/kernel",
+    "shim/nri", "tests",
 )  # fmt: skip
 """Folders that the rules have not reached. A folder that passes must leave the list."""
 _WORD: Final = re.compile(r"[A-Za-z][\w'-]*")

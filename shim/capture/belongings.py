@@ -1,10 +1,10 @@
-"""Which files of /dev/shm and which System V objects of a pod are the captured container's own.
+"""Decides which /dev/shm files and System V objects of a pod are the captured container's own.
 
-Both are the pod's, and other containers of it use them. A container's own is what its processes
-have open, mapped or attached and nobody else has, and what it has made (see
-`shim.capture.record`). What another container has, or what was there before this one, stays where
-it is. What cannot be told apart is refused by its name: in a snapshot it would be another
-container's secret, left out it would be missing.
+Both belong to the pod, and other containers of the pod use them. A container's own are the objects
+that only its processes have open, mapped or attached, and the objects that it has made (see
+`shim.capture.record`). Objects of another container, and objects from before this container, stay
+in the pod. If nobody can tell the owner, `Belongings` refuses the capture and names the object: in
+a snapshot the object would be another container's secret, left out it would be missing.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ _FIELDS_BEFORE_PATH = 5
 
 @dataclass(slots=True)
 class _Held:
-    """What processes have open, mapped or attached. inodes: of /dev/shm. segments: their ids."""
+    """The objects that processes have open, mapped or attached.
+
+    inodes: of /dev/shm. segments: their ids.
+    """
 
     inodes: set[int] = field(default_factory=set)
     segments: set[int] = field(default_factory=set)
 
 
 def checked(source: Source) -> Belongings:
-    """The belongings of a container. Raises NotCapturable where nothing can be told from inodes."""
+    """Returns the belongings of a container. Raises NotCapturable if inodes tell nothing."""
     own = Belongings(source)
     own.check()
     return own
 
 
 class Belongings:
-    """Of one capture. Raises OSError, ValueError when the records cannot be read."""
+    """The belongings in a capture. Raises OSError, ValueError if the records cannot be read."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -61,7 +64,7 @@ class Belongings:
         self._device = os.stat(source.shm).st_dev if source.shm else 0
 
     def check(self) -> None:
-        """Raises NotCapturable where nothing can be told from the numbers of inodes."""
+        """Raises NotCapturable if the numbers of inodes tell nothing."""
         if not self._source.shm or self._is_alone:
             return
         with open_dir(self._source.shm) as shm:
@@ -69,17 +72,17 @@ class Belongings:
                 raise self._refused("its /dev/shm is no tmpfs, and other containers use it")
 
     def looked_at(self, pids: Iterable[int]) -> None:
-        """These are the captured processes; look again at what they have."""
+        """Set the captured processes; look again at their open, mapped and attached objects."""
         self._pids = frozenset(pids)
         for name in ("_mine", "_theirs"):
             self.__dict__.pop(name, None)
 
     def early(self, status: os.stat_result) -> bool:
-        """Whether a file is surely its own, before anything is frozen."""
+        """Returns whether a file is surely the container's own, before anything is frozen."""
         return self._is_alone or status.st_ino in self._mine.inodes
 
     def file(self, status: os.stat_result, path: str) -> bool:
-        """Whether a file of /dev/shm is its own. Raises NotCapturable when nobody can tell."""
+        """Returns whether a file of /dev/shm is the container's. Raises NotCapturable if unsure."""
         inode = status.st_ino
         was_before, was_made = inode in self._before.inodes, inode in self._made_inodes
         return self._is_own(
@@ -88,7 +91,7 @@ class Belongings:
         )  # fmt: skip
 
     def directory(self, status: os.stat_result, path: str, *, is_empty: bool) -> bool:
-        """The same of a directory. One that is not empty is what is in it."""
+        """Returns the same for a directory. The content of a non-empty directory decides."""
         inode = status.st_ino
         if is_empty:
             return self.file(status, path)
@@ -97,7 +100,7 @@ class Belongings:
         return self._is_alone or inode in self._made_inodes or inode in self._mine.inodes
 
     def foreign_objects(self, pids: Iterable[int]) -> list[sysvipc.Object]:
-        """The System V objects that are not its own; pids: as of `looked_at`, frozen by now.
+        """Returns the System V objects of others. pids: as for `looked_at`, frozen by now.
 
         Raises NotCapturable, OSError, ValueError.
         """
@@ -151,7 +154,7 @@ class Belongings:
         namespace = os.readlink(f"/proc/{self._source.pid}/ns/ipc")
         others = []
         for name in filter(str.isdecimal, os.listdir("/proc")):
-            with contextlib.suppress(OSError):  # it has ended, or is a thread of the kernel's
+            with contextlib.suppress(OSError):  # a dead process, or a kernel thread
                 if os.readlink(f"/proc/{name}/ns/ipc") == namespace:
                     others.append(int(name))
         return self._held_by(set(others) - self._pids)
@@ -159,7 +162,7 @@ class Belongings:
     def _held_by(self, pids: Iterable[int]) -> _Held:
         held = _Held()
         for pid in pids:
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 self._look_at(pid, held)
         return held
 

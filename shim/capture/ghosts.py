@@ -1,13 +1,12 @@
-"""Deleted files that CRIU would make again where other containers can write.
+"""Refuses deleted files that CRIU would make again where other containers can write.
 
-CRIU makes a file that is open and has no name again under a name beside its last one, opens that,
-and removes it. It does so as root, by paths, in a mount namespace whose root is the node's. In a
-volume or in /dev/shm another container of the pod can put a link in the place of a directory on
-the way: the file would be made in a directory of the node's, with a content, an owner and a mode of
-the pod's choice. And CRIU sets the mode by name, which follows links, where it is not the one that
-the file was made with. So there such a file must be a regular one, directly in the mount, with a
-mode that needs no second call. Sources: CRIU, criu/files-reg.c, create_ghost; criu/util.c,
-cr_fchpermat.
+For an open file without a name, CRIU makes a file under a name beside the last name, opens it, and
+removes it. CRIU does so as root, by paths, in a mount namespace whose root is the node's. In a
+volume or in /dev/shm another container of the pod can put a link in the place of a directory on the
+way: then CRIU would make the file in a directory of the node, with a content, an owner and a mode
+of the pod's choice. And if the mode differs from the mode at creation, CRIU sets the mode by name,
+and so follows links. So such a file must be a regular file, directly in the mount, with a mode that
+needs no second call. Sources: CRIU, criu/files-reg.c, create_ghost; criu/util.c, cr_fchpermat.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
     from shim.criu.images import Ghost
 
 _NEEDS_CHMOD = 0o7022
-"""What the umask of the restore (see `shim.criu.restore`) or a change of owner takes away."""
+"""Mode bits that the umask of the restore (see `shim.criu.restore`) or a new owner clears."""
 
 
 def check(source: Source, criu: Path) -> None:
-    """Raises NotCapturable when the dump in `criu` has such a file; DamagedImage, OSError."""
+    """Raises NotCapturable if the dump in `criu` has such a file; DamagedImage, OSError."""
     mounts = [each for each in entries(source.spec, "mounts") if is_bind(each)]
     places = sorted((os.path.normpath(str(each.get("destination"))) for each in mounts), key=len)
     for ghost in images.ghosts(criu):

@@ -1,9 +1,9 @@
-"""Everything that the captured processes have open: one walk through /proc while they are frozen.
+"""Looks at all that the captured processes have open: a walk through /proc while they are frozen.
 
-It knows of each file what CRIU's images do not have, owner, device and inode, and it tells by name
-what no snapshot can hold before CRIU is started. Descriptors that lie in the queue of a socket are
-in no directory of /proc; CRIU's images list them, and `check_images` looks at those. Sources:
-proc_pid_fd(5), proc_pid_map_files(5), namespaces(7).
+The walk finds for each file the facts that CRIU's images lack, owner, device and inode. The checks
+name, before CRIU starts, every descriptor that no snapshot can hold. Descriptors in the queue of a
+socket are in no directory of /proc; CRIU's images list them, and `check_images` looks at them.
+Sources: proc_pid_fd(5), proc_pid_map_files(5), namespaces(7).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CORE = "/proc/sys/net/core"
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """One descriptor, mapping, working directory or root. name: as /proc tells it.
+    """A descriptor, mapping, working directory or root. name: from /proc.
 
     number: of the process in the container.
     """
@@ -51,14 +51,14 @@ class Opened:
 
 
 def look(pids: Iterable[int]) -> list[Opened]:
-    """All that they have. Call it while they are frozen; one that has died meanwhile has none."""
+    """Returns all that the frozen processes have open; nothing for a dead process."""
     return [found for pid in pids for found in _of_process(pid)]
 
 
 def lost_names(opened: Iterable[Opened]) -> dict[str, int]:
-    """Inode numbers by the name that is gone, relative to the container's root.
+    """Returns inode numbers by the name that is gone, relative to the container's root.
 
-    Of the files of which other names are left: see `shim.capture.deleted`.
+    Only for files of which other names are left: see `shim.capture.deleted`.
     """
     return {
         each.name.removesuffix(_GONE).lstrip("/"): each.status.st_ino
@@ -70,7 +70,7 @@ def lost_names(opened: Iterable[Opened]) -> dict[str, int]:
 def check(source: Source, opened: Iterable[Opened], has: int) -> None:
     """Raises NotCapturable with the first descriptor that the container's spec cannot have made.
 
-    has: the capabilities that it reaches.
+    has: the capabilities that the spec reaches.
     """
     own = set(_namespaces(source.pid))
     for each in opened:
@@ -82,7 +82,7 @@ def check_images(
     source: Source, directory: Path, opened: Iterable[Opened], has: int,
     network: Mapping[str, Any],
 ) -> dict[str, object]:  # fmt: skip
-    """The same of all that the restore would make. Returns the fact `descriptors`.
+    """Check all descriptors that the restore would make. Returns the fact `descriptors`.
 
     directory: CRIU's images. network: of the manifest. Raises NotCapturable; DamagedImage, OSError.
     """
@@ -102,7 +102,7 @@ def check_images(
 
 
 def bounds(sysctls: Mapping[str, str]) -> Bounds:
-    """What everybody may have on this node. sysctls: of the pod's network. Raises OSError."""
+    """Returns this node's limits for everybody. sysctls: of the pod's network. Raises OSError."""
     first_port, pings = open_to_all(sysctls)
     return Bounds(
         sndbuf=max(2 * _core("wmem_max"), _core("wmem_default")),
@@ -133,7 +133,7 @@ def _excess(spec: Mapping[str, Any], opened: Opened, has: int, own: set[str]) ->
 
 
 def _access(opened: Opened) -> str:
-    """How a device is open. What is mapped was open for reading at least."""
+    """Returns the access mode of a device. A mapped device was open for reading at least."""
     try:
         with open(opened.link.replace("/fd/", "/fdinfo/")) as file:
             flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))

@@ -1,7 +1,7 @@
-"""The order of a capture: quiesce, dump, resume, and the snapshot's description.
+"""Runs a capture in order: quiesce, dump, resume, and the snapshot's description.
 
-The source goes on serving whatever happens: what is frozen is thawed and what was quiesced is
-resumed before anything else is done.
+The source goes on serving whatever happens: before anything else, a frozen source is thawed and a
+quiesced source is resumed.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ log = logging.getLogger(__name__)
 
 _CALL_S = 60.0
 _STUCK_S = 60.0
-"""What a thread may take from its cancellation on, as to sync what it has written."""
+"""The limit for a thread from its cancellation on, for example to sync its writes."""
 _EXIT_STUCK = 70
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds.
+    """The content of staging. network: the manifest's object. sizes: bytes. steps: seconds.
 
     volume_files, by_network: the facts `volume_files` and `descriptors`. gpus: what the snapshot
     says about CUDA processes, None without any.
@@ -66,7 +66,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """stop: ends the capture, at its deadline or when told. frozen_s: how long it stands still."""
+    """stop: ends the capture, at its deadline or on request. frozen_s: the window's limit."""
 
     stop: Stop
     frozen_s: float
@@ -84,9 +84,9 @@ async def capture(
 ) -> Taken:
     """Take everything of `source` into `staging`.
 
-    network: what the hook recorded at its start. make_room: called right before the first copy.
-    Raises CaptureFailed; the source then runs as before. Cancelling tells the bounds' `stop`, and
-    waits for the frozen window to end.
+    network: the hook's record from the start of the container. make_room: called right before the
+    first copy. Raises CaptureFailed; the source then runs as before. Cancelling tells the bounds'
+    `stop`, and waits for the frozen window to end.
     """
     stop = bounds.stop
     source.check()
@@ -97,7 +97,7 @@ async def capture(
         await make_room()
         try:
             faults.point("capture.quiesced", source.container)
-            # A daemon that is told to stop must not leave a container frozen.
+            # A daemon that must stop must not leave a container frozen.
             dumped, gpus = await finished(
                 asyncio.to_thread(_dumped, source, staging, steps, stop, bounds.frozen_s), stop
             )
@@ -132,7 +132,7 @@ def _dumped(
 
 
 def _before(source: Source) -> Toll:
-    """Look at the source before anything is done to it."""
+    """Look at the source before any change."""
     try:
         standstill.check(source, own_freezer(source).pids())
         return Toll(source)
@@ -150,11 +150,11 @@ def _late(container: str, why: Stopped) -> CaptureFailed:
 
 
 async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) -> Result:
-    """Wait until `work` has ended, also when cancelled meanwhile; then be cancelled.
+    """Wait until `work` has ended, even if cancelled meanwhile; then raise the cancellation.
 
-    For threads, which cannot be cancelled: what they use must not go before they do. stop: is told
-    to end it; every thread whose work may be long has one, and asks it at each step. One that does
-    not come back, because a disk does not answer it, ends the daemon.
+    For threads, which cannot be cancelled: their resources must outlive them. stop: asks the thread
+    to end; every thread with long work has a stop, and checks it at each step. A thread that hangs,
+    because a disk does not answer, ends the daemon.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -167,14 +167,15 @@ async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) 
                 stop.tell()
         else:
             if not task.done():
-                # It holds a turn and a staging directory for ever. Nothing in this process can end
-                # it: systemd starts the next one, which takes up what is there. Pods do not notice.
+                # The thread holds a turn and a staging directory for ever. Nothing in this process
+                # can end the thread: systemd starts the next daemon, which takes over. Pods do not
+                # notice.
                 log.critical("a thread hangs: quickthawd ends. Is a disk or an NFS server away?")
                 os._exit(_EXIT_STUCK)
     if cancelled is None:
         return task.result()
-    # Looked at, so that asyncio does not tell it. Nobody waits for it, unless the container's end,
-    # for which we were cancelled, is our own doing.
+    # The look keeps asyncio from reporting the exception: nobody waits for it, unless our own act
+    # ended the container and so caused the cancellation.
     if not task.cancelled() and isinstance(error := task.exception(), GpuLost):
         raise error from cancelled
     raise cancelled
@@ -251,7 +252,7 @@ def _described(
 
 
 def _check_small_images(source: Source, directory: Path) -> None:
-    """A restore has them in memory, on the node's account. Raises NotCapturable."""
+    """Raises NotCapturable for too much: a restore has these images in the node's memory."""
     sizes = [(path.name, path.stat().st_size) for path in directory.iterdir()]
     found = sum(size for name, size in sizes if not tree.is_big_image(name, size))
     if found > tree.MOST_IMAGE_BYTES:

@@ -1,7 +1,7 @@
-"""The fact `volume_files`: what captured processes have open in volumes.
+"""Makes the fact `volume_files`: the files in volumes that captured processes have open.
 
-The restore compares it. Blocking, after the thaw: from what was seen in the frozen window, and from
-CRIU's images.
+The restore compares the fact. Blocking, after the thaw: from the findings of the frozen window, and
+from CRIU's images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GONE = " (deleted)"
 def volume_files(
     source: Source, directory: Path, opened: Iterable[Opened], has: int
 ) -> dict[str, object]:
-    """The fact, as a plain object.
+    """Returns the fact, as a plain object.
 
     directory: CRIU's images. opened: all that the processes had open. has: the capabilities that
     the container's spec reaches. Raises NotCapturable for a file that the container's own

@@ -145,7 +145,7 @@ class MemoryLost(SwapFailed):
 
 
 class NoTurn(SwapFailed):
-    """As many restores as the node allows went on all the time that this one could wait."""
+    """The restore queue did not advance within restore_wait_s."""
 
     exit_code = 19
     blame = Blame.OTHER

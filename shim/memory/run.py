@@ -95,8 +95,6 @@ def _let_be(server: Server, swap: socket.socket) -> None:
 
 
 def _told(error: Exception) -> str:
-    if isinstance(error, Mismatch):
-        return f"{error.path}: expected {error.expected}, found {error.found}"
     return str(error) or type(error).__name__
 
 
