@@ -20,9 +20,9 @@ from typing import Final
 
 TOP: Final = Path(__file__).parents[1]
 NOT_YET: Final = (
-    "docs", "packaging", "shim/capture", "shim/cli",
+    "docs", "shim/capture",
     "shim/integrity", "shim/kernel",
-    "shim/nri", "shim/restore", "shim/rootfs",
+    "shim/restore", "shim/rootfs",
     "shim/store", "tests",
 )  # fmt: skip
 """Folders that the rules have not reached. A folder that passes must leave the list."""
