@@ -20,10 +20,7 @@ from typing import Final
 
 TOP: Final = Path(__file__).parents[1]
 NOT_YET: Final = (
-    "docs", "shim/capture",
-    "shim/integrity", "shim/kernel",
-    "shim/restore", "shim/rootfs",
-    "shim/store", "tests",
+    "docs", "shim/capture", "shim/integrity", "shim/restore", "shim/rootfs", "shim/store", "tests",
 )  # fmt: skip
 """Folders that the rules have not reached. A folder that passes must leave the list."""
 _WORD: Final = re.compile(r"[A-Za-z][\w'-]*")
