@@ -26,7 +26,7 @@ def _constant(name: str) -> NoReturn:
 
 
 class _Settings:
-    """The attributes that a scanner reads from its decoder (Lib/json/decoder.py, Python 3.1)."""
+    """The attributes that a scanner reads from its decoder (Lib/json/decoder.py since 3.1)."""
 
     strict = True
     object_hook = object_pairs_hook = None

@@ -159,7 +159,7 @@ class Captures:
         self.begin(tracked)
 
     def _like(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
-        """Returns the snapshots of the container's key, in use or in quarantine."""
+        """Returns the snapshots that stand for the container, usable or in quarantine."""
         name = "" if tracked.wish.snapshot == "auto" else tracked.wish.snapshot
         return self._store.find(namespace=tracked.pod.namespace, key=identity.key, name=name)
 

@@ -1,4 +1,4 @@
-"""Answers the control socket's verb `explain`: compares a container with a snapshot as the gate."""
+"""Answers the control socket's verb `explain`: the gate's findings for container and snapshot."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Synchronized:
-    """The plugin knows how many pods and containers exist (or was late). Events follow."""
+    """The plugin has taken all pods and containers, or failed to: their numbers. Events follow."""
 
     pods: int
     containers: int
