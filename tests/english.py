@@ -19,11 +19,7 @@ from pathlib import Path
 from typing import Final
 
 TOP: Final = Path(__file__).parents[1]
-NOT_YET: Final = (
-    "docs", "packaging", "shim/cli", "shim/contract",
-    "shim/daemon", "shim/gate", "shim/kernel",
-    "shim/nri", "tests",
-)  # fmt: skip
+NOT_YET: Final = ("docs", "tests")
 """Folders that the rules have not reached. A folder that passes must leave the list."""
 _WORD: Final = re.compile(r"[A-Za-z][\w'-]*")
 _CODE: Final = re.compile(r"```.*?```|`[^`\n]*`|^\s*\|.*$|^    .*$", re.DOTALL | re.MULTILINE)

@@ -1,4 +1,4 @@
-"""`quickthaw explain`: what the gate says about a container and a snapshot, check by check."""
+"""`quickthaw explain`: shows the gate's comparison of a container with a snapshot, by check."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run(asked: Namespace, out: Output) -> int:
 
 
 def _is_spec(what: str) -> bool:
-    """Whether a path is meant, and not NAMESPACE/POD."""
+    """Whether `what` is a path, and not NAMESPACE/POD."""
     return what.startswith(("/", "./", "../")) or what.endswith(".json") or os.path.isfile(what)
 
 
@@ -85,7 +85,7 @@ def _of_pod(asked: Namespace) -> dict[str, Any]:
 
 
 def _of_spec(asked: Namespace, out: Output) -> dict[str, Any]:
-    from shim.cli import ofspec  # here: for a pod nobody pays for it
+    from shim.cli import ofspec  # here: an explanation of a pod need not pay for this
 
     return ofspec.explain(asked, out)
 

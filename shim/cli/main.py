@@ -1,4 +1,4 @@
-"""`quickthaw`: the command line for people. Verbs by name, errors to exit statuses."""
+"""`quickthaw`: runs the command line for people. Verbs by name, errors to exit statuses."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ examples:
   quickthaw status --json
 """
 INTERRUPTED = 130
-"""As a shell tells of a program that SIGINT ended."""
+"""As a shell reports a program that SIGINT ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status. arguments: those of the process by default."""
+    """Run a verb. Returns the exit status. arguments: by default the arguments of the process."""
     asked = parser().parse_args(arguments)
     out = output.to_streams(as_json=asked.json)
     try:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read us has seen enough
+    except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
@@ -76,7 +76,7 @@ def _run(asked: argparse.Namespace, out: Output) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All verbs and their arguments."""
+    """Returns the parser with all verbs and their arguments."""
     found = argparse.ArgumentParser(
         prog="quickthaw",
         description="Snapshots of warm containers on this node.",

@@ -1,4 +1,4 @@
-"""The control socket's verb `explain`: what the gate says about a container and a snapshot."""
+"""Answers the control socket's verb `explain`: the gate's findings for container and snapshot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Explaining:
-    """The handler. It changes nothing, and takes the decision's own way to its answer."""
+    """Handles the verb. It changes nothing, and finds its answer as the decision does."""
 
     def __init__(
         self, store: Store, registry: Registry, decider: Decider, captures: Captures
@@ -32,7 +32,7 @@ class Explaining:
         self._captures = captures
 
     def verbs(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]]:
-        """Verb to handler."""
+        """Returns verb to handler."""
         return {"explain": self._explain}
 
     async def _explain(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,9 +71,9 @@ class Explaining:
         }  # fmt: skip
 
     def _chosen(self, tracked: Tracked, identity: Identity, wanted: str) -> tuple[Manifest, str]:
-        """The snapshot to compare with, and why this one."""
+        """Returns the snapshot to compare with, and why this snapshot."""
         if wanted:
-            # A name is the one that the pod's own annotation would mean, if there is such a one.
+            # A name means the same snapshot as in the pod's own annotation, if that exists.
             named = self._store.find(namespace=tracked.pod.namespace, name=wanted)
             return named[0] if named else self._store.get(wanted), "asked for"
         candidates = self._decider.candidates(tracked, identity)

@@ -1,8 +1,9 @@
-"""Rule 4 of the gate for GPUs: which ones a container has, as one fact. Pure and lean.
+"""Rule 4 of the gate for GPUs: makes a fact of the GPUs that a container has. Pure and lean.
 
-A container without NVIDIA devices has the fact `"none"`. One that has some, on a node whose GPUs
-cannot be read, has no fact, and what is missing does not fit: it is neither restored nor taken for
-one without. The driver's version must be equal: the process has that very libcuda mapped.
+A container without NVIDIA devices has the fact `"none"`. A container with such devices, on a node
+whose GPUs cannot be read, has no fact, and a missing fact does not fit: nobody restores the
+container or takes it for a container without GPUs. The driver's version must be equal: the process
+has that very libcuda mapped.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _NO_GPU = ("", "void", "none")
 
 
 def fact(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> str | None:
-    """The fact of the container of an OCI spec; None when it has GPUs that are not known.
+    """Returns the fact of the container of an OCI spec; None when its GPUs are not known.
 
-    inventory: what `shim.kernel.nvml` found on the node: `driver`, and `gpus` with `minor`, `name`,
-    `memory_bytes`, `mig`, `uuid`; None when it could not be read. No `gpus` on a node without.
+    inventory: the node's GPUs by `shim.kernel.nvml`: `driver`, and `gpus` with `minor`, `name`,
+    `memory_bytes`, `mig`, `uuid`; None when unreadable. `{"gpus": []}` for a node without GPUs.
     """
     found = chosen(spec, inventory)
     if found is None or inventory is None:
@@ -46,7 +47,7 @@ def fact(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> str | 
 
 
 def chosen(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> list[Gpu] | None:
-    """The GPUs of the container of an OCI spec, in the order of their minors; None if not known."""
+    """Returns the GPUs of an OCI spec's container by their minors; None if they are not known."""
     minors = _minors(spec)
     if not _has_devices(spec) and (_asks_for_none(spec) or _is_empty(inventory)):
         return []
@@ -119,12 +120,12 @@ def _visible(spec: Mapping[str, Any], listed: Sequence[Gpu]) -> list[Gpu]:
 
 
 def fits(captured: str, wanted: str) -> bool:
-    """Whether a process with the captured GPUs can go on with the others."""
+    """Whether a process with the captured GPUs can go on with the wanted GPUs."""
     return captured == wanted and all(gpu[2] is False for gpu in _gpus(captured))
 
 
 def _gpus(text: str) -> list[list[object]]:
-    """Name, memory and MIG of each; a value that cannot be read is a GPU that fits nowhere."""
+    """Returns name, memory and MIG of each GPU; an unreadable fact is a GPU that fits nowhere."""
     try:
         value = jsontext.parse(text)
         found = [] if value == "none" else [list(gpu) for gpu in value["gpus"]]
@@ -144,7 +145,7 @@ def _is_gpus(path: str) -> bool:
 
 
 def _minors(spec: Mapping[str, Any]) -> set[int] | None:
-    """The numbers of the GPUs in the spec; None when it has no device of NVIDIA's at all."""
+    """Returns the numbers of the GPUs in the spec; None when it has no NVIDIA device at all."""
     if not _has_devices(spec):
         return None
     devices = entries(section(spec, "linux"), "devices")
@@ -154,7 +155,7 @@ def _minors(spec: Mapping[str, Any]) -> set[int] | None:
 
 
 def _asks_for_none(spec: Mapping[str, Any]) -> bool:
-    """Whether the environment asks NVIDIA's runtime for no GPU: most do not name it at all."""
+    """Whether the environment asks NVIDIA's runtime for no GPU. Most never name the variable."""
     environment = section(spec, "process").get("env")
     listed = environment if isinstance(environment, list) else []
     asked = [str(item).partition("=")[2] for item in listed

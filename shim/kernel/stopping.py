@@ -1,4 +1,4 @@
-"""The end of what a thread does: at a deadline, or when another thread tells it to. Lean.
+"""Ends the work of a thread: at a deadline, or when another thread asks for that. Lean.
 
 A thread cannot be cancelled. Each loop over something that may be long asks between two steps.
 """
@@ -9,15 +9,15 @@ import math
 import time
 
 _LOOK_S = 0.1
-"""A thread that sleeps is not woken by `tell`: an event would import threading."""
+"""`tell` does not wake a sleeping thread, which polls: an event would import threading."""
 
 
 class Stopped(Exception):
-    """The work was given up: it is late, or nobody waits for it any more."""
+    """The work was given up: the deadline has passed, or nobody waits for the work any more."""
 
 
 class Stop:
-    """until: the deadline on `time.monotonic`. `tell` may be called from any thread."""
+    """until: the deadline on `time.monotonic`. Any thread may call `tell`."""
 
     __slots__ = ("_told", "until")
 
@@ -25,7 +25,7 @@ class Stop:
         self.until, self._told = until, False
 
     def tell(self) -> None:
-        """End the work at its next step. Idempotent."""
+        """End the work at the next step. Idempotent."""
         self._told = True
 
     def check(self) -> None:

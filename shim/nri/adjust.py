@@ -1,6 +1,6 @@
-"""What an opted-in container is given, cold or restored: control directory, hooks, CRIU options.
+"""Gives an opted-in container, cold or restored, a control directory, hooks and CRIU's options.
 
-The same for both, so that the spec of a captured container and of one to be restored are alike.
+Both get the same, so that the specs of a captured and of a restored container are alike.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 _HOOK: Final = f"{PREFIX}/bin/quickthaw-hook"
 _HOOK_S: Final = 20
-"""A container must not wait for ever for a hook; runc then fails its create."""
+"""Seconds. A container must not wait for ever for a hook; runc then fails its create."""
 _CONTROL_OPTIONS: Final = "mode=1777,size=1m,nr_inodes=64"
-"""The container writes there, and must not be able to fill the node's /run."""
+"""The container writes to this tmpfs, and must not be able to fill the node's /run."""
 
 
 def prepare(container: str) -> None:
-    """Make the container's directories. Raises OSError after taking away what it made."""
+    """Make the container's directories. Raises OSError after removing everything it has made."""
     private, control = f"{CONTAINERS}/{container}", f"{CONTROL}/{container}"
     with contextlib.ExitStack() as undo:
         os.mkdir(private, 0o700)
@@ -47,7 +47,7 @@ def prepare(container: str) -> None:
 
 
 def adjustment(container: str) -> nri_pb2.ContainerAdjustment:
-    """What containerd adds to the container's spec."""
+    """Returns our additions to the container's spec, which containerd makes."""
     return nri_pb2.ContainerAdjustment(
         annotations={options.ANNOTATION: options.path_of(container)},
         mounts=[
