@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shim.contract.errors import NotCapturable
+from shim.contract.limits import MAX_OPENED
 from shim.criu import openfiles
 from shim.gate import descriptors
 from shim.gate.kinds import Bounds
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.source import Source
+    from shim.kernel.stopping import Stop
 
 _ANONYMOUS = "anon_inode:"
 _NAMESPACE = re.compile(r"(\w+):\[\d+\]")
@@ -50,9 +52,19 @@ class Opened:
     status: os.stat_result
 
 
-def look(pids: Iterable[int]) -> list[Opened]:
-    """All that they have. Call it while they are frozen; one that has died meanwhile has none."""
-    return [found for pid in pids for found in _of_process(pid)]
+def look(source: Source, pids: Iterable[int], stop: Stop) -> list[Opened]:
+    """All that they have. Call it while they are frozen; one that has died meanwhile has none.
+
+    Raises NotCapturable for more than a snapshot may have, Stopped.
+    """
+    found: list[Opened] = []
+    for pid in pids:
+        for each in _of_process(pid):
+            stop.check()
+            found.append(each)
+            if len(found) > MAX_OPENED:
+                raise _refused(source, f"it has more than {MAX_OPENED} descriptors and areas")
+    return found
 
 
 def lost_names(opened: Iterable[Opened]) -> dict[str, int]:
@@ -154,7 +166,8 @@ def _namespaces(pid: int) -> Iterator[str]:
 def _links(pid: int) -> Iterator[str]:
     for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
         try:
-            yield from (f"{directory}/{name}" for name in os.listdir(directory))
+            with os.scandir(directory) as listing:
+                yield from (f"{directory}/{each.name}" for each in listing)
         except OSError:
             continue
     yield from (f"/proc/{pid}/{name}" for name in ("cwd", "root"))

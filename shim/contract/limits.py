@@ -15,6 +15,8 @@ MAX_PATH_BYTES = 3800
 """Of the directories that a name is in, beneath its part: with the name it is within PATH_MAX."""
 MAX_SHM_ENTRIES = 10_000
 """In /dev/shm, which is copied while its container is frozen."""
+MAX_OPENED = 65_536
+"""Descriptors and mapped files of all processes: a capture has a kilobyte of each in memory."""
 MAX_LISTING_BYTES = 64 << 20
 """Of the listing of one part: see `shim.integrity.tree`."""
 ENTRY_BYTES = 1024

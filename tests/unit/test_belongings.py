@@ -24,6 +24,7 @@ from shim.criu.images import DamagedImage
 from shim.daemon.company import Company
 from shim.kernel import mounts, sysvipc
 from shim.kernel.namespaces import CLONE_NEWIPC, CLONE_NEWNS
+from shim.kernel.stopping import Stop
 from shim.kernel.sysvipc import Object
 from tests.unit import rootfs_trees as trees
 
@@ -280,7 +281,7 @@ def test_an_attached_segment_is_held() -> None:
     try:
         held = belongings._Held()
         own = object.__new__(Belongings)
-        own._device = 0
+        own._device, own._stop = 0, Stop()
         own._look_at(os.getpid(), held)
         assert number in held.segments
     finally:
