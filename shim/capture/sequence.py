@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +30,7 @@ from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
     from pathlib import Path
 
     from shim.capture.dump import Dumped
@@ -92,30 +92,34 @@ async def capture(
     began = time.monotonic()
     async with _quiesced(source, quiesce, resume):
         await make_room()
-        try:
+        with _border(source.container):
             faults.point("capture.quiesced", source.container)
             # A daemon that is told to stop must not leave a container frozen.
             dumped = await finished(
                 asyncio.to_thread(dump, source, staging, steps, stop, bounds.frozen_s), stop
             )
             faults.point("capture.thawed", source.container)
-        except Stopped as error:
-            raise _late(source.container, error) from error
-        except (OSError, ValueError) as error:
-            raise CaptureFailed(
-                "cannot capture", container=source.container,
-                why=f"{type(error).__name__}: {error}", do="The next pod like it is tried again.",
-            ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    try:
+    with _border(source.container):
         taken = await finished(
             asyncio.to_thread(_described, source, staging, network, steps, dumped, stop), stop
         )
-    except Stopped as error:
-        raise _late(source.container, error) from error
-    await asyncio.to_thread(toll.check)
+        await asyncio.to_thread(toll.check)
     return taken
+
+
+@contextmanager
+def _border(container: str) -> Iterator[None]:
+    """Raises CaptureFailed for what the kernel, or an image of CRIU's, does not let us do."""
+    try:
+        yield
+    except (OSError, ValueError, Stopped) as error:
+        kind = "" if isinstance(error, Stopped) else f"{type(error).__name__}: "
+        raise CaptureFailed(
+            "cannot capture", container=container, why=f"{kind}{error}",
+            do="The next pod like it is tried again.",
+        ) from error  # fmt: skip
 
 
 def _before(source: Source) -> Toll:
@@ -128,12 +132,6 @@ def _before(source: Source) -> Toll:
             "cannot capture", container=source.container,
             why=f"its processes cannot be looked at: {error}", do="Is it still running?",
         ) from error  # fmt: skip
-
-
-def _late(container: str, why: Stopped) -> CaptureFailed:
-    return CaptureFailed(
-        "cannot capture", container=container, why=str(why), do="The next pod like it is tried."
-    )
 
 
 async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) -> Result:

@@ -127,10 +127,11 @@ class Captures:
         tracked.task = task = asyncio.ensure_future(self._capture(tracked, tracked.identity))
         try:
             return await task
-        except CaptureFailed:
+        except Exception:
             tracked.become(*before)
             raise
         except asyncio.CancelledError as error:
+            tracked.become(*before)
             asking = asyncio.current_task()
             if asking and asking.cancelling():
                 raise
