@@ -99,10 +99,17 @@ def _tried(
 
 
 def _defect(call: Call, failure: Exception) -> SwapFailed:
-    return SwapFailed(
+    error = SwapFailed(
         "the swap failed", container=call.container, why=f"{type(failure).__name__}: {failure}",
         do="This is a defect in quickthaw: please report it.",
     )  # fmt: skip
+    error.__cause__ = failure
+    before = failure.__context__
+    while before and not isinstance(before, QuickthawError):
+        before = before.__context__
+    if before:  # it failed while that was undone: the snapshot is to blame for no more than before
+        error.why, error.blame = f"{error.why}, after: {before}", blame_of(before)
+    return error
 
 
 def _report(

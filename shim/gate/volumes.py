@@ -97,7 +97,7 @@ def is_in(spec: Mapping[str, Any], path: str) -> bool:
 
 def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
     """What of the fact is not as it was in the volumes of this spec. What is not there counts not:
-    CRIU cannot open it, and then it says so. Raises ValueError, OSError.
+    CRIU cannot open it, and then it says so. Raises ValueError.
     """
     files, sockets_in = parse(fact)
     places = _places(spec)
@@ -106,18 +106,15 @@ def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
         found += [f"{each.path} {why}" for each in files if (why := _held(places, each, stack)[0])]
         for path in sockets_in:
             with contextlib.ExitStack() as briefly:
-                if _opened(*_place_of(places, path), briefly) == -errno.ELOOP:
-                    found.append(f"{path} leads over a link")
+                if why := _why_not(_opened(*_place_of(places, path), briefly)):
+                    found.append(f"{path} {why}")
     return found
 
 
 def hold(
     spec: Mapping[str, Any], files: Sequence[VolumeFile], stack: contextlib.ExitStack
 ) -> tuple[list[str], dict[str, Identity]]:
-    """Open all that are there until `stack` is left: what differs, and device and inode by path.
-
-    Raises OSError.
-    """
+    """Open all that are there until `stack` is left: what differs, and device and inode by path."""
     places = _places(spec)
     wrong: list[str] = []
     identities: dict[str, Identity] = {}
@@ -181,13 +178,28 @@ def _held(
         return "is in no volume of this pod", None
     fd = _opened(below, source, stack)
     if fd < 0:
-        return ("leads over a link" if fd == -errno.ELOOP else ""), None
-    status = os.fstat(fd)
+        return _why_not(fd), None
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        return _why_not(-(error.errno or errno.EIO)), None
     return file.differs(status, is_place=not below), (status.st_dev, status.st_ino)
 
 
+def _why_not(fd: int) -> str:
+    """fd: of `_opened`. Empty for what is open, or not there."""
+    if fd >= 0 or fd == -errno.ENOENT:
+        return ""
+    if fd == -errno.ELOOP:
+        return "leads over a link"
+    return f"cannot be looked at: {os.strerror(-fd)}"
+
+
 def _opened(below: str, source: str, stack: contextlib.ExitStack) -> int:
-    """A descriptor that opens nothing (O_PATH), or a negative errno: ELOOP for links, or ENOENT."""
+    """A descriptor that opens nothing (O_PATH), or a negative errno: ELOOP for all links, ENOENT.
+
+    A volume's server may be away, or answer as the pod's author likes: that blames no snapshot.
+    """
     if not source:
         return -errno.ENOENT
     try:
@@ -199,6 +211,4 @@ def _opened(below: str, source: str, stack: contextlib.ExitStack) -> int:
     except OSError as error:
         if error.errno in _LINK:
             return -errno.ELOOP
-        if error.errno in _GONE:
-            return -errno.ENOENT
-        raise
+        return -errno.ENOENT if error.errno in _GONE else -(error.errno or errno.EIO)

@@ -98,5 +98,8 @@ def _volume_files(facts: Mapping[str, str]) -> list[str]:
 
 def _keep_log(ticket: Ticket, work: str) -> str:
     """Put CRIU's log where it outlives the container, and return that place."""
-    kept = logs.keep(f"{work}/restore.log", ticket.snapshot)
+    try:
+        kept = logs.keep(f"{work}/restore.log", ticket.snapshot)
+    except OSError as error:  # the reason is told all the same
+        return f"lost: {error}"
     return kept or "missing: CRIU did not start"

@@ -132,6 +132,8 @@ class Watch:
             status = os.stat(f"/proc/{pid}/{_present(pid, link)}")
         except FileNotFoundError:
             return "is not open"
+        except OSError as error:
+            return f"cannot be looked at: {error.strerror}"
         if file.gone:
             return file.differs(status)
         if (status.st_dev, status.st_ino) != self._held.get(file.path):

@@ -197,6 +197,14 @@ def test_a_fifo_in_its_place_is_told_without_waiting(volume: Path) -> None:
     assert "is of another type" in changed(volume, record)[0]
 
 
+def test_file_that_cannot_be_looked_at_is_told(volume: Path) -> None:
+    """As one of a server that does not answer; here a name is too long."""
+    path = f"/data/{'x' * 300}"
+    record = recorded(volume, "/data/sub/file", path=path)
+    told = f"{path} cannot be looked at: File name too long"
+    assert changed(volume, record, sockets_in=[path]) == [told, told]
+
+
 def test_what_is_mounted_inside_of_a_volume_is_not_the_volumes(volume: Path) -> None:
     (volume / "tmp").symlink_to("/etc")
     record = recorded(volume, "/data/tmp/passwd")
