@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from shim.capture.opened import GONE
 from shim.contract.errors import NotCapturable
 from shim.criu import images, openfiles
 from shim.gate import volumes
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from shim.capture.opened import Opened
     from shim.capture.source import Source
 
-_GONE = " (deleted)"
 
 
 def volume_files(
@@ -59,7 +59,7 @@ def volume_files(
 
 
 def _found(source: Source, path: str, seen: Mapping[str, list[Opened]]) -> list[Opened]:
-    found = seen.get(path) or seen.get(f"{path}{_GONE}")
+    found = seen.get(path) or seen.get(f"{path}{GONE}")
     if not found:
         raise _refused(source, f"{path}, of a volume, is open in the queue of a socket alone")
     return found

@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -271,6 +272,18 @@ def test_objects_of_another_namespace_are_listed_and_ours_is_as_it_was() -> None
     assert os.readlink("/proc/thread-self/ns/ipc") == here
     assert str(found[0]).startswith("System V shared memory segment")
     assert found[0].name == f"shm:{found[0].number}"
+
+
+def test_list_of_objects_is_read_no_further_than_its_limit() -> None:
+    def many() -> Iterator[str]:
+        yield "key semid perms"
+        for number in range(100):
+            assert number <= 7, "it reads on"
+            yield f"0 {number} 600"
+
+    assert len(list(sysvipc.listed("sem", islice(many(), 4), 7))) == 3
+    with pytest.raises(ValueError, match="too many"):
+        list(sysvipc.listed("sem", many(), 7))
 
 
 def test_an_attached_segment_is_held() -> None:

@@ -200,7 +200,7 @@ def test_a_fifo_in_its_place_is_told_without_waiting(volume: Path) -> None:
 def test_file_that_cannot_be_looked_at_is_told(volume: Path) -> None:
     """As one of a server that does not answer; here a name is too long."""
     path = f"/data/{'x' * 300}"
-    record = recorded(volume, "/data/sub/file", path=path)
+    record = recorded(volume, "/data/sub/file") | {"path": path}
     told = f"{path} cannot be looked at: File name too long"
     assert changed(volume, record, sockets_in=[path]) == [told, told]
 
