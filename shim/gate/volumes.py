@@ -81,13 +81,21 @@ def parse(fact: object) -> tuple[list[VolumeFile], list[str]]:
 
     Raises ValueError for what no capture has written.
     """
-    if not isinstance(fact, dict) or fact.keys() != {"files", "sockets_in"}:
+    if not isinstance(fact, dict) or fact.keys() != {"files", "made", "sockets_in"}:
         raise ValueError("the fact volume_files is of another version of quickthaw")
+    if not all(isinstance(each, list) for each in fact.values()):
+        raise ValueError("the fact volume_files has no lists")
     try:
         files = [VolumeFile(**each) for each in fact["files"]]
         return files, [str(each) for each in fact["sockets_in"]]
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"the fact volume_files is malformed: {error}") from error
+
+
+def made(fact: object) -> list[str]:
+    """The files of the fact without any name, which CRIU makes again. Raises ValueError."""
+    parse(fact)
+    return [str(each) for each in fact["made"]] if isinstance(fact, dict) else []
 
 
 def is_in(spec: Mapping[str, Any], path: str) -> bool:

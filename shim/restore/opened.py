@@ -20,7 +20,7 @@ from shim.criu import options
 from shim.gate import volumes
 from shim.kernel.fds import OwnedFd
 from shim.kernel.lineage import numbers, tree
-from shim.restore import images
+from shim.restore import company, images
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def watched(
     Once more after the gate: /dev/shm has been filled since. CRIU must not have read its options
     yet. Raises SnapshotDoesNotFit, OSError.
     """
-    files, _ = volumes.parse(jsontext.parse(captured.facts["volume_files"]))
+    fact = jsontext.parse(captured.facts["volume_files"])
+    files, _ = volumes.parse(fact)
+    if made := volumes.made(fact):
+        _check_company(spec, made[0], container)
     if not files:
         return None
     wrong, held = volumes.hold(spec, files, stack)
@@ -54,6 +57,17 @@ def watched(
     is_brief = images.has_earlier(check.big_images)
     options.write(options.path_of(container), is_brief=is_brief, is_asking=True)
     return Watch(f"{CONTAINERS}/{container}", files, held, stack, container)
+
+
+def _check_company(spec: Mapping[str, Any], path: str, container: str) -> None:
+    if why := company.others(spec):
+        error = SnapshotDoesNotFit(
+            "a deleted file cannot be made again", container=container,
+            why=f"CRIU makes {path} by its name, and {why}",
+            do="Start this container before the others, or have it close the file.",
+        )  # fmt: skip
+        error.codes = ["volume_files"]
+        raise error
 
 
 def _other_files(container: str, why: str) -> SnapshotDoesNotFit:

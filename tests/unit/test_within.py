@@ -154,7 +154,8 @@ def changed(volume: Path, *files: dict[str, Any], sockets_in: Sequence[str] = ()
         {"destination": "/data", "type": "bind", "source": str(volume), "options": ["rbind"]},
         {"destination": "/data/tmp", "type": "tmpfs", "source": "tmpfs"},
     ]
-    return volumes.changed({"mounts": mounts}, {"files": files, "sockets_in": sockets_in})
+    fact = {"files": [*files], "made": [], "sockets_in": [*sockets_in]}
+    return volumes.changed({"mounts": mounts}, fact)
 
 
 def test_a_link_in_a_volume_is_seen(volume: Path) -> None:
@@ -215,7 +216,8 @@ def test_a_fact_of_another_version_fits_no_container() -> None:
     facts: list[object] = [
         ["/data/f"],
         {"files": []},
-        {"files": [{"path": "/f"}], "sockets_in": []},
+        {"files": [{"path": "/f"}], "made": [], "sockets_in": []},
+        {"files": [], "made": 7, "sockets_in": []},
         7,
     ]
     for fact in facts:
