@@ -170,7 +170,7 @@ def _namespaces(pid: int) -> Iterator[str]:
 
 
 def links(pid: int) -> Iterator[str]:
-    """All that leads to what a process has open, mapped, or is in. One that has ended has little."""
+    """All that leads to what a process has open or mapped, or is in."""
     for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
         try:
             with os.scandir(directory) as listing:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from shim.criu.openfiles import NamedFile
 
 
-
 def volume_files(
     source: Source, directory: Path, opened: Iterable[Opened], has: int
 ) -> dict[str, object]:

@@ -107,7 +107,8 @@ def _defect(call: Call, failure: Exception) -> SwapFailed:
     before = failure.__context__
     while before and not isinstance(before, QuickthawError):
         before = before.__context__
-    if before:  # it failed while that was undone: the snapshot is to blame for no more than before
+    if isinstance(before, QuickthawError):
+        # It failed while that was undone, and blames the snapshot for no more than that does.
         error.why, error.blame = f"{error.why}, after: {before}", blame_of(before)
     return error
 

@@ -198,7 +198,7 @@ def _ipc_objects() -> bytes:
     def of(number: int, *more: bytes) -> bytes:
         return field(1, field(7, number)) + b"".join(more)
 
-    shm = _file(of(1, field(2, 4096), field(3, 1)), of(7))
+    shm = _file(of(1, field(2, 4096), field(3, 1)), of(7, field(3, 1)))
     sem = _file(of(1, field(2, 3))) + bytes(8) + _file(of(8, field(2, 5)))[8:] + bytes(16)
     msg = _file(of(5, field(3, 1)), field(2, 3)) + bytes(8) + _file(of(9, field(3, 0)))[8:]
     return b"\xff\xfe\xfd".join((shm, sem, msg))

@@ -248,7 +248,9 @@ def test_a_deleted_file_of_shm_is_captured_where_nobody_can_be_in_the_way(swap_n
     assert (held["ok"], held["deleted"]) == (True, True)
 
 
-@pytest.mark.attack("a neighbour puts another file, and then a link, where CRIU makes a deleted file")
+@pytest.mark.attack(
+    "a neighbour puts another file, and then a link, where CRIU makes a deleted file"
+)
 def test_no_deleted_file_is_made_beside_a_neighbour(swap_node: Node) -> None:
     source = source_with_deleted(swap_node, "ghost beside", path="/dev/shm/gone")
     taken = published(source)

@@ -41,9 +41,7 @@ def guard(freezer: Path, within_s: float) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_guard_that_does_not_end_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guard_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hook = tmp_path / "hook"
     hook.write_text("#!/bin/sh\necho ready\nexec sleep 60\n")
     hook.chmod(0o755)

@@ -16,13 +16,16 @@ CALL = argv.parse(["create", "--bundle", "/b", "c1"])
 
 
 def _failing(first: Exception, then: Exception) -> Exception:
-    with pytest.raises(type(then)) as caught, contextlib.ExitStack() as undo:
+    def fails() -> None:
+        raise then
 
-        def fails() -> None:
-            raise then
+    def undone() -> None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(fails)
+            raise first
 
-        undo.callback(fails)
-        raise first
+    with pytest.raises(type(then)) as caught:
+        undone()
     return caught.value
 
 

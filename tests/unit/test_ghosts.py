@@ -27,7 +27,12 @@ class Pod:
         "mounts": [
             {"destination": "/dev/shm/", "type": "bind", "source": "/a", "options": ["rbind"]},
             {"destination": "/data", "type": "bind", "source": f"{EMPTY}/b", "options": ["rbind"]},
-            {"destination": "/data/in", "type": "bind", "source": f"{EMPTY}/c", "options": ["rbind"]},
+            {
+                "destination": "/data/in",
+                "type": "bind",
+                "source": f"{EMPTY}/c",
+                "options": ["rbind"],
+            },
             {"destination": "/host", "type": "bind", "source": "/srv", "options": ["rbind"]},
             {"destination": "/run", "type": "tmpfs", "source": "tmpfs"},
         ]

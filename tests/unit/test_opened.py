@@ -40,9 +40,9 @@ def test_looks_at_processes_end_when_told() -> None:
 
 def test_work_of_the_frozen_window_has_its_deadline() -> None:
     stop = Stop(time.monotonic() + 60)
-    with stop.sooner(time.monotonic() - 1, "the window is over"):
-        with pytest.raises(Stopped, match="the window is over"):
-            stop.check()
+    late = stop.sooner(time.monotonic() - 1, "the window is over")
+    with late, pytest.raises(Stopped, match="the window is over"):
+        stop.check()
     stop.check()
     with stop.sooner(time.monotonic() + 120, "later than its own"):
         assert stop.until < time.monotonic() + 61
