@@ -8,7 +8,6 @@ kubelet starts one container of a pod after the other, so that those that run no
 from __future__ import annotations
 
 import os
-import re
 
 from shim.gate.facts import entries, section
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_SANDBOX = re.compile(r"/proc/(\d+)/ns/ipc")
+_BEFORE, _BEHIND = "/proc/", "/ns/ipc"
 
 
 def others(spec: Mapping[str, Any], proc: str = "/proc") -> str:
@@ -30,16 +29,17 @@ def others(spec: Mapping[str, Any], proc: str = "/proc") -> str:
         for each in entries(section(spec, "linux"), "namespaces")
         if each.get("type") == "ipc"
     ]
-    sandbox = _SANDBOX.fullmatch(found[0]) if found else None
-    if sandbox is None:
+    path = found[0] if found else ""
+    sandbox = path.removeprefix(_BEFORE).removesuffix(_BEHIND)
+    if path != f"{_BEFORE}{sandbox}{_BEHIND}" or not sandbox.isdecimal():
         return "its IPC namespace does not tell which other containers the pod has"
-    wanted = os.stat(f"{proc}/{sandbox[1]}/ns/ipc")
+    wanted = os.stat(f"{proc}/{sandbox}/ns/ipc")
     for name in filter(str.isdecimal, os.listdir(proc)):
         try:
             status = os.stat(f"{proc}/{name}/ns/ipc")
         except OSError:
             continue  # it has ended
         same = (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino)
-        if same and name != sandbox[1]:
+        if same and name != sandbox:
             return f"process {name} of another container of the pod is there"
     return ""
