@@ -2,8 +2,9 @@
 
 Those with a name were compared and are held (see `shim.gate.volumes`), but CRIU opens them by their
 names, and whoever can write to the volume can rename another file there at that moment. So CRIU
-runs a script of ours (`hook/quickthaw-opened`) when all descriptors are made and no process runs yet; it asks
-here, through two fifos, and waits for the answer. Without a yes CRIU ends what it has restored.
+runs a script of ours (`hook/quickthaw-opened`) when all descriptors are made and no process runs
+yet; it asks here, through two fifos, and waits for the answer. Without a yes CRIU ends what it has
+restored.
 """
 
 from __future__ import annotations
