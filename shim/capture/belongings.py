@@ -13,12 +13,14 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from shim.capture import record
 from shim.contract.errors import NotCapturable
 from shim.kernel import filesystem, sharedobjects, sysvipc
 from shim.kernel.beneath import open_dir
+from shim.kernel.stopping import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Set
@@ -40,18 +42,24 @@ class _Held:
     segments: set[int] = field(default_factory=set)
 
 
-def checked(source: Source) -> Belongings:
-    """Returns the belongings of a container. Raises NotCapturable if inodes tell nothing."""
-    own = Belongings(source)
+def checked(source: Source, stop: Stop | None = None) -> Belongings:
+    """The belongings of a container. Raises NotCapturable where nothing can be told from inodes.
+
+    stop: ends all later looks.
+    """
+    own = Belongings(source, stop)
     own.check()
     return own
 
 
 class Belongings:
-    """The belongings in a capture. Raises OSError, ValueError if the records cannot be read."""
+    """Of one capture. Raises OSError, ValueError when the records cannot be read.
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    All that looks at processes may raise Stopped.
+    """
+
+    def __init__(self, source: Source, stop: Stop | None = None) -> None:
+        self._source, self._stop = source, stop or Stop()
         self._before = record.read(source.container, record.BEFORE) or record.NOTHING_KNOWN
         others = record.read(source.container, record.OTHERS)
         self._is_alone = others is None and self._before.is_whole
@@ -167,15 +175,18 @@ class Belongings:
         return held
 
     def _look_at(self, pid: int, held: _Held) -> None:
-        links = [f"fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
-        for link in (*links, "cwd", "root"):
-            with contextlib.suppress(OSError):  # closed meanwhile
-                status = os.stat(f"/proc/{pid}/{link}")
-                if status.st_dev == self._device:
-                    held.inodes.add(status.st_ino)
+        with os.scandir(f"/proc/{pid}/fd") as listing:
+            links = (f"fd/{each.name}" for each in listing)
+            for link in chain(("cwd", "root"), links):
+                self._stop.check()
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    status = os.stat(f"/proc/{pid}/{link}")
+                    if status.st_dev == self._device:
+                        held.inodes.add(status.st_ino)
         device = f"{os.major(self._device):02x}:{os.minor(self._device):02x}"
         with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
             for line in file:
+                self._stop.check()
                 fields = line.split(None, _FIELDS_BEFORE_PATH)
                 if self._device and fields[3] == device:
                     held.inodes.add(int(fields[4]))

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
 _SPARE_S = 1.0
-"""The guard thaws this much after our deadline: not before we have killed a hanging CRIU."""
+_LATE = "the copies of its files took longer than its frozen window had left"
+"""The guard thaws when we should have been done: not before a hanging CRIU is killed."""
 _FROZEN_S = 10.0
 _COMPARED_BYTES_PER_S = 512 << 20
 """The speed of a slow machine: one processor beside CRIU, memory that many processes share."""
@@ -87,7 +88,7 @@ def dump(
     Stopped.
     """
     _check_filled(source)
-    own = checked(source)
+    own = checked(source, stop)
     mounted = _overlay(source)
     layers, base = _layers(mounted)
     for name in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM, SNAPSHOT_MEMORY):
@@ -112,13 +113,14 @@ def dump(
         with (
             passcred.answered(source.pid) as unanswered,
             frozen(source, steps, until=until + _SPARE_S) as freezer,
+            stop.sooner(until, _LATE),
         ):
             faults.point("capture.frozen", source.container)
             pids = freezer.pids()
             _check_alone(source, pids)
             with _of_memory(source):
                 shared = memory.compare(pids, until)
-            found, has = _looked_at(source, pids)
+            found, has = _looked_at(source, pids, stop)
             lost = opened.lost_names(found)
             foreign = own.foreign_objects(pids)
             with _step(steps, "criu"):
@@ -195,14 +197,16 @@ def _check_alone(source: Source, pids: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def _looked_at(source: Source, pids: Sequence[int]) -> tuple[list[Opened], int]:
+def _looked_at(
+    source: Source, pids: Sequence[int], stop: Stop
+) -> tuple[list[Opened], int]:  # fmt: skip
     """Returns all that the processes have open, and the capabilities that the spec reaches.
 
     Raises NotCapturable for a process or descriptor with more power than the spec gives.
     """
     within.check(source, pids)
     has = reachable(source.spec, within.permitted(pids))
-    found = opened.look(pids)
+    found = opened.look(source, pids, stop)
     opened.check(source, found, has)
     return found, has
 

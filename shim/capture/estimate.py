@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shim.capture import opened
 from shim.capture.source import own_freezer
 from shim.contract import limits
 from shim.contract.paths import SNAPSHOTS
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from shim.kernel.stopping import Stop
 
 _BLOCK_BYTES = 512
+_IN_MEMORY = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -58,11 +60,35 @@ def estimate(source: Source, stop: Stop) -> Amount:
     mounted = overlay.read_overlay(source.rootfs)
     diffs = [path for path in mounted.absolute_lowerdirs() if path.startswith(f"{SNAPSHOTS}/")]
     directories = [mounted.upperdir, *diffs, *filter(None, [source.shm])]
-    in_memory, swapped = memory(own_freezer(source).pids())
-    found = Amount(min(in_memory, memory_used(source.pid)) + swapped, 0)
+    pids = own_freezer(source).pids()
+    in_memory, swapped = memory(pids)
+    found = Amount(min(in_memory, memory_used(source.pid)) + swapped, 0).plus(deleted(pids, stop))
     for each in directories:
         found = found.plus(amount(each, stop))
     return found
+
+
+def deleted(pids: Iterable[int], stop: Stop) -> Amount:
+    """Returns the bytes of open files without a name: CRIU's images hold such files.
+
+    But for those that count as memory. Raises TooMuch, Stopped.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        for link in opened.links(pid):
+            stop.check()
+            try:
+                name = os.readlink(link)
+                if not name.endswith(opened.GONE) or name.startswith(_IN_MEMORY):
+                    continue
+                status = os.stat(link)
+            except OSError:
+                continue  # closed meanwhile
+            if stat.S_ISREG(status.st_mode) and not status.st_nlink:
+                found[status.st_dev, status.st_ino] = status.st_blocks * _BLOCK_BYTES
+                if len(found) > limits.MAX_OPENED:
+                    raise limits.TooMuch("deleted files that are open", limits.MAX_OPENED)
+    return Amount(sum(found.values()) + len(found) * limits.ENTRY_BYTES, len(found))
 
 
 def memory(pids: Iterable[int]) -> tuple[int, int]:

@@ -73,7 +73,7 @@ def spawn(argv: Sequence[str], fd: int) -> _Program:
 
 
 def check(source: Source) -> int:
-    """What a checkpoint would stage, in bytes. Raises GpuNotCapturable with all reasons."""
+    """Returns the bytes that a checkpoint would stage. Raises GpuNotCapturable with all reasons."""
     seen = examine(source)
     if refused := [row for row in seen.rows if not row["fits"]]:
         error = GpuNotCapturable(

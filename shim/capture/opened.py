@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shim.contract.errors import NotCapturable
-from shim.criu import openfiles
+from shim.contract.limits import MAX_OPENED
+from shim.criu import images, openfiles
 from shim.gate import descriptors
 from shim.gate.kinds import Bounds
 from shim.gate.network import open_to_all
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.source import Source
+    from shim.kernel.stopping import Stop
 
 _ANONYMOUS = "anon_inode:"
 _NAMESPACE = re.compile(r"(\w+):\[\d+\]")
 _NO_NAMESPACES = ("pipe", "socket")
 _ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
-_GONE = " (deleted)"
+GONE = " (deleted)"
+"""How the kernel ends the name of a file that was removed."""
 _DO = "Close it before the container is ready, or give the pod what it takes."
 _CORE = "/proc/sys/net/core"
 
@@ -50,9 +53,19 @@ class Opened:
     status: os.stat_result
 
 
-def look(pids: Iterable[int]) -> list[Opened]:
-    """Returns all that the frozen processes have open; nothing for a dead process."""
-    return [found for pid in pids for found in _of_process(pid)]
+def look(source: Source, pids: Iterable[int], stop: Stop) -> list[Opened]:
+    """All that they have. Call it while they are frozen; one that has died meanwhile has none.
+
+    Raises NotCapturable for more than a snapshot may have, Stopped.
+    """
+    found: list[Opened] = []
+    for pid in pids:
+        for each in _of_process(pid):
+            stop.check()
+            found.append(each)
+            if len(found) > MAX_OPENED:
+                raise _refused(source, f"it has more than {MAX_OPENED} descriptors and areas")
+    return found
 
 
 def lost_names(opened: Iterable[Opened]) -> dict[str, int]:
@@ -61,9 +74,9 @@ def lost_names(opened: Iterable[Opened]) -> dict[str, int]:
     Only for files of which other names are left: see `shim.capture.deleted`.
     """
     return {
-        each.name.removesuffix(_GONE).lstrip("/"): each.status.st_ino
+        each.name.removesuffix(GONE).lstrip("/"): each.status.st_ino
         for each in opened
-        if each.name.endswith(_GONE) and each.status.st_nlink
+        if each.name.endswith(GONE) and each.status.st_nlink
     }
 
 
@@ -87,9 +100,14 @@ def check_images(
     directory: CRIU's images. network: of the manifest. Raises NotCapturable; DamagedImage, OSError.
     """
     devices = {each.name for each in opened if _is_device(each.status.st_mode)}
+    for ghost in images.ghosts(directory):
+        # Of two that had one name, nobody would know which one was looked at.
+        if _is_device(ghost.mode):
+            raise _refused(source, f"a device is open whose name was removed: {ghost.path}")
     for file in openfiles.named_files(directory):
         if _is_device(file.mode) and file.path not in devices:
-            raise _refused(source, f"a device that only the queue of a socket holds: {file.path}")
+            why = "a device that only the queue of a socket holds, or whose name was removed"
+            raise _refused(source, f"{why}: {file.path}")
     sysctls = network.get("sysctls") or {}
     tcp = descriptors.Tcp(_third(sysctls, "tcp_wmem"), _third(sysctls, "tcp_rmem"))
     why = descriptors.excess(
@@ -151,10 +169,12 @@ def _namespaces(pid: int) -> Iterator[str]:
         yield os.readlink(f"/proc/{pid}/ns/{name}")
 
 
-def _links(pid: int) -> Iterator[str]:
+def links(pid: int) -> Iterator[str]:
+    """All that leads to what a process has open or mapped, or is in."""
     for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
         try:
-            yield from (f"{directory}/{name}" for name in os.listdir(directory))
+            with os.scandir(directory) as listing:
+                yield from (f"{directory}/{each.name}" for each in listing)
         except OSError:
             continue
     yield from (f"/proc/{pid}/{name}" for name in ("cwd", "root"))
@@ -165,7 +185,7 @@ def _of_process(pid: int) -> Iterator[Opened]:
         number = numbers(pid)[-1]
     except OSError:
         return
-    for link in _links(pid):
+    for link in links(pid):
         try:
             yield Opened(pid, number, link, os.readlink(link), os.stat(link))
         except OSError:

@@ -65,9 +65,8 @@ def take(shm: str, ipc: str) -> Record:
                     inodes.add(inode)
                     if len(inodes) > _MOST_ENTRIES or time.monotonic() > until:
                         raise _TooMuch
-        objects = frozenset(each.name for each in sysvipc.objects(ipc)) if ipc else frozenset()
-        if len(objects) > _MOST_ENTRIES:
-            raise _TooMuch
+        there = sysvipc.objects(ipc, _MOST_ENTRIES) if ipc else []
+        objects = frozenset(each.name for each in there)
     except (OSError, ValueError, _TooMuch):
         return NOTHING_KNOWN
     return Record(frozenset(inodes), objects, is_whole=True)
@@ -112,12 +111,17 @@ def read(container: str, name: str) -> Record | None:
             told = json.loads(file.read(_MAX_BYTES))
     except FileNotFoundError:
         return None
+    return parsed(told, path)
+
+
+def parsed(told: object, path: str = "it") -> Record:
+    """The record that a file has. Raises ValueError for what is none."""
     found = told if isinstance(told, dict) else {}
     inodes, objects = found.get("inodes"), found.get("objects")
     if (
         found.get("schema") != _SCHEMA
-        or not isinstance(inodes, list)
-        or not isinstance(objects, list)
-    ):
+        or not isinstance(inodes, list) or not all(type(each) is int for each in inodes)
+        or not isinstance(objects, list) or not all(isinstance(each, str) for each in objects)
+    ):  # fmt: skip
         raise ValueError(f"{path} is no record of a pod")
     return Record(frozenset(inodes), frozenset(objects), is_whole=found.get("is_whole") is True)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +30,7 @@ from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
     from pathlib import Path
 
     from shim.capture.dump import Dumped
@@ -95,29 +95,20 @@ async def capture(
     began = time.monotonic()
     async with _quiesced(source, quiesce, resume):
         await make_room()
-        try:
+        with _border(source.container):
             faults.point("capture.quiesced", source.container)
             # A daemon that must stop must not leave a container frozen.
             dumped, gpus = await finished(
                 asyncio.to_thread(_dumped, source, staging, steps, stop, bounds.frozen_s), stop
             )
             faults.point("capture.thawed", source.container)
-        except Stopped as error:
-            raise _late(source.container, error) from error
-        except (OSError, ValueError) as error:
-            raise CaptureFailed(
-                "cannot capture", container=source.container,
-                why=f"{type(error).__name__}: {error}", do="The next pod like it is tried again.",
-            ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    try:
+    with _border(source.container):
         taken = await finished(
             asyncio.to_thread(_described, source, staging, network, steps, dumped, stop), stop
         )
-    except Stopped as error:
-        raise _late(source.container, error) from error
-    await asyncio.to_thread(toll.check)
+        await asyncio.to_thread(toll.check)
     return replace(taken, gpus=gpus)
 
 
@@ -131,6 +122,19 @@ def _dumped(
     return gpus.dump_stopped(source, staging, steps, stop, frozen_s)
 
 
+@contextmanager
+def _border(container: str) -> Iterator[None]:
+    """Raises CaptureFailed if the kernel refuses, an image of CRIU's is odd, or time is up."""
+    try:
+        yield
+    except (OSError, ValueError, Stopped) as error:
+        kind = "" if isinstance(error, Stopped) else f"{type(error).__name__}: "
+        raise CaptureFailed(
+            "cannot capture", container=container, why=f"{kind}{error}",
+            do="The next pod like it is tried again.",
+        ) from error  # fmt: skip
+
+
 def _before(source: Source) -> Toll:
     """Look at the source before any change."""
     try:
@@ -141,12 +145,6 @@ def _before(source: Source) -> Toll:
             "cannot capture", container=source.container,
             why=f"its processes cannot be looked at: {error}", do="Is it still running?",
         ) from error  # fmt: skip
-
-
-def _late(container: str, why: Stopped) -> CaptureFailed:
-    return CaptureFailed(
-        "cannot capture", container=container, why=str(why), do="The next pod like it is tried."
-    )
 
 
 async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) -> Result:

@@ -259,7 +259,7 @@ class MemoryNotCopied(CaptureFailed):
 
 
 class GpuNotCapturable(CaptureFailed):
-    """What the container does with its GPUs could be checkpointed and never restored.
+    """A checkpoint of the container's GPUs could succeed, and a restore never.
 
     codes: of the rows of `shim.gpu.support` that refused.
     """

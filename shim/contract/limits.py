@@ -14,7 +14,9 @@ MAX_DEPTH = 200
 MAX_PATH_BYTES = 3800
 """Length of a directory's path beneath its part: with a file name, the path is within PATH_MAX."""
 MAX_SHM_ENTRIES = 10_000
-"""Entries of /dev/shm, which we copy while its container is frozen."""
+"""In /dev/shm, which is copied while its container is frozen."""
+MAX_OPENED = 65_536
+"""Descriptors and mapped files of all processes: a capture has a kilobyte of each in memory."""
 MAX_LISTING_BYTES = 64 << 20
 """Size of the listing of a part: see `shim.integrity.tree`."""
 ENTRY_BYTES = 1024

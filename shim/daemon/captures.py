@@ -130,10 +130,11 @@ class Captures:
         tracked.task = task = asyncio.ensure_future(self._capture(tracked, tracked.identity))
         try:
             return await task
-        except CaptureFailed:
+        except Exception:
             tracked.become(*before)
             raise
         except asyncio.CancelledError as error:
+            tracked.become(*before)
             asking = asyncio.current_task()
             if asking and asking.cancelling():
                 raise
@@ -146,7 +147,7 @@ class Captures:
             tracked.task = None
 
     async def gpu_findings(self, tracked: Tracked, identity: Identity) -> list[dict[str, object]]:
-        """What the GPUs of a running container say about its capture; empty without any in use."""
+        """Returns findings on a running container's GPUs; empty without any GPU in use."""
         if not tracked.pid:
             return []
         try:

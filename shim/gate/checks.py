@@ -86,7 +86,7 @@ def _host(code: str, compares: str, fits: Callable[[str, str], bool] = _same) ->
 
 
 def _gpus(code: str, compares: str) -> Check:
-    """What a process that uses GPUs cannot be restored with: the new container must not have it."""
+    """Facts that no process that uses GPUs can be restored with: the new container has none."""
     return _host(code, compares, lambda _have, want: want == gpu.NONE)
 
 

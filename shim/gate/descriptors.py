@@ -134,7 +134,8 @@ def _needed(
 
 def _groups(body: Body) -> Iterator[tuple[str, Needs]]:
     protocol = body.get(3, [0])[-1]
-    name, _ = NETLINK.get(int(protocol), (f"protocol {protocol!r}", NOBODY))
+    known = NETLINK.get(protocol) if isinstance(protocol, int) else None
+    name, _ = known or (f"protocol {protocol!r}", NOBODY)
     if any(body.get(8, ())) and protocol not in OPEN_GROUPS:
         yield f" with groups of {name}", ADMIN
 

@@ -66,7 +66,7 @@ def chosen(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> list
 def host_facts(
     spec: Mapping[str, Any], found: Sequence[Gpu] | None, namespaces: str
 ) -> dict[str, str]:
-    """What a checkpointed process cannot be restored with, each fact NONE when it is not there.
+    """Returns facts that rule out a restore of a checkpointed process, NONE where one is absent.
 
     found: as of `chosen`; of a container without GPUs, or with unknown ones, all are NONE, and the
     fact `gpu` tells them apart. namespaces: the fact of that name.

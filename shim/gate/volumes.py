@@ -81,13 +81,21 @@ def parse(fact: object) -> tuple[list[VolumeFile], list[str]]:
 
     Raises ValueError for a fact that no capture has written.
     """
-    if not isinstance(fact, dict) or fact.keys() != {"files", "sockets_in"}:
+    if not isinstance(fact, dict) or fact.keys() != {"files", "made", "sockets_in"}:
         raise ValueError("the fact volume_files is of another version of quickthaw")
+    if not all(isinstance(each, list) for each in fact.values()):
+        raise ValueError("the fact volume_files has no lists")
     try:
         files = [VolumeFile(**each) for each in fact["files"]]
         return files, [str(each) for each in fact["sockets_in"]]
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"the fact volume_files is malformed: {error}") from error
+
+
+def made(fact: object) -> list[str]:
+    """The files of the fact without any name, which CRIU makes again. Raises ValueError."""
+    parse(fact)
+    return [str(each) for each in fact["made"]] if isinstance(fact, dict) else []
 
 
 def is_in(spec: Mapping[str, Any], path: str) -> bool:
@@ -96,8 +104,8 @@ def is_in(spec: Mapping[str, Any], path: str) -> bool:
 
 
 def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
-    """Returns the changes between the fact and the volumes of this spec. Ignores missing files:
-    CRIU cannot open them, and reports that. Raises ValueError, OSError.
+    """Returns the entries of the fact that differ in the volumes of this spec. Absent files pass:
+    CRIU cannot open it, and then it says so. Raises ValueError.
     """
     files, sockets_in = parse(fact)
     places = _places(spec)
@@ -106,18 +114,15 @@ def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
         found += [f"{each.path} {why}" for each in files if (why := _held(places, each, stack)[0])]
         for path in sockets_in:
             with contextlib.ExitStack() as briefly:
-                if _opened(*_place_of(places, path), briefly) == -errno.ELOOP:
-                    found.append(f"{path} leads over a link")
+                if why := _why_not(_opened(*_place_of(places, path), briefly)):
+                    found.append(f"{path} {why}")
     return found
 
 
 def hold(
     spec: Mapping[str, Any], files: Sequence[VolumeFile], stack: contextlib.ExitStack
 ) -> tuple[list[str], dict[str, Identity]]:
-    """Open all existing files until `stack` is left. Returns differences, and identity by path.
-
-    An identity is device and inode. Raises OSError.
-    """
+    """Open all that are there until `stack` is left: what differs, and device and inode by path."""
     places = _places(spec)
     wrong: list[str] = []
     identities: dict[str, Identity] = {}
@@ -181,13 +186,28 @@ def _held(
         return "is in no volume of this pod", None
     fd = _opened(below, source, stack)
     if fd < 0:
-        return ("leads over a link" if fd == -errno.ELOOP else ""), None
-    status = os.fstat(fd)
+        return _why_not(fd), None
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        return _why_not(-(error.errno or errno.EIO)), None
     return file.differs(status, is_place=not below), (status.st_dev, status.st_ino)
 
 
+def _why_not(fd: int) -> str:
+    """fd: of `_opened`. Empty for what is open, or not there."""
+    if fd >= 0 or fd == -errno.ENOENT:
+        return ""
+    if fd == -errno.ELOOP:
+        return "leads over a link"
+    return f"cannot be looked at: {os.strerror(-fd)}"
+
+
 def _opened(below: str, source: str, stack: contextlib.ExitStack) -> int:
-    """Opens with O_PATH. Returns a descriptor, or a negative errno: ELOOP for links, or ENOENT."""
+    """A descriptor that opens nothing (O_PATH), or a negative errno: ELOOP for all links, ENOENT.
+
+    A volume's server may be away, or answer as the pod's author likes: that blames no snapshot.
+    """
     if not source:
         return -errno.ENOENT
     try:
@@ -199,6 +219,4 @@ def _opened(below: str, source: str, stack: contextlib.ExitStack) -> int:
     except OSError as error:
         if error.errno in _LINK:
             return -errno.ELOOP
-        if error.errno in _GONE:
-            return -errno.ENOENT
-        raise
+        return -errno.ENOENT if error.errno in _GONE else -(error.errno or errno.EIO)

@@ -180,7 +180,7 @@ def charge_to(pid: int) -> None:
 def memory_room(pid: int) -> int | None:
     """How many bytes the cgroups of process `pid` can still be charged with; None for no limit.
 
-    What is only cached counts as room. Raises OSError, ValueError.
+    Cache counts as room. Raises OSError, ValueError.
     """
     rooms: list[int] = []
     for controllers, path in _cgroups_of(pid):

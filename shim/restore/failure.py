@@ -97,6 +97,9 @@ def _volume_files(facts: Mapping[str, str]) -> list[str]:
 
 
 def _keep_log(ticket: Ticket, work: str) -> str:
-    """Keep CRIU's log in a place that outlives the container. Returns that place."""
-    kept = logs.keep(f"{work}/restore.log", ticket.snapshot)
+    """Put CRIU's log where it outlives the container, and return that place."""
+    try:
+        kept = logs.keep(f"{work}/restore.log", ticket.snapshot)
+    except OSError as error:  # the reason is told all the same
+        return f"lost: {error}"
     return kept or "missing: CRIU did not start"

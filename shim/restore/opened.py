@@ -1,9 +1,10 @@
 """Checks the files in volumes that CRIU has opened, before a restored process runs. Lean.
 
-`shim.gate.volumes` compared the files and holds them, but CRIU opens them by name, and a writer to
-the volume can rename another file there at that moment. So CRIU runs a script of ours
-(`hook/quickthaw-opened`) when all descriptors are made and no process runs yet. The script asks
-here, through two fifos, and waits for the answer. Without a yes CRIU ends the restored processes.
+Those with a name were compared and are held (see `shim.gate.volumes`), but CRIU opens them by their
+names, and whoever can write to the volume can rename another file there at that moment. So CRIU
+runs a script of ours (`hook/quickthaw-opened`) when all descriptors are made and no process runs
+yet; it asks here, through two fifos, and waits for the answer. Without a yes CRIU ends what it has
+restored.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from shim.criu import options
 from shim.gate import volumes
 from shim.kernel.fds import OwnedFd
 from shim.kernel.lineage import numbers, tree
-from shim.restore import images
+from shim.restore import company, images
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def watched(
     The gate did the same, but /dev/shm has been filled since. CRIU must not have read its options
     yet. Raises SnapshotDoesNotFit, OSError.
     """
-    files, _ = volumes.parse(jsontext.parse(captured.facts["volume_files"]))
+    fact = jsontext.parse(captured.facts["volume_files"])
+    files, _ = volumes.parse(fact)
+    if made := volumes.made(fact):
+        _check_company(spec, made[0], container)
     if not files:
         return None
     wrong, held = volumes.hold(spec, files, stack)
@@ -54,6 +58,17 @@ def watched(
     is_brief = images.has_earlier(check.big_images)
     options.write(options.path_of(container), is_brief=is_brief, is_asking=True)
     return Watch(f"{CONTAINERS}/{container}", files, held, stack, container)
+
+
+def _check_company(spec: Mapping[str, Any], path: str, container: str) -> None:
+    if why := company.others(spec):
+        error = SnapshotDoesNotFit(
+            "a deleted file cannot be made again", container=container,
+            why=f"CRIU makes {path} by its name, and {why}",
+            do="Start this container before the others, or have it close the file.",
+        )  # fmt: skip
+        error.codes = ["volume_files"]
+        raise error
 
 
 def _other_files(container: str, why: str) -> SnapshotDoesNotFit:
@@ -132,6 +147,8 @@ class Watch:
             status = os.stat(f"/proc/{pid}/{_present(pid, link)}")
         except FileNotFoundError:
             return "is not open"
+        except OSError as error:
+            return f"cannot be looked at: {error.strerror}"
         if file.gone:
             return file.differs(status)
         if (status.st_dev, status.st_ino) != self._held.get(file.path):

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _O_LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _NOREPLACE = 1
-"""A flag of renameat2(2)."""
+"""Of renameat2(2)."""
+_NOT_OURS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENOTEMPTY, errno.EBUSY)
+"""Errors that say: somebody removed our file or directory, replaced it, or filled it."""
 
 
 def plan(source: str, target: str, *, container: str) -> list[str]:
@@ -105,15 +107,14 @@ def place(target: str, put: Sequence[str], *, container: str) -> None:
 def undo(target: str, put: Sequence[str], *, container: str, placed: bool) -> None:
     """Remove all that `build` and `place` made of `put`, however far they came. Idempotent.
 
-    placed: whether `place` may have begun. A directory stays if somebody else put something into
-    it. Raises OSError.
+    placed: whether `place` may have begun. A directory stays when somebody else put something
+    into it, and so does what somebody put in the place of a directory of ours. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError), open_dir(target) as target_fd:
         left = _remove_private(target_fd.fileno(), put, container)
         for path, place, _ in reversed(list(_places(put)) if placed else ()):
-            if place.partition("/")[0] not in left:  # this path had not got its name
-                with contextlib.suppress(FileNotFoundError):
-                    _remove(target_fd.fileno(), path)
+            if place.partition("/")[0] not in left:  # it had not got its name
+                _remove(target_fd.fileno(), path)
 
 
 def _private(container: str) -> str:
@@ -138,11 +139,12 @@ def _remove_private(target_fd: int, put: Sequence[str], container: str) -> froze
         with open_beneath(target_fd, _private(container), O_WALK) as private_fd:
             left = frozenset(os.listdir(private_fd.fileno()))
             for _, place, _ in reversed(list(_places(put))):
-                with contextlib.suppress(FileNotFoundError):
-                    _remove(private_fd.fileno(), place)
-        _remove(target_fd, _private(container))
-    except FileNotFoundError:
+                _remove(private_fd.fileno(), place)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
         return frozenset()
+    _remove(target_fd, _private(container))
     return left
 
 
@@ -259,13 +261,14 @@ def _put(
 
 
 def _remove(dirfd: int, path: str) -> None:
+    """Leaves names that are gone, or that are no longer the files that we made."""
     parent, _, name = path.rpartition("/")
-    with open_beneath(dirfd, parent or ".", O_WALK) as directory:
-        try:
-            os.unlink(name, dir_fd=directory.fileno())
-        except IsADirectoryError:
+    try:
+        with open_beneath(dirfd, parent or ".", O_WALK) as directory:
             try:
+                os.unlink(name, dir_fd=directory.fileno())
+            except IsADirectoryError:
                 os.rmdir(name, dir_fd=directory.fileno())
-            except OSError as error:
-                if error.errno != errno.ENOTEMPTY:
-                    raise
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise

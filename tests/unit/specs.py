@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]
 OF_CAPTURE = {
-    "processes": WITHIN_SPEC, "volume_files": '{"files":[],"sockets_in":[]}',
+    "processes": WITHIN_SPEC, "volume_files": '{"files":[],"made":[],"sockets_in":[]}',
     "descriptors": '{"lowest_port":0,"pings":false}',
 }  # fmt: skip
 """What a capture adds to the facts of its container."""

@@ -376,6 +376,22 @@ def test_an_estimate_has_memory_and_files(tmp_path: Path) -> None:
     assert found.size_bytes == found.content_bytes + 3 * limits.ENTRY_BYTES
 
 
+def test_an_estimate_has_deleted_files_that_are_open(tmp_path: Path) -> None:
+    before = estimate.deleted([os.getpid()], Stop())
+    path = tmp_path / "gone"
+    with path.open("wb") as file:
+        file.write(os.urandom(MIB))
+        file.flush()
+        assert estimate.deleted([os.getpid()], Stop()) == before, "it has a name"
+        path.unlink()
+        with open(os.dup(file.fileno()), "wb"):
+            found = estimate.deleted([os.getpid(), os.getpid()], Stop()).less(before)
+    assert (found.content_bytes, found.entries) == (MIB, 1)
+    with open(os.memfd_create("x"), "wb") as file:
+        file.write(bytes(MIB))
+        assert estimate.deleted([os.getpid()], Stop()) == before, "it is memory"
+
+
 def test_what_no_snapshot_can_hold_is_found_before_anything_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,7 +154,8 @@ def changed(volume: Path, *files: dict[str, Any], sockets_in: Sequence[str] = ()
         {"destination": "/data", "type": "bind", "source": str(volume), "options": ["rbind"]},
         {"destination": "/data/tmp", "type": "tmpfs", "source": "tmpfs"},
     ]
-    return volumes.changed({"mounts": mounts}, {"files": files, "sockets_in": sockets_in})
+    fact = {"files": [*files], "made": [], "sockets_in": [*sockets_in]}
+    return volumes.changed({"mounts": mounts}, fact)
 
 
 def test_a_link_in_a_volume_is_seen(volume: Path) -> None:
@@ -197,6 +198,14 @@ def test_a_fifo_in_its_place_is_told_without_waiting(volume: Path) -> None:
     assert "is of another type" in changed(volume, record)[0]
 
 
+def test_file_that_cannot_be_looked_at_is_told(volume: Path) -> None:
+    """As one of a server that does not answer; here a name is too long."""
+    path = f"/data/{'x' * 300}"
+    record = recorded(volume, "/data/sub/file") | {"path": path}
+    told = f"{path} cannot be looked at: File name too long"
+    assert changed(volume, record, sockets_in=[path]) == [told, told]
+
+
 def test_what_is_mounted_inside_of_a_volume_is_not_the_volumes(volume: Path) -> None:
     (volume / "tmp").symlink_to("/etc")
     record = recorded(volume, "/data/tmp/passwd")
@@ -207,7 +216,8 @@ def test_a_fact_of_another_version_fits_no_container() -> None:
     facts: list[object] = [
         ["/data/f"],
         {"files": []},
-        {"files": [{"path": "/f"}], "sockets_in": []},
+        {"files": [{"path": "/f"}], "made": [], "sockets_in": []},
+        {"files": [], "made": 7, "sockets_in": []},
         7,
     ]
     for fact in facts:
