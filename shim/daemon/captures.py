@@ -45,6 +45,7 @@ from shim.gate.checks import WITHIN_SPEC
 from shim.gpu import engine, support
 from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import SignalReady
+from shim.report.records import Captured, CaptureRefused, capture_failed
 from shim.store.listing import told
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from shim.daemon.config import Config
     from shim.daemon.decision import Decider, Identity
     from shim.daemon.registry import Registry, Tracked
-    from shim.daemon.reporter import Reporter
+    from shim.report.reporter import Reporter
     from shim.store.store import Store
     from shim.trust.verdict import Trust
 
@@ -92,7 +93,12 @@ class Captures:
             tracked.become(State.COLD, why)
             # Where namespaces share snapshots, the reason may be about another namespace's pod.
             is_shared, public = self._config.cross_namespace, "a like snapshot is in quarantine"
-            self._reporter.not_to_capture(tracked, why, public=public if is_shared else "")
+            self._reporter.tell(
+                CaptureRefused(
+                    subject=tracked.subject, reason="quarantine", why=why,
+                    public=public if is_shared else "",
+                )
+            )  # fmt: skip
             return
         others = [
             other
@@ -228,7 +234,7 @@ class Captures:
             await self._capture(tracked, identity)
         except QuickthawError as error:
             tracked.become(State.CAPTURE_FAILED, str(error))
-            self._reporter.not_captured(tracked, error)
+            self._reporter.tell(capture_failed(tracked.subject, error))
         except Exception as error:
             # The border: a capture must not end the daemon, and its source runs on.
             tracked.become(State.CAPTURE_FAILED, f"{type(error).__name__}: {error}")
@@ -262,7 +268,12 @@ class Captures:
                 ) from error  # fmt: skip
         tracked.snapshot = found.id
         tracked.become(State.CAPTURED)
-        self._reporter.captured(tracked, steps["frozen"], steps["total"])
+        self._reporter.tell(
+            Captured(
+                subject=tracked.subject, snapshot=found.id, frozen_s=steps["frozen"],
+                seconds=steps["total"],
+            )
+        )  # fmt: skip
         return found
 
     async def _note_company(self, tracked: Tracked) -> None:

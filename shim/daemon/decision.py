@@ -22,6 +22,7 @@ from shim.gate import decide as gate
 from shim.gate import gpu
 from shim.gate.request import request_of
 from shim.gpu import payload
+from shim.report.records import PassedOver, StartsCold, StartsRestored
 from shim.store.listing import told
 from shim.trust.verdict import REASON as SIGNATURE
 
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.daemon.config import Config
     from shim.daemon.containerd import Containerd, Record
-    from shim.daemon.reporter import Reporter
     from shim.gate.gpu import Gpu
     from shim.gate.request import Request
+    from shim.report.reporter import Reporter
     from shim.store.store import Store
     from shim.trust.verdict import Trust, Verdict
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_EXPECTED = ("NoSnapshot", "Restart")
+"""Reasons for a cold start that surprise nobody: the pod asked for that cold start."""
 _TOLD_AT_MOST = 3
 
 
@@ -168,7 +171,7 @@ class Decider:
             case gate.Match() as match:
                 for each, verdict in untrusted:
                     if each.created_at >= match.manifest.created_at:
-                        self._reporter.passed_over(tracked, each.id, verdict)
+                        self._reporter.tell(_passed_over(tracked, each, verdict))
                 self._restore(tracked, identity, match.manifest)
             case gate.Refused() as refused:
                 why = "; ".join([str(refused), *_told(untrusted)])
@@ -210,7 +213,7 @@ class Decider:
         faults.point("daemon.ticket.written", tracked.container)
         tracked.snapshot = found.id
         tracked.become(State.RESTORING)
-        self._reporter.decided(tracked)
+        self._reporter.tell(StartsRestored(subject=tracked.subject, snapshot=found.id))
 
     def _deadline_s(self, tracked: Tracked) -> float:
         """Returns the pod's deadline or the default, capped: a restore holds what others need."""
@@ -223,7 +226,6 @@ class Decider:
         return min(asked or self._config.default_deadline_s, most)
 
     def _refuse(self, tracked: Tracked, why: str, codes: Sequence[str]) -> None:
-        self._reporter.refused(codes)
         self._cold(tracked, codes[0], why, codes)
 
     def _quarantined(self, tracked: Tracked, found: Manifest) -> None:
@@ -241,4 +243,16 @@ class Decider:
         self, tracked: Tracked, reason: str, why: str, codes: Sequence[str] = (), public: str = ""
     ) -> None:
         tracked.become(State.COLD, why)
-        self._reporter.no_restore(tracked, reason, why, codes, public=public)
+        is_named = tracked.wish.restore not in ("", "auto")
+        self._reporter.tell(
+            StartsCold(
+                subject=tracked.subject, reason=reason, why=why, codes=tuple(codes), public=public,
+                is_expected=reason in _EXPECTED and not (is_named and reason == "NoSnapshot"),
+            )
+        )  # fmt: skip
+
+
+def _passed_over(tracked: Tracked, newer: Manifest, verdict: Verdict) -> PassedOver:
+    return PassedOver(
+        subject=tracked.subject, snapshot=newer.id, reason=verdict.state, why=str(verdict)
+    )

@@ -15,12 +15,14 @@ from shim.capture.sequence import finished
 from shim.contract import outcome
 from shim.contract.errors import Blame, NoSuchSnapshot, SwapTooLate
 from shim.contract.names import is_snapshot_id
+from shim.report.records import Quarantined
+from shim.store.listing import told as why_quarantined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from shim.daemon.registry import Pod
-    from shim.daemon.reporter import Reporter
+    from shim.report.reporter import Reporter
     from shim.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,12 @@ class Health:
             log.error("cannot note how the restore from %s went: %s", snapshot[:12], error)
             return
         if record:
-            self._reporter.quarantined(snapshot, record, told.pod, told.container)
+            self._reporter.tell(
+                Quarantined(
+                    subject=told.pod.subject(told.container) if told.pod else None,
+                    snapshot=snapshot, reason=record.error_class, why=why_quarantined(record),
+                )
+            )  # fmt: skip
 
     def _blame(self, found: Mapping[str, object]) -> str:
         """Returns the blame. A missed deadline counts only if not shorter than the default."""

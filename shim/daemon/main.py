@@ -40,12 +40,12 @@ from shim.daemon.oneline import OneLine
 from shim.daemon.plugin import NodePlugin
 from shim.daemon.prefetch import Prefetch
 from shim.daemon.registry import Registry
-from shim.daemon.reporter import Reporter
 from shim.daemon.requests import Requests
 from shim.daemon.reverify import forget_gone, reverify
-from shim.daemon.watch import Watch, watched
+from shim.daemon.watch import Watch, gauges, watched
 from shim.kernel import stopping
 from shim.nri import session
+from shim.report.reporter import Reporter
 from shim.restore import turns
 from shim.store.store import Store
 from shim.trust import change
@@ -141,7 +141,8 @@ def _trust(keys: KeyDirectory, store: Store) -> Trust:
 
 async def _serve(config: Config, store: Store, trust: Trust, watch: Watch) -> None:
     registry, reporter = Registry(), Reporter()
-    reporter.watch_daemon(watch)
+    for name, about, value in gauges(watch):
+        reporter.metrics.show(name, about, value)
     # Decisions have threads of their own, however many captures wait for a disk.
     threads = _SHORT_THREADS + _THREADS_OF_CAPTURE * config.max_captures_at_once
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "work"))
@@ -149,7 +150,10 @@ async def _serve(config: Config, store: Store, trust: Trust, watch: Watch) -> No
     node = await nodefacts.learn(config.criu, trust)
     decider = Decider(config, store, trust, containerd, reporter, node)
     try:
-        with reporter.served(config.metrics_listen), reporter.telling_kubernetes(config.kubeconfig):
+        with (
+            reporter.metrics.served(config.metrics_listen),
+            reporter.telling_kubernetes(config.kubeconfig),
+        ):
             await _run(config, store, trust, registry, reporter, decider, watch)
     except* Stopped:
         log.info("stopping")

@@ -17,6 +17,7 @@ from shim.daemon.registry import Pod, State, Tracked
 from shim.nri import adjust
 from shim.nri.annotations import parse, wanted
 from shim.nri.events import Plugin
+from shim.report.records import AnnotationRefused, swap_ended
 from shim.restore.forget import forget
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from shim.daemon.health import Health
     from shim.daemon.prefetch import Prefetch
     from shim.daemon.registry import Registry
-    from shim.daemon.reporter import Reporter
+    from shim.report.reporter import Reporter
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ class NodePlugin(Plugin):
                 self._captures.adopt(tracked)
         for found in self._registry.sweep():
             its_pod, name = _pod_of(found.get("pod"))
-            self._reporter.swapped_unseen(its_pod, name, found)
+            subject = its_pod.subject(name) if its_pod else None
+            self._reporter.tell(swap_ended(found, subject, is_seen=False))
             self._health.told(found, its_pod, name)
 
     def _track(
@@ -134,7 +136,8 @@ class NodePlugin(Plugin):
         except BadAnnotation as error:
             if not quiet:
                 where = Pod(pod.namespace, pod.name, pod.uid, pod.id)
-                self._reporter.bad_annotation(where, container.name, error)
+                subject = where.subject(container.name, container.id)
+                self._reporter.tell(AnnotationRefused(subject=subject, why=str(error)))
             return None
         if wish is None:
             return None
@@ -186,7 +189,7 @@ class NodePlugin(Plugin):
         if found.get("result") != outcome.RESTORED:
             tracked.become(State.COLD, str(found.get("error")))
         tracked.snapshot = str(found.get("snapshot") or "")
-        self._reporter.swapped(tracked, found)
+        self._reporter.tell(swap_ended(found, tracked.subject, is_seen=True))
         self._health.told(found, tracked.pod, tracked.name, then)
         return str(found.get("result"))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shim.contract import outcome
 from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, SWAPPED, TICKETS
 from shim.kernel.held import Held
+from shim.report.records import Subject
 from shim.restore.forget import forget
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class Pod:
     sandbox: str
     addresses: tuple[str, ...] = ()
 
+    def subject(self, container: str, container_id: str = "") -> Subject:
+        """Returns a container of the pod as reports name it. container: its name."""
+        return Subject(self.namespace, self.name, self.uid, container, container_id)
+
 
 @dataclass(slots=True)
 class Tracked:
@@ -76,6 +81,11 @@ class Tracked:
     identity: Identity | None = None
     since: float = field(default_factory=time.monotonic)
     task: asyncio.Task[Any] | None = None
+
+    @property
+    def subject(self) -> Subject:
+        """The container as reports name it."""
+        return self.pod.subject(self.name, self.container)
 
     def runs(self, pid: int) -> None:
         """Note the container's process. Does not hold a process that has ended meanwhile."""

@@ -19,6 +19,7 @@ from shim.daemon.control import text
 from shim.daemon.users import users, with_diff_mounted
 from shim.daemon.watch import memory
 from shim.nri.session import Configured, Lost, Synchronized
+from shim.report.records import Released
 from shim.store import listing
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
     from shim.daemon.captures import Captures
     from shim.daemon.registry import Registry, Tracked
-    from shim.daemon.reporter import Reporter
     from shim.daemon.watch import Watch
     from shim.nri.session import State as NriState
+    from shim.report.reporter import Reporter
     from shim.store.store import Store
     from shim.trust.verdict import Trust
 
@@ -47,7 +48,7 @@ class Requests:
         self._watch = watch
         self._store, self._trust, self._registry = store, trust, registry
         self._captures, self._reporter = captures, reporter
-        reporter.watch(store)
+        reporter.metrics.watch(store)
         self._started = time.time()
         self._runtime, self._connected_since, self._lost = "", 0.0, "not connected yet"
 
@@ -107,7 +108,7 @@ class Requests:
         wanted = text(request, "id")
         found = wanted if wanted in self._store.damaged else self._store.get(wanted).id
         record = await asyncio.to_thread(self._store.quarantine.release, found)
-        self._reporter.released(found)
+        self._reporter.tell(Released(snapshot=found))
         return {"released": found, "reason": listing.told(record)}
 
     async def _capture(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class Requests:
             "containers": [_container(tracked) for tracked in self._registry],
             "snapshots": len(self._store.all()),
             "quarantined": listing.quarantined(self._store)["quarantined"],
-            "counters": self._reporter.counters(),
+            "counters": self._reporter.metrics.counters(),
         }
 
 

@@ -24,6 +24,7 @@ from shim.contract.errors import CaptureFailed, NoRoom, SnapshotTooBig
 from shim.contract.names import SnapshotId
 from shim.daemon.users import is_wanted, users
 from shim.kernel.stopping import Stop
+from shim.report.records import Evicted
 from shim.store.room import Candidate, Excess, Limits, Shares, disk, excess, shares, victims
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from shim.daemon.config import Config
     from shim.daemon.registry import Registry
-    from shim.daemon.reporter import Reporter
+    from shim.report.reporter import Reporter
     from shim.store.store import Store
 
 log = logging.getLogger("quickthawd")
@@ -216,7 +217,9 @@ class Room:
                 "no room for the snapshot", container=container,
                 why=f"cannot remove {chosen.id[:12]}: {error}", do="Mend the store's file system.",
             ) from error  # fmt: skip
-        self._reporter.evicted(chosen.id, chosen.size_bytes, chosen.last_use)
+        self._reporter.tell(
+            Evicted(snapshot=chosen.id, size_bytes=chosen.size_bytes, last_use=chosen.last_use)
+        )
 
     @contextlib.contextmanager
     def _full_disk_told(self, container: str) -> Iterator[None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 log = logging.getLogger("quickthawd")
 
@@ -84,3 +84,14 @@ def memory() -> Mapping[str, int]:
         name: int(rows[field].split()[0]) * 1024
         for name, field in (("bytes", "VmRSS"), ("peak_bytes", "VmHWM"))
     }
+
+
+def gauges(watch: Watch) -> Sequence[tuple[str, str, Callable[[], float]]]:
+    """Returns name, description and value of each figure of the daemon's own, for the metrics."""
+    return (
+        ("loop_greatest_step_seconds", "Longest time that the event loop was busy at once.",
+         lambda: watch.wall_s),
+        ("loop_greatest_step_cpu_seconds", "The same in processor time.", lambda: watch.cpu_s),
+        ("daemon_peak_memory_bytes", "Memory of the daemon at most, since its start.",
+         lambda: memory()["peak_bytes"]),
+    )  # fmt: skip

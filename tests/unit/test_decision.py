@@ -19,10 +19,10 @@ from shim.daemon.config import Config
 from shim.daemon.containerd import ContainerdRefused, Record
 from shim.daemon.decision import Decider
 from shim.daemon.registry import Pod, State, Tracked
-from shim.daemon.reporter import Reporter
 from shim.gate.checks import WITHIN_SPEC
 from shim.gate.request import Node
 from shim.nri.annotations import Wish
+from shim.report.reporter import Reporter
 from shim.store.store import Store
 from shim.trust.verdict import Trust
 from tests.unit.manifests import made

@@ -15,7 +15,7 @@ from shim.contract import errors
 from shim.contract.errors import Blame, NotQuarantined, blame_of
 from shim.daemon.health import Health
 from shim.daemon.registry import Pod
-from shim.daemon.reporter import Reporter
+from shim.report.reporter import Reporter
 from shim.restore import failure as failure_of
 from shim.store.quarantine import Health as Count
 from shim.store.quarantine import Quarantine, Record, decode, encode
@@ -285,7 +285,9 @@ def test_the_second_failure_in_a_row_is_one_too_many(store: Store) -> None:
     again.open()
     reporter = told(again, an_outcome())
     assert again.quarantine.get(made().id), "counts outlive a daemon"
-    assert reporter.counters() == {'quickthaw_quarantines_total{reason="CriuRestoreFailed"}': 1.0}
+    assert reporter.metrics.counters() == {
+        'quickthaw_quarantines_total{reason="CriuRestoreFailed"}': 1.0
+    }
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from shim.daemon import room as rooms
 from shim.daemon import users as using
 from shim.daemon.config import Config
 from shim.daemon.registry import Pod, Registry, State, Tracked
-from shim.daemon.reporter import Reporter
 from shim.daemon.room import Room
 from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import Wish
+from shim.report.reporter import Reporter
 from shim.store.room import Candidate, Disk, Limits, Shares, disk, excess, victims
 from shim.store.store import Store
 from tests.unit.manifests import SOURCE, fields

@@ -102,7 +102,7 @@ def test_the_refusal_is_counted_under_its_name(
     trust = Trust(keys, store.signature_of)
     decider = a_decider(store, trust=trust)
     decided(decider, a_container(Wish(restore="auto")))
-    counted = decider._reporter.counters()
+    counted = decider._reporter.metrics.counters()
     assert [name for name in counted if 'reason="signature"' in name]
 
 
