@@ -10,7 +10,8 @@ from shim.daemon.control import text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shim.daemon.registry import Registry, Tracked
+    from shim.daemon.registry import Registry
+    from shim.daemon.tracked import Tracked
 
 
 def container_asked_for(

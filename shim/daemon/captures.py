@@ -38,8 +38,8 @@ from shim.contract.names import HostPid
 from shim.contract.paths import GPU_PAYLOAD, PREFIX, RUNTIME, SWAPPED
 from shim.daemon import content
 from shim.daemon.containerd import ContainerdRefused
-from shim.daemon.registry import State
 from shim.daemon.room import Room
+from shim.daemon.tracked import State
 from shim.gate import gpu, volumecontent
 from shim.gate.checks import WITHIN_SPEC
 from shim.gpu import engine, support
@@ -54,8 +54,9 @@ if TYPE_CHECKING:
     from shim.capture.sequence import Taken
     from shim.contract.manifest import File, Manifest
     from shim.daemon.config import Config
-    from shim.daemon.decision import Decider, Identity
-    from shim.daemon.registry import Registry, Tracked
+    from shim.daemon.decision import Decider
+    from shim.daemon.registry import Registry
+    from shim.daemon.tracked import Identity, Tracked
     from shim.report.reporter import Reporter
     from shim.store.store import Store
     from shim.trust.verdict import Trust

@@ -25,8 +25,7 @@ from shim.kernel.beneath import open_dir, read_beneath
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from shim.daemon.decision import Identity
-    from shim.daemon.registry import Tracked
+    from shim.daemon.tracked import Identity, Tracked
 
 _MAX_BYTES = 1 << 20
 _WITHIN_S = 1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 from shim.contract import faults, ticket
@@ -17,24 +17,21 @@ from shim.contract.errors import NoSuchSnapshot
 from shim.contract.names import is_snapshot_id
 from shim.daemon import content
 from shim.daemon.containerd import ContainerdRefused
-from shim.daemon.registry import State, Tracked
+from shim.daemon.tracked import Identity, State, Tracked
 from shim.gate import decide as gate
 from shim.gate import gpu
 from shim.gate.request import request_of
-from shim.gpu import payload
 from shim.report.records import PassedOver, StartsCold, StartsRestored
 from shim.store.listing import told
 from shim.trust.verdict import REASON as SIGNATURE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from shim.capture.nodefacts import NodeFacts
     from shim.contract.manifest import Manifest
     from shim.daemon.config import Config
     from shim.daemon.containerd import Containerd, Record
-    from shim.gate.gpu import Gpu
-    from shim.gate.request import Request
     from shim.report.reporter import Reporter
     from shim.store.store import Store
     from shim.trust.verdict import Trust, Verdict
@@ -66,33 +63,6 @@ def _told(untrusted: list[_Untrusted]) -> list[str]:
     ]
     more = len(untrusted) - len(found)
     return [*found, f"and {more} more like it"] if more else found
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The properties by which a container is matched."""
-
-    request: Request
-    image: str
-    image_digest: str
-    log_path: str
-    command: tuple[str, ...]
-    gpus: Sequence[Gpu] = ()
-
-    @property
-    def key(self) -> str:
-        """Returns the match key."""
-        return self.request.key
-
-    @property
-    def facts(self) -> Mapping[str, str]:
-        """Returns fact name to canonical JSON, for the manifest of the container's capture."""
-        return self.request.facts
-
-    def gpu_pairs(self, found: Manifest) -> list[list[str]]:
-        """Which GPU takes the place of which; none for a snapshot without any in use."""
-        wanted = payload.of(found.facts)
-        return gpu.pairs(wanted.gpus, self.gpus) or [] if wanted else []
 
 
 class Decider:

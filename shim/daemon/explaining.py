@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from shim.contract.manifest import Manifest
     from shim.daemon.captures import Captures
-    from shim.daemon.decision import Decider, Identity
-    from shim.daemon.registry import Registry, Tracked
+    from shim.daemon.decision import Decider
+    from shim.daemon.registry import Registry
+    from shim.daemon.tracked import Identity, Tracked
     from shim.store.store import Store
 
 

@@ -21,7 +21,7 @@ from shim.store.listing import told as why_quarantined
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from shim.daemon.registry import Pod
+    from shim.daemon.tracked import Pod
     from shim.report.reporter import Reporter
     from shim.store.store import Store
 

@@ -13,7 +13,7 @@ from shim.contract import faults, outcome
 from shim.contract.errors import BadAnnotation
 from shim.contract.names import ContainerId
 from shim.daemon.company import Company
-from shim.daemon.registry import Pod, State, Tracked
+from shim.daemon.tracked import Pod, State, Tracked
 from shim.nri import adjust
 from shim.nri.annotations import parse, wanted
 from shim.nri.events import Plugin

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.contract.manifest import Manifest
-    from shim.daemon.registry import Pod
+    from shim.daemon.tracked import Pod
     from shim.store.store import Store
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from shim.daemon.captures import Captures
-    from shim.daemon.registry import Registry, Tracked
+    from shim.daemon.registry import Registry
+    from shim.daemon.tracked import Tracked
     from shim.daemon.watch import Watch
     from shim.nri.session import State as NriState
     from shim.report.reporter import Reporter

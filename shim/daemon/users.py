@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shim.contract import ticket
 from shim.contract.errors import TicketUnreadable
 from shim.contract.paths import SNAPSHOTS, TICKETS
-from shim.daemon.registry import State
+from shim.daemon.tracked import State
 from shim.kernel.mounts import read_mounts
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from shim.contract.errors import NotCapturable
 from shim.contract.names import ContainerId
 from shim.daemon import content
-from shim.daemon.registry import Pod, Tracked
+from shim.daemon.tracked import Pod, Tracked
 from shim.gate import volumecontent
 from shim.nri.annotations import Wish
 from tests.unit.test_volume_content import spec, volume

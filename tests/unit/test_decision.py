@@ -14,11 +14,10 @@ from shim.capture.nodefacts import NodeFacts
 from shim.contract import manifest as manifests
 from shim.contract import ticket
 from shim.contract.names import ContainerId
-from shim.daemon import decision as deciding
 from shim.daemon.config import Config
 from shim.daemon.containerd import ContainerdRefused, Record
 from shim.daemon.decision import Decider
-from shim.daemon.registry import Pod, State, Tracked
+from shim.daemon.tracked import Identity, Pod, State, Tracked
 from shim.gate.checks import WITHIN_SPEC
 from shim.gate.request import Node
 from shim.nri.annotations import Wish
@@ -57,7 +56,7 @@ def a_container(wish: Wish, restarts: int = 0) -> Tracked:
     return Tracked(ContainerId("abc"), "main", pod, wish, restarts=restarts)
 
 
-def a_manifest(identity: deciding.Identity, number: int = 0, **changes: Any) -> manifests.Manifest:
+def a_manifest(identity: Identity, number: int = 0, **changes: Any) -> manifests.Manifest:
     system = os.uname()
     fields: dict[str, Any] = {
         "name": "", "key": identity.key, "created_at": 1000.0 + number,
@@ -124,7 +123,7 @@ def decided(decider: Decider, tracked: Tracked) -> Tracked:
     return tracked
 
 
-def identity(store: Store) -> deciding.Identity:
+def identity(store: Store) -> Identity:
     return asyncio.run(a_decider(store).identify(a_container(Wish(snapshot="auto"))))
 
 

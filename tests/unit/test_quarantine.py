@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from shim.contract import errors
 from shim.contract.errors import Blame, NotQuarantined, blame_of
 from shim.daemon.health import Health
-from shim.daemon.registry import Pod
+from shim.daemon.tracked import Pod
 from shim.report.reporter import Reporter
 from shim.restore import failure as failure_of
 from shim.store.quarantine import Health as Count

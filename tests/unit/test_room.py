@@ -19,8 +19,9 @@ from shim.contract.names import ContainerId
 from shim.daemon import room as rooms
 from shim.daemon import users as using
 from shim.daemon.config import Config
-from shim.daemon.registry import Pod, Registry, State, Tracked
+from shim.daemon.registry import Registry
 from shim.daemon.room import Room
+from shim.daemon.tracked import Pod, State, Tracked
 from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import Wish
 from shim.report.reporter import Reporter

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shim.daemon.registry import State
+from shim.daemon.tracked import State
 from shim.nri.annotations import Wish
 from shim.store.listing import listed, shown
 from shim.store.store import Store
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.contract.manifest import Manifest
-    from shim.daemon.registry import Tracked
+    from shim.daemon.tracked import Tracked
     from shim.trust.keyfile import PrivateKey
     from shim.trust.keys import KeyDirectory
 
