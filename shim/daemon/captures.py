@@ -20,14 +20,13 @@ from shim.capture.estimate import Amount, estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import Bounds, capture, finished
-from shim.capture.source import Source, own_freezer, thaw_left
+from shim.capture.source import Source, thaw_left
 from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
 from shim.contract.errors import (
     CaptureFailed,
     ContainerBusy,
     GpuLost,
-    GpuNotCapturable,
     NotCapturable,
     QuickthawError,
     SourceHarmed,
@@ -35,14 +34,13 @@ from shim.contract.errors import (
 )
 from shim.contract.limits import TooMuch
 from shim.contract.names import HostPid
-from shim.contract.paths import GPU_PAYLOAD, PREFIX, RUNTIME, SWAPPED
-from shim.daemon import content
+from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
+from shim.daemon import content, gpucaptures
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.room import Room
 from shim.daemon.tracked import State
 from shim.gate import gpu, volumecontent
 from shim.gate.checks import WITHIN_SPEC
-from shim.gpu import engine, support
 from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import SignalReady
 from shim.report.records import Captured, CaptureRefused, capture_failed
@@ -157,13 +155,7 @@ class Captures:
         """Returns findings on a running container's GPUs; empty without any GPU in use."""
         if not tracked.pid:
             return []
-        try:
-            source = self._source(tracked, identity)
-            if source.gpus == ():
-                return []
-            return (await asyncio.to_thread(gpus.examine, source)).rows
-        except (GpuNotCapturable, OSError) as error:
-            return [support.unreadable(str(error))]
+        return await gpucaptures.findings(lambda: self._source(tracked, identity))
 
     async def _adopted(self, tracked: Tracked) -> None:
         try:
@@ -188,11 +180,9 @@ class Captures:
 
     async def _recovered(self, tracked: Tracked, identity: Identity) -> list[int]:
         """Give its GPUs back to a container that a daemon which was killed had checkpointed."""
-        if not engine.left_over(tracked.container):
-            return []
-        source = self._source(tracked, identity)
-        listed = own_freezer(source).pids
-        return await asyncio.to_thread(engine.recover, source.container, listed, gpus.spawn)
+        return await gpucaptures.recovered(
+            tracked.container, lambda: self._source(tracked, identity)
+        )
 
     def _like(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
         """Returns the snapshots that stand for the container, usable or in quarantine."""
@@ -259,7 +249,7 @@ class Captures:
                     do="Find the slow part: the workload's own calls, or the disk of the store.",
                 ) from error  # fmt: skip
             except asyncio.CancelledError as error:
-                if lost := _lost_behind(error):
+                if lost := gpucaptures.lost_behind(error):
                     raise lost from None
                 raise
             except (OSError, Stopped) as error:
@@ -412,18 +402,6 @@ async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _lost_behind(error: BaseException) -> GpuLost | None:
-    """Returns the error for which we killed the container, whose end has then cancelled us."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, GpuLost):
-        found = found.__context__
-    return found
-
-
-def _gpu_facts(taken: Taken) -> dict[str, str]:
-    return {GPU_PAYLOAD: taken.gpus.encode()} if taken.gpus else {}
-
-
 def _amount(sizes: Mapping[str, int]) -> Amount:
     """Returns the bytes and inodes of a snapshot. sizes: as in the manifest."""
     return Amount(sum(sizes.values()) - sizes["entries"], sizes["entries"])
@@ -450,7 +428,7 @@ def _describe(
             **identity.facts, "processes": WITHIN_SPEC,
             "descriptors": jsontext.canonical(taken.by_network),
             "volume_files": jsontext.canonical(taken.volume_files),
-            **_gpu_facts(taken),
+            **gpucaptures.facts_of(taken),
         },
         network=taken.network,
         files=files,

@@ -38,6 +38,8 @@ _ROUNDS = 5
 """How often new CUDA processes may appear while the others are being locked."""
 _ORPHANS_S = 10.0
 _LOOK_S = 0.02
+_SETTLES_S = 0.5
+"""A process that was stopped does what was asked of it as soon as it runs again."""
 _TRY_AGAIN = (helper.ILLEGAL_STATE, helper.NO_ANSWER)
 
 
@@ -200,6 +202,9 @@ def bring_back(team: Team, pids: Iterable[int], until: float) -> list[str]:
         failed |= {pid: f"process {pid}: {states[pid].name}" for pid in left if late}
         if left and not failed:
             time.sleep(_LOOK_S)  # nothing tells when the driver is done with an earlier call
+        elif team.unsettled and not failed:
+            time.sleep(_SETTLES_S)
+            left, team.unsettled = list(team.unsettled), set()
     return [why for pid, why in failed.items() if os.path.exists(f"/proc/{pid}")]
 
 

@@ -129,6 +129,8 @@ class Team:
     def __init__(self, spawn: Spawn, *, guard_until: float = 0.0, lock: str = "") -> None:
         self._spawn, self._guard_until, self._lock = spawn, guard_until, lock
         self._helpers: dict[int, Helper] = {}
+        self.unsettled: set[int] = set()
+        """Processes of which a call did not come back: the driver may still do it."""
         self._spare: list[Helper] = []
 
     def __enter__(self) -> Team:
@@ -220,6 +222,7 @@ class Team:
     ) -> Answer:
         """Another helper goes on from what the state says."""
         again = 1
+        self.unsettled.add(pid)
         while True:
             told = self.state(pid, max(until, time.monotonic() + _STATE_S))
             if told.state == _LEADS[do]:
