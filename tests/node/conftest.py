@@ -1,4 +1,4 @@
-"""Nodes for the tests: one per Debian suite and test session."""
+"""Nodes for the tests: a node per Debian suite and test session."""
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -19,12 +19,12 @@ SHELL_IMAGE = "quickthaw.test/shell:1"
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failure shows what the services of its node wrote last."""
+    """Adds the last log lines of a node's services to the report of a failure."""
     del call
     report = yield
     if report.failed and isinstance(item, pytest.Function):
         nodes = [each for each in item.funcargs.values() if isinstance(each, Node)]
-        for node in (each for each in nodes if each.pid > 0):  # a fixture may have ended it
+        for node in (each for each in nodes if each.pid > 0):  # a fixture may have ended the node
             report.sections.append((f"containerd on {node.suite}", node.containerd.service.tail()))
             report.sections.append((f"quickthawd on {node.suite}", node.journal()[-8000:]))
     return report
@@ -40,7 +40,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def deb() -> Path:
-    """Our package, as `make packages` has built it."""
+    """Returns our package, as `make packages` has built it."""
     built = sorted(PACKAGES.glob("*.deb"))
     assert len(built) == 1, f"{PACKAGES} has {built}: run `make packages`"
     return built[0]
@@ -48,7 +48,7 @@ def deb() -> Path:
 
 @pytest.fixture(scope="session", params=SUITES)
 def quickthaw_node(request: pytest.FixtureRequest, deb: Path) -> Iterator[Node]:
-    """A node with our package installed, containerd calling it and the daemon running."""
+    """Yields a node with our package installed, containerd calling it and the daemon running."""
     with Node(request.param) as node:
         node.start_product(deb)
         yield node
@@ -84,7 +84,7 @@ def swap_node(quickthaw_node: Node) -> Node:
 
 @pytest.fixture
 def nothing_left(swap_node: Node) -> Iterator[None]:
-    """The test's pods are removed after it, and it fails when anything else than snapshots stays.
+    """Removes the test's pods after the test, which fails when anything else than snapshots stays.
 
     For a whole module: `pytestmark = pytest.mark.usefixtures("nothing_left")`.
     """

@@ -1,4 +1,4 @@
-"""CRI, typed: one method per call that kubelet makes, records of protobuf in and out."""
+"""CRI, typed: a method per call that kubelet makes, records of protobuf in and out."""
 
 import json
 import time
@@ -48,7 +48,7 @@ class Cri:
                     pb.StatusRequest(), timeout=READY_WITHIN_S, wait_for_ready=True
                 )
             except grpc.RpcError as error:
-                # The socket is there before the plugin behind it, and that before it has recovered.
+                # The socket exists before the plugin behind it, and the plugin before its recovery.
                 if error.code() not in NOT_YET:
                     raise
             else:
@@ -62,12 +62,12 @@ class Cri:
         return self.runtime.Version(pb.VersionRequest(), timeout=CALL_WITHIN_S)
 
     def run_pod_sandbox(self, config: pb.PodSandboxConfig, handler: str = "") -> str:
-        """RunPodSandbox; the sandbox's id. handler: the runtime, "" for the default one."""
+        """Call RunPodSandbox; returns the sandbox's id. handler: the runtime, "" for default."""
         request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
         return self.runtime.RunPodSandbox(request, timeout=CALL_WITHIN_S).pod_sandbox_id
 
     def stop_pod_sandbox(self, pod_id: str) -> None:
-        """StopPodSandbox: kill what runs in it, take its network down."""
+        """Call StopPodSandbox: kill the sandbox's processes, take its network down."""
         request = pb.StopPodSandboxRequest(pod_sandbox_id=pod_id)
         self.runtime.StopPodSandbox(request, timeout=CALL_WITHIN_S)
 
@@ -100,7 +100,7 @@ class Cri:
         self.runtime.StartContainer(request, timeout=CALL_WITHIN_S)
 
     def stop_container(self, container_id: str, grace_s: int) -> None:
-        """StopContainer: its stop signal, then SIGKILL after `grace_s`."""
+        """Call StopContainer: send the stop signal, then SIGKILL after `grace_s`."""
         request = pb.StopContainerRequest(container_id=container_id, timeout=grace_s)
         self.runtime.StopContainer(request, timeout=CALL_WITHIN_S + grace_s)
 
@@ -110,7 +110,7 @@ class Cri:
         self.runtime.RemoveContainer(request, timeout=CALL_WITHIN_S)
 
     def containers(self, pod_id: str = "") -> Sequence[pb.Container]:
-        """ListContainers, of one pod or of all."""
+        """Call ListContainers, for a single pod or for all."""
         wanted = pb.ContainerFilter(pod_sandbox_id=pod_id)
         request = pb.ListContainersRequest(filter=wanted)
         return self.runtime.ListContainers(request, timeout=CALL_WITHIN_S).containers
@@ -121,7 +121,9 @@ class Cri:
         return self.runtime.ContainerStatus(request, timeout=CALL_WITHIN_S).status
 
     def container_info(self, container_id: str) -> dict[str, Any]:
-        """What a verbose ContainerStatus adds: `pid`, `runtimeSpec`, `snapshotKey` and more."""
+        """Returns the additions of a verbose ContainerStatus: `pid`, `runtimeSpec`, `snapshotKey`
+        and more.
+        """
         request = pb.ContainerStatusRequest(container_id=container_id, verbose=True)
         answer = self.runtime.ContainerStatus(request, timeout=CALL_WITHIN_S)
         info: dict[str, Any] = json.loads(answer.info["info"])
@@ -145,7 +147,7 @@ class Cri:
         return self.runtime.ExecSync(request, timeout=CALL_WITHIN_S)
 
     def exec_url(self, container_id: str, command: Sequence[str], *, stdin: bool) -> str:
-        """Exec without a terminal: where its streams are served."""
+        """Call Exec without a terminal; returns the URL of the streams."""
         request = pb.ExecRequest(
             container_id=container_id, cmd=command, stdin=stdin, stdout=True, stderr=True
         )
@@ -159,13 +161,13 @@ class Cri:
         return self.runtime.Attach(request, timeout=CALL_WITHIN_S).url
 
     def reopen_container_log(self, container_id: str) -> None:
-        """ReopenContainerLog, after kubelet has rotated it."""
+        """Call ReopenContainerLog, as kubelet does after a rotation."""
         request = pb.ReopenContainerLogRequest(container_id=container_id)
         self.runtime.ReopenContainerLog(request, timeout=CALL_WITHIN_S)
 
     @contextmanager
     def events(self) -> "Iterator[grpc.CallIterator[pb.ContainerEventResponse]]":
-        """GetContainerEvents: what happens inside of the `with`."""
+        """Call GetContainerEvents; yields the events inside of the `with`."""
         events = self.runtime.GetContainerEvents(pb.GetEventsRequest())
         try:
             yield events

@@ -1,8 +1,9 @@
-"""Capturing containers of other users on a machine where root lacks CAP_SYS_RESOURCE.
+"""Lets CRIU capture containers of other users on a machine where root lacks CAP_SYS_RESOURCE.
 
-CRIU reads the resource limits of every process that it dumps. For that prlimit(2) wants the
-capability, or that the caller's real user and group are those of the process: so CRIU gets them
-for a dump, with the effective ones and all capabilities still root's. CRIU itself is unchanged.
+CRIU reads the resource limits of every process that it dumps. For that, prlimit(2) wants the
+capability, or a caller whose real user and group are the process's: so CRIU gets this user and
+group for a dump, while the effective ids and all capabilities stay root's. CRIU itself is
+unchanged.
 """
 
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def dumping(node: Node, uid: int, gid: int) -> Iterator[None]:
     if has_sys_resource():
         yield
         return
-    node.run(["criu", "check"])  # what it learns of the kernel it keeps; nft refuses a real user
+    node.run(["criu", "check"])  # keeps facts of the kernel; nft refuses a real user
     node.path(CRIU).rename(node.path(MOVED))
     try:
         node.write(CRIU, SCRIPT.replace("GID", str(gid)).replace("UID", str(uid)))

@@ -24,7 +24,7 @@ ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of a layer. `path` is absolute in the image; `link` makes it a symlink."""
+    """A file of a layer. `path` is absolute in the image; `link` makes the file a symlink."""
 
     path: str
     content: bytes = b""
@@ -34,7 +34,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What an image says about how it is run."""
+    """The run configuration of an image."""
 
     entrypoint: Sequence[str] = ()
     command: Sequence[str] = ()
@@ -56,7 +56,7 @@ class ImageConfig:
 
 
 Layer = Path | Sequence[File]
-"""A directory whose content is the layer, or its files."""
+"""A directory whose content is the layer, or the layer's files."""
 
 
 def layer_of_files(files: Iterable[File]) -> bytes:
@@ -163,7 +163,7 @@ def pause_image() -> Path:
 
 
 def import_image(node: Enclosure, archive: Path) -> None:
-    """Give an image layout's tar to the node's containerd, where CRI sees it."""
+    """Import an image layout's tar into the node's containerd, where CRI sees the image."""
     with archive.open("rb") as file:
         command = ["ctr", "--namespace", "k8s.io", "images", "import", "-"]
         node.run(command, stdin=file, timeout_s=300)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One whole line that a container wrote, without its end. `time` is RFC 3339 with ns."""
+    """A whole line that a container wrote, without its end. `time` is RFC 3339 with ns."""
 
     time: str
     stream: str

@@ -1,6 +1,6 @@
-"""What a pod's author writes, and the CRI messages that kubelet makes of it.
+"""A pod author's spec, and the CRI messages that kubelet makes of it.
 
-Pure: paths on the node are computed here and made by `kubelet`.
+Pure: this module computes paths on the node, and `kubelet` makes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ class VolumeMount:
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpec:
-    """One container of a pod. `command` replaces the image's entrypoint, `args` its command."""
+    """A container of a pod. `command` replaces the image's entrypoint, `args` its command."""
 
     image: str
     name: str = "main"
@@ -107,7 +107,7 @@ class ContainerSpec:
 
 @dataclass(frozen=True, slots=True)
 class PodSpec:
-    """A pod. What is not given is as the API server would default it."""
+    """A pod. Missing fields have the API server's defaults."""
 
     name: str
     containers: Sequence[ContainerSpec]
@@ -123,8 +123,9 @@ class PodSpec:
 
     @property
     def quality(self) -> str:
-        """The quality-of-service class, which is a directory of cgroups. Guaranteed is not told
-        from burstable: it would be one directory less.
+        """Returns the quality-of-service class, which is a directory of cgroups.
+
+        Does not tell Guaranteed from Burstable: Guaranteed would be a directory less.
         """
         limited = any(c.memory_limit_bytes or c.cpu_limit_cores for c in self.containers)
         asked = any(c.cpu_request_cores for c in self.containers)
@@ -132,7 +133,7 @@ class PodSpec:
 
 
 def cgroup_parent(spec: PodSpec, uid: str) -> str:
-    """The pod's cgroup, as kubelet's cgroupfs driver names it."""
+    """Returns the pod's cgroup, as kubelet's cgroupfs driver names it."""
     return f"/kubepods/{spec.quality}/pod{uid}"
 
 
@@ -162,7 +163,7 @@ def namespaces(spec: PodSpec) -> pb.NamespaceOption:
 
 
 def pod_labels(spec: PodSpec, uid: str) -> dict[str, str]:
-    """The labels that name the pod, on its sandbox and on its containers."""
+    """Returns the labels that name the pod, on its sandbox and on its containers."""
     return {
         "io.kubernetes.pod.name": spec.name,
         "io.kubernetes.pod.namespace": spec.namespace,
@@ -198,7 +199,7 @@ def sandbox_config(spec: PodSpec, uid: str, seen: str) -> pb.PodSandboxConfig:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What is decided on the node for one start of a container."""
+    """The node's own choices for a single start of a container."""
 
     uid: str
     attempt: int
@@ -208,7 +209,7 @@ class Placement:
 
 
 def container_config(spec: PodSpec, container: ContainerSpec, at: Placement) -> pb.ContainerConfig:
-    """One container of `spec`, as kubelet asks for it."""
+    """Returns a container of `spec`, as kubelet asks for it."""
     return pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=container.name, attempt=at.attempt),
         image=pb.ImageSpec(image=at.image_ref, user_specified_image=container.image),
@@ -262,7 +263,7 @@ def _mounts(spec: PodSpec, container: ContainerSpec, at: Placement) -> list[pb.M
 
 
 def service_account(spec: PodSpec) -> ConfigMap:
-    """The projected volume that every pod gets, with a token of its own."""
+    """Returns the projected volume that every pod gets, with a token for this pod."""
     files = {"ca.crt": "no certificate\n", "namespace": spec.namespace, "token": spec.name}
     return ConfigMap("kube-api-access-x7f2q", files, kind="projected")
 

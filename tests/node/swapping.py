@@ -1,4 +1,4 @@
-"""What every test of the swap needs: pods of the probe worker, captured and restored."""
+"""Helpers for every test of the swap: pods of the probe worker, captured and restored."""
 
 import json
 import time
@@ -35,9 +35,9 @@ OF_SNAPSHOTS: Final = (
     f"{STORE}/used/",
     f"{STORE}/working-sets/",
 )
-"""What is here stays while a snapshot does."""
+"""Directories whose content stays while a snapshot does."""
 PER_CONTAINER: Final = ("tickets", "swapped", "containers", "control", "outcomes")
-"""What /run/quickthaw has nothing in when no container of ours exists."""
+"""Directories of /run/quickthaw that are empty when no container of ours exists."""
 LOOK_EVERY_S: Final = 0.02
 PUBLISHED_WITHIN_S: Final = 60.0
 SAID_WITHIN_S: Final = 5.0
@@ -46,15 +46,15 @@ GONE_WITHIN_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRef:
-    """A published snapshot and the pod that it was taken of, which may have been removed."""
+    """A published snapshot and its source pod, which may have been removed."""
 
     node: Node
     id: str
     source: Pod
     nonce: str
-    """What only the captured process can know; empty when the workload is no probe."""
+    """A secret that only the captured process can know; empty when the workload is no probe."""
     cold_s: float
-    """From StartContainer of the source to its first answer; 0 when it is no probe."""
+    """From StartContainer of the source to its first answer; 0 when the source is no probe."""
 
     @property
     def directory(self) -> Path:
@@ -62,7 +62,7 @@ class SnapshotRef:
         return self.node.path(f"{SNAPSHOTS}/{self.id}")
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest as it lies there."""
+        """Returns the manifest in the store."""
         manifest: dict[str, Any] = json.loads((self.directory / "manifest.json").read_text())
         return manifest
 
@@ -90,9 +90,9 @@ def captured(
     before: Callable[[Pod], object] | None = None,
     **rest: Any,
 ) -> SnapshotRef:
-    """Run a pod cold and wait until its snapshot is published. The pod is left running, and sound.
+    """Run a pod cold and wait until its snapshot is published. Leaves the pod running, and sound.
 
-    before: called with the running pod; with `capture-when` signal or file it can make the
+    before: called with the running pod; with `capture-when` signal or file, `before` can make the
     container ready. rest: fields of PodSpec. Raises AssertionError with the journal.
     """
     chosen = wishes() if annotations is None else annotations
@@ -138,7 +138,7 @@ def restored(
     annotations: Mapping[str, str] | None = None,
     **rest: Any,
 ) -> Pod:
-    """Run a pod and make sure that its container `main` is a restored one.
+    """Run a pod and assert that its container `main` is restored.
 
     rest: fields of PodSpec. Raises AssertionError with the journal and CRIU's log.
     """
@@ -149,7 +149,7 @@ def restored(
 
 
 def is_restored(container: Container) -> bool:
-    """Whether a swap of this container, under its present id, succeeded."""
+    """Returns whether a swap of this container, under its present id, succeeded."""
     return container.pod.node.path(f"{RUN}/swapped/{container.id}").exists()
 
 
@@ -161,7 +161,7 @@ def assert_restored(container: Container) -> None:
 
 
 def assert_cold(container: Container) -> None:
-    """The container runs and is no restored one. Raises AssertionError with the journal."""
+    """Assert that the container runs, not restored. Raises AssertionError with the journal."""
     node, name = container.pod.node, container.pod.spec.name
     assert not is_restored(container), _told(node, f"{name} was restored")
     assert container.running, _told(node, f"{name} does not run")
@@ -171,12 +171,14 @@ def assert_cold(container: Container) -> None:
 
 
 def first_answer(pod: Pod, path: str = "/state", *, port: int = PORT, within_s: float = 30) -> Any:
-    """Ask until there is an answer, for `within_s` seconds; its JSON. Raises OSError."""
+    """Ask until there is an answer, for `within_s` seconds; returns the answer's JSON. Raises
+    OSError.
+    """
     return pod.node.http_get(pod.ip, port, path, retry_s=within_s).json()
 
 
 def answer(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> HttpAnswer:
-    """One request to the probe, whatever it answers. Raises OSError."""
+    """Send a request to the probe, whatever its answer. Raises OSError."""
     return pod.node.http("POST" if body else "GET", pod.ip, port, path, body)
 
 
@@ -191,7 +193,7 @@ def ask(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> Any:
 
 
 def said(node: Node, *parts: str, within_s: float = SAID_WITHIN_S) -> str:
-    """Wait for a line of the daemon's journal with all `parts`; the last one that has them."""
+    """Wait for a line of the daemon's journal with all `parts`; returns the last such line."""
 
     def lines() -> list[str]:
         return [line for line in node.journal().splitlines() if all(part in line for part in parts)]
@@ -211,7 +213,7 @@ def runtime_log(container: Container) -> Path:
 
 
 def lines_about(node: Node, container: Container) -> list[str]:
-    """The journal's lines about the container under its present id."""
+    """Returns the journal's lines about the container under its present id."""
     return [line for line in node.journal().splitlines() if container.id[:12] in line]
 
 
@@ -237,7 +239,7 @@ def _told(node: Node, what: str) -> str:
     return f"{what}\n{node.journal()[-4000:]}\n{told[-4000:]}"
 
 
-# What stays
+# Objects that stay
 
 
 @contextmanager
@@ -268,6 +270,6 @@ def nothing_left(node: Node) -> Iterator[None]:
 
 
 def wipe_snapshots(node: Node) -> None:
-    """Take every snapshot away. The daemon is started again: it has its index in memory."""
+    """Remove every snapshot. Restarts the daemon, which has its index in memory."""
     with node.daemon_stopped():
         node.run(["sh", "-c", f"rm -rf {SNAPSHOTS}/* {VERIFIED}/*"])
