@@ -55,7 +55,8 @@ def recorded(place: Path) -> tuple[Manifest, Recorded]:
 
 
 def check(place: Path, manifest: Manifest, marks: Path | None = None) -> Check:
-    """Check it to its end. marks: the directory with them; without it they spare nothing.
+    """Check the snapshot to its end. marks: the directory with the marks; without it no mark spares
+    a check.
 
     Raises SnapshotNotWhole.
     """

@@ -20,7 +20,7 @@ OF_CAPTURE = {
     "processes": WITHIN_SPEC, "volume_files": '{"files":[],"sockets_in":[]}',
     "descriptors": '{"lowest_port":0,"pings":false}',
 }  # fmt: skip
-"""What a capture adds to the facts of its container."""
+"""Facts that a capture adds to the facts of its container."""
 AUXILIARY = {6: 4096, 16: 0xFF, 26: 0b10, 51: 3632}
 HOST = facts_of(["fpu", "sse2", "avx", "avx2", "xsave"], AUXILIARY, 2)
 NODE = Node(
@@ -38,7 +38,9 @@ def no_host(_path: str, _kind: str) -> bool:
 
 
 def spec(pod: str = "1") -> Spec:
-    """As containerd's CRI plugin makes them, with everything that differs per pod taken from it."""
+    """Specs as containerd's CRI plugin makes them, with everything that differs per pod as a
+    parameter.
+    """
     sandbox = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{pod}"
     volumes = f"/var/lib/kubelet/pods/uid-{pod}/volumes"
     return {
@@ -157,7 +159,9 @@ def wanted(
 def refused(
     snapshot: Manifest, request: Request, *, without: str = "", when: str = ""
 ) -> list[str]:
-    """The codes of the checks that refuse, at both times or one; `without` that check."""
+    """Returns the codes of the checks that refuse, at both times or at one; `without` leaves that
+    check out.
+    """
     table: tuple[Check, ...] = tuple(row for row in CHECKS if row.code != without)
     found = [
         each

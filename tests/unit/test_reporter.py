@@ -1,4 +1,4 @@
-"""What people are told: each failure in the journal, in a metric and in an event of the pod."""
+"""Reports to people: each failure in the journal, in a metric and in an event of the pod."""
 
 import logging
 from typing import Any
@@ -67,7 +67,7 @@ def classes(base: type[errors.QuickthawError]) -> list[type[errors.QuickthawErro
 
 @pytest.mark.parametrize("cls", [*classes(errors.SwapFailed), errors.BadManifest])
 @pytest.mark.parametrize("seen", [True, False])
-def test_a_failed_swap_is_told_everywhere(
+def test_failed_swap_is_reported_in_journal_metric_and_event(
     reporter: Reporter, sent: Sent, caplog: pytest.LogCaptureFixture, cls: Any, seen: bool
 ) -> None:
     if seen:
@@ -86,7 +86,7 @@ def test_a_failed_swap_is_told_everywhere(
 
 
 @pytest.mark.parametrize("cls", classes(errors.CaptureFailed))
-def test_a_failed_capture_is_told_everywhere(
+def test_failed_capture_is_reported_in_journal_metric_and_event(
     reporter: Reporter, sent: Sent, caplog: pytest.LogCaptureFixture, cls: Any
 ) -> None:
     reporter.not_captured(tracked(), an_error(cls))
@@ -96,7 +96,7 @@ def test_a_failed_capture_is_told_everywhere(
     assert [(each.kind, each.reason) for each in sent.events] == [(WARNING, cls.__name__)]
 
 
-def test_the_values_of_another_pod_are_in_no_event(
+def test_values_of_another_pod_are_in_no_event(
     reporter: Reporter, sent: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
     why = f"does not fit: env: the snapshot has [{SECRET!r}]"
@@ -112,7 +112,7 @@ def test_the_values_of_another_pod_are_in_no_event(
     assert [event.reason for event in sent.events] == ["RestoreRefused", "SnapshotDoesNotFit"]
 
 
-def test_what_may_be_about_another_namespace_is_in_the_journal_only(
+def test_facts_of_another_namespace_are_in_the_journal_only(
     reporter: Reporter, sent: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = "2 restores failed in a row, the last: of their pod"
@@ -136,14 +136,14 @@ def test_what_may_be_about_another_namespace_is_in_the_journal_only(
         ({"snapshot": "auto"}, "Unknown", True),
     ],
 )
-def test_what_the_pod_asked_for_is_no_event(
+def test_cold_start_by_request_of_the_pod_is_no_event(
     reporter: Reporter, sent: Sent, wish: dict[str, str], reason: str, told: bool
 ) -> None:
     reporter.no_restore(tracked(**wish), reason, "why")
     assert [event.reason for event in sent.events] == ["RestoreRefused"] * told
 
 
-def test_the_rest_is_told_too(reporter: Reporter, sent: Sent) -> None:
+def test_other_outcomes_are_reported_too(reporter: Reporter, sent: Sent) -> None:
     reporter.swapped(tracked(), {"snapshot": SNAPSHOT, "result": "restored", "seconds": 0.25})
     reporter.captured(tracked(), 0.1, 0.2)
     reporter.bad_annotation(POD, "server", an_error(errors.BadAnnotation))
@@ -167,7 +167,7 @@ def test_without_a_kubeconfig_nothing_is_sent(caplog: pytest.LogCaptureFixture) 
     assert "kubernetes" not in str(reporter.counters())
 
 
-def test_a_kubeconfig_that_is_not_there_is_a_line_and_no_more(
+def test_missing_kubeconfig_is_a_journal_line_and_no_failure(
     tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     reporter = Reporter()
