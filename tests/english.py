@@ -40,7 +40,7 @@ _PASSIVE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Figures of one text, or of several together. `begins` has the sentences that are wrong."""
+    """Figures of a text, or of several together. `begins` has the wrong sentences."""
 
     words: int
     clefts: int

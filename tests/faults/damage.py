@@ -1,4 +1,4 @@
-"""Faults from outside: something happens to a snapshot, before or while it is restored."""
+"""Faults from outside: damage to a snapshot, before or during its restore."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def _truncate(directory: Path) -> None:
 
 
 def _flip(directory: Path) -> None:
-    """One bit, with size and times as they were."""
+    """Flips a bit, and keeps size and times."""
     _flip_bit(directory / "criu" / "pages-1.img")
 
 
@@ -48,7 +48,9 @@ def _flip_bit(image: Path) -> None:
 
 
 def memory_damaged(ground: Ground, case: Case) -> Seen:
-    """It may be found after the first answer: nobody asks before all was looked at."""
+    """The check may find the damage after the first answer: the pod answers before the check of all
+    memory.
+    """
 
     def when_started(container: Container) -> None:
         ground.wait(

@@ -13,7 +13,7 @@ from tests.node.swapping import ask, first_answer
 
 
 def criu_at_dump(number: signal.Signals) -> Scene:
-    """CRIU gets a signal while it dumps."""
+    """CRIU gets a signal during the dump."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         return capturing.disturbed(
@@ -45,7 +45,7 @@ def containerd_at_dump(ground: Ground, case: Case) -> Seen:
 
 
 def store_is_full(ground: Ground, case: Case) -> Seen:
-    """Where a capture is put together there is room for a part of it."""
+    """The directory of captures in progress has room for a part of the capture."""
     before = capturing.published(ground)
     pod = capturing.source(ground, case, capture_when="signal")
     nonce = first_answer(pod)["nonce"]
@@ -58,7 +58,7 @@ def store_is_full(ground: Ground, case: Case) -> Seen:
 
 
 def source_dies(ground: Ground, case: Case) -> Seen:
-    """The container is killed while it is dumped; kubelet starts it again."""
+    """The container is killed during the dump; kubelet starts it again."""
 
     def disturb(pod: Pod) -> None:
         when_there(ground, "criu", "swrk")

@@ -1,4 +1,4 @@
-"""Faults from outside: what others on a node do to CRIU, our processes, the store and the pod."""
+"""Faults from outside: others on a node disturb CRIU, our processes, the store and the pod."""
 
 import signal
 from typing import Final

@@ -16,7 +16,7 @@ from tests.node.swapping import RUN
 
 @contextlib.contextmanager
 def small_tmpfs(ground: Ground, inside: str, size: str) -> Iterator[None]:
-    """A file system of `size` over a directory of the node, with what was in it."""
+    """Mounts a file system of `size` over a directory of the node, with the directory's content."""
     ground.node.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", inside])
     try:
         yield
@@ -31,7 +31,7 @@ def run_is_full(ground: Ground, case: Case) -> Seen:
 
 
 def shm_is_full(ground: Ground, case: Case) -> Seen:
-    """The pod's /dev/shm has no room for what the captured one held."""
+    """The pod's /dev/shm has no room for the captured files."""
     filler = []
 
     def before_start(container: Container) -> None:
@@ -49,7 +49,7 @@ def shm_is_full(ground: Ground, case: Case) -> Seen:
 
 
 def shm_is_taken(ground: Ground, case: Case) -> Seen:
-    """A file of another content has the name of one of the snapshot's."""
+    """A file with other content has the name of a file of the snapshot."""
 
     def before_start(container: Container) -> None:
         restoring.shm_file(container.pod).write_text("somebody's")
@@ -64,13 +64,13 @@ def shm_is_taken(ground: Ground, case: Case) -> Seen:
 
 
 def memory_too_small(ground: Ground, case: Case) -> Seen:
-    """The new pod's limit is enough for a cold start, and below what was captured."""
+    """The new pod's limit suffices for a cold start, and is below the captured use."""
     spec = ground.spec(memory_limit_bytes=32 << 20)
     return restoring.run(ground, case, Plan(spec=spec))
 
 
 def mount_is_missing(ground: Ground, case: Case) -> Seen:
-    """A host path that a container mounts goes between its create and its start, and is back."""
+    """A host path that a container mounts goes between its create and its start, and comes back."""
     path = ground.node.path("/srv/of-the-pod")
     path.mkdir(exist_ok=True)
     spec = ground.spec("mount", mounts=[VolumeMount("/srv", HostPath("/srv/of-the-pod"))])

@@ -100,7 +100,7 @@ def test_forked_processes_keep_their_own_pages(
 def test_failed_restore_of_a_family_leaves_nothing(
     swap_node: Node, snapshot: tuple[SnapshotRef, list[float]], action: str
 ) -> None:
-    """CRIU's log does not say where its tree is: see shim/criu/mntns.py."""
+    """Holds although CRIU's log does not name CRIU's tree: see shim/criu/mntns.py."""
     with armed(swap_node, "memory.told", action):
         pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
     assert not is_restored(pod.container()), snapshot

@@ -166,7 +166,7 @@ def start_s(node: Node, spec: ContainerSpec) -> float:
         return pod.container().start_took_s
 
 
-def test_restore_time_does_not_grow_with_the_size_of_the_diff(
+def test_frozen_and_restore_time_do_not_grow_with_the_size_of_the_diff(
     swap_node: Node, large: SnapshotRef
 ) -> None:
     small = captured(swap_node, SMALL, annotations=WHEN_TOLD, before=lambda pod: ask(pod, "/ready"))

@@ -214,7 +214,7 @@ def test_first_other_container_is_recorded(shm: Path) -> None:
     assert record.read(OWN, record.OTHERS) == _whole(shm / "made")
 
 
-def test_second_container_of_a_pod_was_never_alone(shm: Path) -> None:
+def test_container_created_second_counts_as_never_alone(shm: Path) -> None:
     company = _company()
     company.arrives(_container("other", "o", str(shm)), is_ours=False)
     (shm / "theirs").write_bytes(b"")

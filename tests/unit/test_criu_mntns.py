@@ -38,7 +38,9 @@ def test_other_directories_stay(tmp_path: Path, left: Path) -> None:
     assert left.exists()
 
 
-def test_unused_directory_stays_if_the_log_does_not_name_it(tmp_path: Path, left: Path) -> None:
+def test_unnamed_directory_is_removed_only_for_a_brief_log_and_if_unused(
+    tmp_path: Path, left: Path
+) -> None:
     log = tmp_path / "restore.log"
     log.touch()
     holds = f"mount -t tmpfs used {left} && echo mounted && read line"

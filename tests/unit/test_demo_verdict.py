@@ -53,7 +53,7 @@ def test_each_false_claim_is_a_failure(shown: Found) -> None:
 
 
 @given(st.lists(st.floats(0, 100), min_size=1))
-def test_spread_is_median_fastest_slowest_in_order(values: list[float]) -> None:
+def test_values_of_a_spread_are_in_ascending_order(values: list[float]) -> None:
     spread = Spread.of(values)
     assert spread.min <= spread.q1 <= spread.median <= spread.q3 <= spread.max
     assert spread.count == len(values)

@@ -203,7 +203,7 @@ def test_snapshot_can_be_named(store: Store) -> None:
         ask_daemon(store, Wish(snapshot="auto"), snapshot="other")
 
 
-def test_lack_of_any_snapshot_is_reported(store: Store) -> None:
+def test_missing_snapshots_and_pods_are_reported(store: Store) -> None:
     with pytest.raises(NoSuchSnapshot, match="no snapshots of this namespace"):
         ask_daemon(store, Wish(snapshot="auto"))
     with pytest.raises(NoSuchPod):

@@ -143,7 +143,7 @@ def test_sandbox_with_host_network_differs_from_a_sandbox_with_its_own() -> None
     assert json.loads(hosts["namespaces"])["network"] == "host"
 
 
-def test_missing_namespace_equals_no_namespace() -> None:
+def test_missing_namespace_equals_no_other_namespace() -> None:
     def gone(path: str, _kind: str) -> bool:
         raise FileNotFoundError(2, "gone", path)
 

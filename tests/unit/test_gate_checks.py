@@ -372,7 +372,7 @@ def gpu_refused(there: dict[str, Any] | None, here: dict[str, Any] | None) -> li
         (None, ["gpu"]),
     ],
 )
-def test_gpus_must_be_of_the_same_model(here: dict[str, Any] | None, code: list[str]) -> None:
+def test_gpus_must_be_of_the_same_kind(here: dict[str, Any] | None, code: list[str]) -> None:
     assert gpu_refused(GPUS, here) == code
     assert gpu_refused(here, GPUS) == code
 

@@ -434,7 +434,7 @@ def test_listing_has_no_paths_and_marks_do_not_grow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["MAX_DEPTH", "_MOST_ENTRIES", "MAX_PATH_BYTES"])
-def test_snapshot_beyond_its_limits_is_not_published(
+def test_snapshot_beyond_its_limits_is_refused(
     whole: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(tree, name, 1)

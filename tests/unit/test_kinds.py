@@ -144,7 +144,7 @@ def test_sockets_of_another_network_namespace_are_refused() -> None:
 
 
 @pytest.mark.parametrize("number", [*TERMINALS, 99])
-def test_terminals_of_outside_are_refused(number: int) -> None:
+def test_terminal_kinds_are_free_or_refused_by_name(number: int) -> None:
     name, needs = TERMINALS.get(number, ("type 99", NOBODY))
     told = excess([file_of(11, terminal=number)], 0, BOUNDS, TCP, 3)
     assert (told == "") == (needs == ANYBODY)

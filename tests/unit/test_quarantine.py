@@ -186,7 +186,7 @@ def test_a_record_with_a_wrong_value_is_refused(name: str, value: object) -> Non
         decode(json.dumps(wrong).encode(), Record)
 
 
-def test_zero_failures_mean_that_quarantine_is_off(tmp_path: Path) -> None:
+def test_limit_of_zero_failures_quarantines_only_damaged_snapshots(tmp_path: Path) -> None:
     quarantine = opened(tmp_path, IDS)
     for _ in range(20):
         quarantine.failed(IDS[0], blame=Blame.RESTORE, error_class="x", reason="y", after=0)
@@ -342,7 +342,7 @@ def test_success_in_between_resets_the_count(store: Store) -> None:
     assert store.last_use(made()) > made().created_at
 
 
-def test_failure_of_an_unknown_snapshot_is_not_counted(store: Store) -> None:
+def test_failure_of_an_unknown_snapshot_or_cause_is_not_counted(store: Store) -> None:
     unknown = ["", "f" * 64, "../../etc", None]
     told(store, *(an_outcome(snapshot=each, blame=Blame.CONTENT) for each in unknown))
     told(store, an_outcome(blame=Blame.OTHER), an_outcome(blame=""), an_outcome(blame=None))

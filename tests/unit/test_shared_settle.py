@@ -122,7 +122,7 @@ def test_small_object_is_left_to_criu(tmp_path: Path) -> None:
     assert {path.name for path in dump.memory.iterdir()} == {"layout.json"}
 
 
-def test_criu_writes_objects_that_the_copy_lacks(tmp_path: Path) -> None:
+def test_criu_writes_objects_that_the_copy_lacks_or_cannot_identify(tmp_path: Path) -> None:
     dump = Dump(tmp_path)
     memfds = [criu_pb2.MemfdInode(size=MIB, shmid=number) for number in (1, 2, 5)]
     memfds[1].hugetlb_flag = 21 << 26
@@ -144,7 +144,7 @@ def test_criu_writes_objects_that_the_copy_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("copied", "dumps"), [({7}, 2), ({7, 8}, 1), (set(), 2)])
-def test_second_dump_completes_the_first_and_there_is_no_third(
+def test_second_dump_has_all_objects_of_criu_alone_and_there_is_no_third(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: set[int], dumps: int
 ) -> None:
     criu = tmp_path / "criu"

@@ -21,7 +21,7 @@ def test_late_release_is_no_growth() -> None:
     assert levels.grown(series(*[12 + number % 3 for number in range(150)])) == []
 
 
-def test_single_leak_in_ten_cycles_is_found() -> None:
+def test_leak_of_one_object_in_ten_cycles_is_found() -> None:
     (found,) = levels.grown(series(*[12 + number // 10 for number in range(150)]))
     assert (found.level, found.was, found.became) == ("mounts", 17, 24)
     assert "mounts grew from 17 to 24" in str(found)
