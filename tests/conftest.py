@@ -34,7 +34,7 @@ def _reason(longrepr: Any) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_on_this_machine() -> Iterator[None]:
-    """When the last node is down there is no mount, cgroup, link, process or file of any node.
+    """Checks after the last node that no mount, cgroup, link, process or file of any node is left.
 
     Set up before every other fixture of the session, so torn down after all of them.
     """

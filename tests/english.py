@@ -23,7 +23,7 @@ NOT_YET: Final = (
     "packaging", "shim/capture", "shim/cli", "shim/contract",
     "shim/daemon", "shim/gate", "shim/integrity", "shim/kernel",
     "shim/nri", "shim/restore", "shim/rootfs",
-    "shim/store", "tests",
+    "shim/store",
 )  # fmt: skip
 """Folders that the rules have not reached. A folder that passes must leave the list."""
 _WORD: Final = re.compile(r"[A-Za-z][\w'-]*")

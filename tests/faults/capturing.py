@@ -66,7 +66,7 @@ def disturbed(
 
 
 def source_killed(ground: Ground, case: Case, kill: Callable[[Pod], None]) -> Seen:
-    """The same for a source that dies: kubelet starts the source again, and the daemon captures
+    """Run the case of a source that dies: kubelet starts the source again, and the daemon captures
     that attempt.
     """
     before = published(ground)
@@ -130,7 +130,7 @@ def forget(ground: Ground, names: set[str]) -> None:
 
 
 def case_began(ground: Ground, pod: Pod) -> bool:
-    """Whether the capture of the pod has a staging directory, or is further than that."""
+    """Returns whether the capture of the pod has a staging directory, or is further than that."""
     return bool(os.listdir(ground.node.path(STAGING))) or over(ground, pod)
 
 

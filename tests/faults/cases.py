@@ -34,7 +34,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """`restore`, `memory`, `hook`, `daemon`, `capture`, `store` or `outside`."""
+        """Returns `restore`, `memory`, `hook`, `daemon`, `capture`, `store` or `outside`."""
         return self.phase.partition(".")[0] if self.phase in POINTS else "outside"
 
     @property
@@ -78,9 +78,9 @@ def _of_restore() -> Iterator[Case]:
 
 
 def _of_memory() -> Iterator[Case]:
-    """The page server fails: a cold start before the processes run, then their end.
+    """Yields failures of the page server: a cold start before the processes run, then their end.
 
-    Not where it fills shared memory, of which this container has none: see
+    Not during the filling of shared memory, of which this container has none: see
     tests/node/test_memory_shared.py.
     """
     for point in _MEMORY:
@@ -128,7 +128,9 @@ _HANGS: Final = ("capture.quiesced", "capture.frozen", "capture.shm.copied", "st
 
 
 def _of_capture() -> Iterator[Case]:
-    """The outcome is the start of the next pod when the fault is over."""
+    """Yields cases of a capture. The outcome is the start of the next pod when the fault is
+    over.
+    """
     for point in POINTS:
         if point.startswith(("capture.", "store.")) and not point.startswith("store.remove"):
             yield Case(point, "error", (RESTORED,))

@@ -14,7 +14,7 @@ from tests.node.kubelet import Container
 
 
 def damaged(damage: Callable[[Path], None]) -> Scene:
-    """Something happens to the snapshot before the pod is created."""
+    """Damages the snapshot before the pod is created."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         damage(ground.snapshot.directory)
@@ -48,8 +48,9 @@ def _flip_bit(image: Path) -> None:
 
 
 def memory_damaged(ground: Ground, case: Case) -> Seen:
-    """The check may find the damage after the first answer: the pod answers before the check of all
-    memory.
+    """Damages memory. The check may find the damage after the first answer.
+
+    The pod answers before the page server has checked all memory.
     """
 
     def when_started(container: Container) -> None:
@@ -75,7 +76,7 @@ def _remove_diff(directory: Path) -> None:
 
 
 def removed_while_read(ground: Ground, case: Case) -> Seen:
-    """The images go when CRIU has begun."""
+    """Removes the images when CRIU has begun."""
 
     def during(_: Container) -> None:
         when_there(ground, "criu", "swrk")

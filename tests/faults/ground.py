@@ -247,7 +247,9 @@ class Ground:
 
 
 def _may_stay(path: str, snapshots: Sequence[str]) -> bool:
-    """The files of a snapshot stay while the snapshot does, and logs longer."""
+    """Returns the paths that may stay: a snapshot's files while the snapshot does, and logs
+    longer.
+    """
     if path.startswith(OF_SNAPSHOTS):
         return any(each in path for each in snapshots)
     return path.startswith((f"{LOGS}/", FAULTS))

@@ -24,7 +24,9 @@ Scene = Callable[[Ground, Case], Seen]
 
 
 def pids_of(ground: Ground, *words: str) -> list[int]:
-    """Processes of the node, as the host numbers them, whose command line has all `words`."""
+    """Returns processes of the node, as the host numbers them, whose command line has all
+    `words`.
+    """
     found = []
     # A single hierarchy is enough, and quick enough to see a process that lives for 50 ms.
     procs = ground.node.cgroups[0].rglob("cgroup.procs")
@@ -47,14 +49,14 @@ def when_there(ground: Ground, *words: str) -> list[int]:
 
 
 def send(pids: list[int], number: signal.Signals) -> None:
-    """A signal to each that is still there."""
+    """Send a signal to each process that is still there."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def criu_at_restore(number: signal.Signals) -> Scene:
-    """CRIU gets a signal during the restore."""
+    """Sends CRIU a signal during the restore."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         def during(_: Container) -> None:
@@ -66,7 +68,7 @@ def criu_at_restore(number: signal.Signals) -> Scene:
 
 
 def shim_at_restore(number: signal.Signals) -> Scene:
-    """quickthaw-runc gets a signal while CRIU restores."""
+    """Sends quickthaw-runc a signal while CRIU restores."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         def during(container: Container) -> None:
@@ -100,7 +102,7 @@ def _is_init(pid: int) -> bool:
 
 
 def restored_process(ground: Ground, case: Case) -> Seen:
-    """The restored init dies while the resume call is under way."""
+    """Kills the restored init during the resume call."""
 
     def during(container: Container) -> None:
         when_there(ground, "sleep 60")
@@ -112,7 +114,7 @@ def restored_process(ground: Ground, case: Case) -> Seen:
 
 
 def page_server(number: signal.Signals, point: str) -> Scene:
-    """The page server gets a signal at a fault point that holds the server."""
+    """Sends the page server a signal at a fault point that holds the server."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         def strike(container: Container) -> None:
@@ -129,7 +131,7 @@ def page_server(number: signal.Signals, point: str) -> Scene:
 
 
 def its_guard(number: signal.Signals) -> Scene:
-    """The guard of a page server gets a signal; the server goes on."""
+    """Sends the guard of a page server a signal; the server goes on."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         def during(container: Container) -> None:
@@ -159,7 +161,7 @@ def comm(pid: int) -> str:
 
 
 def daemon(ground: Ground, case: Case) -> Seen:
-    """quickthawd is killed or stopped, at the moment that the case names."""
+    """Kills or stops quickthawd, at the moment that the case names."""
     stopped = "stopped" in case.fault
     number = signal.SIGSTOP if stopped else signal.SIGKILL
 
@@ -180,7 +182,7 @@ def daemon(ground: Ground, case: Case) -> Seen:
 
 
 def containerd_restarts(ground: Ground, case: Case) -> Seen:
-    """containerd is restarted while a swap hangs; StartContainer is then kubelet's to repeat."""
+    """Restarts containerd while a swap hangs; kubelet must then repeat StartContainer."""
 
     def during(container: Container) -> None:
         told = ground.node.path(f"{RUN}/control/{container.id}/restored.json")

@@ -206,7 +206,7 @@ def _drop_ipv6(pod: Pod) -> None:
 
 
 def end(pod: Pod, seen: Seen) -> None:
-    """The container ends with an exit code of its own, and the pod goes."""
+    """Ends the container with an exit code of its own, and removes the pod."""
     try:
         answer(pod, f"/exit?code={EXIT_CODE}")
     except OSError:

@@ -21,7 +21,7 @@ SYS_ADMIN: Final = 1 << 21
 
 @contextlib.contextmanager
 def shared_directory(node: Node) -> Iterator[None]:
-    """SHARED is there, for everybody to write, inside of the `with`."""
+    """Makes SHARED, which everybody may write to, inside of the `with`."""
     node.path(SHARED).mkdir(parents=True)
     node.path(SHARED).chmod(0o777)
     yield
@@ -93,7 +93,7 @@ def parsed(status: str) -> dict[str, str]:
 
 
 def own_spec(case: str, **fields: Any) -> ContainerSpec:
-    """A probe that no other case's snapshot is for."""
+    """Returns a probe that no other case's snapshot fits."""
     return probe(env={"CASE": case}, **fields)
 
 
@@ -104,7 +104,7 @@ def own_snapshot(node: Node, case: str, fields: dict[str, Any], **rest: Any) -> 
 
 
 def start_victim(node: Node, case: str, fields: dict[str, Any], snapshot: str, **rest: Any) -> Pod:
-    """A pod that names the snapshot, and answers."""
+    """Starts a pod that names the snapshot, and waits for its answer."""
     annotations = {"quickthaw.io/restore": f"sha256:{snapshot}"}
     pod = node.kubelet.run_pod(
         "victim", [own_spec(case, **fields)], annotations=annotations, **rest

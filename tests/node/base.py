@@ -40,12 +40,14 @@ def node_root(suite: str, more: tuple[str, ...] = ()) -> Path:
 
 
 def worker_root(suite: str = "trixie") -> Path:
-    """Root file system that the workers' images are made from: Debian with Python."""
+    """Returns the root file system from which the workers' images are made: Debian with Python."""
     return root_filesystem(suite, WORKER_PACKAGES)
 
 
 def root_filesystem(suite: str, packages: tuple[str, ...]) -> Path:
-    """A minimal Debian `suite` with `packages`, under build/node. Takes half a minute when new."""
+    """Returns a minimal Debian `suite` with `packages`, under build/node. Takes half a minute when
+    new.
+    """
     named = hashlib.sha256("\n".join(("2", *packages)).encode()).hexdigest()[:10]
     path = BUILD / f"{suite}-{named}"
     with locked(BUILD / f"{suite}.lock"):

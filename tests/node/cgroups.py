@@ -45,7 +45,7 @@ def _options(controllers: str) -> str:
 
 
 def _mounted(version: int, controllers: str) -> tuple[Path, str] | None:
-    """Mount point and root of a hierarchy. Format: proc_pid_mountinfo(5)."""
+    """Returns mount point and root of a hierarchy. Format: proc_pid_mountinfo(5)."""
     wanted = set(controllers.split(","))
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, after = line.split(" - ", 1)
@@ -94,7 +94,7 @@ def _place(hierarchy: Hierarchy) -> Path:
 
 
 def of_node(identity: str) -> list[Path]:
-    """The cgroups of node `identity` that exist."""
+    """Returns the cgroups of node `identity` that exist."""
     paths = [_place(each) / f"{NAME_PREFIX}{identity}" for each in hierarchies()]
     return [path for path in paths if path.is_dir()]
 
@@ -107,7 +107,7 @@ def remove(path: Path) -> None:
 
 
 def below(path: Path) -> Iterator[Path]:
-    """Every cgroup beneath `path`."""
+    """Yields every cgroup beneath `path`."""
     for directory, _, _ in os.walk(path):
         if Path(directory) != path:
             yield Path(directory)

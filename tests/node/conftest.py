@@ -32,7 +32,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session", params=SUITES)
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    """A node with containerd, without our package."""
+    """Yields a node with containerd, without our package."""
     with Node(request.param) as node:
         node.start_containerd()
         yield node
@@ -56,7 +56,7 @@ def quickthaw_node(request: pytest.FixtureRequest, deb: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def shell_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image with nothing but busybox, which is a shell by default."""
+    """Returns an image with nothing but busybox, which is a shell by default."""
     busybox = (base.node_root("trixie") / "usr/bin/busybox").read_bytes()
     tools = ("sh", "cat", "echo", "id", "ls", "mount", "ps", "sleep", "wget")
     files = [File("/bin/busybox", busybox, 0o755)]
@@ -68,7 +68,7 @@ def shell_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shell_image(node: Node, shell_archive: Path) -> str:
-    """The name of an image with a shell, known to the node."""
+    """Returns the name of an image with a shell, known to the node."""
     if SHELL_IMAGE not in node.cri.image_names():
         node.import_image(shell_archive)
     return SHELL_IMAGE
@@ -76,7 +76,7 @@ def shell_image(node: Node, shell_archive: Path) -> str:
 
 @pytest.fixture(scope="session")
 def swap_node(quickthaw_node: Node) -> Node:
-    """A node with our package that knows the image of the probe worker."""
+    """Returns a node with our package that knows the image of the probe worker."""
     if swapping.PROBE not in quickthaw_node.cri.image_names():
         quickthaw_node.import_image(workers.build("probe"))
     return quickthaw_node

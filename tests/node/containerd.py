@@ -89,7 +89,9 @@ class Containerd:
         self._node.write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")
 
     def _replaces_sections(self) -> bool:
-        """containerd 1 takes a plugin's section from the import alone, 2 merges the two."""
+        """Returns whether an import replaces sections: containerd 1 takes a plugin's section from
+        the import alone, 2 merges the two.
+        """
         return self._node.run(["containerd", "--version"]).split()[2].startswith("1.")
 
     def start(self) -> None:
@@ -108,18 +110,18 @@ class Containerd:
 
     @property
     def cri(self) -> Cri:
-        """The CRI client. Raises RuntimeError when containerd was not started."""
+        """Returns the CRI client. Raises RuntimeError when containerd was not started."""
         if self._cri is None:
             raise RuntimeError("containerd does not run")
         return self._cri
 
     def stop(self) -> None:
-        """SIGTERM. Containers go on: their shims are processes of their own."""
+        """Send SIGTERM. Containers go on: their shims are processes of their own."""
         self._hang_up()
         self.service.stop()
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self._hang_up()
         self.service.kill()
 

@@ -58,7 +58,7 @@ class Cri:
         raise TimeoutError("containerd's CRI does not get ready")
 
     def version(self) -> pb.VersionResponse:
-        """Name and version of the runtime."""
+        """Call Version; returns name and version of the runtime."""
         return self.runtime.Version(pb.VersionRequest(), timeout=CALL_WITHIN_S)
 
     def run_pod_sandbox(self, config: pb.PodSandboxConfig, handler: str = "") -> str:
@@ -72,30 +72,30 @@ class Cri:
         self.runtime.StopPodSandbox(request, timeout=CALL_WITHIN_S)
 
     def remove_pod_sandbox(self, pod_id: str) -> None:
-        """RemovePodSandbox."""
+        """Call RemovePodSandbox."""
         request = pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id)
         self.runtime.RemovePodSandbox(request, timeout=CALL_WITHIN_S)
 
     def pod_sandbox_status(self, pod_id: str) -> pb.PodSandboxStatus:
-        """PodSandboxStatus."""
+        """Call PodSandboxStatus."""
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id)
         return self.runtime.PodSandboxStatus(request, timeout=CALL_WITHIN_S).status
 
     def pod_sandboxes(self) -> Sequence[pb.PodSandbox]:
-        """ListPodSandbox."""
+        """Call ListPodSandbox."""
         return self.runtime.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=CALL_WITHIN_S).items
 
     def create_container(
         self, pod_id: str, config: pb.ContainerConfig, sandbox: pb.PodSandboxConfig
     ) -> str:
-        """CreateContainer; the container's id."""
+        """Call CreateContainer; returns the container's id."""
         request = pb.CreateContainerRequest(
             pod_sandbox_id=pod_id, config=config, sandbox_config=sandbox
         )
         return self.runtime.CreateContainer(request, timeout=CALL_WITHIN_S).container_id
 
     def start_container(self, container_id: str) -> None:
-        """StartContainer."""
+        """Call StartContainer."""
         request = pb.StartContainerRequest(container_id=container_id)
         self.runtime.StartContainer(request, timeout=CALL_WITHIN_S)
 
@@ -105,7 +105,7 @@ class Cri:
         self.runtime.StopContainer(request, timeout=CALL_WITHIN_S + grace_s)
 
     def remove_container(self, container_id: str) -> None:
-        """RemoveContainer."""
+        """Call RemoveContainer."""
         request = pb.RemoveContainerRequest(container_id=container_id)
         self.runtime.RemoveContainer(request, timeout=CALL_WITHIN_S)
 
@@ -116,7 +116,7 @@ class Cri:
         return self.runtime.ListContainers(request, timeout=CALL_WITHIN_S).containers
 
     def container_status(self, container_id: str) -> pb.ContainerStatus:
-        """ContainerStatus."""
+        """Call ContainerStatus."""
         request = pb.ContainerStatusRequest(container_id=container_id)
         return self.runtime.ContainerStatus(request, timeout=CALL_WITHIN_S).status
 
@@ -130,19 +130,19 @@ class Cri:
         return info
 
     def container_stats(self, container_id: str) -> pb.ContainerStats:
-        """ContainerStats."""
+        """Call ContainerStats."""
         request = pb.ContainerStatsRequest(container_id=container_id)
         return self.runtime.ContainerStats(request, timeout=CALL_WITHIN_S).stats
 
     def all_container_stats(self) -> Sequence[pb.ContainerStats]:
-        """ListContainerStats."""
+        """Call ListContainerStats."""
         request = pb.ListContainerStatsRequest()
         return self.runtime.ListContainerStats(request, timeout=CALL_WITHIN_S).stats
 
     def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: int
     ) -> pb.ExecSyncResponse:
-        """ExecSync."""
+        """Call ExecSync."""
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=timeout_s)
         return self.runtime.ExecSync(request, timeout=CALL_WITHIN_S)
 
@@ -154,7 +154,7 @@ class Cri:
         return self.runtime.Exec(request, timeout=CALL_WITHIN_S).url
 
     def attach_url(self, container_id: str, *, stdin: bool, tty: bool) -> str:
-        """Attach: where the streams of the container's own process are served."""
+        """Call Attach; returns the URL of the streams of the container's own process."""
         request = pb.AttachRequest(
             container_id=container_id, stdin=stdin, stdout=True, stderr=not tty, tty=tty
         )
@@ -175,12 +175,12 @@ class Cri:
             events.cancel()  # type: ignore[no-untyped-call]  # the stubs forget its annotations
 
     def image_names(self) -> set[str]:
-        """ListImages: all tags."""
+        """Call ListImages; returns all tags."""
         answer = self.images.ListImages(pb.ListImagesRequest(), timeout=CALL_WITHIN_S)
         return {tag for image in answer.images for tag in image.repo_tags}
 
     def image_status(self, name: str) -> pb.Image | None:
-        """ImageStatus, None when there is no such image."""
+        """Call ImageStatus; returns None when there is no such image."""
         request = pb.ImageStatusRequest(image=pb.ImageSpec(image=name))
         answer = self.images.ImageStatus(request, timeout=CALL_WITHIN_S)
         return answer.image if answer.HasField("image") else None

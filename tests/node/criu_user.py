@@ -29,7 +29,7 @@ os.execv("{MOVED}", ["criu", *sys.argv[1:]])
 
 
 def has_sys_resource() -> bool:
-    """Whether root of this machine has CAP_SYS_RESOURCE."""
+    """Returns whether root of this machine has CAP_SYS_RESOURCE."""
     status = Path("/proc/self/status").read_text()
     bounding = int(status.partition("CapBnd:")[2].split()[0], 16)
     return bool(bounding >> CAP_SYS_RESOURCE & 1)
@@ -37,7 +37,7 @@ def has_sys_resource() -> bool:
 
 @contextmanager
 def dumping(node: Node, uid: int, gid: int) -> Iterator[None]:
-    """Inside of the `with` the node's CRIU can dump processes of this user."""
+    """Lets the node's CRIU dump processes of this user inside of the `with`."""
     if has_sys_resource():
         yield
         return

@@ -52,7 +52,7 @@ class Figures:
         return self
 
     def as_json(self) -> dict[str, float]:
-        """For a file of results."""
+        """Returns the figures for a file of results."""
         return {
             "greatest_step_s": self.step_s, "greatest_step_cpu_s": self.step_cpu_s,
             "slow_steps": self.slow_steps, "peak_memory_mib": round(self.peak_bytes / 2**20, 1),

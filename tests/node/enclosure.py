@@ -69,7 +69,7 @@ class HttpAnswer:
     body: bytes
 
     def json(self) -> Any:
-        """The body, parsed."""
+        """Returns the body, parsed."""
         return json.loads(self.body)
 
 
@@ -173,7 +173,7 @@ class Enclosure:
         return self._directory / name
 
     def host_pid(self, pid: int) -> int:
-        """The host's number of process `pid` of the node. Raises ProcessLookupError."""
+        """Returns the host's number of process `pid` of the node. Raises ProcessLookupError."""
         for status in Path("/proc").glob("[0-9]*/status"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 numbers = _namespace_pids(status.read_text())
@@ -186,7 +186,7 @@ class Enclosure:
 
     @property
     def name(self) -> str:
-        """Unique among the nodes of this machine."""
+        """Returns a name that is unique among the nodes of this machine."""
         return self._directory.name
 
     # Processes
@@ -268,7 +268,7 @@ class Enclosure:
     # Network
 
     def connect(self, ip: str, port: int, *, timeout_s: float = 10) -> socket.socket:
-        """A TCP connection out of the node's network namespace, to a pod for example."""
+        """Opens a TCP connection out of the node's network namespace, to a pod for example."""
         family = socket.AF_INET6 if ":" in ip else socket.AF_INET
         connection = self._socket(family)
         try:
@@ -302,9 +302,9 @@ class Enclosure:
     def http_get(
         self, ip: str, port: int, path: str, *, timeout_s: float = 10, retry_s: float = 0
     ) -> HttpAnswer:
-        """GET http://IP:PORT/PATH from within the node. Raises OSError, as sockets do.
+        """Send GET http://IP:PORT/PATH from within the node. Raises OSError, as sockets do.
 
-        For `retry_s` a server that is not there yet, or hangs up, is asked again.
+        For `retry_s` asks a server again that is not there yet, or hangs up.
         """
         deadline = time.monotonic() + retry_s
         while True:
@@ -337,7 +337,9 @@ class Enclosure:
 
 
 def _namespace_pids(status: str) -> list[int]:
-    """A process's numbers, from the outermost pid namespace inwards. Source: proc_pid_status(5)."""
+    """Returns a process's numbers, from the outermost pid namespace inwards. Source:
+    proc_pid_status(5).
+    """
     for line in status.splitlines():
         if line.startswith("NSpid:"):
             return [int(number) for number in line.split()[1:]]

@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def run(argv: list[str], environment: dict[str, str]) -> None:
-    """Become the command; 127 when there is none."""
+    """Become the command; returns 127 when there is none."""
     os.chdir("/")
     try:
         os.execvpe(argv[0], argv, environment)
@@ -65,7 +65,7 @@ def run(argv: list[str], environment: dict[str, str]) -> None:
 
 
 def status(pid: int) -> int:
-    """The exit status of `pid`, which is waited for."""
+    """Wait for `pid`, and return its exit status."""
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
 

@@ -43,7 +43,7 @@ class ImageConfig:
     user: str = ""
 
     def as_json(self) -> dict[str, object]:
-        """The `config` object of an OCI image configuration."""
+        """Returns the `config` object of an OCI image configuration."""
         path = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         environment = [f"{k}={v}" for k, v in {**path, **self.environment}.items()]
         return {
@@ -60,7 +60,7 @@ Layer = Path | Sequence[File]
 
 
 def layer_of_files(files: Iterable[File]) -> bytes:
-    """A layer's tar: the same bytes for the same files. Directories are made as needed."""
+    """Returns a layer's tar: the same bytes for the same files. Makes directories as needed."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         made: set[str] = set()
@@ -151,7 +151,9 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def pause_image() -> Path:
-    """The sandbox image, for the processes that keep a pod's namespaces: busybox, asleep."""
+    """Returns the sandbox image, for the processes that keep a pod's namespaces: busybox,
+    asleep.
+    """
     path = BUILD / "images" / "pause.tar"
     with locked(BUILD / "pause.lock"):
         if not path.exists():

@@ -63,7 +63,7 @@ class Inventory:
 
 
 def take(node: Enclosure) -> Inventory:
-    """Everything of the node's that outlives a call."""
+    """Returns everything of the node's that outlives a call."""
     return Inventory(
         processes=_processes(node),
         mounts=_mounts(node),
@@ -75,9 +75,9 @@ def take(node: Enclosure) -> Inventory:
 
 
 def _processes(node: Enclosure) -> tuple[str, ...]:
-    """How many processes of each command line are in the node's cgroups.
+    """Returns the number of processes of each command line in the node's cgroups.
 
-    No pids: a daemon that was restarted is no left-over. Not those that bring a command in, either.
+    No pids: a restarted daemon is no left-over. Leaves out processes that bring a command in, too.
     """
     found: Counter[str] = Counter()
     for pid in pids(node):
@@ -92,7 +92,7 @@ def _processes(node: Enclosure) -> tuple[str, ...]:
 
 
 def pids(node: Enclosure) -> set[int]:
-    """The processes in the node's cgroups, as the host numbers them."""
+    """Returns the processes in the node's cgroups, as the host numbers them."""
     return {
         int(pid)
         for path in node.cgroups
@@ -102,7 +102,7 @@ def pids(node: Enclosure) -> set[int]:
 
 
 def _mounts(node: Enclosure) -> tuple[str, ...]:
-    """Mount point and kind, in the node and in namespaces that a process of the node made."""
+    """Returns mounts and their kinds, in the node and in namespaces that its processes made."""
     lines = Path(f"/proc/{node.pid}/mountinfo").read_text().splitlines()
     return tuple(sorted(f"{line.split()[4]} {line.split(' - ')[1].split()[0]}" for line in lines))
 

@@ -37,17 +37,17 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """Call unshare(2)."""
     _checked(libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
 def setns(fd: int, flags: int) -> None:
-    """setns(2): `fd` is a namespace's file, or a pidfd for all that `flags` name."""
+    """Call setns(2): `fd` is a namespace's file, or a pidfd for all that `flags` name."""
     _checked(libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)), "setns")
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
-    """mount(2)."""
+    """Call mount(2)."""
     names = [os.fsencode(text) for text in (source, target, kind)]
     data = os.fsencode(options) if options else None
     _checked(libc.mount(*names, ctypes.c_ulong(flags), data), f"mount {kind or source} at {target}")

@@ -51,7 +51,9 @@ class Kubelet:
         return pod
 
     def make_pod(self, name: str, containers: Sequence[ContainerSpec], **rest: Any) -> "Pod":
-        """A pod that nothing was done for yet: see Pod.run_sandbox and Container.create."""
+        """Returns a pod for which nothing was done yet: see Pod.run_sandbox and
+        Container.create.
+        """
         pod = Pod(self, PodSpec(name, containers, **rest))
         self.pods.append(pod)
         return pod
@@ -101,7 +103,7 @@ class Pod:
 
     @property
     def ip(self) -> str:
-        """The pod's IPv4 address."""
+        """Returns the pod's IPv4 address."""
         return self.ips[0]
 
     def container(self, name: str = "main") -> "Container":
@@ -131,7 +133,7 @@ class Pod:
         return [volume for volume in by_path.values() if not isinstance(volume, HostPath)]
 
     def volume(self, volume: Volume) -> Path:
-        """A volume of this pod as a path of the host."""
+        """Returns a volume of this pod as a path of the host."""
         return self.node.path(podspec.volume_path(volume, self.uid))
 
     def _make_volume(self, volume: Volume) -> None:
@@ -193,7 +195,9 @@ class Container:
         self._node = pod.node
 
     def create(self) -> str:
-        """ImageStatus, CreateContainer; the new container's id. Raises grpc.RpcError."""
+        """Call ImageStatus, CreateContainer; returns the new container's id. Raises
+        grpc.RpcError.
+        """
         image = self._node.cri.image_status(self.spec.image)
         if image is None:
             raise LookupError(f"{self.spec.image} was not imported to {self._node.name}")
@@ -243,15 +247,17 @@ class Container:
         return self.status()
 
     def status(self) -> pb.ContainerStatus:
-        """ContainerStatus: state, exit_code, reason and more."""
+        """Call ContainerStatus; returns state, exit_code, reason and more."""
         return self._node.cri.container_status(self.id)
 
     def info(self) -> dict[str, Any]:
-        """The runtime's own view: `pid` (in the node), `runtimeSpec`, `snapshotKey` and more."""
+        """Returns the runtime's own view: `pid` (in the node), `runtimeSpec`, `snapshotKey` and
+        more.
+        """
         return self._node.cri.container_info(self.id)
 
     def stats(self) -> pb.ContainerStats:
-        """ContainerStats."""
+        """Call ContainerStats."""
         return self._node.cri.container_stats(self.id)
 
     @property
@@ -272,11 +278,11 @@ class Container:
         return self.status()
 
     def exec(self, command: Sequence[str], timeout_s: int = 30) -> pb.ExecSyncResponse:
-        """ExecSync: `stdout`, `stderr` (bytes) and `exit_code`."""
+        """Call ExecSync; returns `stdout`, `stderr` (bytes) and `exit_code`."""
         return self._node.cri.exec_sync(self.id, command, timeout_s)
 
     def output(self, command: Sequence[str], timeout_s: int = 30) -> str:
-        """Standard output of a command in the container that has to succeed."""
+        """Returns the standard output of a command in the container that must succeed."""
         done = self.exec(command, timeout_s)
         if done.exit_code:
             raise RuntimeError(f"{command} ended with {done.exit_code}: {done.stderr.decode()}")
@@ -293,12 +299,12 @@ class Container:
 
     @property
     def log_path(self) -> Path:
-        """The current attempt's log as a path of the host."""
+        """Returns the current attempt's log as a path of the host."""
         directory = self.pod.config.log_directory
         return self._node.path(f"{directory}/{self.spec.name}/{self.attempt}.log")
 
     def log_lines(self) -> list[logs.LogLine]:
-        """All whole lines of the current attempt."""
+        """Returns all whole lines of the current attempt."""
         if not self.log_path.exists():
             return []
         return logs.parse(self.log_path.read_bytes().decode(errors="replace"))

@@ -64,7 +64,9 @@ def mount_root(plan: Plan) -> None:
 
 
 def make_dev(dev: str) -> None:
-    """Device nodes as the host has them, /dev/pts, /dev/shm and /dev/mqueue of the node's own."""
+    """Make device nodes as the host has them, /dev/pts, /dev/shm and /dev/mqueue of the
+    node's own.
+    """
     for name in NODES:
         if os.path.exists(f"/dev/{name}"):
             like = os.stat(f"/dev/{name}")
@@ -100,7 +102,7 @@ def mount_cgroups(plan: Plan) -> None:
 
 
 def become_init(plan: Plan) -> None:
-    """In the new namespaces: mount, change root, run the init."""
+    """Mount in the new namespaces, change root, run the init."""
     with open(os.path.dirname(os.path.abspath(__file__)) + "/init.py") as file:
         program = file.read()
     usual_mask = os.umask(0)

@@ -17,7 +17,7 @@ class LogLine:
 
 
 def parse(content: str) -> list[LogLine]:
-    """All whole lines of a log file. Raises ValueError when a line is not CRI's."""
+    """Returns all whole lines of a log file. Raises ValueError when a line is not CRI's."""
     lines: list[LogLine] = []
     begun: dict[str, str] = {}
     for raw in content.split("\n")[:-1]:  # only a line feed ends a line

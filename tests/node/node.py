@@ -39,7 +39,7 @@ class Node(Enclosure):
 
     @property
     def cri(self) -> Cri:
-        """The CRI client of the running containerd."""
+        """Returns the CRI client of the running containerd."""
         return self.containerd.cri
 
     def install_deb(self, deb: Path) -> str:
@@ -113,12 +113,12 @@ class Node(Enclosure):
         return self._daemon.pid if self._daemon else -1
 
     def journal(self) -> str:
-        """All that quickthawd wrote since the node is up."""
+        """Returns all output of quickthawd since the start of the node."""
         return self._daemon.journal() if self._daemon else ""
 
     @contextmanager
     def daemon_stopped(self) -> Iterator[None]:
-        """Without quickthawd inside of the `with`."""
+        """Stops quickthawd inside of the `with`."""
         self.stop_daemon()
         try:
             yield

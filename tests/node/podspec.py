@@ -138,12 +138,12 @@ def cgroup_parent(spec: PodSpec, uid: str) -> str:
 
 
 def log_directory(spec: PodSpec, uid: str) -> str:
-    """Where the pod's logs are on the node."""
+    """Returns the directory of the pod's logs on the node."""
     return f"{LOGS}/{spec.namespace}_{spec.name}_{uid}"
 
 
 def volume_path(volume: Volume, uid: str) -> str:
-    """Where kubelet keeps a volume of pod `uid` on the node."""
+    """Returns the directory in which kubelet keeps a volume of pod `uid` on the node."""
     match volume:
         case HostPath(path):
             return path
@@ -154,7 +154,7 @@ def volume_path(volume: Volume, uid: str) -> str:
 
 
 def namespaces(spec: PodSpec) -> pb.NamespaceOption:
-    """Which namespaces are the pod's, the container's own, or the node's."""
+    """Returns the owners of namespaces: the pod, the container, or the node."""
     return pb.NamespaceOption(
         network=pb.NODE if spec.host_network else pb.POD,
         pid=pb.POD if spec.share_processes else pb.CONTAINER,
@@ -172,7 +172,9 @@ def pod_labels(spec: PodSpec, uid: str) -> dict[str, str]:
 
 
 def sandbox_config(spec: PodSpec, uid: str, seen: str) -> pb.PodSandboxConfig:
-    """The sandbox of `spec`; `seen` is when kubelet learnt of the pod (RFC 3339)."""
+    """Returns the sandbox of `spec`; `seen` is the time at which kubelet learnt of the pod (RFC
+    3339).
+    """
     default = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
     annotations = {"kubernetes.io/config.seen": seen, "kubernetes.io/config.source": "api"}
     search = f"{spec.namespace}.svc.cluster.local svc.cluster.local cluster.local"
@@ -269,7 +271,7 @@ def service_account(spec: PodSpec) -> ConfigMap:
 
 
 def _resources(spec: PodSpec, container: ContainerSpec) -> pb.LinuxContainerResources:
-    """kubelet's numbers: 1024 shares are a core, and a period is 100 ms."""
+    """Returns kubelet's numbers: 1024 shares are a core, and a period is 100 ms."""
     asked = container.cpu_request_cores or container.cpu_limit_cores
     return pb.LinuxContainerResources(
         cpu_period=100_000,

@@ -73,9 +73,10 @@ def remove(path: Path) -> None:
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the run's lock, or None while the run lives.
+    """Returns a descriptor that holds the run's lock, or None while the run lives.
 
-    Inherited by no one: the node's processes die with the test run, which therefore is the run.
+    No process inherits the descriptor: the node's processes die with the test run, which therefore
+    is the run.
     """
     fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -87,7 +88,9 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _kill(pid: int) -> None:
-    """SIGKILL, and wait for the end. Raises ProcessLookupError when there is no such process."""
+    """Send SIGKILL, and wait for the end. Raises ProcessLookupError when there is no such
+    process.
+    """
     process_fd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(process_fd, signal.SIGKILL)

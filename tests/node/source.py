@@ -101,7 +101,7 @@ def killed(container: Container) -> int:
 
 
 def directory(container: Container, control: str) -> Path:
-    """The container's cgroup in the hierarchy that has the control."""
+    """Returns the container's cgroup in the hierarchy that has the control."""
     for top in container.pod.node.cgroups:
         for found in top.rglob(f"*{container.id}*"):
             if (found / control).exists():
@@ -116,9 +116,9 @@ def members(container: Container) -> list[int]:
 
 
 def harm(before: Source, after: Source, *, stopped: bool = False) -> list[str]:
-    """Everything in which the container is not as it was, beyond the bounds. Empty: no harm.
+    """Returns every difference of the container from before, beyond the bounds. Empty: no harm.
 
-    stopped: some processes may be so.
+    stopped: some processes may be stopped.
     """
     found = []
     if before.processes.keys() != after.processes.keys():
@@ -248,7 +248,7 @@ def _areas(proc: Path) -> dict[str, str]:
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """The rows of a file of names and numbers."""
+    """Returns the rows of a file of names and numbers."""
     found = {}
     for line in path.read_text().splitlines():
         words = line.replace(":", " ").split()

@@ -79,11 +79,11 @@ class Stream:
         self._connection.close()
 
     def write(self, data: bytes) -> None:
-        """To the process's standard input."""
+        """Write to the process's standard input."""
         self._send(BINARY, bytes([STDIN]) + data)
 
     def _send(self, opcode: int, payload: bytes) -> None:
-        """Returns a frame. A client's frames are masked; the mask may be zeros."""
+        """Send a frame. A client's frames are masked; the mask may be zeros."""
         size = len(payload)
         length = bytes([0x80 | size]) if size < 126 else struct.pack(">BH", 0x80 | 126, size)
         self._connection.sendall(bytes([0x80 | opcode]) + length + bytes(4) + payload)
@@ -99,7 +99,7 @@ class Stream:
         return self.output[STDOUT]
 
     def read_all(self, *, timeout_s: float = 30) -> bytes:
-        """Standard output until the end of the stream. Raises TimeoutError."""
+        """Returns standard output until the end of the stream. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while self._frame(deadline):
             pass

@@ -58,7 +58,7 @@ class SnapshotRef:
 
     @property
     def directory(self) -> Path:
-        """The snapshot's directory as a path of the host."""
+        """Returns the snapshot's directory as a path of the host."""
         return self.node.path(f"{SNAPSHOTS}/{self.id}")
 
     def manifest(self) -> dict[str, Any]:
@@ -68,13 +68,15 @@ class SnapshotRef:
 
 
 def wishes(snapshot: str = "auto", capture_when: str = WHEN_HEALTHY, **more: str) -> dict[str, str]:
-    """The pod's annotations. An underscore in a name of `more` stands for a hyphen."""
+    """Returns the pod's annotations. An underscore in a name of `more` stands for a hyphen."""
     named = {"snapshot": snapshot, "capture-when": capture_when, **more}
     return {PREFIX + name.replace("_", "-"): value for name, value in named.items()}
 
 
 def probe(**fields: Any) -> ContainerSpec:
-    """A container with the probe worker (tests/workers/probe.py); `fields` are ContainerSpec's."""
+    """Returns a container with the probe worker (tests/workers/probe.py); `fields` are
+    ContainerSpec's.
+    """
     return ContainerSpec(PROBE, **fields)
 
 
@@ -108,7 +110,7 @@ def captured(
 
 
 def published(pod: Pod, container: str = "main") -> str:
-    """Wait until the container is captured, and see that it is sound; the snapshot's id.
+    """Wait until the container is captured, and check that it is sound; returns the snapshot's id.
 
     Raises AssertionError.
     """
@@ -154,7 +156,9 @@ def is_restored(container: Container) -> bool:
 
 
 def assert_restored(container: Container) -> None:
-    """The swap happened, and the journal says so. Raises AssertionError with the journal."""
+    """Assert that the swap happened, and that the journal says so. Raises AssertionError with the
+    journal.
+    """
     node, name = container.pod.node, container.pod.spec.name
     assert is_restored(container), _told(node, f"{name} was not restored")
     said(node, f"({container.id[:12]}) restored from ")
@@ -183,7 +187,7 @@ def answer(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> HttpA
 
 
 def ask(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> Any:
-    """The JSON of an answer with status 200. Raises OSError, AssertionError."""
+    """Returns the JSON of an answer with status 200. Raises OSError, AssertionError."""
     got = answer(pod, path, body, port=port)
     assert got.status == 200, f"{path}: {got.status} {got.body.decode()}"
     return got.json()
@@ -203,12 +207,16 @@ def said(node: Node, *parts: str, within_s: float = SAID_WITHIN_S) -> str:
 
 
 def restore_log(container: Container) -> Path:
-    """CRIU's log of the container's restore, as a path of the host, while the container exists."""
+    """Returns CRIU's log of the container's restore, as a path of the host, while the container
+    exists.
+    """
     return container.pod.node.path(f"{CONTAINERS}/{container.id}/{CONTAINER_WORK}/restore.log")
 
 
 def runtime_log(container: Container) -> Path:
-    """runc's log of the restore, a JSON object in each line, as `restore_log` is CRIU's."""
+    """Returns runc's log of the restore, a JSON object in each line, as `restore_log` returns
+    CRIU's.
+    """
     return restore_log(container).with_name("runc.log")
 
 
@@ -233,7 +241,7 @@ def wait_until(
 
 
 def _told(node: Node, what: str) -> str:
-    """`what`, with the end of the journal and of CRIU's logs."""
+    """Returns `what`, with the end of the journal and of CRIU's logs."""
     logs = f"for f in */{CONTAINER_WORK}/*.log; do echo == $f; grep -a Error $f; tail -n 5 $f; done"
     told = node.call(["sh", "-c", f"cd {RUN}/containers && {logs}"]).stdout
     return f"{what}\n{node.journal()[-4000:]}\n{told[-4000:]}"

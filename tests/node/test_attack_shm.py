@@ -102,13 +102,13 @@ while time.monotonic() < until:
 
 
 def with_neighbour(main: ContainerSpec, code: str, **power: Any) -> list[ContainerSpec]:
-    """The containers of a pod; the neighbour is started first."""
+    """Returns the containers of a pod; the neighbour starts first."""
     command = ["python3", "-c", code]
     return [probe(name="neighbour", command=command, env={"PORT": "8001"}, **power), main]
 
 
 def attacked(node: Node, specs: list[ContainerSpec], snapshot: str) -> Pod:
-    """A pod whose neighbour is at work already when `main` is restored."""
+    """Starts a pod whose neighbour is at work already when `main` is restored."""
     annotations = {"quickthaw.io/restore.main": f"sha256:{snapshot}"}
     pod = node.kubelet.make_pod("victim", specs, annotations=annotations)
     pod.run_sandbox()
@@ -161,7 +161,7 @@ def test_link_that_replaces_fifo_in_shm_changes_no_file_of_the_node(
 
 
 def nothing_of_ours(container: Container) -> list[str]:
-    """Names in /dev/shm that only the swap itself can have made."""
+    """Returns names in /dev/shm that only the swap itself can have made."""
     listed = container.output(["ls", "-A", "/dev/shm"]).split()
     return [name for name in listed if name.startswith(".quickthaw")]
 
@@ -191,7 +191,7 @@ time.sleep(1000)
 
 
 def source_with_deleted(node: Node, case: str, *, path: str, mode: str = "") -> Pod:
-    """A container that keeps a file open whose name is gone, ready to be captured."""
+    """Starts a container that keeps a file open whose name is gone, ready for its capture."""
     pod = node.kubelet.run_pod(
         "source", [own_spec(case)], annotations=wishes(capture_when="signal")
     )

@@ -89,7 +89,7 @@ def started(node: Node, case: str, name: str, annotations: dict[str, str]) -> Po
 
 
 def of_main(**more: str) -> dict[str, str]:
-    """Only `main` opts in."""
+    """Returns annotations by which only `main` opts in."""
     annotations = wishes(capture_when="signal", **more)
     annotations["quickthaw.io/snapshot.main"] = annotations.pop("quickthaw.io/snapshot")
     return annotations

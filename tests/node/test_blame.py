@@ -44,7 +44,9 @@ def victim_spec(case: str) -> ContainerSpec:
 
 
 def victims_snapshot(node: Node, case: str) -> SnapshotRef:
-    """Of a container with an open file in its volume, and another in /dev/shm."""
+    """Returns the snapshot of a container with an open file in its volume, and another in
+    /dev/shm.
+    """
     node.run(["sh", "-c", f"rm -rf {SHARED}/own && mkdir {SHARED}/own && chmod 777 {SHARED}/own"])
 
     def prepare(pod: Pod) -> None:
@@ -69,7 +71,7 @@ time.sleep(3600)
 
 
 def nothing(_pod: Pod) -> None:
-    """The annotations are enough."""
+    """Does nothing: the annotations are enough."""
 
 
 def left_over(pod: Pod) -> None:

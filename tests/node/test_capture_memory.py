@@ -85,7 +85,7 @@ WRITER = """
 
 
 def writer() -> ContainerSpec:
-    """Two processes that write to their memory all the time, and check the content."""
+    """Returns two processes that write to their memory all the time, and check the content."""
     program = 'printf %s "$PROGRAM" > /srv/writer.py; exec python3 /srv/writer.py'
     return ContainerSpec(
         PROBE, command=["sh", "-c", program], env={"PROGRAM": textwrap.dedent(WRITER)}

@@ -44,7 +44,7 @@ ENDS_WITHIN_S: Final = 90
 
 @pytest.fixture
 def figures(swap_node: Node) -> Iterator[Figures]:
-    """Of a daemon that has just started; at the end no step of its loop was slow."""
+    """Yields figures of a fresh daemon; at the end no step of its loop was slow."""
     restart_daemon(swap_node)
     pid, before = swap_node.daemon_pid, peak_bytes(swap_node.daemon_pid)
     found = Figures()

@@ -58,7 +58,7 @@ server.serve_forever()
 
 @pytest.fixture(scope="module")
 def told(swap_node: Node) -> Iterator[Path]:
-    """Returns the file with the received requests, a request on each line."""
+    """Yields the file with the received requests, a request on each line."""
     directory = swap_node.path(DIRECTORY)
     directory.mkdir()
     Authority(directory)

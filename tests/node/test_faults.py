@@ -27,7 +27,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def ground(swap_node: Node) -> Iterator[Ground]:
-    """The node with a snapshot whose source runs, which no case may disturb."""
+    """Yields the node with a snapshot whose source runs, which no case may disturb."""
     made = Ground(swap_node)
     yield made
     assert made.close() == []

@@ -37,7 +37,7 @@ SPEC: Final[ContainerSpec] = probe(
 
 @pytest.fixture(scope="module")
 def snapshot(swap_node: Node) -> Iterator[tuple[SnapshotRef, list[float]]]:
-    """The snapshot, and the memory that its source needed, in MiB."""
+    """Yields the snapshot, and the memory that its source needed, in MiB."""
     pod = swap_node.kubelet.run_pod("source", [SPEC], annotations=RESTORE)
     first_answer(pod, "/health")
     wait_until(lambda: answer(pod, "/first").status == 200, "it is not full", swap_node)

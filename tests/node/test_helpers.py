@@ -28,7 +28,7 @@ QUIET_S: Final = 3.0
 
 
 def helpers(node: Node, word: bytes) -> dict[int, Path]:
-    """The processes of the node's root whose command line has `word`, by their host pid."""
+    """Returns processes of the node's root whose command line has `word`, by their host pid."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
@@ -43,7 +43,7 @@ def helpers(node: Node, word: bytes) -> dict[int, Path]:
 
 
 def waiting_pod(node: Node, form: str) -> tuple[Pod, dict[int, Path]]:
-    """A pod that is never ready, and the helper that checks its readiness."""
+    """Starts a pod that is never ready; returns it and the helper that checks its readiness."""
     condition, word = FORMS[form]
     pod = node.kubelet.run_pod(
         "waits", [own_spec(f"waits-{form}")], annotations=wishes(capture_when=condition)
@@ -73,7 +73,7 @@ def test_helper_ends_with_the_daemon_and_lacks_its_oom_protection(
 
 
 def scores(node: Node, form: str) -> set[int]:
-    """The OOM killer's score of the helpers: 500; the daemon has -999."""
+    """Returns the OOM killer's scores of the helpers: 500; the daemon has -999."""
     found = set()
     for entry in helpers(node, FORMS[form][1]).values():
         with contextlib.suppress(OSError):

@@ -39,7 +39,7 @@ MANY = 8 << 20
 
 @pytest.fixture(scope="module")
 def shared(swap_node: Node) -> Iterator[SnapshotRef]:
-    """A snapshot with files of its own in rootfs/ and shm/. Its source is gone."""
+    """Yields a snapshot with files of its own in rootfs/ and shm/. Its source is gone."""
 
     def write(pod: Pod) -> None:
         ask(pod, "/write?path=/srv/small&size=5000&seed=1")
@@ -127,7 +127,7 @@ def test_changed_snapshot_is_refused_and_goes_to_quarantine(
 
 
 def verify(node: Node, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    """Exit status and rows of `quickthaw verify`."""
+    """Returns exit status and rows of `quickthaw verify`."""
     done = node.call(["quickthaw", "verify", "--json", *arguments])
     rows: list[dict[str, Any]] = json.loads(done.stdout)["snapshots"]
     return done.returncode, rows
@@ -179,7 +179,9 @@ ROUNDS = 5
 
 
 def steps_of(node: Node) -> tuple[float, float]:
-    """Seconds of the steps that check, and of the whole restore of a pod that is then removed."""
+    """Returns the seconds of the steps that check, and of the whole restore of a pod; removes the
+    pod.
+    """
     with start_pod(node) as pod:
         line = said(node, f"({pod.container().id[:12]}) restored from ")
     seconds, steps = line.partition(" in ")[2].split(" s ", 1)

@@ -45,7 +45,7 @@ class Ended:
 
 
 def run_and_end(archive: Path, how: str, number: int | None) -> Ended:
-    """A test run with a pod, which ends by itself or by signal `number`."""
+    """Runs a test with a pod, which ends by itself or by signal `number`."""
     command = [sys.executable, "-c", RUN, str(archive), how]
     with subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         assert run.stdout is not None

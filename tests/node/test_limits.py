@@ -88,7 +88,7 @@ def start(node: Node, case: str, name: str = "replica", **more: str) -> Pod:
 
 @contextlib.contextmanager
 def turn_held(node: Node, number: int) -> Iterator[None]:
-    """Somebody goes on restoring, without an end."""
+    """Holds a turn, like a restore without an end."""
     node.path(TURNS).mkdir(exist_ok=True)
     script = f"exec 9>{TURNS}/{number}; flock 9; exec sleep 1000"
     held = node.popen(["sh", "-c", script])

@@ -57,14 +57,14 @@ def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
 
 
 def nonce_of(pod: Pod) -> str:
-    """The answer of a worker when its memory is full."""
+    """Wait until the worker's memory is full; returns the worker's nonce."""
     first_answer(pod, "/health")
     wait_until(lambda: answer(pod, "/first").status == 200, "it is not full", pod.node)
     return str(ask(pod, "/first")["nonce"])
 
 
 def start(node: Node) -> Pod:
-    """A pod that is started from the snapshot, and may not be able to answer."""
+    """Starts a pod from the snapshot, which may not be able to answer."""
     pod = node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
     assert_restored(pod.container())
     return pod
@@ -172,7 +172,7 @@ def evict(path: Path) -> None:
 
 
 def resident(path: Path) -> float:
-    """The share of a file that is in the page cache. Source: mincore(2)."""
+    """Returns the share of a file that is in the page cache. Source: mincore(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     size = path.stat().st_size

@@ -98,7 +98,7 @@ ATTACKS: Final = [
 
 
 def explained(node: Node, pod: Pod, snapshot: str) -> tuple[int, dict[str, Any]]:
-    """Exit status and answer of `quickthaw explain`."""
+    """Returns exit status and answer of `quickthaw explain`."""
     argv = [COMMAND, "explain", f"default/{pod.spec.name}", "--snapshot", snapshot, "--json"]
     done = node.call(argv)
     return done.returncode, json.loads(done.stdout)

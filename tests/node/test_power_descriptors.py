@@ -147,7 +147,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 
 def with_passed(node: Node, case: str, made: str) -> tuple[Pod, str]:
-    """A pod with a container without power that keeps the descriptor of its neighbour."""
+    """Starts a pod with a container without power that keeps the descriptor of its neighbour."""
     mounts = [VolumeMount("/data", HostPath(SHARED))]
     neighbour = probe(
         name="giver", mounts=mounts, env={"PORT": "8001"}, add_capabilities=["NET_ADMIN"],
@@ -170,7 +170,9 @@ def with_passed(node: Node, case: str, made: str) -> tuple[Pod, str]:
 def with_helper(
     node: Node, case: str, fields: dict[str, Any], code: str, sysctls: dict[str, str]
 ) -> str:
-    """The snapshot of a pod with a process more, which runs `code` and then makes /tmp/made."""
+    """Returns the snapshot of a pod with an additional process, which runs `code` and then makes
+    /tmp/made.
+    """
     annotations = wishes(capture_when="signal")
     pod = node.kubelet.run_pod(
         "source", [own_spec(case, **fields)], annotations=annotations, sysctls=sysctls

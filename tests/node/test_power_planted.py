@@ -98,7 +98,7 @@ def test_link_in_a_volume_opens_no_file_for_a_restored_process(swap_node: Node) 
 
 
 def no_second_look(text: str) -> str:
-    """An edit for `mutant`: the files are not held, and CRIU does not ask."""
+    """Returns an edit for `mutant`: the swap does not hold the files, and CRIU does not ask."""
     line = "watch = opened.watched(captured, check, self.bundle.spec, self.ticket.container, held)"
     assert text.count(line) == 1
     return text.replace(line, "watch = None")
@@ -146,7 +146,7 @@ def test_annotations_of_a_pod_name_no_file_of_the_node(swap_node: Node) -> None:
 
 @contextlib.contextmanager
 def all_annotations_passed(node: Node) -> Iterator[None]:
-    """containerd's runtime table has `pod_annotations = ["*"]` inside of the `with`."""
+    """Gives containerd's runtime table `pod_annotations = ["*"]` inside of the `with`."""
     plain = containerd.Containerd.configure
 
     def configure(self: containerd.Containerd) -> None:

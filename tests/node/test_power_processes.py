@@ -136,7 +136,7 @@ def test_container_with_a_process_from_outside_is_not_captured(swap_node: Node) 
 
 
 def with_a_stranger(node: Node) -> tuple[Pod, str]:
-    """A pod without capabilities; a process in its PID namespace has all."""
+    """Starts a pod without capabilities; a process in its PID namespace has all."""
     spec = own_spec("outside", drop_capabilities=["ALL"])
     annotations = wishes(capture_when="signal")
     pod = node.kubelet.run_pod("source", [spec], annotations=annotations)

@@ -74,7 +74,7 @@ def test_containers_are_captured_only_when_they_are_ready(swap_node: Node) -> No
 
 
 def called(pod: Pod) -> list[str]:
-    """The calls that the probe got by HTTP, in order."""
+    """Returns the calls that the probe got by HTTP, in order."""
     names: list[str] = ask(pod, "/called")
     return names
 
@@ -147,7 +147,7 @@ def test_failing_resume_at_restore_is_a_cold_start(swap_node: Node) -> None:
 
 
 def told_spec(pod_name: str) -> ContainerSpec:
-    """A probe with a variable that is another in each pod."""
+    """Returns a probe with a variable that is another in each pod."""
     return probe(env={"CASE": "told", "POD_NAME": pod_name})
 
 

@@ -33,7 +33,7 @@ SHM: Final = VolumeMount("/dev/shm", EmptyDir("shm", in_memory=True))
 
 
 def worker(name: str, **fields: object) -> ContainerSpec:
-    """A container of a worker from tests/workers."""
+    """Returns a container of a worker from tests/workers."""
     return probe(command=["python3", "-m", f"workers.{name}"], **fields)
 
 
@@ -68,7 +68,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 
 def settled(node: Node, spec: ContainerSpec) -> Pod:
-    """A pod that has become ready, and answers nobody any more."""
+    """Starts a pod that has become ready, and answers no request any more."""
     pod = node.kubelet.run_pod("source", [spec], annotations=RESTORE)
     first_answer(pod, "/state")
     wait_until(lambda: answer(pod, "/health").status == 200, "it is not ready", node, within_s=60)
@@ -133,7 +133,7 @@ def test_capture_that_kills_its_source_is_not_published(swap_node: Node) -> None
 
 
 def refused(node: Node, why: str) -> int:
-    """Ask for a capture that is refused; the exit status."""
+    """Ask for a capture that is refused; returns the exit status."""
     done = node.call([QUICKTHAW, "capture", "source"])
     assert why in done.stderr, done.stderr
     return done.returncode

@@ -57,7 +57,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 
 def with_helper(node: Node, name: str = "source", **annotations: str) -> tuple[Pod, int]:
-    """Yields a pod with a second process, and that process as the host numbers it."""
+    """Returns a pod with a second process, and that process as the host numbers it."""
     pod = node.kubelet.run_pod(name, [probe()], annotations=RESTORE | annotations)
     first_answer(pod)
     container = pod.container()
@@ -73,7 +73,7 @@ def with_helper(node: Node, name: str = "source", **annotations: str) -> tuple[P
 
 
 def capture(node: Node, name: str = "source") -> tuple[int, str, float]:
-    """Ask for a capture: exit status, message, seconds."""
+    """Ask for a capture; returns exit status, message, seconds."""
     began = time.monotonic()
     done = node.call([QUICKTHAW, "capture", name])
     return done.returncode, done.stderr, time.monotonic() - began
@@ -147,7 +147,7 @@ def test_container_with_a_traced_process_is_refused_by_name(swap_node: Node) -> 
 
 @contextlib.contextmanager
 def traced(node: Node, pid: int) -> Iterator[None]:
-    """A debugger of the node's looks at the process, which runs on."""
+    """Lets a debugger of the node trace the process, which runs on."""
     rows = Path(f"/proc/{pid}/status").read_text().splitlines()
     (numbers,) = (row.split()[1:] for row in rows if row.startswith("NSpid:"))
     tracer = node.popen(["python3", "-c", TRACER, numbers[1]], stdin=subprocess.PIPE)

@@ -125,7 +125,9 @@ def test_restored_root_file_system_equals_the_captured_in_every_detail(swap_node
 
 
 def writes_are_its_own(source: Pod, pod: Pod) -> None:
-    """No other container sees a restored container's changes, also of the captured diff."""
+    """Assert that no other container sees a restored container's changes, also of the captured
+    diff.
+    """
     before = tree(source, "/srv")
     for request in ("/append?name=open&text=more", "/append?name=deleted&text=more"):
         assert ask(pod, request)["ok"]
@@ -143,7 +145,7 @@ def writes_are_its_own(source: Pod, pod: Pod) -> None:
 
 @pytest.fixture(scope="module")
 def large(swap_node: Node) -> Iterator[SnapshotRef]:
-    """Returns a snapshot of a container that has written 1 GiB to its root file system."""
+    """Yields a snapshot of a container that has written 1 GiB to its root file system."""
 
     def write(pod: Pod) -> None:
         for number in range(4):
@@ -160,7 +162,7 @@ LARGE, SMALL = probe(env={"CASE": "large"}), probe(env={"CASE": "small"})
 
 
 def start_s(node: Node, spec: ContainerSpec) -> float:
-    """How long StartContainer takes for a container that is restored."""
+    """Returns the seconds of StartContainer for a restored container."""
     with restored(node, spec, annotations=WHEN_TOLD) as pod:
         first_answer(pod)
         return pod.container().start_took_s

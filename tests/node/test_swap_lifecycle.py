@@ -41,14 +41,16 @@ START_S = 2
 
 
 def slow_probe(**fields: object) -> ContainerSpec:
-    """A probe whose cold start takes START_S."""
+    """Returns a probe whose cold start takes START_S."""
     script = f"sleep {START_S}; exec python3 -m workers.probe"
     return probe(command=["sh", "-c", script], **fields)
 
 
 @pytest.fixture(scope="module")
 def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
-    """The snapshot that most tests of this file start their pods from; its source is gone."""
+    """Yields the snapshot that most tests of this file start their pods from; its source is
+    gone.
+    """
     with nothing_left(swap_node):
         taken = captured(swap_node, slow_probe())
     yield taken

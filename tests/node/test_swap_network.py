@@ -42,7 +42,7 @@ def listen_on_ipv6(pod: Pod) -> None:
 
 @pytest.fixture(scope="module")
 def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
-    """Returns a snapshot of a probe that listens on every kind of address; its source is gone."""
+    """Yields a snapshot of a probe that listens on every kind of address; its source is gone."""
     with nothing_left(swap_node):
         taken = captured(swap_node, listener(), annotations=WISHES, before=listen_on_ipv6)
     yield taken
@@ -110,7 +110,7 @@ def test_address_of_a_family_that_the_new_pod_lacks_is_bindable(
 
 
 def network_namespace(pod: Pod) -> str:
-    """Where the node has the sandbox's network namespace, once a container was created."""
+    """Returns the path of the sandbox's network namespace, once a container was created."""
     namespaces = pod.container().info()["runtimeSpec"]["linux"]["namespaces"]
     (path,) = [str(each["path"]) for each in namespaces if each["type"] == "network"]
     return path

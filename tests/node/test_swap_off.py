@@ -56,7 +56,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 
 def own_spec(case: str, **fields: Any) -> ContainerSpec:
-    """A probe that no other case's snapshot is for."""
+    """Returns a probe that no other case's snapshot fits."""
     return probe(env={"CASE": case}, **fields)
 
 
@@ -76,7 +76,7 @@ def shared(swap_node: Node) -> SnapshotRef:
 
 
 def start_pod(node: Node, case: str, **more: str) -> Pod:
-    """A pod that may only be restored, and is ready."""
+    """Starts a pod that may only be restored, and is ready."""
     annotations = RESTORE | {f"quickthaw.io/{name}": value for name, value in more.items()}
     pod = node.kubelet.run_pod("replica", [own_spec(case)], annotations=annotations)
     first_answer(pod)
@@ -112,7 +112,7 @@ def given_specs(node: Node) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def plain_runc(node: Node) -> Iterator[None]:
-    """containerd calls runc itself, and no daemon is there, inside of the `with`."""
+    """Lets containerd call runc itself, without a daemon, inside of the `with`."""
     with node.daemon_stopped():
         node.containerd.swapping = False
         node.restart_containerd()
@@ -248,7 +248,7 @@ def test_killed_swap_is_a_failed_start_without_left_overs(
 
 
 def swapping_pids(container: str) -> list[int]:
-    """The processes of `quickthaw-runc create` for the container."""
+    """Returns the processes of `quickthaw-runc create` for the container."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):

@@ -30,7 +30,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 @contextmanager
 def own_runtime(node: Node) -> Iterator[None]:
-    """The node's operator configures another runtime than runc."""
+    """Configures another runtime than runc, as the node's operator would."""
     before = node.path(RUNTIME).read_text()
     node.write(OWN, SCRIPT)
     node.path(OWN).chmod(0o755)

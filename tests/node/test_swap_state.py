@@ -41,7 +41,7 @@ WHEN_TOLD = wishes(capture_when="signal")
 
 
 def worker(name: str, **fields: Any) -> ContainerSpec:
-    """A container with another worker of the probe's image."""
+    """Returns a container with another worker of the probe's image."""
     return ContainerSpec(PROBE, command=["python3", "-m", f"workers.{name}"], **fields)
 
 
@@ -143,7 +143,7 @@ def test_source_and_replica_both_continue_with_threads_and_shared_memory(swap_no
 
 
 def threads_go_on(pod: Pod) -> None:
-    """Each of the probe's threads counts on."""
+    """Assert that each of the probe's threads counts on."""
     before = ask(pod, "/threads")["threads"]
 
     def advanced() -> bool:
@@ -280,7 +280,7 @@ def grow(pod: Pod) -> None:
 
 @pytest.fixture(scope="module")
 def plain(swap_node: Node, shell_archive: Path) -> Iterator[SnapshotRef]:
-    """Returns the named snapshot of the container from which each following spec differs in a
+    """Yields the named snapshot of the container from which each following spec differs in a
     single property.
     """
     if SHELL_IMAGE not in swap_node.cri.image_names():

@@ -50,7 +50,7 @@ def keys_as_before(swap_node: Node) -> Iterator[None]:
 
 
 def own_spec(case: str) -> ContainerSpec:
-    """A probe that no other case's snapshot is for."""
+    """Returns a probe that no other case's snapshot fits."""
     return probe(env={"CASE": case})
 
 
@@ -76,7 +76,7 @@ def starts_cold(node: Node, case: str, *told: str) -> None:
 
 
 def starts_warm(node: Node, taken: SnapshotRef, case: str) -> None:
-    """A pod is the captured process, come back."""
+    """Assert that a pod is the captured process, come back."""
     pod = start_pod(node, case)
     assert_restored(pod.container())
     assert ask(pod, "/state")["nonce"] == taken.nonce
@@ -84,7 +84,7 @@ def starts_warm(node: Node, taken: SnapshotRef, case: str) -> None:
 
 
 def keys(node: Node, *arguments: str) -> dict[str, Any]:
-    """`quickthaw keys` on the node."""
+    """Runs `quickthaw keys` on the node."""
     told: dict[str, Any] = json.loads(node.run(["quickthaw", "keys", *arguments, "--json"]))
     return told
 
@@ -97,7 +97,7 @@ def listed(node: Node, snapshot: str) -> dict[str, Any]:
 
 
 def sign_again(node: Node, directory: Path, key: keyfile.PrivateKey) -> None:
-    """As another node would have signed the snapshot."""
+    """Signs the snapshot as another node would have."""
     with node.daemon_stopped():
         found = manifests.decode((directory / "manifest.json").read_bytes())
         (directory / "manifest.sig").write_bytes(signature.sign(found, key).encode())

@@ -75,7 +75,7 @@ class Service:
 
     @property
     def running(self) -> bool:
-        """Whether the main process is there."""
+        """Returns whether the main process is there."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -162,7 +162,7 @@ class Service:
         return self._ended()
 
     def kill(self) -> int:
-        """SIGKILL to the main process, like a crash."""
+        """Send SIGKILL to the main process, like a crash."""
         if self._process is None:
             return 0
         if self.running and self.pid > 0:
@@ -176,7 +176,7 @@ class Service:
         return int(status)
 
     def tail(self, lines: int = 30) -> str:
-        """The end of the journal."""
+        """Returns the end of the journal."""
         return "\n".join(self.journal().splitlines()[-lines:])
 
 
@@ -190,7 +190,7 @@ def _notify_socket(node: Enclosure) -> socket.socket:
 
 
 def read_unit(node: Enclosure, path: str) -> Unit:
-    """The unit file that is installed on the node at `path`."""
+    """Returns the unit file that is installed on the node at `path`."""
     return Unit.parse(Path(path).stem, node.path(path).read_text())
 
 

@@ -67,7 +67,7 @@ def _fstype(path: Path) -> str:
 
 
 def make_dirs(parent: Path, *names: str) -> list[str]:
-    """Fresh directories; their paths."""
+    """Makes fresh directories; returns their paths."""
     for name in names:
         (parent / name).mkdir(parents=True)
     return [str(parent / name) for name in names]
@@ -165,7 +165,9 @@ def _write(path: str, flags: int, data: bytes, *, hole: int = 0) -> None:
 
 
 def view(root: str, *, link_counts: bool = True) -> dict[str, tuple[object, ...]]:
-    """Everything that a process can see of a tree, but access times and inode numbers."""
+    """Returns everything that a process can see of a tree, except access times and inode
+    numbers.
+    """
     seen: dict[str, tuple[object, ...]] = {}
     groups: dict[tuple[int, int], str] = {}
     for path in _walk(root):

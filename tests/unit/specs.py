@@ -38,8 +38,8 @@ def no_host(_path: str, _kind: str) -> bool:
 
 
 def spec(pod: str = "1") -> Spec:
-    """Specs as containerd's CRI plugin makes them, with everything that differs per pod as a
-    parameter.
+    """Returns a spec as containerd's CRI plugin makes it, with everything that differs per pod from
+    the pod's number.
     """
     sandbox = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{pod}"
     volumes = f"/var/lib/kubelet/pods/uid-{pod}/volumes"
@@ -121,7 +121,7 @@ CONTENT = '{"secret volume tls":"content 1"}'
 
 
 def facts(given: Spec, number: str = "1", *, node: Node = NODE) -> dict[str, str]:
-    """All that the gate compares of a container with this spec on this node."""
+    """Returns all that the gate compares of a container with this spec on this node."""
     gpus = gpu.fact(given, node.gpus)
     return {
         **power_facts(given, is_host=no_host), **workload(number, given), **node.host,
@@ -130,7 +130,7 @@ def facts(given: Spec, number: str = "1", *, node: Node = NODE) -> dict[str, str
 
 
 def captured(given: Spec | None = None, *, node: Node = NODE, **changes: Any) -> Manifest:
-    """The snapshot of pod 1 with this spec, taken on this node."""
+    """Returns the snapshot of pod 1 with this spec, taken on this node."""
     found = facts(spec("1") if given is None else given, node=node)
     fields = {
         "key": key_of(found), "facts": {**found, **OF_CAPTURE},
@@ -142,7 +142,7 @@ def captured(given: Spec | None = None, *, node: Node = NODE, **changes: Any) ->
 def wanted(
     given: Spec | None = None, number: str = "2", *, node: Node = NODE, **changes: Any
 ) -> Request:
-    """The request of pod 2 with this spec on this node."""
+    """Returns the request of pod 2 with this spec on this node."""
     chosen = spec(number) if given is None else given
     found = facts(chosen, number, node=node)
     ours = f"{CONTAINERS}/c2/criu.conf"

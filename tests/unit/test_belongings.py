@@ -40,7 +40,7 @@ OWN, OTHER = "c" * 64, "d" * 64
 
 @pytest.fixture
 def shm(tmp_path: Path) -> Iterator[Path]:
-    """A pod's /dev/shm."""
+    """Yields a pod's /dev/shm."""
     with trees.own_mounts(tmp_path):
         (path,) = trees.make_dirs(tmp_path, "shm")
         mounts.mount("shm", path, "tmpfs", 0, "mode=1777")
@@ -49,7 +49,7 @@ def shm(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Our records about two containers."""
+    """Returns the directory of our records about two containers."""
     place = tmp_path / "containers"
     for name in (OWN, OTHER):
         (place / name).mkdir(parents=True)
@@ -92,7 +92,7 @@ def test_single_container_owns_opened_left_overs_of_its_earlier_attempt(shm: Pat
 
 @pytest.fixture
 def theirs(shm: Path) -> Iterator[Path]:
-    """A file that a process of another container has mapped alone."""
+    """Yields a file that only a process of another container has mapped."""
     path = shm / "theirs"
     path.write_bytes(b"x" * mmap.PAGESIZE)
     code = (

@@ -17,7 +17,7 @@ LONG_S = 60.0
 
 @pytest.fixture
 def freezer(tmp_path: Path) -> Path:
-    """A directory that looks like a frozen cgroup, with our files about its container."""
+    """Returns a directory that looks like a frozen cgroup, with our files about its container."""
     (tmp_path / "abc").mkdir()
     (tmp_path / "cgroup").mkdir()
     (tmp_path / "cgroup" / "freezer.state").write_text("FROZEN")
@@ -26,7 +26,7 @@ def freezer(tmp_path: Path) -> Path:
 
 @contextmanager
 def guard(freezer: Path, within_s: float) -> Iterator[subprocess.Popen[bytes]]:
-    """A guard of container `abc` that is ready."""
+    """Starts a guard of container `abc` and waits until it is ready."""
     code = "import sys; from hook import thaw; thaw.CONTAINERS = sys.argv[1];"
     code += "sys.exit(thaw.thaw('abc', sys.argv[2], float(sys.argv[3])))"
     argv = [sys.executable, "-c", code, str(freezer.parent), str(freezer), str(within_s)]

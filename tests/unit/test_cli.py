@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch, store: Store) -> list[tuple[str, dict[str, Any]]]:
-    """A daemon's answers; the list has the received requests."""
+    """Serves a daemon's answers; the list has the received requests."""
     asked: list[tuple[str, dict[str, Any]]] = []
     answers: dict[str, Callable[[], dict[str, Any]]] = {
         "ls": lambda: listed(store, {made().id: ["c1"]}, trust=TrustsAll()),

@@ -30,7 +30,7 @@ varints = st.integers(0, 2**64 - 1)
 
 
 def mapped(address: str) -> list[int]:
-    """The words of an IPv4 address that an IPv6 socket is bound to."""
+    """Returns the words of an IPv4 address that an IPv6 socket is bound to."""
     raw = socket.inet_pton(socket.AF_INET6, f"::ffff:{address}")
     return list(struct.unpack("<4I", raw))
 
@@ -58,7 +58,9 @@ def field(number: int, value: int | bytes) -> bytes:
 
 @st.composite
 def sockets(draw: st.DrawFn) -> bytes:
-    """An entry with an InetSocket, with fields that our .proto does not know between others."""
+    """Draws an entry with an InetSocket, with fields that our .proto does not know between
+    others.
+    """
     inner = field(1, draw(words)) + field(3, draw(st.sampled_from([2, 10]))) + field(7, 8000)
     inner += field(9, draw(varints))
     inner += b"".join(field(11, word) for word in draw(sources))
@@ -97,7 +99,9 @@ def parsed(data: bytes) -> list[criu_pb2.FileEntry]:
 
 
 def address_of(entry: criu_pb2.FileEntry) -> str:
-    """The address that the entry's socket is bound to; an IPv4 one as such. Empty: no socket."""
+    """Returns the address that the entry's socket is bound to; an IPv4 address as such. Empty: no
+    socket.
+    """
     raw = struct.pack(f"<{len(entry.isk.src_addr)}I", *entry.isk.src_addr)
     if len(raw) == 4:
         return str(IPv4Address(raw))

@@ -39,7 +39,7 @@ __all__ = ["store"]
 def answered(
     monkeypatch: pytest.MonkeyPatch, given: Spec | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """A daemon that explains pod 2 of this spec; records the received requests."""
+    """Serves a daemon that explains pod 2 of this spec; records the received requests."""
     asked: list[tuple[str, dict[str, Any]]] = []
 
     def ask(verb: str, **arguments: Any) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_error_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> 
 
 @pytest.fixture
 def on_disk(monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path) -> Path:
-    """A spec of pod 2 as a file, and a store with the snapshot of pod 1."""
+    """Writes a spec of pod 2 as a file, and a store with the snapshot of pod 1."""
 
     async def learn(_criu: str, _trust: object) -> nodefacts.NodeFacts:
         return nodefacts.NodeFacts(NODE, "")

@@ -33,7 +33,9 @@ def armed_with(**fields: object) -> list[str]:
 
 
 def points_in_source() -> Counter[str]:
-    """First arguments of the calls of `faults.point`, and of callbacks that make such a call."""
+    """Returns first arguments of the calls of `faults.point`, and of callbacks that make such a
+    call.
+    """
     found: Counter[str] = Counter()
     for path in [*ROOT.glob("shim/**/*.py"), *ROOT.glob("hook/**/*.py")]:
         text = path.read_text()

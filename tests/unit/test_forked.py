@@ -34,7 +34,7 @@ AREAS: Final = [(10, 60), (60, 90), (100, 140), (150, 170)]
 
 
 def image(path: Path, *messages: Any) -> None:
-    """Returns an image as CRIU writes it."""
+    """Writes an image as CRIU does."""
     raw = [message.SerializeToString() for message in messages]
     path.write_bytes(MAGIC + b"".join(len(each).to_bytes(4, "little") + each for each in raw))
 

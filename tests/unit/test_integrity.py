@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and owne
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """Not to be changed, or only to be put back."""
+    """Returns a snapshot that no test may change, unless the test puts it back."""
     place = tmp_path_factory.mktemp("whole")
     make_parts(place)
     return place, recorded(place)[0]
@@ -48,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
 
 @pytest.fixture
 def own(whole: tuple[Path, Manifest], tmp_path: Path) -> tuple[Path, Manifest]:
-    """A copy that a test may damage."""
+    """Returns a copy that a test may damage."""
     place = tmp_path / "snapshot"
     shutil.copytree(whole[0], tmp_path / "none", symlinks=True, ignore=lambda _, names: names)
     make_parts(place)
@@ -567,7 +567,7 @@ CHANGES: dict[str, Callable[[bytes, st.DataObject], object]] = {
 
 
 def as_it_is(top: bytes) -> dict[bytes, object]:
-    """Everything below `top` that a restored container could see, told by other code."""
+    """Returns everything below `top` that a restored container could see, by other code."""
     found: dict[bytes, object] = {}
     for directory, directories, files in os.walk(top):
         for path in (directory, *(directory + b"/" + name for name in (*directories, *files))):
@@ -642,7 +642,7 @@ def test_a_file_system_without_verity_is_no_error(
 
 @pytest.fixture
 def verity(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
-    """By inode: the digest that a kernel would measure. Everything from 1 MiB is enabled."""
+    """Returns by inode the digest that a kernel would measure. Everything from 1 MiB is enabled."""
     measured: dict[int, str] = {}
 
     def enable(fd: int) -> bool:

@@ -22,7 +22,7 @@ CORRUPT: Final = gzip.compress(b"x" * 100)[:10] + b"\xff" * 20
 
 
 def archive(criu: Path, device: int, *names: str, mode: int = 0o1777, uid: int = 0) -> None:
-    """Returns an archive as CRIU makes it of a tmpfs."""
+    """Writes an archive as CRIU makes it of a tmpfs."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name in (".", *names):
@@ -46,7 +46,7 @@ def mounted(
 
 
 def mask(device: int, number: int = 1) -> criu_pb2.Mount:
-    """A mount of a read-only tmpfs, with a field that we do not know."""
+    """Returns a mount of a read-only tmpfs, with a field that we do not know."""
     made = criu_pb2.Mount(fstype=TMPFS, mnt_id=number, root_dev=device, sb_flags=1)
     return criu_pb2.Mount.FromString(made.SerializeToString() + b"\x42\x04/sys")
 

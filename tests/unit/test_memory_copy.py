@@ -151,7 +151,7 @@ class Process:
         return found
 
     def there(self) -> dict[int, bytes]:
-        """Every page of them that is in memory, by address."""
+        """Returns every page of the areas that is in memory, by address."""
         found = {}
         with open(f"/proc/{self.pid}/mem", "rb", 0) as memory:
             areas = [(start, end) for start, end, _ in self.areas()]
@@ -172,13 +172,13 @@ def process(seed: int) -> Iterator[Process]:
 
 
 def image(path: Path, *messages: Any) -> None:
-    """Returns an image as CRIU writes it."""
+    """Writes an image as CRIU does."""
     raw = [message.SerializeToString() for message in messages]
     path.write_bytes(MAGIC + b"".join(len(each).to_bytes(4, "little") + each for each in raw))
 
 
 def dumped(child: Process, number: int, criu: Path, there: dict[int, bytes]) -> None:
-    """Returns CRIU's pagemap and areas. Executable and hidden areas are not lazy."""
+    """Writes CRIU's pagemap and areas. Executable and hidden areas are not lazy."""
     listed = []
     areas = child.areas()
     for start, end, rights in areas:

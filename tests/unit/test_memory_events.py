@@ -215,7 +215,7 @@ def test_late_event_of_a_move_follows_arrivals_and_departures() -> None:
 
 
 def in_turns(*turns: list[Message]) -> list[Message]:
-    """They were read together, and then others."""
+    """Returns messages by turns: the server read each turn together, and then the next."""
     return [
         Message(each.kind, each.start, each.end, each.to, number)
         for number, turn in enumerate(turns, 1)
@@ -407,7 +407,7 @@ class QueuedKernel(Kernel):
 
 
 def found_wrong(kind: type[Kernel], kernels: int, steps: int) -> tuple[float, float]:
-    """The part of the address spaces that is wrong, and of the children."""
+    """Returns the part of the address spaces that is wrong, and of the children."""
     all_of_them = [kind(seed) for seed in range(kernels)]
     for kernel in all_of_them:
         kernel.run(steps)

@@ -30,7 +30,7 @@ OWN_MOUNTS = {
 
 
 def script(name: str) -> ModuleType:
-    """A program of packaging/, which is a folder and no package."""
+    """Loads a program of packaging/, which is a folder and no package."""
     spec = importlib.util.spec_from_file_location(f"packaging_{name}", PACKAGING / f"{name}.py")
     assert spec
     assert spec.loader

@@ -15,7 +15,7 @@ from shim.restore.memory import PageServer
 
 @pytest.fixture
 def ends() -> Iterator[tuple[PageServer, socket.socket]]:
-    """The swap's view of a page server, and the server's end."""
+    """Yields the swap's view of a page server, and the server's end."""
     ours, its = socket.socketpair()
     ticket = cast("Any", SimpleNamespace(container="c" * 64, snapshot="5" * 64))
     with ours, its:

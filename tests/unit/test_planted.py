@@ -34,7 +34,7 @@ class NoBundle:
 
 @pytest.fixture
 def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The control directory of the container `abc`."""
+    """Makes the control directory of the container `abc`."""
     monkeypatch.setattr(resume, "CONTROL", str(tmp_path))
     (tmp_path / "abc").mkdir()
     (tmp_path / "target").write_text("untouched")

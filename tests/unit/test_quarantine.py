@@ -244,7 +244,7 @@ def test_lack_of_resources_on_the_node_does_not_count(cls: type[Exception]) -> N
 
 
 def told(store: Store, *outcomes: dict[str, object]) -> Reporter:
-    """The daemon's worker is given the outcomes and then told to end."""
+    """Gives the daemon's worker the outcomes and then ends the worker."""
     reporter = Reporter()
 
     async def run() -> None:

@@ -43,7 +43,7 @@ FAMILY = """
 
 
 class Family:
-    """Starts a process and its child, which share SIZE bytes from `base` on."""
+    """A process and its child, which share SIZE bytes from `base` on."""
 
     def __init__(self, kind: str) -> None:
         self._process = subprocess.Popen(

@@ -39,7 +39,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 
 def _image(place: Path, lower: Steps, higher: Steps) -> list[str]:
-    """Two layers of an image, the second made through overlayfs too. The topmost first."""
+    """Makes two layers of an image, the second made through overlayfs too. The topmost first."""
     first, second, work = trees.make_dirs(place, "image1", "image2", "image-work")
     for name in trees.DIRS:
         os.makedirs(f"{first}/{name}", exist_ok=True)
@@ -100,7 +100,7 @@ def test_precopy_and_finish_equal_a_plain_copy(
 
 @pytest.fixture
 def layer(scratch: Path) -> Path:
-    """An upperdir that no overlay is mounted on: marks can be set by hand."""
+    """Returns an upperdir that no overlay is mounted on: a test can set marks by hand."""
     trees.make_dirs(scratch, "u", "d")
     return scratch / "u"
 

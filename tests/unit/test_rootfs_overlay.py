@@ -29,7 +29,9 @@ def test_lowerdirs_survive_escaping(lowerdirs: list[str]) -> None:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Path]:
-    """Snapshots of a snapshotter (1 to 3 are layers, 9 is the container's) and a captured diff."""
+    """Makes snapshots of a snapshotter (1 to 3 are layers, 9 is the container's) and a captured
+    diff.
+    """
     with trees.own_mounts(tmp_path):
         for name in ("1", "2", "3", "9"):
             trees.make_dirs(tmp_path / "snapshots" / name, "fs", "work")

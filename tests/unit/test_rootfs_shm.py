@@ -28,7 +28,7 @@ Steps = list[tuple[str, str, str, int]]
 
 @pytest.fixture
 def pods(tmp_path: Path) -> Iterator[Path]:
-    """`old` and `new` are the /dev/shm of two pods, beside a `snapshot` on disk."""
+    """Makes `old` and `new`, the /dev/shm of two pods, beside a `snapshot` on disk."""
     with trees.own_mounts(tmp_path):
         for pod in trees.make_dirs(tmp_path, "old", "new", "snapshot")[:2]:
             mounts.mount("shm", pod, "tmpfs", 0, "mode=1777")

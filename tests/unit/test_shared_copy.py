@@ -81,13 +81,13 @@ class Objects:
         ctypes.memset(self.segment, 5, 4 * PAGE)  # also behind the object's size, in its last page
 
     def memfd(self, name: str, size: int) -> int:
-        """Have the process make a new object."""
+        """Returns a new memfd."""
         fd = os.memfd_create(name)
         os.ftruncate(fd, size)
         return fd
 
     def content(self) -> bytes:
-        """Of a page: some are zeros."""
+        """Returns the content of a page: some pages are zeros."""
         return bytes(PAGE) if self._choose.random() < 0.2 else self._choose.randbytes(PAGE)
 
     def fill(self, area: mmap.mmap) -> None:
@@ -103,7 +103,7 @@ class Objects:
         os.kill(self.pid, signal.SIGSTOP)
 
     def there(self) -> dict[int, dict[int, bytes]]:
-        """The content of all pages that there are, by object and offset."""
+        """Returns the content of all present pages, by object and offset."""
         found = {}
         for number, path in sharedobjects.found([self.pid]).items():
             opened = OpenObject(path)
@@ -118,7 +118,7 @@ class Objects:
         return found
 
     def end(self) -> None:
-        """Yields the process and its objects."""
+        """End the process, and close its pipes."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         os.close(self._tell)
@@ -135,7 +135,7 @@ def objects(change: Callable[[Objects], None], seed: int = 0) -> Iterator[Object
 
 
 def dumped(criu: Path, pid: int, there: dict[int, dict[int, bytes]]) -> None:
-    """Returns CRIU's dump: no process's own pages, and all of the objects."""
+    """Writes the dump of CRIU: no process's own pages, and all of the objects."""
     image(criu / f"pagemap-{pid}.img", criu_pb2.PagemapHead(pages_id=1))
     for place, (number, pages) in enumerate(there.items()):
         entries = [criu_pb2.PagemapEntry(vaddr=at, nr_pages=1, flags=4) for at in pages]
@@ -162,11 +162,11 @@ def some_of_all(its: Objects) -> None:
 
 
 def nothing(_: Objects) -> None:
-    """They stay as they are."""
+    """Leaves the objects unchanged."""
 
 
 def others(its: Objects) -> None:
-    """An object goes, another comes, perhaps with the same number."""
+    """Closes an object and makes another, perhaps with the same number."""
     os.close(its.open_fd)
     new = its.memfd("new", 10 * PAGE)
     os.pwrite(new, b"x" * 5 * PAGE, 2 * PAGE)

@@ -26,7 +26,7 @@ HEAD: Final = b"head of the image"
 
 
 class Restoring:
-    """Starts a process that restores a memfd of `size` bytes; its exit status is its result."""
+    """A process that restores a memfd of `size` bytes; its exit status is its result."""
 
     def __init__(self, view: Path, size: int, wanted: bytes, head: bytes = HEAD) -> None:
         self.go_fd, go = os.pipe()
@@ -60,7 +60,7 @@ class Restoring:
 
 @pytest.fixture
 def view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of images; no cgroup is looked for."""
+    """Makes a directory of images; the filler looks for no cgroup."""
     os.mkfifo(tmp_path / IMAGE)
     monkeypatch.setattr(cgroup, "charge_to", lambda _: None)
     return tmp_path
@@ -92,12 +92,12 @@ def heard(filler: shared.Filler) -> None:
 
 
 def refused(_address: int, _size: int) -> None:
-    """No huge page is free."""
+    """Stands in for a kernel without a free huge page."""
     raise OSError(errno.ENOMEM, "no memory")
 
 
 def refused_now_and_then() -> Callable[[int, int], None]:
-    """Returns whether there is a huge page."""
+    """Returns a `collapse` that finds a free huge page at every second call."""
     calls = itertools.count()
 
     def collapse(address: int, size: int) -> None:
@@ -136,7 +136,7 @@ def test_all_shared_memory_is_filled_before_the_process_goes_on(
 
 @pytest.fixture
 def mapped() -> Iterator[tuple[mmap.mmap, int]]:
-    """An empty object of 64 MiB and a bit, mapped, and the address."""
+    """Makes an empty object of 64 MiB and a bit; returns its mapping and the address."""
     size = 64 * MIB + 3 * PAGE
     fd = os.memfd_create("object")
     os.ftruncate(fd, size)
@@ -153,13 +153,13 @@ class Here(sharedfill.Threads):
         pass
 
     def run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """All of them."""
+        """Run all jobs."""
         for job in jobs:
             job()
 
 
 def pmd_mapped_kib() -> int:
-    """How much of our shared memory is mapped by huge pages."""
+    """Returns how much of our shared memory is mapped by huge pages."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("ShmemPmdMapped:"))
 

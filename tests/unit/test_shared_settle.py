@@ -76,7 +76,7 @@ class Dump:
         return layout.decode(small, sizes)
 
     def content(self, found: SharedLayout) -> dict[int, bytes]:
-        """The pages of an object that are to be filled."""
+        """Returns the pages of an object that are to be filled."""
         data = (self.memory / found.data).read_bytes()
         return {
             at: data[offset + at - start :][:PAGE]
@@ -105,7 +105,7 @@ def test_content_other_than_zeros_comes_back(
 
 
 def some(size: int = MIB) -> dict[int, bytes]:
-    """Random content."""
+    """Returns random content."""
     return {at: os.urandom(PAGE) for at in range(0, size, PAGE)}
 
 
@@ -152,7 +152,7 @@ def test_second_dump_has_all_objects_of_criu_alone_and_there_is_no_third(
     done = []
 
     def dump(*_: object) -> None:
-        """Two memfds, then a process, then 600 segments."""
+        """Writes two memfds, then a process, then 600 segments."""
         done.append(sorted(path.name for path in criu.glob("pages-*")))
         image(criu / "memfd.img", *[criu_pb2.MemfdInode(size=MIB, shmid=each) for each in (7, 8)])
         segments = range(100, 700)

@@ -54,7 +54,7 @@ def test_own_memory_is_charged_to_a_cgroup() -> None:
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A source whose cgroup is a directory, and whose processes are a list."""
+    """Returns a source whose cgroup is a directory, and whose processes are a list."""
     pids = [1, 2, 3]
     directory = tmp_path / "cri-abc.scope"
     directory.mkdir()

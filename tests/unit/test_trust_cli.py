@@ -33,7 +33,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyDirectory:
 
 @pytest.fixture
 def other(tmp_path: Path) -> str:
-    """node.pub of another node, as a file."""
+    """Writes node.pub of another node, as a file."""
     file = tmp_path / "node-7.pub"
     file.write_bytes(OTHER.pem())
     return str(file)

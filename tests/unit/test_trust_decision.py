@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def put(store: Store, key: PrivateKey | None, number: int = 0, **changes: Any) -> Manifest:
-    """A snapshot of the container's like on the disk, signed with `key`."""
+    """Puts a snapshot of the container's like on the disk, signed with `key`."""
     found = a_manifest(deciding.identity(store), number, **changes)
     deciding.put(store, found)
     if key is not None:
@@ -143,7 +143,7 @@ def test_listings_name_the_signer(store: Store, keys: KeyDirectory) -> None:
 
 
 def p99(took_s: list[float]) -> float:
-    """In milliseconds."""
+    """Returns the 99th percentile, in milliseconds."""
     return statistics.quantiles(took_s, n=100)[98] * 1000
 
 

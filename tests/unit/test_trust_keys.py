@@ -55,7 +55,7 @@ def place(keys: KeyDirectory, tmp_path: Path) -> Path:
 
 
 def trusted(keys: KeyDirectory) -> set[str]:
-    """The ids of the keys that count."""
+    """Returns the ids of the keys that count."""
     ring = keys.current()
     known = [*([ring.own] if ring.own else []), *ring.trusted]
     return {entry.key.id for entry in known if ring.signer(entry.key.id)}
@@ -136,10 +136,10 @@ D = -121665 * pow(121666, -1, P) % P
 
 
 def small_order_ys() -> set[int]:
-    """The y of all points whose eightfold is the neutral one.
+    """Returns the y of all points whose eightfold is the neutral point.
 
-    Order 1 and 2: y = 1, -1. Order 4: y = 0. Order 8: their double has y = 0, so x^2 = -y^2, and
-    on the curve -x^2 + y^2 = 1 + D x^2 y^2 that is D y^4 + 2 y^2 - 1 = 0.
+    Order 1 and 2: y = 1, -1. Order 4: y = 0. Order 8: their double has y = 0, so x^2 = -y^2, and on
+    the curve -x^2 + y^2 = 1 + D x^2 y^2 that is D y^4 + 2 y^2 - 1 = 0.
     """
     root = square_root((1 + D) % P)
     assert root is not None
@@ -319,7 +319,7 @@ def test_key_replaced_with_the_same_modification_time_is_noticed(
 
 
 def settle(keys: KeyDirectory) -> None:
-    """As if the files had last changed long ago."""
+    """Lets the reader of the keys believe that the files last changed long ago."""
     keys.current()
     keys._settled = True
 

@@ -80,7 +80,7 @@ def started() -> Iterator[list[Restore]]:
 
 
 def said_so_far(restores: list[Restore]) -> list[int]:
-    """Which of them have something to say now."""
+    """Returns the processes that have something to say now."""
     import select
 
     poll = {each.process.stdout.fileno(): at for at, each in enumerate(restores)

@@ -38,7 +38,7 @@ eth0 0000580A 00000000 0001 0 0 0 0000FFFF 0 0 0
 
 
 def ask(**query: str) -> Ask:
-    """A request with these parameters."""
+    """Returns a request with these parameters."""
     return Ask(query, b"", ("127.0.0.1", 1), ("127.0.0.1", 2))
 
 
