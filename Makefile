@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := build/venv
 PY := $(VENV)/bin/python
 comma := ,
-CODE := hook shim tests packaging
+CODE := hook shim tests packaging gpu
 export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

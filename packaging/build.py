@@ -1,7 +1,7 @@
-"""Build the packages from nfpm.yaml: `build.py [deb] [rpm]`, both if none is named.
+"""Build the packages from nfpm.yaml: `build.py [deb] [rpm]`, both by default.
 
-Stages what lands in /usr/lib/quickthaw under build/packages/root and runs nfpm, unless the
-packages that are there were made from the same bytes. The vendor tree is packaging/vendor.py's.
+Stages the files of /usr/lib/quickthaw under build/packages/root and runs nfpm, unless the existing
+packages were made from the same bytes. packaging/vendor.py makes the vendor tree.
 """
 
 import configparser
@@ -16,6 +16,7 @@ from shutil import copyfile, rmtree
 TOP = Path(__file__).parent.parent
 OUT = TOP / "build" / "packages"
 ROOT = OUT / "root"
+LIBRARY = OUT / "libquickthaw-gpu.so"
 NFPM = Path(sys.executable).with_name("nfpm")
 KINDS = {"deb": "quickthaw_{version}_amd64.deb", "rpm": "quickthaw-{version}-1.x86_64.rpm"}
 NOT_SHIPPED = {"protos/generate.py"}
@@ -24,14 +25,14 @@ EPOCH = 1_700_000_000
 
 
 def version() -> str:
-    """The version in setup.cfg."""
+    """Returns the version in setup.cfg."""
     config = configparser.ConfigParser()
     config.read(TOP / "setup.cfg")
     return config["metadata"]["version"]
 
 
 def staged() -> Iterator[tuple[Path, str, int]]:
-    """What lands under the prefix: source, place relative to the prefix, mode."""
+    """Yields the files under the prefix: source, place relative to the prefix, mode."""
     for package in ("shim", "hook", "protos"):
         for source in sorted((TOP / package).rglob("*.py")):
             place = str(source.relative_to(TOP))
@@ -45,10 +46,13 @@ def staged() -> Iterator[tuple[Path, str, int]]:
     yield TOP / "shim" / "front" / "quickthaw-runc", "bin/quickthaw-runc", 0o755
     yield TOP / "hook" / "quickthaw-hook", "bin/quickthaw-hook", 0o755
     yield TOP / "hook" / "quickthaw-opened", "bin/quickthaw-opened", 0o755
+    yield LIBRARY, f"gpu/{LIBRARY.name}", 0o644
 
 
 def stage() -> None:
-    """Copy what is shipped of our own code to ROOT, and set the times of all that is packed."""
+    """Copy our own files for the packages to ROOT, and set the times of all packed files."""
+    made = ["make", "-s", "-C", str(TOP / "gpu"), f"OUT={LIBRARY.parent}"]
+    subprocess.run(made, check=True)
     rmtree(ROOT, ignore_errors=True)
     for source, place, mode in staged():
         target = ROOT / place
@@ -60,7 +64,7 @@ def stage() -> None:
 
 
 def key() -> str:
-    """A digest of everything that the packages are made from."""
+    """Returns a digest of everything that goes into the packages."""
     digest = hashlib.sha256(f"{version()} {EPOCH}".encode())
     digest.update((OUT / "vendor.key").read_bytes())
     inputs = [path for path in (TOP / "packaging").rglob("*") if path.is_file()]
@@ -73,7 +77,7 @@ def key() -> str:
 
 
 def package(kind: str, part: Path) -> subprocess.Popen[bytes]:
-    """Start nfpm for one kind of package."""
+    """Start nfpm for a kind of package."""
     environment = {**os.environ, "VERSION": version(), "SOURCE_DATE_EPOCH": str(EPOCH)}
     command = [str(NFPM), "package", "-f", "nfpm.yaml", "-p", kind, "-t", str(part)]
     return subprocess.Popen(command, cwd=TOP, env=environment, stdout=subprocess.DEVNULL)

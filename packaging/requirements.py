@@ -1,4 +1,4 @@
-"""Print pinned requirements of setup.cfg: `install` is what ships, `dev` what building needs."""
+"""Print pinned requirements of setup.cfg: `install` for the packages, `dev` for building."""
 
 import configparser
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def requirements(group: str) -> list[str]:
-    """The requirements of one group of setup.cfg, in its order."""
+    """Returns the requirements of a group of setup.cfg, in their order."""
     config = configparser.ConfigParser()
     config.read(Path(__file__).parent.parent / "setup.cfg")
     section = {"install": ("options", "install_requires")}.get(

@@ -1,7 +1,8 @@
 """Third-party wheels for the packages: `lock` pins them, `tree` unpacks them.
 
-The pins of setup.cfg name only what we import. packaging/wheels.lock adds what those need, with
-the digest of every file, so that two builds ship the same bytes and a changed file is refused.
+The pins of setup.cfg name only our own imports. packaging/wheels.lock adds the wheels that they
+need, with the digest of every file, so that two builds ship the same bytes and `tree` refuses a
+changed file.
 
     vendor.py lock        resolve setup.cfg again and write packaging/wheels.lock
     vendor.py tree DIR    make DIR/pure (one copy for every CPython) and DIR/cpXYZ (compiled)
@@ -30,7 +31,7 @@ PLATFORMS = (
 
 
 def pip_download(python: str, to: Path, *what: str) -> None:
-    """Put the wheels of `what` for one CPython into `to`; those that are there already stay."""
+    """Put the wheels of `what` for a CPython into `to`, unless they are there already."""
     command = [sys.executable, "-m", "pip", "download", "-qq", "--only-binary", ":all:"]
     command += ["--python-version", python, "--implementation", "cp", "--dest", str(to)]
     for platform in PLATFORMS:
@@ -39,19 +40,19 @@ def pip_download(python: str, to: Path, *what: str) -> None:
 
 
 def wanted() -> list[str]:
-    """The pins of setup.cfg."""
+    """Returns the pins of setup.cfg."""
     command = [sys.executable, str(HERE / "requirements.py"), "install"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
 def pin_of(wheel: Path) -> str:
-    """`name==version` of a wheel's file name, the name as setup.cfg would write it."""
+    """Returns `name==version` from a wheel's file name, with the name as setup.cfg writes it."""
     name, version = wheel.name.split("-")[:2]
     return f"{name.replace('_', '-').lower()}=={version}"
 
 
 def lock() -> None:
-    """Resolve the pins for each CPython and write down each file that was chosen."""
+    """Resolve the pins for each CPython, and write down each chosen file."""
     pins: dict[str, set[str]] = {}
     for python in PYTHONS:
         with TemporaryDirectory() as scratch:
@@ -65,27 +66,27 @@ def lock() -> None:
 
 
 def refuse_stale_lock() -> None:
-    """Exit when setup.cfg asks for something that the lock does not pin."""
+    """Exit when setup.cfg asks for a wheel that the lock does not pin."""
     locked = {line.split()[0] for line in LOCK.read_text().splitlines() if "==" in line}
     if missing := sorted(set(wanted()) - locked):
         sys.exit(f"{LOCK.name} lacks {', '.join(missing)}: run `packaging/vendor.py lock`")
 
 
 def directory_of(wheel: Path, python: str) -> str:
-    """Where a wheel belongs: an abi3 wheel serves every CPython, as a pure one does."""
+    """Returns a wheel's directory: a pure wheel and an abi3 wheel serve every CPython."""
     abi = wheel.stem.split("-")[-2]
     return "pure" if abi in ("none", "abi3") else f"cp{python.replace('.', '')}"
 
 
 def unpack(wheel: Path, to: Path) -> None:
-    """Unpack what is imported from a wheel. Its console scripts and headers are not."""
+    """Unpack the importable files of a wheel, without its console scripts and headers."""
     with zipfile.ZipFile(wheel) as archive:
         data = f"{'-'.join(wheel.name.split('-')[:2])}.data/"
         archive.extractall(to, [name for name in archive.namelist() if not name.startswith(data)])
 
 
 def tree(to: Path) -> None:
-    """Make the vendor tree at `to`. A tree of the same lock is left as it is."""
+    """Make the vendor tree at `to`. Leaves a tree of the same lock as it is."""
     refuse_stale_lock()
     key = hashlib.sha256(LOCK.read_bytes() + Path(__file__).read_bytes()).hexdigest()
     stamp = to.with_name(f"{to.name}.key")

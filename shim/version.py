@@ -1,3 +1,3 @@
-"""The version of quickthaw: the one place in the code (setup.cfg has it for the packages)."""
+"""Holds the version of quickthaw, the only copy in the code (setup.cfg has the packages' copy)."""
 
 VERSION = "0.1.0"

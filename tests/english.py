@@ -19,12 +19,7 @@ from pathlib import Path
 from typing import Final
 
 TOP: Final = Path(__file__).parents[1]
-NOT_YET: Final = (
-    "packaging", "shim/capture", "shim/cli", "shim/contract",
-    "shim/daemon", "shim/gate", "shim/integrity", "shim/kernel",
-    "shim/nri", "shim/restore", "shim/rootfs",
-    "shim/store",
-)  # fmt: skip
+NOT_YET: Final[tuple[str, ...]] = ()
 """Folders that the rules have not reached. A folder that passes must leave the list."""
 _WORD: Final = re.compile(r"[A-Za-z][\w'-]*")
 _CODE: Final = re.compile(r"```.*?```|`[^`\n]*`|^\s*\|.*$|^    .*$", re.DOTALL | re.MULTILINE)

@@ -1,10 +1,10 @@
-"""Which files of /dev/shm and which System V objects of a pod are the captured container's own.
+"""Decides which /dev/shm files and System V objects of a pod are the captured container's own.
 
-Both are the pod's, and other containers of it use them. A container's own is what its processes
-have open, mapped or attached and nobody else has, and what it has made (see
-`shim.capture.record`). What another container has, or what was there before this one, stays where
-it is. What cannot be told apart is refused by its name: in a snapshot it would be another
-container's secret, left out it would be missing.
+Both belong to the pod, and other containers of the pod use them. A container's own are the objects
+that only its processes have open, mapped or attached, and the objects that it has made (see
+`shim.capture.record`). Objects of another container, and objects from before this container, stay
+in the pod. If nobody can tell the owner, `Belongings` refuses the capture and names the object: in
+a snapshot the object would be another container's secret, left out it would be missing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from shim.capture import record
 from shim.contract.errors import NotCapturable
 from shim.kernel import filesystem, sharedobjects, sysvipc
 from shim.kernel.beneath import open_dir
+from shim.kernel.stopping import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Set
@@ -31,24 +33,33 @@ _FIELDS_BEFORE_PATH = 5
 
 @dataclass(slots=True)
 class _Held:
-    """What processes have open, mapped or attached. inodes: of /dev/shm. segments: their ids."""
+    """The objects that processes have open, mapped or attached.
+
+    inodes: of /dev/shm. segments: their ids.
+    """
 
     inodes: set[int] = field(default_factory=set)
     segments: set[int] = field(default_factory=set)
 
 
-def checked(source: Source) -> Belongings:
-    """The belongings of a container. Raises NotCapturable where nothing can be told from inodes."""
-    own = Belongings(source)
+def checked(source: Source, stop: Stop | None = None) -> Belongings:
+    """The belongings of a container. Raises NotCapturable where nothing can be told from inodes.
+
+    stop: ends all later looks.
+    """
+    own = Belongings(source, stop)
     own.check()
     return own
 
 
 class Belongings:
-    """Of one capture. Raises OSError, ValueError when the records cannot be read."""
+    """Of one capture. Raises OSError, ValueError when the records cannot be read.
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    All that looks at processes may raise Stopped.
+    """
+
+    def __init__(self, source: Source, stop: Stop | None = None) -> None:
+        self._source, self._stop = source, stop or Stop()
         self._before = record.read(source.container, record.BEFORE) or record.NOTHING_KNOWN
         others = record.read(source.container, record.OTHERS)
         self._is_alone = others is None and self._before.is_whole
@@ -61,7 +72,7 @@ class Belongings:
         self._device = os.stat(source.shm).st_dev if source.shm else 0
 
     def check(self) -> None:
-        """Raises NotCapturable where nothing can be told from the numbers of inodes."""
+        """Raises NotCapturable if the numbers of inodes tell nothing."""
         if not self._source.shm or self._is_alone:
             return
         with open_dir(self._source.shm) as shm:
@@ -69,17 +80,17 @@ class Belongings:
                 raise self._refused("its /dev/shm is no tmpfs, and other containers use it")
 
     def looked_at(self, pids: Iterable[int]) -> None:
-        """These are the captured processes; look again at what they have."""
+        """Set the captured processes; look again at their open, mapped and attached objects."""
         self._pids = frozenset(pids)
         for name in ("_mine", "_theirs"):
             self.__dict__.pop(name, None)
 
     def early(self, status: os.stat_result) -> bool:
-        """Whether a file is surely its own, before anything is frozen."""
+        """Returns whether a file is surely the container's own, before anything is frozen."""
         return self._is_alone or status.st_ino in self._mine.inodes
 
     def file(self, status: os.stat_result, path: str) -> bool:
-        """Whether a file of /dev/shm is its own. Raises NotCapturable when nobody can tell."""
+        """Returns whether a file of /dev/shm is the container's. Raises NotCapturable if unsure."""
         inode = status.st_ino
         was_before, was_made = inode in self._before.inodes, inode in self._made_inodes
         return self._is_own(
@@ -88,7 +99,7 @@ class Belongings:
         )  # fmt: skip
 
     def directory(self, status: os.stat_result, path: str, *, is_empty: bool) -> bool:
-        """The same of a directory. One that is not empty is what is in it."""
+        """Returns the same for a directory. The content of a non-empty directory decides."""
         inode = status.st_ino
         if is_empty:
             return self.file(status, path)
@@ -97,7 +108,7 @@ class Belongings:
         return self._is_alone or inode in self._made_inodes or inode in self._mine.inodes
 
     def foreign_objects(self, pids: Iterable[int]) -> list[sysvipc.Object]:
-        """The System V objects that are not its own; pids: as of `looked_at`, frozen by now.
+        """Returns the System V objects of others. pids: as for `looked_at`, frozen by now.
 
         Raises NotCapturable, OSError, ValueError.
         """
@@ -151,7 +162,7 @@ class Belongings:
         namespace = os.readlink(f"/proc/{self._source.pid}/ns/ipc")
         others = []
         for name in filter(str.isdecimal, os.listdir("/proc")):
-            with contextlib.suppress(OSError):  # it has ended, or is a thread of the kernel's
+            with contextlib.suppress(OSError):  # a dead process, or a kernel thread
                 if os.readlink(f"/proc/{name}/ns/ipc") == namespace:
                     others.append(int(name))
         return self._held_by(set(others) - self._pids)
@@ -159,20 +170,23 @@ class Belongings:
     def _held_by(self, pids: Iterable[int]) -> _Held:
         held = _Held()
         for pid in pids:
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 self._look_at(pid, held)
         return held
 
     def _look_at(self, pid: int, held: _Held) -> None:
-        links = [f"fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
-        for link in (*links, "cwd", "root"):
-            with contextlib.suppress(OSError):  # closed meanwhile
-                status = os.stat(f"/proc/{pid}/{link}")
-                if status.st_dev == self._device:
-                    held.inodes.add(status.st_ino)
+        with os.scandir(f"/proc/{pid}/fd") as listing:
+            links = (f"fd/{each.name}" for each in listing)
+            for link in chain(("cwd", "root"), links):
+                self._stop.check()
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    status = os.stat(f"/proc/{pid}/{link}")
+                    if status.st_dev == self._device:
+                        held.inodes.add(status.st_ino)
         device = f"{os.major(self._device):02x}:{os.minor(self._device):02x}"
         with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
             for line in file:
+                self._stop.check()
                 fields = line.split(None, _FIELDS_BEFORE_PATH)
                 if self._device and fields[3] == device:
                     held.inodes.add(int(fields[4]))

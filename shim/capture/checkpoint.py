@@ -1,6 +1,6 @@
-"""`runc checkpoint` of a container that is frozen. The content of memory is not CRIU's to write.
+"""Runs `runc checkpoint` on a frozen container; CRIU does not write the content of memory.
 
-See `shim.criu.nowhere`, and `shim.capture.memorycopy` for who writes it. Blocking.
+See `shim.criu.nowhere`; `shim.capture.memorycopy` writes that content. Blocking.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def checkpoint(
 ) -> None:  # fmt: skip
     """Fill `image_dir` with CRIU's images, but for the content of memory.
 
-    processes: how many there are. shared: the objects of shared memory that somebody else copies.
+    processes: the number of processes. shared: the objects of shared memory that we copy.
     unanswered: a likely cause of a failure, or empty. until: the deadline on `time.monotonic`.
-    thaw: lets the container run again: without that, CRIU may wait where no signal ends it.
+    thaw: lets the container run again: without that, CRIU may wait where no signal ends the wait.
     Raises CriuDumpFailed; DamagedImage, OSError.
     """
     nowhere.make(image_dir, range(1, 1 + processes + len(shared)))
@@ -51,7 +51,7 @@ def checkpoint(
 
 
 def _only_criu_has(image_dir: Path, shared: Collection[int]) -> set[int]:
-    """The images of objects that nobody else copies, or that CRIU knows otherwise."""
+    """Returns the images of objects that we do not copy, or that CRIU handles otherwise."""
     images = nowhere.of_objects(image_dir)
     known = sharedmem.objects(image_dir) if images else {}
     copied = {number for number in shared if number in known and not known[number].is_huge}

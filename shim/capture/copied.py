@@ -1,4 +1,4 @@
-"""What a copy of memory has, for those who make a snapshot of it. See `memorycopy`."""
+"""The result of copying memory, for the modules that make a snapshot. See `memorycopy`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """One address space or object of shared memory, whose addresses are the offsets in it.
+    """An address space or object of shared memory. Its addresses are the offsets in the object.
 
-    number: CRIU's, of the process or object. data: its file. pages: what CRIU lists.
-    content: where it is in the file, by address; zeros: what is not there, being zeros.
+    number: CRIU's, of the process or object. data: the file of the copy. pages: CRIU's list.
+    content: the place in the file, by address; zeros: the ranges of zeros, which the file does not
+    have.
     """
 
     number: int
@@ -39,7 +40,7 @@ class CopiedMemory:
 
 
 class Content:
-    """Looks up in a copy where the content is of what CRIU lists."""
+    """Looks up in a copy the content of the pages that CRIU lists."""
 
     def __init__(self, space: Space) -> None:
         self._space = space
@@ -47,7 +48,7 @@ class Content:
         self._zeros = Extents((start, end, 0) for start, end in space.zeros)
 
     def of(self, start: int, end: int) -> list[Extent]:
-        """But for zeros. Raises ValueError when not all of it was copied."""
+        """Returns the content except zeros. Raises ValueError if a part was not copied."""
         found = self._content.within(start, end)
         if _size(found) + _size(self._zeros.within(start, end)) != end - start:
             space = self._space

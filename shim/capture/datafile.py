@@ -1,4 +1,4 @@
-"""Files of a snapshot's `memory/`: what is kept in one of data, and its list. Blocking."""
+"""Writes the files of a snapshot's `memory/`: data files and their lists. Blocking."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COPY_BYTES = 64 << 20
 
 
 def keep_only(fd: int, kept: Iterable[Extent]) -> None:
-    """Free everything in a file of data that is in none of the extents. Raises OSError."""
+    """Free all of a data file that is in none of the extents. Raises OSError."""
     at = 0
     for offset, size in sorted((offset, end - start) for start, end, offset in kept):
         if at < offset:
@@ -28,18 +28,18 @@ def keep_only(fd: int, kept: Iterable[Extent]) -> None:
 
 
 def write_small(path: Path, content: bytes) -> None:
-    """A file that is read as a whole, root's alone. Raises OSError."""
+    """Write a small file, for root only. Raises OSError."""
     path.write_bytes(content)
     path.chmod(0o600)
 
 
 def write_ranges(path: Path, extents: Iterable[Extent]) -> None:
-    """The file of ranges beside one of data. Raises OSError."""
+    """Write the file of ranges beside a data file. Raises OSError."""
     write_small(path, layout.encode_ranges(extents))
 
 
 def copy_range(source: int, offset: int, target: int, to: int, size: int) -> None:
-    """Copy a part of one file into another. Raises ValueError when the first ends; OSError."""
+    """Copy a part of a file into another. Raises ValueError if the source ends early; OSError."""
     while size:
         done = os.copy_file_range(source, target, min(size, _COPY_BYTES), offset, to)
         if not done:

@@ -1,7 +1,7 @@
-"""Files that are open or mapped although their name is gone, while other names of them are left.
+"""Links the copies of open or mapped files that lost a name and have other names left.
 
-CRIU gives such a file a new name (`link_remap.N`) for the time of the dump and removes it at the
-end of it. The restore looks for that name, so the copies that we take get it.
+CRIU gives such a file a new name (`link_remap.N`) during the dump and removes that name at the end.
+The restore looks for the name, so our copies get it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from shim.kernel.stopping import Stop
 
 SHM = "dev/shm/"
-"""Where a container has /dev/shm, relative to its root."""
+"""The container's path of /dev/shm, relative to its root."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """A tree that was copied. prefix: where the container has it, `dev/shm/`, or empty for /.
+    """A copied tree. prefix: the container's path of the tree, `dev/shm/`, or empty for /.
 
-    names: of the files that lost one, a name that is left, relative to the tree, by the inode.
+    names: for the inode of each file that lost a name, a remaining name, relative to the tree.
     """
 
     prefix: str
@@ -36,7 +36,7 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Remapped:
-    """What CRIU gave new names, and the trees that these are in, the deepest mount first."""
+    """The files to which CRIU gave new names, and their copied trees, the deepest mount first."""
 
     remaps: Sequence[LinkRemap]
     copied: Sequence[Copied]
@@ -45,7 +45,7 @@ class Remapped:
 def give_links(found: Remapped, inodes: Mapping[str, int], container: str, stop: Stop) -> None:
     """Link the copy of each remapped file to the name that the restore looks for.
 
-    inodes: as of `shim.capture.opened.lost_names`. Raises NotCapturable when a file cannot be found
+    inodes: as of `shim.capture.opened.lost_names`. Raises NotCapturable if a file cannot be found
     again; Stopped.
     """
     for remap in found.remaps:
@@ -62,7 +62,7 @@ def give_links(found: Remapped, inodes: Mapping[str, int], container: str, stop:
 
 
 def _link(copy: str, name: str, link: str) -> None:
-    """Both are names that a container gave: nothing of them leads out of the copy."""
+    """Link two names beneath the copy. A container gave both: neither leads out of the copy."""
     parent, _, last = link.rpartition("/")
     with open_dir(copy) as top, open_beneath(top.fileno(), parent or ".", O_WALK) as directory:
         link_beneath(top.fileno(), name, directory.fileno(), last)
@@ -71,9 +71,9 @@ def _link(copy: str, name: str, link: str) -> None:
 def names_in(
     prefix: str, directory: str, remaps: Iterable[LinkRemap], inodes: Mapping[str, int], stop: Stop
 ) -> dict[int, str]:
-    """A name beneath `directory` of each remapped file that the container has beneath `prefix`.
+    """Returns a name beneath `directory` for each remapped file with a name beneath `prefix`.
 
-    One walk however many there are, and none when there is none. Call it while the originals
+    Walks once for any number of files, and not at all for none. Call this while the originals
     cannot change. Raises Stopped, OSError.
     """
     wanted = {

@@ -1,7 +1,6 @@
-"""What is taken of a container, most of it while it is frozen: CRIU's images, memory,
-rootfs, /dev/shm.
+"""Dumps a container, most of it in the frozen window: CRIU's images, memory, rootfs, /dev/shm.
 
-Blocking: runs in a thread of the daemon's. The order is what keeps the snapshot consistent.
+Blocking: runs in a thread of the daemon. The order keeps the snapshot consistent.
 """
 
 from __future__ import annotations
@@ -48,10 +47,11 @@ if TYPE_CHECKING:
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
 _SPARE_S = 1.0
+_LATE = "the copies of its files took longer than its frozen window had left"
 """The guard thaws when we should have been done: not before a hanging CRIU is killed."""
 _FROZEN_S = 10.0
 _COMPARED_BYTES_PER_S = 512 << 20
-"""A slow machine's: one processor beside CRIU, memory that many processes share."""
+"""The speed of a slow machine: one processor beside CRIU, memory that many processes share."""
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def _step(steps: dict[str, float], name: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Dumped:
-    """What was seen in the frozen window, and is not in `staging`.
+    """The findings of the frozen window that are not in `staging`.
 
     memory: the copies of the processes' memory. opened: all that they had open. has: the
     capabilities that the container's spec reaches, as a mask.
@@ -79,16 +79,16 @@ class Dumped:
 def dump(
     source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_limit_s: float
 ) -> Dumped:
-    """Fill `staging` with criu/, rootfs/ and shm/, and the files of data of memory/.
+    """Fill `staging` with criu/, rootfs/ and shm/, and the data files of memory/.
 
     The container runs again when this returns.
 
-    steps: seconds by step, filled while it runs. stop: ends it, at its deadline or when told.
-    frozen_limit_s: how long the container stands still at most. Raises CaptureFailed of the step's
-    kind; Stopped.
+    steps: seconds by step, filled while this runs. stop: ends the dump, at its deadline or on
+    request. frozen_limit_s: the longest frozen window. Raises CaptureFailed of the step's kind;
+    Stopped.
     """
     _check_filled(source)
-    own = checked(source)
+    own = checked(source, stop)
     mounted = _overlay(source)
     layers, base = _layers(mounted)
     for name in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM, SNAPSHOT_MEMORY):
@@ -113,13 +113,14 @@ def dump(
         with (
             passcred.answered(source.pid) as unanswered,
             frozen(source, steps, until=until + _SPARE_S) as freezer,
+            stop.sooner(until, _LATE),
         ):
             faults.point("capture.frozen", source.container)
             pids = freezer.pids()
             _check_alone(source, pids)
             with _of_memory(source):
                 shared = memory.compare(pids, until)
-            found, has = _looked_at(source, pids)
+            found, has = _looked_at(source, pids, stop)
             lost = opened.lost_names(found)
             foreign = own.foreign_objects(pids)
             with _step(steps, "criu"):
@@ -134,7 +135,8 @@ def dump(
                 copied = memory.complete(staging / SNAPSHOT_CRIU)
             faults.point("capture.memory.copied", source.container)
             with _step(steps, "rootfs"):
-                # It meets each file once anyway, and so finds the names of those that lost theirs.
+                # This walk meets each file once anyway, so it also finds other names of files that
+                # lost a name.
                 diff.finish(always_paths=writable_shared_files(pids), wanted=lost.values())
             faults.point("capture.rootfs.copied", source.container)
             with _step(steps, "shm"):
@@ -149,7 +151,7 @@ def dump(
 def _names(
     source: Source, staging: Path, lost: Mapping[str, int], diff: DiffCopy, stop: Stop
 ) -> Remapped:
-    """What is left of the names of files that lost one. While nothing changes."""
+    """Returns the remaining names of files that lost a name. Call this while nothing changes."""
     remaps = images.link_remaps(staging / SNAPSHOT_CRIU)
     in_shm = names_in(SHM, source.shm, remaps, lost, stop)
     return Remapped(
@@ -162,7 +164,7 @@ def _names(
 
 
 def _until_frozen(source: Source, memory_bytes: int, until: float, limit_s: float) -> float:
-    """Look once more, in the last moment, and return the deadline of the frozen window's steps.
+    """Look again at the last moment. Returns the deadline of the steps in the frozen window.
 
     Raises NotCapturable, OSError, ValueError.
     """
@@ -171,7 +173,7 @@ def _until_frozen(source: Source, memory_bytes: int, until: float, limit_s: floa
 
 
 def frozen_s(memory_bytes: int, limit_s: float) -> float:
-    """How long a container with so much memory may stand still: an estimate and 10 s, or less."""
+    """Returns the longest frozen window for so much memory: an estimate plus 10 s, or less."""
     return min(limit_s, memory_bytes / _COMPARED_BYTES_PER_S + _FROZEN_S)
 
 
@@ -187,7 +189,7 @@ def _of_memory(source: Source) -> Iterator[None]:
 
 
 def _check_alone(source: Source, pids: Sequence[int]) -> None:
-    """CRIU dumps a tree: a process whose parent is outside of the container is in its way."""
+    """Refuse processes from outside: CRIU dumps a tree, and a parent outside of it stops CRIU."""
     if found := strangers(pids, source.pid):
         raise ContainerBusy(
             "cannot capture now", container=source.container,
@@ -195,20 +197,22 @@ def _check_alone(source: Source, pids: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def _looked_at(source: Source, pids: Sequence[int]) -> tuple[list[Opened], int]:
-    """What the processes have open, and the capabilities that the spec reaches.
+def _looked_at(
+    source: Source, pids: Sequence[int], stop: Stop
+) -> tuple[list[Opened], int]:  # fmt: skip
+    """Returns all that the processes have open, and the capabilities that the spec reaches.
 
-    Raises NotCapturable for what has more power than the spec gives.
+    Raises NotCapturable for a process or descriptor with more power than the spec gives.
     """
     within.check(source, pids)
     has = reachable(source.spec, within.permitted(pids))
-    found = opened.look(pids)
+    found = opened.look(source, pids, stop)
     opened.check(source, found, has)
     return found, has
 
 
 def _check_filled(source: Source) -> None:
-    """What a page server has not filled yet CRIU would take for zeros."""
+    """Refuse while memory is being filled: CRIU would dump missing pages as zeros."""
     if (source.private / CONTAINER_FILLING).exists():
         raise ContainerBusy(
             "cannot capture now", container=source.container,
@@ -217,10 +221,10 @@ def _check_filled(source: Source) -> None:
 
 
 def _precopy(diff: DiffCopy, stop: Stop) -> None:
-    """Copy what can be copied while the container runs.
+    """Copy as much as possible while the container runs.
 
-    What was written in the last two seconds may be written again unseen, so that it would be
-    copied once more in the frozen window: when that is much, it is given time to settle.
+    Files written in the last two seconds may change again unseen, and the frozen window would copy
+    them once more: if they are large, wait until they settle, and copy them again.
     """
     if diff.precopy().unsettled_bytes > _MUCH_BYTES:
         stop.sleep(_SETTLE_S)
@@ -233,7 +237,7 @@ def _precopy_shm(source: Source, own: Belongings, shm: ShmCopy) -> None:
 
 
 def _layers(mounted: overlay.Overlay) -> tuple[list[str], list[str]]:
-    """What is copied, the topmost first, and the image's layers below it.
+    """Returns the layers to copy, the topmost first, and the image's layers below.
 
     A restored container has the diff of its own snapshot below its upperdir.
     """

@@ -1,4 +1,4 @@
-"""How much a capture will take, before it is begun. Blocking."""
+"""Estimates the size of a capture before its start. Blocking."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shim.capture import opened
 from shim.capture.source import own_freezer
 from shim.contract import limits
 from shim.contract.paths import SNAPSHOTS
@@ -23,53 +24,78 @@ if TYPE_CHECKING:
     from shim.kernel.stopping import Stop
 
 _BLOCK_BYTES = 512
+_IN_MEMORY = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """size_bytes: on disk, with what each entry costs. entries: inodes."""
+    """size_bytes: on disk, with the cost of each entry. entries: inodes."""
 
     size_bytes: int
     entries: int
 
     @property
     def content_bytes(self) -> int:
-        """Without what the entries cost."""
+        """The bytes without the cost of the entries."""
         return self.size_bytes - self.entries * limits.ENTRY_BYTES
 
     def plus(self, other: Amount) -> Amount:
-        """Both together."""
+        """Returns the sum."""
         return Amount(self.size_bytes + other.size_bytes, self.entries + other.entries)
 
     def less(self, other: Amount) -> Amount:
-        """The rest."""
+        """Returns the difference."""
         return Amount(self.size_bytes - other.size_bytes, self.entries - other.entries)
 
 
 def estimate(source: Source, stop: Stop) -> Amount:
-    """What a snapshot of the container as it is now would take.
+    """Returns the size of a snapshot of the container in its present state.
 
-    Memory that several processes share counts once. No more memory than is charged to the
-    container's cgroup: whatever processes do to the accounts of their pages, others' snapshots do
-    not go for more than that. Raises TooMuch when its
-    files cannot be captured at all; Stopped, OSError, ValueError.
+    Counts memory that several processes share once, and counts no more memory than the kernel
+    charges to the container's cgroup: whatever processes do to the accounts of their pages, the
+    snapshots of others do not leave for more than that. Raises TooMuch if the files cannot be
+    captured at all; Stopped, OSError, ValueError.
     """
     mounted = overlay.read_overlay(source.rootfs)
     diffs = [path for path in mounted.absolute_lowerdirs() if path.startswith(f"{SNAPSHOTS}/")]
     directories = [mounted.upperdir, *diffs, *filter(None, [source.shm])]
-    in_memory, swapped = memory(own_freezer(source).pids())
-    found = Amount(min(in_memory, memory_used(source.pid)) + swapped, 0)
+    pids = own_freezer(source).pids()
+    in_memory, swapped = memory(pids)
+    found = Amount(min(in_memory, memory_used(source.pid)) + swapped, 0).plus(deleted(pids, stop))
     for each in directories:
         found = found.plus(amount(each, stop))
     return found
 
 
-def memory(pids: Iterable[int]) -> tuple[int, int]:
-    """Bytes that the processes have in memory and in no file, and those that are swapped out.
+def deleted(pids: Iterable[int], stop: Stop) -> Amount:
+    """Returns the bytes of open files without a name: CRIU's images hold such files.
 
-    Each has its share of a page that several have mapped (Pss), so that all together have it once.
-    Source: Documentation/ABI/testing/procfs-smaps_rollup.
+    But for those that count as memory. Raises TooMuch, Stopped.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        for link in opened.links(pid):
+            stop.check()
+            try:
+                name = os.readlink(link)
+                if not name.endswith(opened.GONE) or name.startswith(_IN_MEMORY):
+                    continue
+                status = os.stat(link)
+            except OSError:
+                continue  # closed meanwhile
+            if stat.S_ISREG(status.st_mode) and not status.st_nlink:
+                found[status.st_dev, status.st_ino] = status.st_blocks * _BLOCK_BYTES
+                if len(found) > limits.MAX_OPENED:
+                    raise limits.TooMuch("deleted files that are open", limits.MAX_OPENED)
+    return Amount(sum(found.values()) + len(found) * limits.ENTRY_BYTES, len(found))
+
+
+def memory(pids: Iterable[int]) -> tuple[int, int]:
+    """Returns the bytes that the processes have in memory but in no file, and the swapped bytes.
+
+    Each process has its share of a page that several processes have mapped (Pss), so the sum has
+    the page once. Source: Documentation/ABI/testing/procfs-smaps_rollup.
     """
     in_memory, swapped = 0, 0
     for pid in pids:
@@ -80,10 +106,10 @@ def memory(pids: Iterable[int]) -> tuple[int, int]:
 
 
 def amount(directory: str, stop: Stop, *, limited: bool = True) -> Amount:
-    """What takes all that is in the directory, on disk or in memory of a tmpfs.
+    """Returns the size of all entries in the directory, on disk or in memory of a tmpfs.
 
-    What vanishes meanwhile is not counted. limited: raises TooMuch for more than a snapshot may
-    hold. Raises Stopped, OSError.
+    Does not count entries that vanish meanwhile. limited: raises TooMuch for more than a snapshot
+    may hold. Raises Stopped, OSError.
     """
     found = [0, 0]
     with open_dir(directory) as dirfd:
@@ -114,7 +140,7 @@ def _add(found: list[int], dirfd: int, stop: Stop, depth: int, *, limited: bool)
 
 
 def _rollup(pid: int) -> dict[str, int]:
-    """The rows of smaps_rollup in bytes; none when the process has ended."""
+    """Returns the rows of smaps_rollup in bytes; none if the process has ended."""
     found = {}
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:

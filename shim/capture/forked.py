@@ -1,9 +1,9 @@
-"""What processes have in common since they were forked: it is stored once, and shared again.
+"""Stores pages that processes share since a fork once, so that restored processes share them again.
 
-A page server fills each address space by itself, so that what parent and child shared would be
-there twice. Pages that are equal in both are therefore CRIU's to restore (see `shim.criu.family`):
-it reads them while nothing runs yet, which costs about a second for each GiB and process on two
-cores, and they cost memory once. Blocking, after the thaw.
+A page server fills each address space by itself, so pages shared by parent and child would exist
+twice. So CRIU restores pages that are equal in both (see `shim.criu.family`): CRIU reads them while
+nothing runs yet, which costs about a second for each GiB and process on two cores, and they cost
+memory once. Blocking, after the thaw.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
     from shim.kernel.othermemory import Range
 
 WORTH_BYTES: Final = 64 << 20
-"""What a family must save: below that each has its own memory, from the page server."""
+"""The least saving of a family: below that the page server fills each process' own memory."""
 _BLOCK_BYTES = 256 << 10
-"""Compared at once; halved where it is not equal."""
+"""The bytes to compare at once; halved where they differ."""
 
 
 @dataclass(slots=True)
 class Family:
-    """A process, and all that were forked from it. shared: what each has in common with `root`, by
-    pid; of the root itself, what any has. pairs: each parent and its child.
+    """A process, and all processes forked from it.
+
+    shared: by pid, the ranges that each process shares with `root`; for the root, the union of all.
+    pairs: each parent and its child.
     """
 
     root: int
@@ -43,12 +45,12 @@ class Family:
 
     @property
     def saved_bytes(self) -> int:
-        """What is stored, and needs memory, only once."""
+        """The bytes that are stored, and need memory, only once."""
         return sum(_size(its) for pid, its in self.shared.items() if pid != self.root)
 
 
 def families(criu: Path, spaces: Mapping[int, Space]) -> Iterator[Family]:
-    """Those that are worth it. Raises DamagedImage, OSError."""
+    """Yields the families that save enough. Raises DamagedImage, OSError."""
     children: dict[int, list[int]] = {}
     tree = family.parents(criu)
     for pid, parent in tree:
@@ -95,7 +97,7 @@ def _both(areas: Iterable[Range], has: Extents) -> Iterator[Range]:
 
 
 class _Compared:
-    """The copy of one address space, to compare others with."""
+    """Compares the copy of an address space with other copies."""
 
     def __init__(self, space: Space) -> None:
         self._content, self._data = Extents(space.content), space.data
@@ -109,7 +111,7 @@ class _Compared:
             self._mapped.close()
 
     def equal(self, other: Space, ranges: Iterable[Range]) -> list[tuple[int, int, int]]:
-        """What of `ranges` has the same content in both, and some: neighbours are joined."""
+        """Returns the parts of `ranges` with the same content in both copies; joins neighbours."""
         ours_mapped = self._mapped = self._mapped or _mapped(self._data)
         content, mapped = Extents(other.content), _mapped(other.data)
         found: list[tuple[int, int, int]] = []
@@ -135,7 +137,7 @@ def _mapped(path: Path) -> Mapped:
 def _pairs(
     one: Extents, other: Extents, where: Range
 ) -> Iterator[tuple[int, int, int, int]]:  # fmt: skip
-    """Addresses that both have content for, and where it is in each: in blocks."""
+    """Yields addresses for which both have content, and the place in each: in blocks."""
     for start, end, ours in one.within(*where):
         for first, behind, theirs in other.within(start, end):
             for at in range(first, behind, _BLOCK_BYTES):
@@ -144,7 +146,7 @@ def _pairs(
 
 
 def _equal(one: int, other: int, size: int, at: int = 0) -> Iterator[Range]:
-    """The parts that are equal, of whole pages, from `at` on."""
+    """Yields the equal parts, in whole pages, from `at` on."""
     if othermemory.is_equal(one + at, other + at, size):
         yield at, at + size
     elif size > PAGE:
@@ -154,9 +156,9 @@ def _equal(one: int, other: int, size: int, at: int = 0) -> Iterator[Range]:
 
 
 def store(criu: Path, found: Family, space: Space) -> None:
-    """Write the content that a family shares, from the copy of its root, and its lists of pages.
+    """Write the content that a family shares, from the copy of its root, and the lists of pages.
 
-    Raises ValueError when a part of it is missing; OSError.
+    Raises ValueError if a part of the content is missing; OSError.
     """
     content = Extents(space.content)
     shared = list(found.shared[space.number])

@@ -1,4 +1,4 @@
-"""Deleted files that CRIU would make again where other containers can write.
+"""Refuses deleted files that CRIU would make again where other containers can write.
 
 CRIU makes a file that is open and has no name again under a name beside its last one, opens that,
 and removes it. It does so as root, by paths, in a mount namespace whose root is the node's. In a
@@ -6,8 +6,10 @@ volume or in /dev/shm another container of the pod can put a link in the place o
 the way: the file would be made in a directory of the node's, with a content, an owner and a mode of
 the pod's choice. And CRIU sets the mode by name, which follows links, where it is not the one that
 the file was made with. So there such a file must be a regular one, directly in the mount, with a
-mode that needs no second call. Sources: CRIU, criu/files-reg.c, create_ghost; criu/util.c,
-cr_fchpermat.
+mode that needs no second call. And as another one can be put in its place, which has another mode,
+and then a link, no other container may be there at the restore (see `shim.restore.opened`): the
+mount must be the pod's own, its /dev/shm or an emptyDir. Sources: CRIU, criu/files-reg.c,
+create_ghost; criu/util.c, cr_fchpermat.
 """
 
 from __future__ import annotations
@@ -26,17 +28,21 @@ if TYPE_CHECKING:
     from shim.capture.source import Source
     from shim.criu.images import Ghost
 
+_SHM, _OF_THE_POD = "/dev/shm", "/volumes/kubernetes.io~empty-dir/"
 _NEEDS_CHMOD = 0o7022
-"""What the umask of the restore (see `shim.criu.restore`) or a change of owner takes away."""
+"""Mode bits that the umask of the restore (see `shim.criu.restore`) or a new owner clears."""
 
 
 def check(source: Source, criu: Path) -> None:
-    """Raises NotCapturable when the dump in `criu` has such a file; DamagedImage, OSError."""
+    """Raises NotCapturable if the dump in `criu` has such a file; DamagedImage, OSError."""
     mounts = [each for each in entries(source.spec, "mounts") if is_bind(each)]
-    places = sorted((os.path.normpath(str(each.get("destination"))) for each in mounts), key=len)
+    places = sorted(
+        ((os.path.normpath(str(each.get("destination"))), str(each.get("source")))
+         for each in mounts), key=lambda place: len(place[0]),
+    )  # fmt: skip
     for ghost in images.ghosts(criu):
-        within = [place for place in places if ghost.path.startswith(f"{place}/")]
-        if within and (why := _danger(ghost, within[-1])):
+        within = [place for place in places if ghost.path.startswith(f"{place[0]}/")]
+        if within and (why := _danger(ghost, *within[-1])):
             raise NotCapturable(
                 "cannot capture a deleted file", container=source.container,
                 why=f"{ghost.path} is open without a name, in a mount that other containers may "
@@ -46,7 +52,9 @@ def check(source: Source, criu: Path) -> None:
             )  # fmt: skip
 
 
-def _danger(ghost: Ghost, place: str) -> str:
+def _danger(ghost: Ghost, place: str, source: str) -> str:
+    if place != _SHM and _OF_THE_POD not in source:
+        return f"{place} can be another pod's, too"
     if "/" in ghost.path[len(place) + 1 :]:
         return f"in a directory below {place}"
     if not stat.S_ISREG(ghost.mode):

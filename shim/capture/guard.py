@@ -1,4 +1,4 @@
-"""The daemon's side of the guard that thaws what we cannot thaw any more (hook/thaw.py)."""
+"""Starts the guard that thaws the container if the daemon no longer can (hook/thaw.py)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ENDS_WITHIN_S = 5.0
 
 @contextlib.contextmanager
 def guarded(container: str, freezer: str, until: float) -> Iterator[Callable[[], bool]]:
-    """Have a guard in the `with`. Gives a function that dismisses it and says whether it thawed.
+    """Have a guard in the `with`. Yields a function that dismisses the guard and says if it thawed.
 
-    freezer: path of the cgroup. until: when it thaws in any case, on `time.monotonic`. Raises
-    OSError when there can be no guard, and then nothing must be frozen.
+    freezer: path of the cgroup. until: when the guard thaws in any case, on `time.monotonic`.
+    Raises OSError if there can be no guard, and then nothing must be frozen.
     """
     within_s = max(0.0, until - time.monotonic())
     with subprocess.Popen(
@@ -39,7 +39,11 @@ def guarded(container: str, freezer: str, until: float) -> Iterator[Callable[[],
             with contextlib.suppress(BrokenPipeError):
                 told.write(_DONE)
                 told.close()
-            return process.wait(_ENDS_WITHIN_S) != 0
+            try:
+                return process.wait(_ENDS_WITHIN_S) != 0
+            except subprocess.TimeoutExpired:
+                process.kill()  # it may thaw the next window, or may have thawed this one
+                return True
 
         try:
             if says.readline() != _READY:

@@ -1,6 +1,6 @@
-"""What CRIU knows of the kernel, learned before a container waits for it.
+"""Has CRIU learn the kernel's features before a container waits for CRIU.
 
-The first CRIU after a boot probes the kernel for 35 to 95 ms and keeps what it found in
+The first CRIU after a boot probes the kernel for 35 to 95 ms and keeps the result in
 /run/criu.kdat: in a frozen window, or in a pod's start, that would be time lost.
 """
 
@@ -18,7 +18,7 @@ _CHECK_S = 30.0
 
 
 async def learn(criu: str) -> None:
-    """Have CRIU probe the kernel, if it has not since the boot. A failure is only slower."""
+    """Have CRIU probe the kernel, unless done since the boot. A failure only costs time."""
     if _KEPT.exists():  # noqa: ASYNC240 - /run is in memory
         return
     try:

@@ -1,11 +1,12 @@
-"""Wait for a line of a container's log that a regular expression matches. A program of its own.
+"""Waits for a line of a container's log that a regular expression matches. A separate program.
 
     python3 -ISE logwatch.py PARENT SECONDS EXPRESSION PATH
 
-Both are a pod author's, and Python's `re` holds the interpreter's lock while it matches: on the
-author's own line a harmless expression such as `a*a*a*b` takes hours. In the daemon it would stop
-the node's captures and decisions; here it has a minute of the processor's time, at low priority.
-Ends with 0 when there is such a line. Standard library only, and nothing of ours.
+A pod's author controls the line and the expression, and Python's `re` holds the interpreter's lock
+while it matches: on the author's own line a harmless expression such as `a*a*a*b` takes hours. In
+the daemon a match would stop the node's captures and decisions; here a match has a minute of the
+processor's time, at low priority. Ends with 0 if there is such a line. Imports only the standard
+library, and nothing of ours.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CPU_S = 60
-"""What the kernel allows before it ends the program."""
+"""The kernel's limit for the program."""
 _MEMORY_BYTES = 1 << 29
 _NICE = 10
 _OOM_SCORE = b"500"
 _EVERY_S = 0.1
 _LINE_BYTES = 4096
-"""The most of one line that is looked at."""
+"""The bytes of a line to look at."""
 _PR_SET_PDEATHSIG = 1
 
 
 class Log:
-    """A container's log file, read on from where we were. kubelet may rotate it."""
+    """Reads a container's log file on from the last place. kubelet may rotate the file."""
 
     def __init__(self, path: str) -> None:
         self._path, self._seen, self._inode = path, 0, 0
 
     def new_lines(self) -> Iterator[str]:
-        """The text of each whole line that came since. Raises OSError."""
+        """Yields the text of each whole line since the last call. Raises OSError."""
         with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
             if (inode := os.fstat(file.fileno()).st_ino) != self._inode:
                 self._seen, self._inode = 0, inode
@@ -54,12 +55,12 @@ class Log:
 
 
 def _message(line: bytes) -> str:
-    """The text of a line of a CRI log: `TIME STREAM TAG TEXT`."""
+    """Returns the text of a line of a CRI log: `TIME STREAM TAG TEXT`."""
     return line.decode(errors="replace").rstrip("\n").split(" ", 3)[-1]
 
 
 def _be_harmless(parent: int) -> None:
-    """Go with the daemon, also when that is killed, and before anybody else does."""
+    """End with the daemon, also if the daemon is killed, and first when memory is short."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(1)
@@ -77,10 +78,10 @@ def main() -> int:
     """Returns an exit status."""
     parent, seconds, expression, path = sys.argv[1:]
     _be_harmless(int(parent))
-    signal.setitimer(signal.ITIMER_REAL, float(seconds))  # also where the daemon hangs
+    signal.setitimer(signal.ITIMER_REAL, float(seconds))  # also if the daemon hangs
     pattern, log = re.compile(expression), Log(path)
     while not any(pattern.search(text) for text in log.new_lines()):
-        time.sleep(_EVERY_S)  # a log is written to all the time: to be told of it costs more
+        time.sleep(_EVERY_S)  # a log grows all the time: notifications would cost more
     return 0
 
 

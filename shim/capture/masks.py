@@ -1,13 +1,14 @@
-"""What runc puts over what a container must not see, as CRIU restores it. Blocking.
+"""Changes the mounts by which runc masks paths of a container, for CRIU's restore. Blocking.
 
-Over a file it is the container's null device, bound from the tmpfs at its /dev. runc tells CRIU to
-bind the node's own /dev/null there after a restore, whose mode and owner the container could then
-change. So these mounts become ones that CRIU restores by itself, from the container's /dev.
+Over a file runc mounts the container's null device, from the tmpfs at the container's /dev. After a
+restore runc tells CRIU to bind the node's own /dev/null there, and the container could change its
+mode and owner. So this module makes these mounts such that CRIU restores them by itself, from the
+container's /dev.
 
-Over a directory it is an empty tmpfs. CRIU unpacks an archive into each tmpfs that it has mounted,
-also into an empty one: `tar` and `gzip`, 3 ms of every restore. Into a file system of its kind
-`auto` it unpacks nothing, and mounts it by its name. Sources: CRIU, criu/filesystems.c and mount.c;
-runc, libcontainer/criu_linux.go, addMaskPaths.
+Over a directory runc mounts an empty tmpfs. CRIU unpacks an archive into each tmpfs that it has
+mounted, also into an empty one: `tar` and `gzip`, 3 ms of every restore. Into a file system of its
+kind `auto` CRIU unpacks nothing, and mounts it by its name. Sources: CRIU, criu/filesystems.c and
+mount.c; runc, libcontainer/criu_linux.go, addMaskPaths.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ _TMPFS, _AUTO = 5, 16
 _READ_ONLY: Final = 1
 _NULL: Final = b"null"
 _MUCH_BYTES = 4096
-"""An archive of one empty directory is smaller."""
+"""An archive of a single empty directory is smaller."""
 
 
 def mount_bare(criu: Path) -> None:
-    """Have CRIU mount those of the dump in `criu` without unpacking. Raises DamagedImage, OSError.
+    """Have CRIU mount the masks of the dump in `criu` without unpacking.
 
-    Only what is read-only, empty, and as a new one is.
+    Only masks that are read-only, empty, and like new. Raises DamagedImage, OSError.
     """
     for path in criu.glob("mountpoints-*.img"):
         mounts = [parsed(criu_pb2.Mount, raw, path) for raw in entries(path)]
@@ -55,7 +56,7 @@ def mount_bare(criu: Path) -> None:
 def own_null(criu: Path) -> None:
     """Have CRIU bind the container's own null device over masked files.
 
-    Raises ValueError when one of them is not from there; DamagedImage, OSError.
+    Raises ValueError for a mask from another place; DamagedImage, OSError.
     """
     for path in criu.glob("mountpoints-*.img"):
         mounts = [parsed(criu_pb2.Mount, raw, path) for raw in entries(path)]
@@ -73,13 +74,13 @@ def own_null(criu: Path) -> None:
 
 
 def _is_own_dev(mount: criu_pb2.Mount) -> bool:
-    """Whether it is the tmpfs at /dev, which CRIU restores with what is in it."""
+    """Returns whether this is the tmpfs at /dev, which CRIU restores with its content."""
     is_dev = _place(mount) == "/dev" and mount.fstype == _TMPFS
     return is_dev and mount.root == b"/" and not mount.ext_key
 
 
 def _is_masked_file(mount: criu_pb2.Mount) -> bool:
-    """Whether runc would have the node's null device bound here."""
+    """Returns whether runc would bind the node's null device here."""
     is_hidden = _place(mount).startswith(("/proc/", "/sys/"))
     return is_hidden and bool(mount.ext_key) and posixpath.basename(mount.root) == _NULL
 
@@ -97,7 +98,7 @@ def _is_mask(mount: criu_pb2.Mount) -> bool:
 
 
 def _is_as_new(archive: Path) -> bool:
-    """Whether there is nothing in it but the root, with the rights that a new one has."""
+    """Returns whether the archive has only a root directory with the rights of a new tmpfs."""
     try:
         if archive.stat().st_size > _MUCH_BYTES:
             return False

@@ -1,12 +1,12 @@
-"""The memory of a container, copied while it runs and completed while it is frozen.
+"""Copies the memory of a container while it runs, and completes the copy while it is frozen.
 
-CRIU lists the pages of every process and of every object of shared memory, and their content we
-take ourselves, on several threads: most of it before the freeze. While CRIU does its work in the
-frozen window, what was written since is written again: the kernel knows it, or everything is
-compared with what is there now. What CRIU then lists and we do not have is copied last: new pages,
-and what CRIU may change while it dumps (code, where it puts system calls that the process shall
-make). So the copy is exact, however much the process has written meanwhile, and whatever was
-mapped, unmapped or moved.
+CRIU lists the pages of every process and of every object of shared memory. We copy their content
+ourselves, on several threads: most of it before the freeze (pre-copy). In the frozen window, beside
+CRIU, we bring up to date the ranges that were written since: the kernel names them, or we compare
+everything with the present memory. At last we copy the pages that CRIU lists and we do not have:
+new pages, and pages that CRIU may change during its dump (code, into which CRIU puts system calls
+for the process). So the copy is exact, however much the process has written meanwhile, and whatever
+was mapped, unmapped or moved.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ if TYPE_CHECKING:
 
 _THREADS: Final = min(8, os.cpu_count() or 1)
 _BESIDE_CRIU: Final = max(1, _THREADS - 1)
-"""It is CRIU that a frozen container waits for: one processor is its own."""
+"""A frozen container waits for CRIU: a processor is reserved for CRIU."""
 Job = TypeVar("Job")
 _ROUNDS = 3
 _LITTLE_BYTES = 64 << 20
-"""When a round has copied no more than this, what is left is for the frozen window."""
+"""After a round that copied no more than this, the frozen window copies the rest."""
 
 
 _MAX_LISTED_BYTES = 16 << 20
-"""Of CRIU's lists of pages. Every second page of 8 GiB takes more, and a process can have that on
-purpose: nobody shall stand still, and the daemon grow, for as long as that takes."""
+"""The limit for CRIU's lists of pages. Every second page of 8 GiB takes more, and a process can
+have such pages on purpose: no process shall stand still, and no daemon grow, for so long."""
 _MAX_PIECES = 1 << 20
-"""As many there are at most in such lists, nearly."""
+"""About the largest number of entries in such lists."""
 
 
 class MemoryCopy:
-    """One copy, of a container whose first process is `init_pid`, into files in `directory`.
+    """A copy, of a container whose first process is `init_pid`, into files in `directory`.
 
-    until: the deadline on `time.monotonic`. stop: ends it earlier. Leaving it ends its threads. All
-    methods raise OSError; ValueError for what cannot be copied; TimeoutError, Stopped.
+    until: the deadline on `time.monotonic`. stop: ends the copy earlier. Leaving the context ends
+    the threads. All methods raise OSError; ValueError for memory that cannot be copied;
+    TimeoutError, Stopped.
     """
 
     def __init__(
@@ -87,9 +88,9 @@ class MemoryCopy:
         return [*self._spaces.values(), *self._objects.values()]
 
     def precopy(self, pids: Sequence[int]) -> None:
-        """Copy what there is while the processes run."""
+        """Copy the present memory while the processes run."""
         for pid in pids:
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 self._space(pid).memory.watch()
         for number, path in sharedobjects.found(pids).items():
             with contextlib.suppress(OSError):
@@ -104,14 +105,14 @@ class MemoryCopy:
 
     @property
     def size(self) -> int:
-        """Bytes that are copied now."""
+        """The number of bytes copied so far."""
         return sum(copy.size for copy in self._all())
 
     def compare(self, pids: Sequence[int], until: float | None = None) -> frozenset[int]:
-        """Begin to bring up to date what was copied. The processes are frozen from now on.
+        """Begin to bring the copy up to date. The processes are frozen from now on.
 
-        until: another deadline from now on. Returns the numbers of the objects of shared memory of
-        which there is a copy.
+        until: another deadline from now on. Returns the numbers of the objects of shared memory
+        that have a copy.
         """
         self._until = self._until if until is None else until
         here = {pid: lineage.numbers(pid)[self._level] for pid in pids}
@@ -124,14 +125,14 @@ class MemoryCopy:
         for number in self._objects.keys() - objects.keys():
             self._objects.pop(number).discard()
         for number, path in objects.items():
-            # Opened again: it is not asked whether it is the same one, its content is compared.
+            # Opened again: instead of asking whether the object is the same, compare its content.
             self._object(number, path).reopen(OfObject(path, number))
         due = [(copy, batch) for copy in self._all() for batch in _still_there(copy)]
         self._start(due, lambda job: job[0].renew(job[1]), _BESIDE_CRIU)
         return frozenset(objects)
 
     def complete(self, criu: Path) -> CopiedMemory:
-        """Copy what CRIU lists in `criu` and is not there yet. The processes are still frozen."""
+        """Copy the missing pages that CRIU lists in `criu`. The processes are still frozen."""
         self._more(_THREADS - _BESIDE_CRIU)
         self._wait()
         images = self._images(criu)
@@ -139,7 +140,7 @@ class MemoryCopy:
             raise ValueError("its memory is in too many pieces")
         listed = {copy: pagemap.read(criu / name) for name, copy in images.items()}
         for number, copy in list(self._objects.items()):
-            if copy not in listed:  # CRIU has its content, or does not want it
+            if copy not in listed:  # CRIU has the content, or does not want it
                 self._objects.pop(number).discard()
         self._each(_missing(listed), lambda job: job[0].copy(job[1], forced=True))
         found = [
@@ -149,7 +150,7 @@ class MemoryCopy:
         return CopiedMemory(found[: len(self._spaces)], found[len(self._spaces) :])
 
     def _images(self, criu: Path) -> dict[str, SpaceCopy]:
-        """By name those that list pages of which CRIU has no content: first of processes."""
+        """Returns by name the images that list pages whose content CRIU lacks: processes first."""
         images = {path.name for path in criu.glob("pagemap-[0-9]*.img")}
         of = {f"pagemap-{space.number}.img": space for space in self._spaces.values()}
         if images != of.keys():
@@ -193,7 +194,7 @@ class MemoryCopy:
         self._more(threads)
 
     def _more(self, threads: int) -> None:
-        """So many more threads serve what was started last."""
+        """Have more threads serve the jobs that were started last."""
         if self._serving:
             self._going += [self._threads.submit(self._serving) for _ in range(threads)]
 
@@ -217,7 +218,7 @@ class MemoryCopy:
 
 
 def _still_there(copy: SpaceCopy) -> list[Batch]:
-    """What of the copy may be read again: it lies in areas that are still of the same kind."""
+    """Returns the batches to read again: they lie in areas that are still of the same kind."""
     areas = copy.memory.areas()
     if areas is None:
         return copy.take(lambda _: True)
@@ -240,7 +241,7 @@ def _missing(
 
 
 def merge(ranges: Iterable[Range]) -> list[Range]:
-    """The same addresses in the order of addresses, in as few ranges as can be."""
+    """Returns the same addresses in order, in as few ranges as possible."""
     found: list[Range] = []
     for start, end in sorted(ranges):
         if found and start <= found[-1][1]:
@@ -251,7 +252,7 @@ def merge(ranges: Iterable[Range]) -> list[Range]:
 
 
 def without(ranges: Iterable[Range], known: Sequence[Range]) -> Iterator[Range]:
-    """What of `ranges` is not in `known`. Both in the order of addresses and disjoint."""
+    """Yields the parts of `ranges` that are not in `known`. Both are sorted and disjoint."""
     at = 0
     for first, end in ranges:
         start = first
@@ -268,7 +269,7 @@ def without(ranges: Iterable[Range], known: Sequence[Range]) -> Iterator[Range]:
 
 
 def _jobs(ranges: Iterable[Range]) -> Iterator[list[Range]]:
-    """Ranges in portions that one call can read."""
+    """Yields ranges in portions for a single call."""
     job: list[Range] = []
     size = 0
     for first, end in ranges:

@@ -1,4 +1,4 @@
-"""What the gate must know of this node: CPU, kernel, CRIU, GPUs, and whom it trusts."""
+"""Learns the node's facts for the gate: CPU, kernel, CRIU, GPUs, and trusted keys."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _GPUS_S = 20.0
 
 
 class NodeFacts:
-    """The node as it was at the start; without its GPUs once their driver is another one."""
+    """The node as of the start; without its GPUs after a change of their driver."""
 
     def __init__(self, node: Node, driver: str) -> None:
         self._node, self._driver = node, driver
 
     @property
     def node(self) -> Node:
-        """What a decision may rely on now."""
+        """The facts that a decision may rely on now."""
         if _driver() != self._driver:
             log.warning("the GPU driver was changed: start quickthawd again; GPU pods start cold")
             self._driver = _driver()
@@ -41,7 +41,7 @@ class NodeFacts:
 
 
 async def learn(criu: str, trust: Trust) -> NodeFacts:
-    """Ask CPU, kernel, CRIU and GPU driver. What does not answer is not known: pods start cold."""
+    """Ask CPU, kernel, CRIU and GPU driver. Facts without answer are unknown: pods start cold."""
 
     def verdict(found: Manifest) -> tuple[str, bool]:
         told = trust.verdict(found)
@@ -61,7 +61,7 @@ async def learn(criu: str, trust: Trust) -> NodeFacts:
 
 
 async def criu_version(criu: str) -> str:
-    """As CRIU tells it (`Version: 4.2.1`), or the empty string."""
+    """Returns the version that CRIU prints (`Version: 4.2.1`), or the empty string."""
     try:
         ended = await tool.run_async([criu, "--version"], within_s=_TOOL_S)
     except (OSError, TimeoutError) as error:

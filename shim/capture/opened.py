@@ -1,9 +1,9 @@
-"""Everything that the captured processes have open: one walk through /proc while they are frozen.
+"""Looks at all that the captured processes have open: a walk through /proc while they are frozen.
 
-It knows of each file what CRIU's images do not have, owner, device and inode, and it tells by name
-what no snapshot can hold before CRIU is started. Descriptors that lie in the queue of a socket are
-in no directory of /proc; CRIU's images list them, and `check_images` looks at those. Sources:
-proc_pid_fd(5), proc_pid_map_files(5), namespaces(7).
+The walk finds for each file the facts that CRIU's images lack, owner, device and inode. The checks
+name, before CRIU starts, every descriptor that no snapshot can hold. Descriptors in the queue of a
+socket are in no directory of /proc; CRIU's images list them, and `check_images` looks at them.
+Sources: proc_pid_fd(5), proc_pid_map_files(5), namespaces(7).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shim.contract.errors import NotCapturable
-from shim.criu import openfiles
+from shim.contract.limits import MAX_OPENED
+from shim.criu import images, openfiles
 from shim.gate import descriptors
 from shim.gate.kinds import Bounds
 from shim.gate.network import open_to_all
@@ -26,19 +27,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.source import Source
+    from shim.kernel.stopping import Stop
 
 _ANONYMOUS = "anon_inode:"
 _NAMESPACE = re.compile(r"(\w+):\[\d+\]")
 _NO_NAMESPACES = ("pipe", "socket")
 _ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
-_GONE = " (deleted)"
+GONE = " (deleted)"
+"""How the kernel ends the name of a file that was removed."""
 _DO = "Close it before the container is ready, or give the pod what it takes."
 _CORE = "/proc/sys/net/core"
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """One descriptor, mapping, working directory or root. name: as /proc tells it.
+    """A descriptor, mapping, working directory or root. name: from /proc.
 
     number: of the process in the container.
     """
@@ -50,27 +53,37 @@ class Opened:
     status: os.stat_result
 
 
-def look(pids: Iterable[int]) -> list[Opened]:
-    """All that they have. Call it while they are frozen; one that has died meanwhile has none."""
-    return [found for pid in pids for found in _of_process(pid)]
+def look(source: Source, pids: Iterable[int], stop: Stop) -> list[Opened]:
+    """All that they have. Call it while they are frozen; one that has died meanwhile has none.
+
+    Raises NotCapturable for more than a snapshot may have, Stopped.
+    """
+    found: list[Opened] = []
+    for pid in pids:
+        for each in _of_process(pid):
+            stop.check()
+            found.append(each)
+            if len(found) > MAX_OPENED:
+                raise _refused(source, f"it has more than {MAX_OPENED} descriptors and areas")
+    return found
 
 
 def lost_names(opened: Iterable[Opened]) -> dict[str, int]:
-    """Inode numbers by the name that is gone, relative to the container's root.
+    """Returns inode numbers by the name that is gone, relative to the container's root.
 
-    Of the files of which other names are left: see `shim.capture.deleted`.
+    Only for files of which other names are left: see `shim.capture.deleted`.
     """
     return {
-        each.name.removesuffix(_GONE).lstrip("/"): each.status.st_ino
+        each.name.removesuffix(GONE).lstrip("/"): each.status.st_ino
         for each in opened
-        if each.name.endswith(_GONE) and each.status.st_nlink
+        if each.name.endswith(GONE) and each.status.st_nlink
     }
 
 
 def check(source: Source, opened: Iterable[Opened], has: int) -> None:
     """Raises NotCapturable with the first descriptor that the container's spec cannot have made.
 
-    has: the capabilities that it reaches.
+    has: the capabilities that the spec reaches.
     """
     own = set(_namespaces(source.pid))
     for each in opened:
@@ -82,14 +95,19 @@ def check_images(
     source: Source, directory: Path, opened: Iterable[Opened], has: int,
     network: Mapping[str, Any],
 ) -> dict[str, object]:  # fmt: skip
-    """The same of all that the restore would make. Returns the fact `descriptors`.
+    """Check all descriptors that the restore would make. Returns the fact `descriptors`.
 
     directory: CRIU's images. network: of the manifest. Raises NotCapturable; DamagedImage, OSError.
     """
     devices = {each.name for each in opened if _is_device(each.status.st_mode)}
+    for ghost in images.ghosts(directory):
+        # Of two that had one name, nobody would know which one was looked at.
+        if _is_device(ghost.mode):
+            raise _refused(source, f"a device is open whose name was removed: {ghost.path}")
     for file in openfiles.named_files(directory):
         if _is_device(file.mode) and file.path not in devices:
-            raise _refused(source, f"a device that only the queue of a socket holds: {file.path}")
+            why = "a device that only the queue of a socket holds, or whose name was removed"
+            raise _refused(source, f"{why}: {file.path}")
     sysctls = network.get("sysctls") or {}
     tcp = descriptors.Tcp(_third(sysctls, "tcp_wmem"), _third(sysctls, "tcp_rmem"))
     why = descriptors.excess(
@@ -102,7 +120,7 @@ def check_images(
 
 
 def bounds(sysctls: Mapping[str, str]) -> Bounds:
-    """What everybody may have on this node. sysctls: of the pod's network. Raises OSError."""
+    """Returns this node's limits for everybody. sysctls: of the pod's network. Raises OSError."""
     first_port, pings = open_to_all(sysctls)
     return Bounds(
         sndbuf=max(2 * _core("wmem_max"), _core("wmem_default")),
@@ -133,7 +151,7 @@ def _excess(spec: Mapping[str, Any], opened: Opened, has: int, own: set[str]) ->
 
 
 def _access(opened: Opened) -> str:
-    """How a device is open. What is mapped was open for reading at least."""
+    """Returns the access mode of a device. A mapped device was open for reading at least."""
     try:
         with open(opened.link.replace("/fd/", "/fdinfo/")) as file:
             flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
@@ -151,10 +169,12 @@ def _namespaces(pid: int) -> Iterator[str]:
         yield os.readlink(f"/proc/{pid}/ns/{name}")
 
 
-def _links(pid: int) -> Iterator[str]:
+def links(pid: int) -> Iterator[str]:
+    """All that leads to what a process has open or mapped, or is in."""
     for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
         try:
-            yield from (f"{directory}/{name}" for name in os.listdir(directory))
+            with os.scandir(directory) as listing:
+                yield from (f"{directory}/{each.name}" for each in listing)
         except OSError:
             continue
     yield from (f"/proc/{pid}/{name}" for name in ("cwd", "root"))
@@ -165,7 +185,7 @@ def _of_process(pid: int) -> Iterator[Opened]:
         number = numbers(pid)[-1]
     except OSError:
         return
-    for link in _links(pid):
+    for link in links(pid):
         try:
             yield Opened(pid, number, link, os.readlink(link), os.stat(link))
         except OSError:

@@ -1,5 +1,6 @@
-"""What a copy of memory is read from: the address space of a process, or an object of shared
-memory, whose addresses are the offsets in it. For `spacecopy`.
+"""The source of a copy of memory: an address space of a process, or an object of shared memory.
+
+In an object of shared memory, addresses are offsets. For `spacecopy`.
 """
 
 from __future__ import annotations
@@ -25,37 +26,37 @@ class Readable(ABC):
 
     @abstractmethod
     def pages(self) -> Iterator[Range]:
-        """What there is, and can be copied while it changes."""
+        """Yields the ranges that exist, and can be copied while they change."""
 
     def areas(self) -> Sequence[Range] | None:
-        """Where what was copied may be brought up to date; None: everywhere."""
+        """Returns the ranges in which a copy may be brought up to date; None: everywhere."""
         return None
 
     @abstractmethod
     def read(self, wanted: array[int], size: int, buffer: Buffer) -> int:
-        """Read ranges, one behind the other; how many bytes were there.
+        """Read ranges, one behind the other. Returns how many bytes were there.
 
-        wanted: of `othermemory.vectors`. It ends at the first range that cannot be read.
+        wanted: of `othermemory.vectors`. Ends at the first range that cannot be read.
         """
 
     @abstractmethod
     def read_forced(self, start: int, view: memoryview) -> int:
-        """Read what was not there for `read`; how much was there."""
+        """Read memory that `read` could not read. Returns how many bytes were there."""
 
     def watch(self) -> None:  # noqa: B027  nobody can tell who writes to an object
-        """Note what is written from now on, where the kernel does."""
+        """Note all writes from now on, if the kernel does."""
 
     def is_as_it_was(self, ranges: Iterable[Range]) -> bool:
-        """Whether it is known that nothing was written there."""
+        """Returns whether the kernel knows that nothing was written there."""
         del ranges
         return False
 
     def close(self) -> None:  # noqa: B027
-        """Read no more."""
+        """Stop reading."""
 
 
 class OfProcess(Readable):
-    """A process's own memory."""
+    """The own memory of a process."""
 
     def __init__(self, pid: int, number: int) -> None:
         self._pid, self.name = pid, f"process {number}"
@@ -63,35 +64,35 @@ class OfProcess(Readable):
         self._watch: Watch | None = None
 
     def pages(self) -> Iterator[Range]:
-        """As Readable's."""
+        """Yields as Readable does."""
         return othermemory.pages(self._pid, self.areas())
 
     def areas(self) -> Sequence[Range]:
-        """As Readable's."""
+        """Returns as Readable does."""
         return othermemory.own_areas(self._pid)
 
     def read(self, wanted: array[int], size: int, buffer: Buffer) -> int:
-        """As Readable's."""
+        """Read as Readable does."""
         try:
             return self._reader.read(wanted, size, buffer)
         except ProcessLookupError:
             return 0
 
     def read_forced(self, start: int, view: memoryview) -> int:
-        """As Readable's: also what the process itself cannot read."""
+        """Read as Readable does: also memory that the process itself cannot read."""
         return othermemory.read_forced(self._pid, start, view)
 
     def watch(self) -> None:
-        """As Readable's."""
+        """Note writes as Readable does."""
         if othermemory.can_watch():
             self._watch = Watch(self._pid)
 
     def is_as_it_was(self, ranges: Iterable[Range]) -> bool:
-        """As Readable's."""
+        """Returns as Readable does."""
         return self._watch is not None and self._watch.is_as_it_was(ranges)
 
     def close(self) -> None:
-        """As Readable's."""
+        """Stop as Readable does."""
         self._reader.close()
         if self._watch:
             self._watch.close()
@@ -104,11 +105,11 @@ class OfObject(Readable):
         self._object, self.name = OpenObject(path), f"shared memory {number}"
 
     def pages(self) -> Iterator[Range]:
-        """As Readable's."""
+        """Returns as Readable does."""
         return self._object.pages()
 
     def read(self, wanted: array[int], size: int, buffer: Buffer) -> int:
-        """As Readable's."""
+        """Read as Readable does."""
         words, done = iter(wanted), 0
         for start, length in zip(words, words, strict=True):
             got = self._object.read(start, buffer.view[done : done + length])
@@ -118,9 +119,9 @@ class OfObject(Readable):
         return done
 
     def read_forced(self, start: int, view: memoryview) -> int:
-        """As Readable's."""
+        """Read as Readable does."""
         return self._object.read(start, view)
 
     def close(self) -> None:
-        """As Readable's."""
+        """Stop as Readable does."""
         self._object.close()

@@ -1,6 +1,7 @@
-"""When a container is worth capturing: the six forms of `capture-when`.
+"""Waits until a container is worth capturing: the six forms of `capture-when`.
 
-Each waits until its condition is met. The caller cancels it when the container ends, and bounds it.
+Each waits until its condition is met. The caller cancels the wait when the container ends, and
+bounds the time.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from shim.nri.annotations import Readiness
 
 _EVERY_S = 0.1
-"""Between two looks where nothing tells us of a change: a file's directory may not exist yet."""
+"""The pause between two looks for which there is no event: a directory may not exist yet."""
 _EXEC_EVERY_S = 1.0
 _EXEC_S = 10.0
 _TOOL_S = 10.0
-"""Longer than the condition: that it was not met is said by whoever waits for it."""
+"""Added to the limit of the condition: the caller reports the condition's own timeout."""
 _KILLED, _OUT_OF_TIME = 128 + signal.SIGKILL, 128 + signal.SIGXCPU
 
 
@@ -67,13 +68,13 @@ async def _wait(source: Source, condition: Readiness, within_s: float) -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    # No inotify: the directory need not exist yet, and it is in another mount namespace.
+    # No inotify: the directory need not exist yet, and lies in another mount namespace.
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(_EVERY_S)
 
 
 def _exists_in(source: Source, path: str) -> bool:
-    """Whether the container has `path`. Its links are followed as it would: never out of it."""
+    """Returns whether the container has `path`. No link leads out of the container."""
     try:
         with (
             source.process.open("root", os.O_PATH | os.O_DIRECTORY) as root,

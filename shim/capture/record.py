@@ -1,9 +1,9 @@
-"""What was in a pod's /dev/shm and IPC namespace when a container of it was created.
+"""Records the content of a pod's /dev/shm and IPC namespace at a container's creation.
 
-Two records for each container that opted in, root's alone: `before`, from its own creation, and
-`others`, from the creation of the first other container after that. What is in the second and not
-in the first it has made itself, because nobody else was there. While there is no second one it has
-been the pod's only container. Bounded: NRI's caller waits.
+Each container that opted in has two records, for root only: `before`, from its own creation, and
+`others`, from the creation of the first other container after that. The container itself has made
+all that is in the second record and not in the first, because nobody else was there. Without a
+second record it has been the pod's only container. Bounded: NRI's caller waits.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ _MAX_BYTES = 1 << 20
 class Record:
     """inodes: of /dev/shm. objects: names of `shim.kernel.sysvipc`.
 
-    is_whole: whether nothing was left out, because there was too much of it or it could not be
-    read.
+    is_whole: whether the record is complete: nothing was too much or unreadable.
     """
 
     inodes: frozenset[int]
@@ -49,13 +48,13 @@ NOTHING_KNOWN: Final = Record(frozenset(), frozenset(), is_whole=False)
 
 
 class _TooMuch(Exception):
-    """There is more than is looked at while somebody waits."""
+    """There is more than we look at while somebody waits."""
 
 
 def take(shm: str, ipc: str) -> Record:
-    """What is there now. shm: the host directory behind /dev/shm. ipc: path of the namespace.
+    """Returns the present record. shm: the host's /dev/shm directory. ipc: the namespace's path.
 
-    Either is empty when the container has none of the pod's.
+    Each is empty if the container does not share it with the pod.
     """
     inodes: set[int] = set()
     try:
@@ -66,9 +65,8 @@ def take(shm: str, ipc: str) -> Record:
                     inodes.add(inode)
                     if len(inodes) > _MOST_ENTRIES or time.monotonic() > until:
                         raise _TooMuch
-        objects = frozenset(each.name for each in sysvipc.objects(ipc)) if ipc else frozenset()
-        if len(objects) > _MOST_ENTRIES:
-            raise _TooMuch
+        there = sysvipc.objects(ipc, _MOST_ENTRIES) if ipc else []
+        objects = frozenset(each.name for each in there)
     except (OSError, ValueError, _TooMuch):
         return NOTHING_KNOWN
     return Record(frozenset(inodes), objects, is_whole=True)
@@ -89,7 +87,7 @@ def _inodes(dirfd: int, deep: int) -> Iterator[int]:
 
 
 def write(container: str, name: str, record: Record) -> None:
-    """Put the record where it goes with the container. Raises OSError.
+    """Write the record to a place that is removed with the container. Raises OSError.
 
     name: BEFORE or OTHERS.
     """
@@ -101,24 +99,29 @@ def write(container: str, name: str, record: Record) -> None:
 
 
 def has(container: str, name: str) -> bool:
-    """Whether there is such a record."""
+    """Returns whether there is such a record."""
     return os.path.exists(f"{CONTAINERS}/{container}/{name}")
 
 
 def read(container: str, name: str) -> Record | None:
-    """The record; None when there is none. Raises OSError, ValueError for what is none."""
+    """Returns the record; None if missing. Raises OSError, ValueError for a malformed record."""
     path = f"{CONTAINERS}/{container}/{name}"
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
             told = json.loads(file.read(_MAX_BYTES))
     except FileNotFoundError:
         return None
+    return parsed(told, path)
+
+
+def parsed(told: object, path: str = "it") -> Record:
+    """The record that a file has. Raises ValueError for what is none."""
     found = told if isinstance(told, dict) else {}
     inodes, objects = found.get("inodes"), found.get("objects")
     if (
         found.get("schema") != _SCHEMA
-        or not isinstance(inodes, list)
-        or not isinstance(objects, list)
-    ):
+        or not isinstance(inodes, list) or not all(type(each) is int for each in inodes)
+        or not isinstance(objects, list) or not all(isinstance(each, str) for each in objects)
+    ):  # fmt: skip
         raise ValueError(f"{path} is no record of a pod")
     return Record(frozenset(inodes), frozenset(objects), is_whole=found.get("is_whole") is True)

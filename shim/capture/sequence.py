@@ -1,7 +1,7 @@
-"""The order of a capture: quiesce, dump, resume, and the snapshot's description.
+"""Runs a capture in order: quiesce, dump, resume, and the snapshot's description.
 
-The source goes on serving whatever happens: what is frozen is thawed and what was quiesced is
-resumed before anything else is done.
+The source goes on serving whatever happens: before anything else, a frozen source is thawed and a
+quiesced source is resumed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import time
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shim.capture import ghosts, opened, standstill, workload
@@ -22,7 +22,7 @@ from shim.capture.source import own_freezer
 from shim.capture.toll import Toll
 from shim.capture.volumefiles import volume_files
 from shim.contract import faults
-from shim.contract.errors import CaptureFailed, NotCapturable, QuiesceFailed
+from shim.contract.errors import CaptureFailed, GpuLost, NotCapturable, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
 from shim.integrity import tree
@@ -30,27 +30,29 @@ from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import ExecCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
     from pathlib import Path
 
     from shim.capture.dump import Dumped
     from shim.capture.source import Source
+    from shim.gpu.payload import Payload
     from shim.nri.annotations import Call
 
 log = logging.getLogger(__name__)
 
 _CALL_S = 60.0
 _STUCK_S = 60.0
-"""What a thread may take from its cancellation on, as to sync what it has written."""
+"""The limit for a thread from its cancellation on, for example to sync its writes."""
 _EXIT_STUCK = 70
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What lies in staging now. network: the manifest's object. sizes: bytes. steps: seconds.
+    """The content of staging. network: the manifest's object. sizes: bytes. steps: seconds.
 
-    volume_files, by_network: the facts `volume_files` and `descriptors`.
+    volume_files, by_network: the facts `volume_files` and `descriptors`. gpus: what the snapshot
+    says about CUDA processes, None without any.
     """
 
     network: dict[str, Any]
@@ -59,11 +61,12 @@ class Taken:
     steps: dict[str, float]
     volume_files: dict[str, object]
     by_network: dict[str, object]
+    gpus: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """stop: ends the capture, at its deadline or when told. frozen_s: how long it stands still."""
+    """stop: ends the capture, at its deadline or on request. frozen_s: the window's limit."""
 
     stop: Stop
     frozen_s: float
@@ -81,9 +84,9 @@ async def capture(
 ) -> Taken:
     """Take everything of `source` into `staging`.
 
-    network: what the hook recorded at its start. make_room: called right before the first copy.
-    Raises CaptureFailed; the source then runs as before. Cancelling tells the bounds' `stop`, and
-    waits for the frozen window to end.
+    network: the hook's record from the start of the container. make_room: called right before the
+    first copy. Raises CaptureFailed; the source then runs as before. Cancelling tells the bounds'
+    `stop`, and waits for the frozen window to end.
     """
     stop = bounds.stop
     source.check()
@@ -92,34 +95,48 @@ async def capture(
     began = time.monotonic()
     async with _quiesced(source, quiesce, resume):
         await make_room()
-        try:
+        with _border(source.container):
             faults.point("capture.quiesced", source.container)
-            # A daemon that is told to stop must not leave a container frozen.
-            dumped = await finished(
-                asyncio.to_thread(dump, source, staging, steps, stop, bounds.frozen_s), stop
+            # A daemon that must stop must not leave a container frozen.
+            dumped, gpus = await finished(
+                asyncio.to_thread(_dumped, source, staging, steps, stop, bounds.frozen_s), stop
             )
             faults.point("capture.thawed", source.container)
-        except Stopped as error:
-            raise _late(source.container, error) from error
-        except (OSError, ValueError) as error:
-            raise CaptureFailed(
-                "cannot capture", container=source.container,
-                why=f"{type(error).__name__}: {error}", do="The next pod like it is tried again.",
-            ) from error  # fmt: skip
     faults.point("capture.resumed", source.container)
     steps["total"] = round(time.monotonic() - began, 4)
-    try:
+    with _border(source.container):
         taken = await finished(
             asyncio.to_thread(_described, source, staging, network, steps, dumped, stop), stop
         )
-    except Stopped as error:
-        raise _late(source.container, error) from error
-    await asyncio.to_thread(toll.check)
-    return taken
+        await asyncio.to_thread(toll.check)
+    return replace(taken, gpus=gpus)
+
+
+def _dumped(
+    source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_s: float
+) -> tuple[Dumped, Payload | None]:
+    if source.gpus == ():
+        return dump(source, staging, steps, stop, frozen_s), None
+    from shim.capture import gpus  # late: most containers have none
+
+    return gpus.dump_stopped(source, staging, steps, stop, frozen_s)
+
+
+@contextmanager
+def _border(container: str) -> Iterator[None]:
+    """Raises CaptureFailed if the kernel refuses, an image of CRIU's is odd, or time is up."""
+    try:
+        yield
+    except (OSError, ValueError, Stopped) as error:
+        kind = "" if isinstance(error, Stopped) else f"{type(error).__name__}: "
+        raise CaptureFailed(
+            "cannot capture", container=container, why=f"{kind}{error}",
+            do="The next pod like it is tried again.",
+        ) from error  # fmt: skip
 
 
 def _before(source: Source) -> Toll:
-    """Look at the source before anything is done to it."""
+    """Look at the source before any change."""
     try:
         standstill.check(source, own_freezer(source).pids())
         return Toll(source)
@@ -130,18 +147,12 @@ def _before(source: Source) -> Toll:
         ) from error  # fmt: skip
 
 
-def _late(container: str, why: Stopped) -> CaptureFailed:
-    return CaptureFailed(
-        "cannot capture", container=container, why=str(why), do="The next pod like it is tried."
-    )
-
-
 async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) -> Result:
-    """Wait until `work` has ended, also when cancelled meanwhile; then be cancelled.
+    """Wait until `work` has ended, even if cancelled meanwhile; then raise the cancellation.
 
-    For threads, which cannot be cancelled: what they use must not go before they do. stop: is told
-    to end it; every thread whose work may be long has one, and asks it at each step. One that does
-    not come back, because a disk does not answer it, ends the daemon.
+    For threads, which cannot be cancelled: their resources must outlive them. stop: asks the thread
+    to end; every thread with long work has a stop, and checks it at each step. A thread that hangs,
+    because a disk does not answer, ends the daemon.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -154,14 +165,17 @@ async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) 
                 stop.tell()
         else:
             if not task.done():
-                # It holds a turn and a staging directory for ever. Nothing in this process can end
-                # it: systemd starts the next one, which takes up what is there. Pods do not notice.
+                # The thread holds a turn and a staging directory for ever. Nothing in this process
+                # can end the thread: systemd starts the next daemon, which takes over. Pods do not
+                # notice.
                 log.critical("a thread hangs: quickthawd ends. Is a disk or an NFS server away?")
                 os._exit(_EXIT_STUCK)
     if cancelled is None:
         return task.result()
-    if not task.cancelled():
-        task.exception()  # looked at, so that asyncio does not tell it: nobody waits for it
+    # The look keeps asyncio from reporting the exception: nobody waits for it, unless our own act
+    # ended the container and so caused the cancellation.
+    if not task.cancelled() and isinstance(error := task.exception(), GpuLost):
+        raise error from cancelled
     raise cancelled
 
 
@@ -169,11 +183,16 @@ async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) 
 async def _quiesced(
     source: Source, quiesce: Call | None, resume: Call | None
 ) -> AsyncIterator[None]:
+    is_lost = False
     try:
         await _call(source, quiesce)
         yield
+    except GpuLost:  # it was killed: nobody is there to be resumed
+        is_lost = True
+        raise
     finally:
-        await _call(source, resume)
+        if not is_lost:
+            await _call(source, resume)
 
 
 async def _call(source: Source, wanted: Call | None) -> None:
@@ -231,7 +250,7 @@ def _described(
 
 
 def _check_small_images(source: Source, directory: Path) -> None:
-    """A restore has them in memory, on the node's account. Raises NotCapturable."""
+    """Raises NotCapturable for too much: a restore has these images in the node's memory."""
     sizes = [(path.name, path.stat().st_size) for path in directory.iterdir()]
     found = sum(size for name, size in sizes if not tree.is_big_image(name, size))
     if found > tree.MOST_IMAGE_BYTES:

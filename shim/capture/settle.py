@@ -1,9 +1,9 @@
-"""Turns what was dumped into what a page server restores: `memory/` beside `criu/`.
+"""Turns a dump into a form for the page server: `memory/` beside `criu/`.
 
-The pages that CRIU reads itself (what is not lazy: stacks, files that are mapped privately and were
-changed) go from the copy of the memory to CRIU's pages-N.img, the others stay where they are, and
-pagemap-PID.img says which is which. What forked processes share is CRIU's, too: see
-`shim.capture.forked`. See `shim.memory.layout`. Blocking, after the thaw.
+The pages that CRIU reads itself (not lazy: stacks, changed pages of private file mappings) go from
+the copy of the memory to CRIU's pages-N.img, the other pages stay in the copy, and pagemap-PID.img
+says which is which. CRIU also reads pages that forked processes share: see `shim.capture.forked`.
+See `shim.memory.layout`. Blocking, after the thaw.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
 
 
 def settle(staging: Path, copied: CopiedMemory) -> None:
-    """Make `memory/` whole, and CRIU's images fit to it.
+    """Complete `memory/`, and fit CRIU's images to it.
 
-    copied: of all processes that were dumped. Raises ValueError when a page of one is missing;
-    DamagedImage, OSError.
+    copied: of all processes that were dumped. Raises ValueError if a page is missing; DamagedImage,
+    OSError.
     """
     criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
     by_pid = {each.number: each for each in copied.spaces}
@@ -79,7 +79,7 @@ def _space(
 
 
 def _without_shared(pages: Sequence[Pages], shared: Extents) -> tuple[Pages, ...]:
-    """The same pages; what is shared is in the images of the family."""
+    """Returns the same pages; the shared pages are in the images of the family."""
     found = []
     for each in pages:
         at = each.start
@@ -95,9 +95,10 @@ def _without_shared(pages: Sequence[Pages], shared: Extents) -> tuple[Pages, ...
 def _split(
     copied: Space, listed: Sequence[Pages], areas: Sequence[tuple[int, int]]
 ) -> tuple[list[Extent], list[tuple[int, int, int, int]], int]:
-    """What a page server fills; what CRIU reads (address, offset, where in pages-N.img, size).
+    """Returns ranges for the page server; ranges for CRIU; and the size of pages-N.img.
 
-    And the size of pages-N.img. Raises ValueError when a page that CRIU lists is missing.
+    A range for CRIU: address, offset, place in pages-N.img, size. Raises ValueError if a page that
+    CRIU lists is missing.
     """
     content = Content(copied)
     lazy: list[Extent] = []
@@ -120,7 +121,7 @@ def _without_lazy(pages: Pages) -> Pages:
 
 
 def _joined(pages: Iterable[Pages]) -> list[Pages]:
-    """With neighbours of one kind made one: CRIU goes through them at each restore."""
+    """Returns the pages, with like neighbours joined: each restore goes through the list."""
     found: list[Pages] = []
     for each in pages:
         if found and (found[-1].end, found[-1].flags) == (each.start, each.flags):
@@ -131,7 +132,7 @@ def _joined(pages: Iterable[Pages]) -> list[Pages]:
 
 
 def _sampled_ratio(fd: int) -> float:
-    """How much smaller it would be compressed, by samples from all of it. For people."""
+    """Returns the compression ratio of samples from all of the file. For people."""
     size = os.fstat(fd).st_size
     sample = b"".join(
         os.pread(fd, _SAMPLE_BYTES, at)

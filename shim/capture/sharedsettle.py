@@ -1,7 +1,7 @@
-"""The copies of shared memory become payloads of ours.
+"""Turns the copies of shared memory into payloads of ours.
 
-The image that lists the pages of an object keeps its head alone, so that CRIU makes the object at
-its full size and empty. See `shim.memory.shared` for who fills it. What is small is CRIU's to read.
+The image that lists the pages of an object keeps only its head, so that CRIU makes the object empty
+and at its full size. See `shim.memory.shared` for the filling. CRIU reads small objects itself.
 Blocking, after the thaw.
 """
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from shim.memory.extents import Extent
 
 _LEAST_BYTES = 1 << 20
-"""What is smaller CRIU reads itself, in less time than it takes to be asked."""
+"""CRIU reads smaller objects itself, in less time than a request to the page server takes."""
 
 
 def settle_shared(criu: Path, copied: Iterable[Space]) -> list[dict[str, object]]:
-    """Make the payloads of the objects that were copied, whose content CRIU has not.
+    """Make the payloads of the copied objects whose content CRIU lacks.
 
-    Returns what layout.json has of them. Raises ValueError when a page is missing; DamagedImage,
+    Returns their entries in layout.json. Raises ValueError if a page is missing; DamagedImage,
     OSError.
     """
     known = sharedmem.objects(criu)
@@ -64,7 +64,7 @@ def _object(criu: Path, copied: Space, known: SharedObject) -> dict[str, object]
 
 
 def _places(listed: Iterable[pagemap.Pages], content: Content) -> Iterable[Extent]:
-    """Offset in the copy, where CRIU reads it, and size: CRIU's pages lie one behind the other."""
+    """Yields offset in the copy, place in CRIU's pages, and size: CRIU's pages lie in sequence."""
     to = 0
     for each in listed:
         for start, end, offset in content.of(each.start, each.end):

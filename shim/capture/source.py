@@ -1,4 +1,4 @@
-"""The container that is captured, and the window in which it is frozen."""
+"""The captured container, and the window in which it is frozen."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from shim.gate.facts import section
 from shim.kernel.cgroup import Freezer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from shim.contract.names import ContainerId, HostPid
     from shim.kernel.held import Held
 
 FREEZE_S = 10.0
-"""How long a container may take to freeze: a task in uninterruptible sleep delays it."""
+"""The limit for freezing a container: a task in uninterruptible sleep delays the freeze."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a capture needs to know of a running container.
+    """A capture's knowledge of a running container.
 
-    runtime: the real runtime with its global flags. spec: its config.json. bundle: its bundle.
-    log_path: its log file as kubelet named it, or empty. held: its first process, from its start
-    on; None only where nothing is asked of it.
+    runtime: the real runtime with its global flags. spec: the container's config.json. bundle: its
+    directory. log_path: the log file as kubelet named it, or empty. held: the first process, held
+    since its start; None only if nobody asks for it. gpus: the container's GPUs, as
+    `shim.kernel.nvml` lists them; None if they are not known.
     """
 
     container: ContainerId
@@ -43,10 +44,11 @@ class Source:
     runtime: tuple[str, ...]
     log_path: str
     held: Held | None = None
+    gpus: Sequence[Mapping[str, object]] | None = ()
 
     @property
     def process(self) -> Held:
-        """Its first process, which is the same one as at its start. Raises NotCapturable."""
+        """The first process, the same as at the start. Raises NotCapturable."""
         if self.held is None:
             raise NotCapturable(
                 "cannot capture", container=self.container, why="its process is not known",
@@ -56,7 +58,7 @@ class Source:
 
     @property
     def private(self) -> Path:
-        """The root-only directory of what is ours about this container."""
+        """The root-only directory of our files about this container."""
         return Path(CONTAINERS) / self.container
 
     @property
@@ -66,14 +68,14 @@ class Source:
 
     @property
     def shm(self) -> str:
-        """The host directory behind /dev/shm, or empty when CRIU captures it with its tmpfs."""
+        """The host directory behind /dev/shm, or empty if CRIU captures /dev/shm with its tmpfs."""
         for mount in self.spec.get("mounts") or ():
             if mount.get("destination") == "/dev/shm":
                 return str(mount["source"]) if mount.get("type") == "bind" else ""
         return ""
 
     def check(self) -> None:
-        """Raises NotCapturable for what no snapshot can hold."""
+        """Raises NotCapturable for a container that no snapshot can hold."""
         why, do = "", "Change the pod, or take its quickthaw.io/snapshot annotation away."
         if not self.private.is_dir():
             why, do = "quickthawd was away when it was created", "Start the pod again."
@@ -97,13 +99,13 @@ class Source:
 
 
 def thaw_left(container: str) -> bool:
-    """Let run what a daemon that was killed left frozen. False while its checkpoint still goes on.
+    """Thaw a container that a killed daemon left frozen. Returns False during its checkpoint.
 
-    CRIU ends with putting the freezer back as it found it: thawed before that, the container
-    would stay frozen. Raises OSError.
+    At its end CRIU puts the freezer back into the state that CRIU found: after an earlier thaw, the
+    container would stay frozen. Raises OSError.
     """
     private = f"{CONTAINERS}/{container}"
-    # A guard that is about to thaw must not do it in the frozen window of the next capture.
+    # A guard that is about to thaw must not thaw in the frozen window of the next capture.
     if any(journal.is_locked(private, name) for name in (journal.CHECKPOINT, journal.THAW)):
         return False
     for kind, subject in journal.changes(journal.path_of(container)):
@@ -114,11 +116,11 @@ def thaw_left(container: str) -> bool:
 
 @contextlib.contextmanager
 def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator[Freezer]:
-    """Freeze the container, and let it run again whatever happens. Raises NotFrozen.
+    """Freeze the container, and thaw it again whatever happens. Raises NotFrozen.
 
-    until: the guard thaws the container then in any case, on `time.monotonic`. A daemon that is
-    killed in between leaves the guard, and a journal line, with which the next one thaws.
-    steps["frozen"]: seconds from the request to freeze to the end of the freeze.
+    until: when the guard thaws the container in any case, on `time.monotonic`. A killed daemon
+    leaves the guard, and a journal line, with which the next daemon thaws. steps["frozen"]: seconds
+    from the request to freeze to the end of the freeze.
     """
     with _border(source):
         freezer = own_freezer(source)
@@ -143,10 +145,10 @@ def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator
 
 
 def own_freezer(source: Source) -> Freezer:
-    """The freezer of the container's cgroup. Raises OSError, ValueError.
+    """Returns the freezer of the container's cgroup. Raises OSError, ValueError.
 
-    A process that is ending is shown in the root cgroup, and its number may become another's: what
-    is there must not be frozen, and least of all ourselves.
+    The kernel shows an ending process in the root cgroup, and its number may become another's: we
+    must not freeze the processes there, and least of all ourselves.
     """
     freezer = Freezer.of(source.pid)
     if source.container not in os.path.basename(freezer.path):

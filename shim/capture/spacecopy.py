@@ -1,6 +1,4 @@
-"""The copy of one address space or object of shared memory: a file of pages, and which of them are
-where. For `memorycopy`.
-"""
+"""Copies an address space or an object of shared memory into a file of pages. For `memorycopy`."""
 
 from __future__ import annotations
 
@@ -23,9 +21,9 @@ if TYPE_CHECKING:
     from shim.kernel.othermemory import Range
 
 JOB_BYTES: Final = 2 * HUGE_BYTES
-"""What is copied at once."""
+"""The bytes to copy at once."""
 _BATCH_BYTES = 512 << 10
-"""What is compared at once: both sides stay in the processor's cache."""
+"""The bytes to compare at once: both sides stay in the processor's cache."""
 _ZEROS = -1
 _O_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -33,7 +31,7 @@ _of_thread = threading.local()
 
 
 class Batch:
-    """Ranges whose content lies one behind the other from `offset` on, or is zeros."""
+    """Ranges whose content lies in sequence from `offset` on, or is zeros."""
 
     __slots__ = ("offset", "size", "wanted")
 
@@ -41,17 +39,18 @@ class Batch:
         self.wanted, self.size, self.offset = wanted, size, offset
 
     def ranges(self) -> Iterator[Range]:
-        """In the order of addresses."""
+        """Yields the ranges in the order of addresses."""
         words = iter(self.wanted)
         for start, size in zip(words, words, strict=True):
             yield start, start + size
 
 
 class Room:
-    """Where in a file the next content goes. end: the size that it needs.
+    """Allocates places for content in a file. end: the size that the file needs.
 
-    Whole huge pages lie where huge pages can be: what is written there at once is one in the page
-    cache, and a restore maps it as one. What is left before them is for something smaller.
+    Whole huge pages lie at multiples of the huge page size: content written there at once is a huge
+    page in the page cache, and a restore maps it as such. Smaller content goes into the gaps before
+    them.
     """
 
     def __init__(self) -> None:
@@ -59,7 +58,7 @@ class Room:
         self._left = (0, 0)
 
     def take(self, size: int) -> int:
-        """The offset of the next `size` bytes."""
+        """Returns the offset for the next `size` bytes."""
         start, end = self._left
         if size and size % HUGE_BYTES == 0:
             begins = -(-self.end // HUGE_BYTES) * HUGE_BYTES
@@ -75,13 +74,11 @@ class Room:
 
 
 class SpaceCopy:
-    """memory: what is copied; closed with the copy. number: as CRIU has it. Methods raise OSError,
-    unless they say more.
-    """
+    """A copy. memory: its source; closed with the copy. number: CRIU's. Methods raise OSError."""
 
     def __init__(self, memory: Readable, number: int, path: Path) -> None:
         self.memory, self.number, self.path = memory, number, path
-        # One that is there is of a number whose process or object has ended.
+        # A file that is there belongs to a number whose process or object has ended.
         path.unlink(missing_ok=True)
         self._fd = os.open(path, _O_NEW, 0o600)
         self._room = Room()
@@ -91,41 +88,41 @@ class SpaceCopy:
 
     @property
     def size(self) -> int:
-        """Bytes that are known."""
+        """The number of copied bytes."""
         return sum(batch.size for batch in self._batches)
 
     def close(self) -> None:
-        """Keep the file."""
+        """Close, and keep the file."""
         if self._mapped:
             self._mapped.close()
         self.memory.close()
         os.close(self._fd)
 
     def discard(self) -> None:
-        """The process or object is gone: take the file away."""
+        """Remove the file: the process or object is gone."""
         self.close()
         self.path.unlink()
 
     def reopen(self, memory: Readable) -> None:
-        """What is copied is to be read from `memory` from now on, which may be another one."""
+        """Read from `memory` from now on, which may be another object."""
         self.memory.close()
         self.memory = memory
 
     def map(self) -> None:
-        """Prepare for `renew` what is copied now."""
+        """Map the present content of the file, for `renew`."""
         self._mapped = Mapped(self._fd, self._room.end)
 
     def take(self, usable: Callable[[Batch], bool]) -> list[Batch]:
-        """Forget what was copied; those that are usable, for `renew`."""
+        """Forget the copied batches. Returns the usable batches, for `renew`."""
         found, self._batches = self._batches, []
         return [batch for batch in found if usable(batch)]
 
     def known(self) -> list[Range]:
-        """What is copied, in the order of addresses."""
+        """Returns the copied ranges, in the order of addresses."""
         return sorted(each for batch in self._batches for each in batch.ranges())
 
     def content(self) -> list[tuple[int, int, int]]:
-        """Where it is in the file: address, address behind it, offset."""
+        """Returns the places in the file: address, address behind the content, offset."""
         found = []
         for batch in self._batches:
             offset = batch.offset
@@ -135,15 +132,15 @@ class SpaceCopy:
         return joined(sorted(found))
 
     def zeros(self) -> list[Range]:
-        """What is zeros."""
+        """Returns the ranges of zeros."""
         return sorted(
             each for batch in self._batches if batch.offset == _ZEROS for each in batch.ranges()
         )
 
     def copy(self, ranges: list[Range], *, forced: bool = False) -> None:
-        """Copy ranges, JOB_BYTES at most; what cannot be read is left out.
+        """Copy ranges, JOB_BYTES at most; leave out memory that cannot be read.
 
-        forced: also what the process itself cannot read. ValueError when something is missing.
+        forced: also read memory that the process itself cannot read. ValueError if some is missing.
         """
         buffer, size = _buffer(), sum(end - start for start, end in ranges)
         got = self.memory.read(othermemory.vectors(ranges), size, buffer)
@@ -153,7 +150,7 @@ class SpaceCopy:
         self._keep(_cut(ranges, got // PAGE * PAGE), buffer)
 
     def renew(self, batch: Batch) -> None:
-        """Bring up to date what was copied, or forget it when it is not as it was."""
+        """Bring a batch up to date, or forget it if it cannot be read or its zeros have changed."""
         if self.memory.is_as_it_was(batch.ranges()):
             self._batches.append(batch)  # is atomic
             return
@@ -168,7 +165,7 @@ class SpaceCopy:
         self._batches.append(batch)
 
     def _is_equal(self, buffer: Buffer, batch: Batch) -> bool:
-        assert self._mapped is not None  # noqa: S101 - what was copied was mapped
+        assert self._mapped is not None  # noqa: S101 - copied content was mapped
         return othermemory.is_equal(buffer.address, self._mapped.address + batch.offset, batch.size)
 
     def _read_forced(self, ranges: list[Range], got: int, buffer: Buffer) -> None:
@@ -184,7 +181,7 @@ class SpaceCopy:
             at += size
 
     def _keep(self, ranges: list[Range], buffer: Buffer) -> None:
-        """Write what was read, but for zeros."""
+        """Write the content, except zeros."""
         size = sum(end - start for start, end in ranges)
         zeros = othermemory.zero_pages(buffer, size)
         data = _between(zeros, size)
@@ -201,7 +198,7 @@ class SpaceCopy:
 
 
 def _buffer() -> Buffer:
-    """This thread's, of JOB_BYTES."""
+    """Returns this thread's buffer, of JOB_BYTES."""
     if not hasattr(_of_thread, "buffer"):
         _of_thread.buffer = Buffer(JOB_BYTES)
     found: Buffer = _of_thread.buffer
@@ -209,7 +206,7 @@ def _buffer() -> Buffer:
 
 
 def _cut(ranges: list[Range], size: int) -> list[Range]:
-    """The first `size` bytes of ranges."""
+    """Returns the first `size` bytes of ranges."""
     found = []
     for start, end in ranges:
         if size <= 0:
@@ -229,7 +226,7 @@ def _between(holes: list[Range], size: int) -> list[Range]:
 
 
 def _places(ranges: Iterable[Range], parts: list[Range]) -> Iterator[Range]:
-    """The addresses of parts of a buffer into which `ranges` were read one behind the other."""
+    """Yields the addresses of parts of a buffer, which has `ranges` in sequence."""
     left = iter(parts)
     part = next(left, None)
     at = 0

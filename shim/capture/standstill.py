@@ -1,12 +1,12 @@
-"""Refuses a source in which a thread is stopped or traced, or CRIU's code was left.
+"""Refuses a source that has a stopped or traced thread, or leftover code of CRIU.
 
-CRIU attaches to every thread with ptrace. A traced one has its tracer already. A stopped one does
-not take part while the freezer holds it: CRIU would wait in the kernel, where no signal ends the
-wait, and the source would stand still. Sources: proc_pid_status(5), ptrace(2), wait_on_bit in
+CRIU attaches to every thread with ptrace. A traced thread has its tracer already. A stopped thread
+does not take part while the freezer holds it: CRIU would wait in the kernel, where no signal ends
+the wait, and the source would stand still. Sources: proc_pid_status(5), ptrace(2), wait_on_bit in
 ptrace_attach of kernel/ptrace.c.
 
-A CRIU that was killed while its code was in a process leaves it mapped there. The process goes on,
-and a snapshot of it would have that code.
+A CRIU that was killed while its code was in a process leaves the code mapped there. The process
+goes on, and a snapshot of the process would have that code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STATES = {"T": "is stopped", "t": "is stopped by its tracer"}
 
 
 def check(source: Source, pids: Collection[int]) -> None:
-    """Raises NotCapturable with the names of those that are stopped or traced, or have its code."""
+    """Raises NotCapturable with the names of such processes."""
     if found := obstacles(pids):
         some = "; ".join(found[:_MAX_NAMED])
         more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
@@ -44,9 +44,9 @@ def check(source: Source, pids: Collection[int]) -> None:
 
 
 def obstacles(pids: Iterable[int], proc: str = "/proc") -> list[str]:
-    """Each process that has a stopped or traced thread, with its name and the reason.
+    """Returns each process that has a stopped or traced thread, with its name and the reason.
 
-    One that has ended meanwhile is none.
+    Leaves out a process that has ended meanwhile.
     """
     found = []
     for pid in sorted(pids):

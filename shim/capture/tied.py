@@ -1,10 +1,10 @@
-"""A program of its own: become another program, which ends with the daemon.
+"""Becomes another program, which ends with the daemon. A separate program.
 
     tied.py PARENT PROGRAM ARGUMENT…
 
-For what the daemon runs on behalf of a pod's author and cannot be told to look after itself, as
-`runc exec`. A daemon that is killed cannot end it, and a daemon's place on the OOM killer's list is
-not for it.
+For programs that the daemon runs on behalf of a pod's author and that cannot look after themselves,
+such as `runc exec`. A killed daemon cannot end such a program, and the program must not have the
+daemon's place on the OOM killer's list.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shim.kernel import priority
 
 
 def main() -> int:
-    """Does not return when the program can be executed."""
+    """Execute the program. Returns only if that fails."""
     parent, *argv = sys.argv[1:]
     priority.be_a_helper_of(int(parent))
     try:

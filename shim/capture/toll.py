@@ -1,7 +1,7 @@
-"""Whether the source outlived its capture: the OOM killer's count in its cgroup, and its processes.
+"""Checks that the source outlived its capture: the cgroup's count of OOM kills, and its processes.
 
-A capture must cost its source nothing. Where the container's processes were killed for lack of
-memory meanwhile, nobody knows what the capture had to do with it, and what of them is in the
+A capture must cost its source nothing. If the kernel killed the container's processes for lack of
+memory meanwhile, nobody knows the capture's part in that, and which of the processes are in the
 snapshot: such a snapshot is not published. Blocking.
 """
 
@@ -29,7 +29,7 @@ class Toll:
         self._had, self._killed = set(self._freezer.pids()), self._kills.count()
 
     def check(self) -> None:
-        """Raises SourceHarmed when the container has ended, or the OOM killer was there."""
+        """Raises SourceHarmed if the container has ended, or the OOM killer has killed in it."""
         try:
             killed = self._kills.count() - self._killed
             gone = self._had - set(self._freezer.pids())

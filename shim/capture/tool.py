@@ -1,4 +1,4 @@
-"""The daemon's door to other programs: short environment, deadline, always reaped."""
+"""Runs other programs for the daemon: short environment, deadline, always reaped."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ ENVIRONMENT: Final = {
 _TAIL_BYTES = 4096
 _CHUNK_BYTES = 64 << 10
 _MOST_BYTES = 8 << 20
-"""Of what a program prints. Of more only the end is kept, for messages."""
+"""The limit for a program's output. Of more output only the end is kept, for messages."""
 _DIES_WITHIN_S = 5.0
-"""How long a killed program may take to end. One that the kernel holds is left to itself then."""
+"""The limit for the end of a killed program. After that we leave a program in the kernel alone."""
 _LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """status: 128 + signal when it was killed. output: what it printed."""
+    """status: 128 + signal if a signal killed the program. output: all that it printed."""
 
     status: int
     output: bytes
 
     @property
     def tail(self) -> str:
-        """The end of what it printed, for messages."""
+        """The end of the output, for messages."""
         return self.output[-_TAIL_BYTES:].decode(errors="replace").strip()
 
 
@@ -47,12 +47,12 @@ def run(
     argv: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None,
     held_fd: int | None = None, release: Callable[[], None] | None = None,
 ) -> Ended:  # fmt: skip
-    """Run one program to its end, for callers in a thread of their own.
+    """Run a program to its end, for callers in a thread of their own.
 
-    environment: what it gets beside ENVIRONMENT. held_fd: a lock that it holds while it runs.
-    release: called again and again while the killed program does not end, to take away what holds
-    it in the kernel. Raises TimeoutError after killing it and all that it has started, OSError
-    when it cannot be executed.
+    environment: added to ENVIRONMENT. held_fd: a lock that the program holds while it runs.
+    release: called again and again while the killed program does not end, to remove the cause that
+    holds the program in the kernel. Raises TimeoutError after killing the program and all its
+    descendants, OSError if the program cannot be executed.
     """
     process = subprocess.Popen(
         list(argv), env={**ENVIRONMENT, **(environment or {})}, stdin=subprocess.DEVNULL,
@@ -72,9 +72,9 @@ def run(
 
 
 def _end(process: subprocess.Popen[bytes], release: Callable[[], None] | None) -> str:
-    """Kill a program and all that it has started; those that do not end in time.
+    """Kill a program and its descendants. Returns the processes that do not end in time.
 
-    The signal is there before they are released: none of them runs a step of its own any more.
+    All have the signal before the release: none of them runs a step of its own any more.
     """
     with contextlib.ExitStack() as stack:
         fds = {process.pid: os.pidfd_open(process.pid)}  # not reaped: the number is its own
@@ -87,7 +87,7 @@ def _end(process: subprocess.Popen[bytes], release: Callable[[], None] | None) -
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # who was started meanwhile
+            os.killpg(process.pid, signal.SIGKILL)  # processes that were started meanwhile
         until = time.monotonic() + _DIES_WITHIN_S
         while alive := [pid for pid, fd in fds.items() if not _has_ended(fd)]:
             if time.monotonic() > until:
@@ -102,16 +102,16 @@ def _end(process: subprocess.Popen[bytes], release: Callable[[], None] | None) -
 
 
 def _has_ended(pid_fd: int) -> bool:
-    """Wait a moment for the end of a process."""
+    """Wait a moment. Returns whether the process has ended."""
     return bool(select.select([pid_fd], [], [], _LOOK_S)[0])
 
 
 async def run_async(
     argv: Sequence[str], *, within_s: float, pass_fds: Collection[int] = ()
 ) -> Ended:  # fmt: skip
-    """The same on the event loop; being cancelled kills the program, too.
+    """Run a program on the event loop; a cancellation kills the program, too.
 
-    pass_fds: descriptors that the program has, under the same numbers.
+    pass_fds: descriptors that the program inherits, under the same numbers.
     """
     process = await asyncio.create_subprocess_exec(
         *argv, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -133,7 +133,7 @@ async def run_async(
 
 
 async def _bounded(stream: asyncio.StreamReader) -> bytes:
-    """All that it gives, or the end of it: a command of a pod's may print for ever."""
+    """Returns the output, or only its end: a command of a pod may print for ever."""
     output = bytearray()
     while chunk := await stream.read(_CHUNK_BYTES):
         output += chunk

@@ -1,9 +1,9 @@
-"""No captured process may have more power than its container's spec gives.
+"""Refuses captured processes with more power than their container's spec gives.
 
-The gate compares specs, and CRIU restores what processes have. Where a process got more than its
+The gate compares specs, but CRIU restores the power of processes. If a process got more than its
 spec says (a debugging container that shares the PID namespace leaves a child behind, an
-administrator runs something with `nsenter`), the snapshot would hand that on. So it is looked at,
-thread by thread, while everything is frozen. Sources: proc_pid_status(5), namespaces(7).
+administrator runs something with `nsenter`), the snapshot would hand that on. So this module looks
+at every thread while everything is frozen. Sources: proc_pid_status(5), namespaces(7).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _ENDED = "ZX"
 _FILTERED = "2"
-"""Seccomp: the mode with filters."""
+"""The mode of seccomp with filters."""
 
 
 def check(source: Source, pids: Iterable[int]) -> None:
     """Raises NotCapturable with the first process that has more than the spec gives.
 
-    pids: those in the container's cgroup. Must be called while they are frozen.
+    pids: the processes in the container's cgroup. Call this while they are frozen.
     """
     if why := excess(source.spec, source.pid, set(pids)):
         raise NotCapturable(
@@ -40,7 +40,7 @@ def check(source: Source, pids: Iterable[int]) -> None:
 
 
 def permitted(pids: Iterable[int], proc: str = "/proc") -> int:
-    """The capabilities that any of the processes has permitted, as a mask. Raises OSError."""
+    """Returns the union of the processes' permitted capabilities, as a mask. Raises OSError."""
     held = 0
     for pid in pids:
         held |= int(_status(f"{proc}/{pid}")["CapPrm"], 16)
@@ -48,9 +48,9 @@ def permitted(pids: Iterable[int], proc: str = "/proc") -> int:
 
 
 def excess(spec: Mapping[str, Any], init_pid: int, pids: set[int], proc: str = "/proc") -> str:
-    """What a process of the container has beyond the spec; empty when there is nothing.
+    """Returns the first excess of a process beyond the spec; empty if there is none.
 
-    Raises OSError for a process that is gone: none can be while they are frozen.
+    Raises OSError for a process that is gone: none can be gone while they are frozen.
     """
     for pid in sorted(set(_tree(init_pid, proc)) - pids):
         if _status(f"{proc}/{pid}")["State"][0] not in _ENDED:  # no cgroup lists a zombie
@@ -64,7 +64,7 @@ def excess(spec: Mapping[str, Any], init_pid: int, pids: set[int], proc: str = "
 
 
 def _more(spec: Mapping[str, Any], status: Mapping[str, str]) -> str:
-    """What a thread may do that the spec does not let it do."""
+    """Returns the power of a thread that the spec does not give."""
     process = section(spec, "process")
     given = mask_of(section(process, "capabilities").get("bounding") or ())
     has = 0
@@ -80,7 +80,7 @@ def _more(spec: Mapping[str, Any], status: Mapping[str, str]) -> str:
 
 
 def _elsewhere(own: Mapping[str, str], task: str) -> str:
-    """Where a thread is that the container's init is not: namespaces, root, label."""
+    """Returns how a thread's namespaces, root or label differ from the container init's."""
     for name, place in _seen(task).items():
         if place != own.get(name):
             return f"has another {name} than its container"
@@ -116,7 +116,7 @@ def _tasks(pid: int, proc: str) -> list[str]:
 
 
 def _tree(pid: int, proc: str) -> Iterator[int]:
-    """The process and all that descend from it: what CRIU dumps."""
+    """Yields the process and all its descendants, as CRIU dumps them."""
     yield pid
     for task in _tasks(pid, proc):
         with open(f"{task}/children") as file:

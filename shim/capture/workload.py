@@ -1,4 +1,4 @@
-"""Calls into the workload: readiness probes, quiesce and resume, over its network or by exec."""
+"""Calls the workload over its network or by exec: readiness probes, quiesce and resume."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from %s import main; 
 
 
 class WorkloadRefused(Exception):
-    """The call failed. The message says what the workload did."""
+    """The call failed. The message has the workload's reaction."""
 
 
 async def request(
     source: Source, kind: str, port: int, *, method: str = "", target: str = "",
     every_s: float = 0, within_s: float,
 ) -> None:  # fmt: skip
-    """An HTTP request or TCP connection (kind `http` or `tcp`) to the pod's port.
+    """Make an HTTP request or TCP connection (kind `http` or `tcp`) to the pod's port.
 
-    every_s: seconds between tries, 0 for one try. The namespace is the container's whatever its
-    process' number stands for by then. Raises WorkloadRefused.
+    every_s: seconds between tries, 0 for a single try. The namespace is the container's, even if
+    its process' number has become another's. Raises WorkloadRefused.
     """
     try:
         network_fd = source.process.network_fd()

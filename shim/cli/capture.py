@@ -1,4 +1,4 @@
-"""`quickthaw capture`: make a snapshot of a running container now."""
+"""`quickthaw capture`: makes a snapshot of a running container now."""
 
 from __future__ import annotations
 

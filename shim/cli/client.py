@@ -1,4 +1,4 @@
-"""The client of the control socket: one request, one answer, errors of the daemon raised again."""
+"""Sends a request to the control socket, and returns the answer or raises the daemon's error."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _CHUNK_BYTES = 256 * 1024
 def ask(
     verb: str, *, path: str = SOCKET, within_s: float = ANSWER_S, **arguments: object
 ) -> dict[str, Any]:
-    """The daemon's answer to one request.
+    """Returns the daemon's answer to a request.
 
-    Raises DaemonAway when none comes within `within_s` seconds, and what the daemon raised.
+    Raises DaemonAway when no answer comes within `within_s` seconds, and the daemon's error.
     """
     request = json.dumps({"verb": verb, **arguments}).encode() + b"\n"
     try:
@@ -44,7 +44,7 @@ _RESTART = "See `systemctl status quickthawd`."
 
 
 def decode(line: bytes, path: str = SOCKET) -> dict[str, Any]:
-    """The result in an answer. Raises the error in it, or DaemonAway when it is neither."""
+    """Returns the result in an answer. Raises the error in the answer, or DaemonAway if neither."""
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -58,7 +58,7 @@ def decode(line: bytes, path: str = SOCKET) -> dict[str, Any]:
 
 
 def error_of(parts: Mapping[str, Any]) -> QuickthawError:
-    """The error that the daemon told of, as one of its class."""
+    """Returns the error that the daemon reported, as an instance of the error's class."""
     told = {name: str(parts.get(name, "")) for name in ("what", "container", "why", "do")}
     error = _class_of(parts)(told.pop("what"), **told)
     notes = parts.get("notes")
@@ -74,7 +74,7 @@ def _class_of(parts: Mapping[str, Any]) -> type[QuickthawError]:
         return known
     code = parts.get("exit_code")
     told = {"effect": str(parts.get("effect", "")), "exit_code": code if _is_status(code) else 1}
-    # A daemon that is newer than we are, or one of its classes that is no contract.
+    # The daemon is newer than we are, or raised a class that is no contract.
     return type("QuickthawError", (QuickthawError,), told)
 
 

@@ -1,4 +1,4 @@
-"""One request for each of several snapshots, for the verbs that take more than one."""
+"""Sends a request for each of several snapshots, for the verbs that take several."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ SNAPSHOT: Final = "id, unique beginning of one, or [NAMESPACE/]NAME"
 
 
 def namespace_argument(parser: ArgumentParser) -> None:
-    """The option that says whose snapshot a name is."""
+    """Add the option for the namespace of a snapshot's name."""
     parser.add_argument(
         "-n", "--namespace", default="", help="the snapshot's Kubernetes namespace"
     )  # fmt: skip
 
 
 def qualified(snapshot: str, namespace: str) -> str:
-    """What the store is asked for: several namespaces may have a snapshot of one name."""
+    """Returns the name for the store: several namespaces may have a snapshot of the same name."""
     return f"{namespace}/{snapshot}" if namespace and "/" not in snapshot else snapshot
 
 
 def ask_for_each(
     verb: str, done: str, snapshots: Iterable[str], out: Output, *, namespace: str = ""
 ) -> int:
-    """Ask `verb` for each; one that is refused does not stop the others.
+    """Ask `verb` for each snapshot; a refusal does not stop the others.
 
-    done: where the answer, and the JSON that is printed, have the snapshot. Returns the last
-    refusal's exit status, 0 without one.
+    done: the key of the snapshot in the answer, and in the printed JSON. Returns the last refusal's
+    exit status, 0 without a refusal.
     """
     took: list[str] = []
     refused: list[dict[str, str]] = []

@@ -1,4 +1,4 @@
-"""`quickthaw explain`: what the gate says about a container and a snapshot, check by check."""
+"""`quickthaw explain`: shows the gate's comparison of a container with a snapshot, by check."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ exit status: 0 it fits; 1 it does not; 2 an error.
 """
 FITS, DOES_NOT, ERROR = 0, 1, 2
 _COLUMNS = ("CHECK", "RULE", "FITS", "SNAPSHOT", "POD")
+_CAPTURE_COLUMNS = ("CAPTURE WITH GPUS", "FITS", "SEEN", "REMEDY")
 _EQUAL_CHARS, _DIFFERENT_CHARS = 40, 400
 
 
@@ -72,7 +73,7 @@ def run(asked: Namespace, out: Output) -> int:
 
 
 def _is_spec(what: str) -> bool:
-    """Whether a path is meant, and not NAMESPACE/POD."""
+    """Whether `what` is a path, and not NAMESPACE/POD."""
     return what.startswith(("/", "./", "../")) or what.endswith(".json") or os.path.isfile(what)
 
 
@@ -84,7 +85,7 @@ def _of_pod(asked: Namespace) -> dict[str, Any]:
 
 
 def _of_spec(asked: Namespace, out: Output) -> dict[str, Any]:
-    from shim.cli import ofspec  # here: for a pod nobody pays for it
+    from shim.cli import ofspec  # here: an explanation of a pod need not pay for this
 
     return ofspec.explain(asked, out)
 
@@ -104,6 +105,12 @@ def _show(answer: dict[str, Any], out: Output) -> None:
         out.note(f"nothing starts from it, it is in quarantine: {answer['quarantine']}")
     out.line()
     out.table(_COLUMNS, [_cells(check) for check in answer["checks"]])
+    if capture := answer.get("capture"):
+        out.line()
+        out.table(_CAPTURE_COLUMNS, [
+            [row["code"], "yes" if row["fits"] else "NO", row["why"] or row["compares"], row["do"]]
+            for row in capture
+        ])  # fmt: skip
 
 
 def _cells(check: dict[str, Any]) -> list[str]:

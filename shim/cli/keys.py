@@ -1,6 +1,6 @@
-"""`quickthaw keys`: whose snapshots this node uses, and what it signs its own with.
+"""`quickthaw keys`: manages the keys whose snapshots this node uses, and its own signing key.
 
-Works on the directory of keys itself, so without the daemon, which sees every change at its next
+Works on the key directory itself, hence without the daemon, which sees every change at its next
 decision.
 """
 
@@ -59,8 +59,8 @@ def run(asked: Namespace, out: Output) -> int:
 
 
 def directory() -> KeyDirectory:
-    """The keys of this node."""
-    from shim.trust.keys import KeyDirectory  # here: 60 ms that no other verb is to pay
+    """Returns the keys of this node."""
+    from shim.trust.keys import KeyDirectory  # here: no other verb should pay these 60 ms
 
     return KeyDirectory()
 
@@ -79,7 +79,7 @@ def _ls(_asked: Namespace, out: Output, keys: KeyDirectory) -> dict[str, Any]:
 
 
 def _rows(ring: Keyring) -> list[dict[str, str]]:
-    """The node's own first. A key that is revoked is so wherever else it is."""
+    """Returns a row for each key, the node's own first. A revoked key is revoked in all rows."""
     own = [(NODE, ring.own)] if ring.own else []
     rest = [(TRUSTED, entry) for entry in ring.trusted]
     found = [
@@ -121,7 +121,7 @@ def _trust(asked: Namespace, out: Output, keys: KeyDirectory) -> dict[str, Any]:
 
 
 def _given(asked: Namespace) -> tuple[bytes, str]:
-    """The content of the file, bounded, and the name for the key."""
+    """Returns the content of the file, bounded, and the name for the key."""
     from pathlib import Path
 
     from shim.trust.keyfile import MAX_BYTES

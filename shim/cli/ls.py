@@ -1,4 +1,4 @@
-"""`quickthaw ls`: the snapshots of this node."""
+"""`quickthaw ls`: lists the snapshots of this node."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(asked: Namespace, out: Output) -> int:
 
 
 def _offline(out: Output, away: DaemonAway) -> dict[str, Any]:
-    from shim.cli import offline  # here: with an answer nobody pays for it
+    from shim.cli import offline  # here: a daemon's answer makes this import needless
     from shim.store import listing
 
     store = offline.store(out, away)

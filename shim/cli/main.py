@@ -1,4 +1,4 @@
-"""`quickthaw`: the command line for people. Verbs by name, errors to exit statuses."""
+"""`quickthaw`: runs the command line for people. Verbs by name, errors to exit statuses."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ _VERBS: Final = {
     "keys": keys,
 }
 _EPILOG = """\
-exit status: 0 done; 1 failed; 2 wrong usage; 30-39, 70-72 the capture failed, the source goes on;
-73 processes of the source were killed during its capture, or it has ended: there is no snapshot;
-24, 51 a snapshot is not whole; 40 no such snapshot; 41 the snapshot is in use; 42 no such pod;
-43 malformed request; 44 a key is refused; 45 no such key; 46 the snapshot is not in quarantine;
-47 the snapshot was not (wholly) removed; 49 the daemon refused; 52 the configuration is not
-readable; 60 quickthawd is away.
+exit status: 0 done; 1 failed; 2 wrong usage; 30-39, 70-72, 74, 75 the capture failed, the source
+goes on; 73 processes of the source were killed during its capture, or it has ended: there is no
+snapshot; 76 the GPU did not give the source back, and the container was killed; 24, 51 a snapshot
+is not whole; 40 no such snapshot; 41 the snapshot is in use; 42 no such pod; 43 malformed request;
+44 a key is refused; 45 no such key; 46 the snapshot is not in quarantine; 47 the snapshot was not
+(wholly) removed; 49 the daemon refused; 52 the configuration is not readable; 60 quickthawd is
+away.
 
 examples:
   quickthaw ls
@@ -42,11 +43,11 @@ examples:
   quickthaw status --json
 """
 INTERRUPTED = 130
-"""As a shell tells of a program that SIGINT ended."""
+"""As a shell reports a program that SIGINT ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status. arguments: those of the process by default."""
+    """Run a verb. Returns the exit status. arguments: by default the arguments of the process."""
     asked = parser().parse_args(arguments)
     out = output.to_streams(as_json=asked.json)
     try:
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read us has seen enough
+    except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
@@ -75,7 +76,7 @@ def _run(asked: argparse.Namespace, out: Output) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All verbs and their arguments."""
+    """Returns the parser with all verbs and their arguments."""
     found = argparse.ArgumentParser(
         prog="quickthaw",
         description="Snapshots of warm containers on this node.",

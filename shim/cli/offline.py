@@ -1,4 +1,4 @@
-"""The store as it lies on the disk, read only, for while the daemon is away."""
+"""Reads the store on the disk while the daemon is away. Never writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def store(out: Output, away: DaemonAway) -> Store:
-    """The index, and a note of why it is read here. Raises `away` when it cannot be read."""
+    """Returns the index, and notes why we read it here. Raises `away` when it is not readable."""
     found = Store()
     try:
         found.read_index()
@@ -28,5 +28,5 @@ def store(out: Output, away: DaemonAway) -> Store:
 
 
 def trust(found: Store) -> Trust:
-    """By the keys of this node."""
+    """Returns the trust by the keys of this node."""
     return Trust(KeyDirectory(), found.signature_of)

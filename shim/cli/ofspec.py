@@ -1,7 +1,7 @@
-"""`quickthaw explain SPEC`: the gate on an OCI spec, with the store and the keys of this node.
+"""`quickthaw explain SPEC`: applies the gate to an OCI spec, with this node's store and keys.
 
-Works without the daemon. Nothing is guessed: what the spec and the options do not say is unknown,
-and does not fit.
+Works without the daemon. Guesses nothing: a value that neither the spec nor the options have is
+unknown, and does not fit.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 16 << 20
 _CRI = "io.kubernetes.cri.sandbox-"
-"""containerd notes in a container's spec which pod it is of."""
+"""Prefix of the annotations in which containerd notes the pod of a container's spec."""
 
 
 def explain(asked: Namespace, out: Output) -> dict[str, Any]:
-    """The comparison of the spec at `asked.what`. Raises QuickthawError, OSError."""
+    """Returns the comparison of the spec at `asked.what`. Raises QuickthawError, OSError."""
     spec = _read(asked.what)
     store = Store()
     store.read_index()
@@ -61,7 +61,7 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
 
 
 def _chosen(store: Store, wanted: str, pod: Pod) -> Manifest | None:
-    """The snapshot that was asked for: a name means one of the pod's namespace, if it has it."""
+    """Returns the wanted snapshot: a name is first looked for in the pod's own namespace."""
     if not wanted:
         return None
     named = store.find(namespace=pod.namespace, name=wanted) if pod.namespace else []

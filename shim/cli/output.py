@@ -1,6 +1,6 @@
-"""What a verb prints: a table for a terminal, aligned plain text for a pipe, or JSON.
+"""Prints the output of a verb: a table for a terminal, aligned plain text for a pipe, or JSON.
 
-Text that a pod's author chose never reaches a terminal raw: control characters are shown escaped.
+Text of a pod's author never reaches a terminal raw: control characters are shown escaped.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class Output:
-    """One run's standard output, in one of the three forms, and notes on standard error."""
+    """The standard output of a run, in one of the three forms, and notes on standard error."""
 
     def __init__(self, *, as_json: bool, out: TextIO, notes: TextIO) -> None:
         self.as_json, self._out, self._notes = as_json, out, notes
 
     def json(self, value: object) -> None:
-        """The whole answer for a program."""
+        """Print the whole answer for a program."""
         self._out.write(json.dumps(value, indent=2) + "\n")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Rows of cells under their headings."""
+        """Print rows of cells under their headings."""
         safe = [[printable(cell) or NOTHING for cell in row] for row in rows]
         if self._out.isatty():
             self._rich(columns, safe)
@@ -42,21 +42,21 @@ class Output:
             self._out.write("  ".join(cells).rstrip() + "\n")
 
     def fields(self, values: Mapping[str, str]) -> None:
-        """One value a line, after its name."""
+        """Print each value on a line, after its name."""
         width = max(map(len, values), default=0) + 2
         for name, value in values.items():
             self.line(f"{name + ':':<{width}}{value or NOTHING}")
 
     def line(self, text: str = "") -> None:
-        """One line."""
+        """Print a line."""
         self._out.write(printable(text) + "\n")
 
     def note(self, text: str) -> None:
-        """For the person, not for whatever reads our output."""
+        """Print a note for the person, not for a program that reads our output."""
         self._notes.write(f"quickthaw: {printable(text)}\n")
 
     def error(self, error: QuickthawError) -> None:
-        """What went wrong, with the notes that were added to it; for a program all its parts."""
+        """Print the error with the notes that were added to it; for a program all its parts."""
         if self.as_json:
             parts = {"what": error.what, "about": error.container, "why": error.why, "do": error.do}
             told = {
@@ -68,12 +68,12 @@ class Output:
             self.note(f"  {note}")
 
     def progress(self, text: str) -> None:
-        """A note for a person who watches, and for nobody else."""
+        """Print a note if a person watches."""
         if self._notes.isatty():
             self.note(text)
 
     def _rich(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        from rich.console import Console  # here: a pipe does not pay for it
+        from rich.console import Console  # here: output to a pipe need not pay for this
         from rich.table import Table
         from rich.text import Text
 
@@ -86,19 +86,19 @@ class Output:
 
 
 def to_streams(*, as_json: bool) -> Output:
-    """The output of this process."""
+    """Returns the output of this process."""
     return Output(as_json=as_json, out=sys.stdout, notes=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """`text` with everything that a terminal would act on written as an escape."""
+    """Returns `text` with escapes for all characters on which a terminal would act."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 
 def size(found: Any) -> str:
-    """Bytes for people: 1.5 GiB."""
+    """Returns bytes for people: 1.5 GiB."""
     if not isinstance(found, int | float):
         return NOTHING
     value, unit = float(found), 0
@@ -108,7 +108,7 @@ def size(found: Any) -> str:
 
 
 def duration(found: Any) -> str:
-    """Seconds for people, in two units at most: 45s, 3m20s, 2h5m, 3d4h."""
+    """Returns seconds for people, in two units at most: 45s, 3m20s, 2h5m, 3d4h."""
     if not isinstance(found, int | float):
         return NOTHING
     seconds = max(0, int(found))
@@ -121,7 +121,7 @@ def duration(found: Any) -> str:
 
 
 def age(created_at: Any) -> str:
-    """How long ago a Unix time was."""
+    """Returns how long ago a Unix time was."""
     if not isinstance(created_at, int | float):
         return NOTHING
     return duration(time.time() - created_at)

@@ -1,4 +1,4 @@
-"""`quickthaw quarantine`: snapshots that nobody starts from, because restores from them failed."""
+"""`quickthaw quarantine`: lists and releases snapshots that pods do not use after failures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def arguments(parser: ArgumentParser) -> None:
     release.add_argument("snapshots", nargs="+", metavar="SNAPSHOT", help=SNAPSHOT)
     namespace_argument(release)
     for verb in (listing, release):
-        # Not to overwrite what was given before the inner verb.
+        # So that this option does not overwrite an option before the inner verb.
         verb.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
         )
@@ -58,7 +58,7 @@ def run(asked: Namespace, out: Output) -> int:
 
 
 def _offline(out: Output, away: DaemonAway) -> dict[str, Any]:
-    from shim.cli import offline  # here: with an answer nobody pays for it
+    from shim.cli import offline  # here: a daemon's answer makes this import needless
     from shim.store import listing
 
     return listing.quarantined(offline.store(out, away))

@@ -1,4 +1,4 @@
-"""`quickthaw rm`: remove snapshots."""
+"""`quickthaw rm`: removes snapshots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`quickthaw show`: everything about one snapshot."""
+"""`quickthaw show`: prints everything about a snapshot."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(asked: Namespace, out: Output) -> int:
 
 
 def _offline(snapshot: str, out: Output, away: DaemonAway) -> dict[str, Any]:
-    from shim.cli import offline  # here: with an answer nobody pays for it
+    from shim.cli import offline  # here: a daemon's answer makes this import needless
     from shim.store import listing
 
     store = offline.store(out, away)

@@ -1,4 +1,4 @@
-"""`quickthaw status`: the daemon, and every container that opted in."""
+"""`quickthaw status`: shows the daemon, and every container that opted in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLUMNS = ("NAMESPACE", "POD", "CONTAINER", "STATE", "FOR", "SNAPSHOT", "REASON
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """None of its own."""
+    """Add nothing: this verb has no arguments of its own."""
 
 
 def run(asked: Namespace, out: Output) -> int:
@@ -58,7 +58,7 @@ def _daemon(daemon: dict[str, Any]) -> dict[str, str]:
 
 
 def _takes(daemon: dict[str, Any]) -> dict[str, str]:
-    """How busy it was at most. One of an older version does not say."""
+    """Returns the daemon's use of resources. A daemon of an older version does not report this."""
     loop, memory = daemon.get("loop"), daemon.get("memory")
     if not loop or not memory:
         return {}

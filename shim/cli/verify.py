@@ -1,6 +1,6 @@
-"""`quickthaw verify`: hash snapshots, and say whether they are what was captured.
+"""`quickthaw verify`: hashes snapshots, and says whether they are as they were captured.
 
-Reads the store itself, so without the daemon, which runs it in the background after a boot.
+Reads the store itself, hence without the daemon, which runs this verb in the background at boot.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def arguments(parser: ArgumentParser) -> None:
         "snapshots", nargs="*", metavar="SNAPSHOT", help=f"{SNAPSHOT}; all by default"
     )  # fmt: skip
     namespace_argument(parser)
-    # For the daemon: only what was not verified since the node booted, and nobody shall notice.
+    # For the daemon: skips files verified since the node booted, and disturbs nobody.
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(asked: Namespace, out: Output) -> int:
-    """Verify each; the worst finding's status."""
+    """Verify each snapshot. Returns the worst finding's status."""
     if asked.background:
         end_with_parent()
         become_idle()
         be_expendable()
-    from shim.cli.offline import trust  # here: 60 ms that no other verb is to pay
+    from shim.cli.offline import trust  # here: no other verb should pay these 60 ms
     from shim.store.store import Store
 
     store = Store()

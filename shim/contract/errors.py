@@ -1,7 +1,7 @@
-"""The error tree. Every class says what is true for the pod afterwards.
+"""The error tree. Every class says in which state its failure leaves the pod.
 
     QuickthawError
-    |-- SwapFailed (16-29)          the container starts cold
+    |-- SwapFailed (15-29)          the container starts cold
     |   |-- MemoryNotServed 16
     |   |-- MemoryLost 17           the container was killed
     |   |-- SwapKilled 18           the container was killed
@@ -14,8 +14,9 @@
     |   |-- SnapshotDoesNotFit 25
     |   |-- SwapTooLate 26
     |   |-- NetworkNotReady 27
-    |   `-- ResumeFailed 28
-    |-- CaptureFailed (30-39, 70-74) the source goes on serving
+    |   |-- ResumeFailed 28
+    |   `-- GpuNotRestored 15
+    |-- CaptureFailed (30-39, 70-76) the source goes on serving
     |   |-- NotCapturable 30
     |   |-- CriuDumpFailed 31
     |   |-- RootfsNotCopied 32
@@ -28,7 +29,10 @@
     |   |-- NoRoom 70
     |   |-- SnapshotTooBig 71
     |   |-- MemoryNotCopied 72
-    |   `-- SourceHarmed 73
+    |   |-- SourceHarmed 73
+    |   |-- GpuNotCapturable 74
+    |   |-- GpuNotCheckpointed 75
+    |   `-- GpuLost 76             the container was killed
     |-- RequestRefused (40-49)      nothing was changed: a person's request to the daemon
     |   |-- NoSuchSnapshot 40
     |   |-- SnapshotInUse 41
@@ -43,7 +47,7 @@
     |-- BadConfig 52                the daemon does not start; containers start cold
     `-- DaemonAway 60               nothing was changed
 
-Lean: the swap path imports it.
+Lean: the swap path imports this module.
 """
 
 from __future__ import annotations
@@ -57,7 +61,7 @@ if TYPE_CHECKING:
 
 
 class Effect:
-    """What is true for the pod afterwards. Every error class names exactly one."""
+    """The state of the pod after a failure. Every error class names exactly one."""
 
     COLD_START = "the container starts cold"
     KILLED = "the container was killed; kubelet restarts it cold"
@@ -69,31 +73,31 @@ class Effect:
 
 
 class Blame:
-    """Whose fault a swap's failure is, as far as the snapshot's quarantine is concerned."""
+    """Whose fault a failed swap is, as far as the snapshot's quarantine is concerned."""
 
     CONTENT = "content"
-    """The snapshot is not what was captured: it fails for everybody and always."""
+    """The snapshot is not as the capture made it: every restore from it fails."""
     RESTORE = "restore"
-    """The snapshot may be one that cannot be restored: it counts when it happens in several pods.
+    """Perhaps nobody can restore the snapshot: the failure counts when it happens in several pods.
 
-    Nothing that a pod or its author can bring about: two pods would take a snapshot away from all.
+    Never for a failure that a pod or its author can cause: two pods would take a snapshot from all.
     """
     OTHER = "other"
-    """The node, the pod or the daemon: another try may succeed, and nothing is counted."""
+    """The node, the pod or the daemon: a retry may succeed, and nothing is counted."""
 
 
 _NODE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN,
     errno.EINTR, errno.EROFS,
 }  # fmt: skip
-"""The node lacks something, which says nothing about what was being read."""
+"""The node lacks a resource, which says nothing about the files that were being read."""
 
 
 class QuickthawError(Exception):
     """A failure with everything that its reader needs.
 
-    what: the step that failed. container: its id, or what else it is about. why: the cause, in
-    the words of whoever refused. do: what the reader can do about it.
+    what: the step that failed. container: its id, or another subject of the failure. why: the
+    cause, in the words of the program that refused. do: what the reader can do about the failure.
     """
 
     effect: str = Effect.NOTHING
@@ -105,7 +109,7 @@ class QuickthawError(Exception):
         self.what, self.container, self.why, self.do = what, container, why, do
 
     def __str__(self) -> str:
-        """One line. The effect is as it stands: whoever decides otherwise sets it on the error."""
+        """Returns one line, with the effect as it stands: a caller may set another effect."""
         return f"{self.what} [{self.container}]: {self.why}; {self.effect}. {self.do}"
 
 
@@ -122,18 +126,18 @@ class SwapKilled(SwapFailed):
 
     effect = Effect.KILLED
     exit_code = 18
-    blame = Blame.OTHER  # the pod was deleted meanwhile, or the node was out of memory
+    blame = Blame.OTHER  # somebody deleted the pod meanwhile, or the node ran out of memory
 
 
 class MemoryNotServed(SwapFailed):
-    """The page server could not begin, or ended before CRIU did."""
+    """The page server could not start, or ended before CRIU did."""
 
     exit_code = 16
     blame = Blame.OTHER
 
 
 class MemoryLost(SwapFailed):
-    """What was still missing of a restored container's memory could not be filled in."""
+    """A page server could not fill in the missing memory of a restored container."""
 
     effect = Effect.KILLED
     exit_code = 17
@@ -141,7 +145,7 @@ class MemoryLost(SwapFailed):
 
 
 class NoTurn(SwapFailed):
-    """As many restores as the node allows went on all the time that this one could wait."""
+    """The restore queue did not advance within restore_wait_s."""
 
     exit_code = 19
     blame = Blame.OTHER
@@ -170,18 +174,18 @@ class ShmNotFilled(SwapFailed):
     """/dev/shm could not be given its captured content."""
 
     exit_code = 23
-    blame = Blame.OTHER  # it is the pod's, and another container may have used it
+    blame = Blame.OTHER  # /dev/shm is the pod's, and another container may have used it
 
 
 class SnapshotNotWhole(SwapFailed):
-    """Something of the snapshot is not what its manifest says: see `shim.integrity.check`."""
+    """The snapshot differs from its manifest or listings: see `shim.integrity.check`."""
 
     exit_code = 24
     blame = Blame.CONTENT
 
 
 class SnapshotDoesNotFit(SwapFailed):
-    """The new container's spec differs from the captured one in something that grants power.
+    """The new container's spec differs from the captured spec in something that grants power.
 
     codes: of the checks of the gate that refused.
     """
@@ -198,7 +202,7 @@ class SwapTooLate(SwapFailed):
 
 
 class NetworkNotReady(SwapFailed):
-    """What the restored process must find in its network namespace could not be set up."""
+    """The network of the restored process could not be set up in the pod's network namespace."""
 
     exit_code = 27
     blame = Blame.OTHER  # the namespace is the pod's
@@ -208,7 +212,13 @@ class ResumeFailed(SwapFailed):
     """The resume call into the restored workload failed."""
 
     exit_code = 28
-    blame = Blame.OTHER  # the pod's author says which call it is
+    blame = Blame.OTHER  # the pod's author chooses the call
+
+
+class GpuNotRestored(SwapFailed):
+    """The CUDA driver did not restore a process, or not in time. `why` has its own word."""
+
+    exit_code = 15
 
 
 class CaptureFailed(QuickthawError):
@@ -243,9 +253,32 @@ class ShmNotCopied(CaptureFailed):
 
 
 class MemoryNotCopied(CaptureFailed):
-    """The content of private memory could not be copied, or not all of what CRIU lists."""
+    """The content of private memory could not be copied, or not every page that CRIU lists."""
 
     exit_code = 72
+
+
+class GpuNotCapturable(CaptureFailed):
+    """A checkpoint of the container's GPUs could succeed, and a restore never.
+
+    codes: of the rows of `shim.gpu.support` that refused.
+    """
+
+    exit_code = 74
+    codes: Sequence[str] = ()
+
+
+class GpuNotCheckpointed(CaptureFailed):
+    """The CUDA driver did not lock or checkpoint a process; all run again."""
+
+    exit_code = 75
+
+
+class GpuLost(CaptureFailed):
+    """The CUDA driver did not give a process back: the container was killed."""
+
+    effect = Effect.KILLED
+    exit_code = 76
 
 
 class NotFrozen(CaptureFailed):
@@ -273,7 +306,7 @@ class NotPublished(CaptureFailed):
 
 
 class ContainerBusy(CaptureFailed):
-    """A process of `exec` (a probe, a person) is in the container: it will soon be gone."""
+    """A process of `exec` (a probe, a person) is in the container, and will soon end."""
 
     exit_code = 38
 
@@ -285,20 +318,20 @@ class NoRoom(CaptureFailed):
 
 
 class SnapshotTooBig(CaptureFailed):
-    """One snapshot would be larger than the configuration allows."""
+    """The snapshot would be larger than the configuration allows."""
 
     exit_code = 71
 
 
 class SourceHarmed(CaptureFailed):
-    """Processes of the source were killed, or all of it has ended, while it was captured."""
+    """While the source was captured, some of its processes were killed, or all of them ended."""
 
     effect = Effect.NOTHING_PUBLISHED
     exit_code = 73
 
 
 def too_big(container: str, why: Exception) -> SnapshotTooBig:
-    """A container has more files, or longer names, than `shim.contract.limits` lets it have."""
+    """Returns the error for more files, or longer names, than `shim.contract.limits` allows."""
     return SnapshotTooBig(
         "no snapshot of so many files", container=container, why=str(why),
         do="Keep such files in a volume, or remove them before the container is ready.",
@@ -306,7 +339,7 @@ def too_big(container: str, why: Exception) -> SnapshotTooBig:
 
 
 class RequestRefused(QuickthawError):
-    """A request on the control socket cannot be done."""
+    """The daemon cannot do a request from the control socket."""
 
     exit_code = 49
 
@@ -336,7 +369,7 @@ class BadRequest(RequestRefused):
 
 
 class KeyRefused(RequestRefused):
-    """A key, or the directory of keys, is damaged, of another kind, or others can change it."""
+    """A key, or the key directory, is damaged, of another kind, or not root's alone."""
 
     exit_code = 44
 
@@ -389,9 +422,10 @@ class DaemonAway(QuickthawError):
 
 
 def blame_of(error: QuickthawError) -> str:
-    """A word of Blame for a swap that failed with `error`.
+    """Returns a word of Blame for a swap that failed with `error`.
 
-    What its class says, unless the kernel's own words behind it say that the node lacks something.
+    The blame of the error's class; OTHER if an OSError that caused it says that the node lacks
+    something.
     """
     cause: BaseException | None = error
     while cause is not None:

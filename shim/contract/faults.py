@@ -1,18 +1,18 @@
 """Fault points: places where a person who tests a node can make quickthaw fail.
 
-`point(NAME)` does nothing unless a fault was armed for NAME: one look at a dictionary that is
-empty. Three programs arm: `quickthawd`, `quickthaw-runc` from a ticket on, `quickthaw-hook`. All of
-them read PATH, a file that only root can have made, once at their start; the daemon reads
-VARIABLE of its environment, too. The environment of the other two is not ours, so they do not
-look at it. The content of either is
+`point(NAME)` does nothing unless a fault was armed for NAME: it checks whether a dictionary is
+empty. Three programs arm faults: `quickthawd`, `quickthaw-runc` when it has a ticket, and
+`quickthaw-hook`. All of them read PATH, a file that only root can have made, once at their start;
+the daemon reads VARIABLE of its environment, too. Others set the environment of the other two
+programs, which therefore ignore it. The content of the file and of the variable is
 
     {"faults": [{"point": NAME, "action": ACTION, "on": N, "container": BEGIN, "errno": NAME}]}
 
-action: one of ACTIONS. on: only the Nth time that this process comes by; each time when it is
-absent. container: only for containers whose id begins like this. errno: of the action error, as
-`EACCES`; EIO when it is absent. What is malformed is told and arms nothing.
+action: one of ACTIONS. on: only the Nth time that this process passes the point; every time when
+the key is absent. container: only for containers whose id begins like this. errno: of the action
+error, as `EACCES`; EIO when the key is absent. A malformed fault is reported and arms nothing.
 
-Lean: the swap path imports it.
+Lean: the swap path imports this module.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ POINTS = {
     "restore.hashed": "all that is read from the snapshot is checked",
     "restore.criu.called": "the marker is there, the runtime is about to restore",
     "restore.criu.ended": "the restored process runs",
+    "restore.gpu": "all memory is there, the CUDA driver is about to restore",
+    "restore.gpu.unlocked": "the CUDA processes run on their devices",
     "restore.resumed": "the resume call was made",
     "restore.undo": "something failed, and nothing is undone yet",
     "restore.undone": "everything is undone",
@@ -87,6 +89,9 @@ POINTS = {
     "capture.ready": "the container is ready, nothing was done to it",
     "capture.network.read": "the network is known, quiesce was not called",
     "capture.quiesced": "quiesce was called",
+    "capture.gpu.noted": "the journal knows of the CUDA processes, which are untouched",
+    "capture.gpu.locked": "the CUDA driver has locked them",
+    "capture.gpu.checkpointed": "they are checkpointed, the container is not frozen",
     "capture.precopied": "the root file system was copied once, the container runs",
     "capture.memory.precopied": "the memory was copied once, the container runs",
     "capture.frozen": "the container is frozen",
@@ -111,8 +116,8 @@ POINTS = {
     "store.record.written": "quarantine or a count of failures is written, and not in place",
     "store.record.renamed": "it is in place, its directory entry is not synced",
 }
-"""Every point by name, with what is true when it is reached. The part before the first dot is the
-phase. A test compares this table with the source."""
+"""Every point by name, with the state in which the program reaches it. The part before the first
+dot is the phase. A test compares this table with the source."""
 
 _armed: dict[str, list[_Fault]] = {}
 
@@ -121,7 +126,7 @@ class _Fault:
     __slots__ = ("action", "container", "number", "on", "seen")
 
     def __init__(self, fields: dict[str, Any]) -> None:
-        """Raises ValueError for what is malformed."""
+        """Raises ValueError for malformed fields."""
         self.action = str(fields.get("action"))
         name = str(fields.get("errno", "ENOSPC" if self.action == "enospc" else "EIO"))
         self.number = getattr(errno, name, 0)
@@ -136,16 +141,16 @@ class _Fault:
 
 
 def point(name: str, container: str = "") -> None:
-    """Be a place where a fault can be. name: one of POINTS. container: whose work this is.
+    """Raise, hang or die here if a fault is armed for `name`. name: a key of POINTS.
 
-    Raises the OSError of an armed fault, if it is one that raises.
+    container: the container that the work is for. Raises the OSError of an armed fault.
     """
     if _armed:
         _pass(name, container)
 
 
 def arm(text: str | bytes) -> list[str]:
-    """Arm what `text` says beside what is armed already. Returns what is wrong with it."""
+    """Arm the faults in `text` beside the armed faults. Returns a line for each malformed part."""
     try:
         wanted = jsontext.parse(text)["faults"]
         if not isinstance(wanted, list):
@@ -165,7 +170,7 @@ def arm(text: str | bytes) -> list[str]:
 
 
 def arm_from_file(path: str = FAULTS) -> list[str]:
-    """The same with a file. One failed open() where there is none. Returns what is wrong."""
+    """Arm the faults in a file, if there is such a file. Returns lines as `arm` does."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -180,7 +185,7 @@ def arm_from_file(path: str = FAULTS) -> list[str]:
 
 
 def armed() -> list[str]:
-    """What is armed, for people who wonder why things fail."""
+    """Returns a line for each armed fault, for people who wonder why things fail."""
     return [
         f"fault point {name} is armed: {each.action}"
         for name, faults in _armed.items()
@@ -189,7 +194,7 @@ def armed() -> list[str]:
 
 
 def disarm() -> None:
-    """Arm nothing any more."""
+    """Disarm all faults."""
     _armed.clear()
 
 

@@ -1,7 +1,8 @@
-"""What was changed on the host for one container, written before each change.
+"""Records changes on the host for a container, each before the change is made.
 
-kill -9 leaves a trace: `quickthaw-hook poststop` and the daemon undo what is in it. A line
-without its change costs one look; the reverse would be a leak. Lean: the swap path imports it.
+A process that is killed with kill -9 leaves this trace: `quickthaw-hook poststop` and the daemon
+undo the changes in it. A line without its change costs one look; a change without its line would be
+a leak. Lean: the swap path imports this module.
 """
 
 from __future__ import annotations
@@ -21,36 +22,40 @@ if TYPE_CHECKING:
 _MAX_BYTES = 16 << 20
 _LOCK = "lock"
 THAW = "thaw.lock"
-"""Name of the lock of the guard that thaws what the daemon no longer can."""
+"""Name of the lock of the guard, which thaws the container when the daemon no longer can."""
 CHECKPOINT = "checkpoint.lock"
-"""Name of the lock that `runc checkpoint` itself holds: it outlives a daemon that is killed."""
+"""Name of the lock that `runc checkpoint` itself holds: the lock outlives a killed daemon."""
 
 ROOTFS, SHM, ADDRESS, DONE = "rootfs", "shm", "address", "done"
-"""Kinds of change. DONE: the swap is complete, what it did belongs to the container now."""
+"""Kinds of change. DONE: the swap is complete, its changes belong to the container now."""
 NETNS = "netns"
-"""Which network namespace the ADDRESS lines are about: its identity, as of `shim.kernel.netns`."""
+"""Names the network namespace of the ADDRESS lines: its identity, as of `shim.kernel.netns`."""
 SHM_PLACED = "shm-placed"
-"""What a line SHM lists may have its names in the pod's /dev/shm from now on."""
+"""From this line on, the files that a line SHM lists may have their names in the pod's /dev/shm."""
 SHM_UNDONE = "shm-undone"
-"""What a line SHM lists was taken away again: what has its names is somebody else's."""
+"""The files that a line SHM lists were removed: a file with such a name is somebody else's now."""
 RUNTIME = "runtime"
 """A restore began; the runtime keeps the container's state in this directory."""
+GPU = "gpu"
+"""The capture of a running container locks or checkpoints these CUDA processes, each by its pid and
+when it started; none when all run again."""
 FROZEN = "frozen"
 """The capture of a running container froze the cgroup with this path."""
 
 
 def path_of(container: str) -> str:
-    """Where the journal of `container` is."""
+    """Returns the path of the journal of `container`."""
     return f"{CONTAINERS}/{container}/{CONTAINER_JOURNAL}"
 
 
 @contextlib.contextmanager
 def lock(directory: str, name: str = _LOCK) -> Iterator[int]:
-    """Hold the container's directory while a swap is under way; the lock's descriptor.
+    """Lock the container's directory while a swap is under way. Yields the lock's descriptor.
 
-    A runtime that cleans up after a failed restore runs our poststop hook: it must not take
-    away what the cold start that follows needs. The kernel drops the lock when the last process
-    with the descriptor has ended. Raises BlockingIOError when it is held, OSError.
+    A runtime that cleans up after a failed restore runs our poststop hook, which must leave alone
+    everything that the following cold start needs. The kernel drops the lock when the last process
+    with the descriptor has ended. Raises BlockingIOError when another process holds the lock,
+    OSError.
     """
     fd = os.open(f"{directory}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -61,7 +66,7 @@ def lock(directory: str, name: str = _LOCK) -> Iterator[int]:
 
 
 def is_locked(directory: str, name: str = _LOCK) -> bool:
-    """Whether a swap (or what else `name` stands for) of this directory's container goes on."""
+    """Whether a swap (or the work that `name` stands for) locks this container's directory."""
     try:
         with lock(directory, name):
             return False
@@ -72,16 +77,16 @@ def is_locked(directory: str, name: str = _LOCK) -> bool:
 
 
 def note(path: str, kind: str, subject: object) -> None:
-    """Append one intended change. Raises OSError.
+    """Append an intended change. Raises OSError.
 
-    Not synced: what it describes is gone after a reboot, and so is the journal.
+    Does not sync the file: a reboot ends both the change and the journal.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
         line = jsontext.compose([kind, subject]).encode() + b"\n"
         written = os.write(fd, line)
         if written < len(line):
-            # A full disk. The next line must not become a part of this one.
+            # The disk is full. The next line must not become a part of this line.
             os.ftruncate(fd, os.fstat(fd).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     finally:
@@ -89,7 +94,7 @@ def note(path: str, kind: str, subject: object) -> None:
 
 
 def changes(path: str) -> Iterator[tuple[str, object]]:
-    """The changes, last first. A torn last line (kill -9 while writing) was not yet a change.
+    """Yields the changes, last first. Skips a torn last line (kill -9 during the write).
 
     Raises ValueError for a line that `note` cannot have written.
     """

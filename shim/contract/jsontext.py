@@ -1,7 +1,7 @@
-"""JSON that somebody else may have written, or that a crash or a bad disk has changed. Lean.
+"""Parses and writes JSON that others may have written, or that a crash or bad disk damaged. Lean.
 
-Without the package `json`, whose regular expressions are 7 ms of a pod's start: the scanner that it
-gets from CPython is used directly.
+Avoids the package `json`, whose regular expressions take 7 ms of a pod's start: we call CPython's
+scanner, which that package uses, directly.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 try:
     from _json import encode_basestring_ascii as _quoted
     from _json import make_scanner
-except ImportError:  # a Python that has them nowhere but here
+except ImportError:  # a Python without the C module
     from json.encoder import encode_basestring_ascii as _quoted
     from json.scanner import make_scanner
 
@@ -26,22 +26,22 @@ def _constant(name: str) -> NoReturn:
 
 
 class _Settings:
-    """What a scanner asks of its decoder. Source: Lib/json/decoder.py, since Python 3.1."""
+    """The attributes that a scanner reads from its decoder (Lib/json/decoder.py since 3.1)."""
 
     strict = True
     object_hook = object_pairs_hook = None
     parse_float, parse_int, parse_constant = float, int, staticmethod(_constant)
-    memo: dict[str, str] = {}  # noqa: RUF012 - of the scanner that is not written in C
+    memo: dict[str, str] = {}  # noqa: RUF012 - used by the scanner that is not written in C
 
 
 _scan = make_scanner(_Settings())  # type: ignore[arg-type] # typeshed takes one from another
 
 
 def parse(text: str | bytes) -> Any:
-    """What is in `text`. Raises ValueError for everything that is no JSON in UTF-8.
+    """Returns the JSON value in `text`. Raises ValueError if `text` is not JSON in UTF-8.
 
-    For json.loads that is not so: brackets that are nested too deep are a RecursionError, which
-    passes every `except ValueError` of a caller; and it takes NaN.
+    json.loads is less strict: it raises RecursionError for brackets that are nested too deep, which
+    no `except ValueError` of a caller catches; and it accepts NaN.
     """
     plain = (text if isinstance(text, str) else text.decode()).strip(_BLANKS)
     try:
@@ -56,7 +56,7 @@ def parse(text: str | bytes) -> Any:
 
 
 def compose(value: object) -> str:
-    """`value` as json.dumps writes it. Raises ValueError, TypeError for what JSON has not."""
+    """Returns `value` as json.dumps writes it. Raises ValueError, TypeError if JSON cannot."""
     try:
         return _composed(value, sort=False, comma=", ", colon=": ")
     except RecursionError as error:
@@ -64,9 +64,9 @@ def compose(value: object) -> str:
 
 
 def canonical(value: object) -> str:
-    """`value` in the one form that digests and comparisons use: sorted, without blanks.
+    """Returns `value` in the form that digests and comparisons use: sorted, without blanks.
 
-    Raises as `compose` does.
+    Raises ValueError, TypeError as `compose` does.
     """
     try:
         return _composed(value, sort=True, comma=",", colon=":")

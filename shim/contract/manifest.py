@@ -1,10 +1,11 @@
-"""What a snapshot is: its identity, what it fits, where it came from, and which files it has.
+"""Describes a snapshot: its identity, the containers that it fits, its origin, and its files.
 
-Written by the store when it publishes a snapshot, read by the daemon's index and, right before a
-swap, by `quickthaw-runc`. Strict, because it is our own format: an unknown or missing key, a
-wrong type, or an id that is not the digest of the content makes it a BadManifest. `files` has the
-digests of the listings, and a listing those of everything in its part (see `shim.integrity`), so
-that the id stands for every byte of the snapshot. Lean: the swap path imports it.
+The store writes the manifest when it publishes a snapshot. The daemon's index reads it, and so does
+`quickthaw-runc` right before a swap. Strict, because the format is our own: an unknown or missing
+key, a wrong type, or an id that is not the digest of the content makes it a BadManifest. `files`
+has the digests of the listings, and each listing has the digests of all files in its part (see
+`shim.integrity`), so that the id stands for every byte of the snapshot. Lean: the swap path imports
+this module.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ LISTINGS = {
     SNAPSHOT_CRIU: "criu.tree", SNAPSHOT_ROOTFS: "rootfs.tree", SNAPSHOT_SHM: "shm.tree",
     SNAPSHOT_MEMORY: "memory.tree",
 }  # fmt: skip
-"""The parts of a snapshot, and the file beside each that lists what is in it."""
+"""The parts of a snapshot, and the file beside each part that lists the part's content."""
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.40} is not a string")
-    value.encode()  # a lone surrogate could be neither printed nor compared: UnicodeEncodeError
+    value.encode()  # a lone surrogate, which nobody can print or compare, is a UnicodeEncodeError
     return value
 
 
@@ -95,7 +96,7 @@ def _name(value: object) -> str:
 
 
 class _Record:
-    """A frozen record whose fields are checked by `_parsers` and that equals by value."""
+    """A frozen record whose fields `_parsers` checks. Two records with equal fields are equal."""
 
     __slots__ = ()
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {}
@@ -123,7 +124,7 @@ class _Record:
         return f"{type(self).__name__}({self.as_json()!r:.200})"
 
     def as_json(self) -> dict[str, object]:
-        """The record as a plain JSON object."""
+        """Returns the record as a plain JSON object."""
         return {name: _plain(getattr(self, name)) for name in self._parsers}
 
 
@@ -136,7 +137,7 @@ def _plain(value: object) -> object:
 
 
 class Source(_Record):
-    """The container that was captured. command: its arguments. image_digest: `sha256:…`."""
+    """The captured container. command: its arguments. image_digest: `sha256:…`."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
         "namespace": _text, "pod": _text, "pod_uid": _text, "container": _text,
@@ -156,7 +157,7 @@ class Source(_Record):
 
 
 class Software(_Record):
-    """Versions of what made the snapshot. arch: as `uname -m`. kernel: as `uname -r`."""
+    """Versions of the software that made the snapshot. arch, kernel: as `uname -m`, `uname -r`."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
         "quickthaw": _text, "criu": _text, "runtime": _text, "kernel": _text, "arch": _text,
@@ -170,7 +171,7 @@ class Software(_Record):
 
 
 class File(_Record):
-    """One listing. path: in the snapshot's directory. size: in bytes."""
+    """A listing. path: in the snapshot's directory. size: in bytes."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
         "path": _text, "size": _count, "sha256": _sha256,
@@ -182,7 +183,7 @@ class File(_Record):
 
 
 class Sizes(_Record):
-    """Bytes on disk of the parts, with what their names and listings cost. entries: inodes."""
+    """Bytes on disk of each part, its names and listing included. entries: inodes of all parts."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
         "criu": _count, "rootfs": _count, "shm": _count, "memory": _count, "entries": _count,
@@ -196,12 +197,12 @@ class Sizes(_Record):
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """Returns the bytes of all parts."""
         return self.criu + self.rootfs + self.shm + self.memory
 
 
 class Requires(_Record):
-    """What the new container must be given. memory_bytes: 0 asks for nothing."""
+    """The resources that a new container needs. memory_bytes: 0 for no requirement."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {"memory_bytes": _count}
     __slots__ = tuple(_parsers)
@@ -225,10 +226,10 @@ def _files(value: object) -> tuple[File, ...]:
 
 
 class Manifest(_Record):
-    """Everything about one snapshot. Make a new one with `build`, which gives it its id.
+    """Everything about a snapshot. Create a manifest with `build`, which computes its id.
 
-    name: of the annotation, or empty. key: the match key (see `shim.gate.key`). created_at: Unix
-    time in seconds; created: the same for people. facts: fact name to canonical JSON (see
+    name: from the annotation, or empty. key: the match key (see `shim.gate.key`). created_at: Unix
+    time in seconds. created: the same time for people. facts: fact name to canonical JSON (see
     `shim.gate`). network: a plain JSON object with addresses, routes, mtu, sysctls and
     bound_addresses. timings: step name to seconds.
     """
@@ -255,14 +256,14 @@ class Manifest(_Record):
     requires: Requires
 
     def encode(self) -> bytes:
-        """The manifest as the JSON that `decode` takes."""
-        import json  # late: a restore only reads one
+        """Returns the manifest as the JSON that `decode` accepts."""
+        import json  # late: a restore only reads manifests
 
         return json.dumps({"schema": SCHEMA, **self.as_json()}, indent=1).encode() + b"\n"
 
 
 def build(**fields: object) -> Manifest:
-    """A manifest with its `id` and `created` worked out from the other fields.
+    """Returns a manifest; computes `id` and `created` from the other fields.
 
     Records may be given as records or as plain objects. Raises ValueError for a wrong field.
     """
@@ -272,7 +273,7 @@ def build(**fields: object) -> Manifest:
 
 
 def content(manifest: Manifest) -> bytes:
-    """Everything but the id, in the form that the id is the SHA-256 digest of."""
+    """Returns everything but the id, as the bytes whose SHA-256 digest is the id."""
     found = {"schema": SCHEMA, **manifest.as_json()}
     del found["id"]
     return canonical(found).encode()
@@ -283,10 +284,10 @@ def _digest(manifest: Manifest) -> str:
 
 
 def decode(data: bytes, *, where: str = "manifest") -> Manifest:
-    """The manifest in `data`. where: what the message calls it.
+    """Returns the manifest in `data`. where: the name of the manifest in messages.
 
-    Raises BadManifest for everything that `Manifest.encode` cannot have written, and says so
-    when the schema is a newer one.
+    Raises BadManifest for everything that `Manifest.encode` cannot have written; the message says
+    so if the schema is newer than ours.
     """
     try:
         return _decode(data)
@@ -331,9 +332,9 @@ def _decode(data: bytes) -> Manifest:
 
 
 def read(snapshot_dirfd: int, *, snapshot: str) -> Manifest:
-    """The manifest in a snapshot's directory, which must be that of the id `snapshot`.
+    """Returns the manifest in a snapshot's directory, whose id must be `snapshot`.
 
-    Raises BadManifest, also when the file is missing or is no regular file.
+    Raises BadManifest, also when the file is missing or not a regular file.
     """
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -1,4 +1,4 @@
-"""Types of the ids that must not be mixed up, and what a valid one looks like.
+"""Types of the ids that must not be mixed up, and checks of their syntax.
 
 Import the types under `TYPE_CHECKING` on the swap path: `typing` costs 9 ms there, and `re` 5 ms.
 """
@@ -24,7 +24,7 @@ _HEX = frozenset(f"{_DIGITS}abcdef")
 
 
 def is_container_id(text: str) -> bool:
-    """Whether `text` can be a container id, and so a file name. containerd's rule is as strict."""
+    """Whether `text` can be a container id, hence a file name. containerd is equally strict."""
     return 0 < len(text) <= 128 and _IN_ID.issuperset(text) and text[0] not in "_.-"
 
 

@@ -1,7 +1,7 @@
-"""How one swap ended: written by `quickthaw-runc`, read by the daemon, which tells everybody.
+"""Passes the outcome of a swap from `quickthaw-runc` to the daemon, which reports it.
 
-A file and not a message, because a pod must not wait for a daemon that may be away.
-Lean: the swap path imports it.
+The outcome is a file, not a message, because a pod must not wait for a daemon that may be away.
+Lean: the swap path imports this module.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ COLD = "cold"
 KILLED = "killed"
 """The swap was ended from outside; the next attempt starts cold."""
 REFUSED = "refused"
-"""The swap failed and the pod asked for no cold start (`fallback: fail`)."""
+"""The swap failed, and the pod forbids a cold start (`fallback: fail`)."""
 
 
 def write(container: str, outcome: dict[str, object], directory: str = OUTCOMES) -> None:
-    """Put the outcome in place with one rename. Raises OSError.
+    """Write the outcome to a file, and put the file in place with one rename. Raises OSError.
 
     Keys: snapshot, result (RESTORED, COLD, KILLED, REFUSED), error (message or ""), error_class,
     exit_code, blame (a word of Blame or ""), deadline_s (of the ticket; 0 or missing: not known),
@@ -45,9 +45,9 @@ def write(container: str, outcome: dict[str, object], directory: str = OUTCOMES)
 
 
 def write_killed(ticket: Ticket, error: SwapFailed, *, blame: str = "") -> None:
-    """The outcome of a restore that was ended from outside, and why. Raises OSError.
+    """Write the outcome of a restore that was ended from outside, and why. Raises OSError.
 
-    blame: where it is not that of the error.
+    blame: if another than that of the error.
     """
     write(ticket.container, {
         "snapshot": ticket.snapshot, "result": KILLED, "error": str(error),
@@ -58,9 +58,9 @@ def write_killed(ticket: Ticket, error: SwapFailed, *, blame: str = "") -> None:
 
 
 def take(container: str, directory: str = OUTCOMES) -> dict[str, object] | None:
-    """Read and remove the outcome of `container`; None when there is none (yet).
+    """Read and remove the outcome of `container`; None when there is no outcome (yet).
 
-    Raises ValueError when it is damaged; it is removed then, too.
+    Raises ValueError for a damaged outcome, after removing the file.
     """
     if not is_container_id(container):
         raise ValueError("malformed container id")

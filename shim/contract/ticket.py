@@ -1,7 +1,8 @@
-"""What the daemon decided for one `create`. The only input of a swap that is trusted.
+"""Passes the daemon's decision for a `create`. The only input of a swap that is trusted.
 
-Written by the daemon (`write`), read by `quickthaw-runc` (`read`), which checks that it is
-root's alone. Strict: an unknown or missing key is an error. Lean: the swap path imports it.
+The daemon writes the ticket (`write`); `quickthaw-runc` reads it (`read`), and checks that only
+root can have written it. Strict: an unknown or missing key is an error. Lean: the swap path imports
+this module.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 3
 _MAX_BYTES = 64 * 1024
+_HEXADECIMAL = frozenset("0123456789abcdef")
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "container": str,
     "snapshot": str,
@@ -34,16 +36,18 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "pod_uid": str,
     "container_name": str,
     "resume": str,
+    "gpu_pairs": list,
 }
 
 
 class Ticket:
-    """One container id and the snapshot that it is to be restored from.
+    """Names a container id, and the snapshot to restore the container from.
 
-    fallback: `cold` or `fail`. deadline_s: seconds for the whole swap. turns: how many
-    restores the node allows at once. turn_wait_s: how long to wait to be one of them. turn_hold_s:
-    how long to be one. resume: the annotation's value (`http POST :8000/…`, `exec:…`) or the empty
-    string.
+    fallback: `cold` or `fail`. deadline_s: seconds for the whole swap. turns: how many restores may
+    run at the same time on the node. turn_wait_s: seconds in the restore queue at most.
+    turn_hold_s: seconds that the restore may hold its place among the running restores at most.
+    resume: the annotation's value (`http POST :8000/…`, `exec:…`) or the empty string. gpu_pairs:
+    UUIDs (`GPU-…`) of captured GPUs, each with the UUID of the new GPU that takes its place.
     """
 
     __slots__ = tuple(_FIELDS)
@@ -59,6 +63,7 @@ class Ticket:
     pod_uid: str
     container_name: str
     resume: str
+    gpu_pairs: list[list[str]]
 
     def __init__(self, **fields: object) -> None:
         if fields.keys() != _FIELDS.keys():
@@ -72,17 +77,31 @@ class Ticket:
             raise ValueError("malformed id")
         if self.fallback not in ("cold", "fail") or not 0 < self.deadline_s < 1e6:
             raise ValueError("fallback or deadline_s out of range")
+        if not all(_is_pair(pair) for pair in self.gpu_pairs):
+            raise ValueError("gpu_pairs are no pairs of UUIDs")
         if self.turns < 1 or not 0 <= self.turn_wait_s < 1e6 or not 0 < self.turn_hold_s < 1e8:
             raise ValueError("turns, turn_wait_s or turn_hold_s out of range")
 
     def encode(self) -> bytes:
-        """The ticket as the JSON that `decode` takes."""
+        """Returns the ticket as the JSON that `decode` accepts."""
         fields = {name: getattr(self, name) for name in _FIELDS}
         return jsontext.compose({"schema": SCHEMA, **fields}).encode()
 
 
+def _is_pair(value: object) -> bool:
+    """Two UUIDs of GPUs, as NVML writes them."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(isinstance(each, str) and _is_uuid(each) for each in value)
+
+
+def _is_uuid(text: str) -> bool:
+    digits = text.removeprefix("GPU-").replace("-", "")
+    return text.startswith("GPU-") and len(digits) == 32 and set(digits) <= _HEXADECIMAL
+
+
 def decode(data: bytes) -> Ticket:
-    """Raises ValueError for everything that `Ticket.encode` cannot have written."""
+    """Returns the ticket in `data`. Raises ValueError if `Ticket.encode` cannot have written it."""
     fields = jsontext.parse(data)
     if not isinstance(fields, dict) or fields.pop("schema", None) != SCHEMA:
         raise ValueError(f"not a ticket of schema {SCHEMA}")
@@ -90,7 +109,7 @@ def decode(data: bytes) -> Ticket:
 
 
 def write(ticket: Ticket, directory: str = TICKETS) -> None:
-    """Put the ticket in place with one rename, 0600. Not synced: a ticket dies with the boot."""
+    """Put the ticket in place with one rename, 0600. Not synced: no ticket outlives the boot."""
     target = f"{directory}/{ticket.container}.json"
     scratch = f"{target}.new"
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -100,9 +119,9 @@ def write(ticket: Ticket, directory: str = TICKETS) -> None:
 
 
 def read(container: str, directory: str = TICKETS) -> Ticket:
-    """The ticket of `container`.
+    """Returns the ticket of `container`.
 
-    Raises TicketUnreadable when it is not a regular file of root with mode 0600, is damaged,
+    Raises TicketUnreadable when the file is not a regular file of root with mode 0600, is damaged,
     or names another container.
     """
     try:
@@ -125,13 +144,13 @@ def read(container: str, directory: str = TICKETS) -> Ticket:
 
 
 def remove(container: str, directory: str = TICKETS) -> None:
-    """Remove the ticket; it is no error when there is none."""
+    """Remove the ticket, if there is a ticket."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{directory}/{container}.json")
 
 
 def pod_of(ticket: Ticket) -> dict[str, str]:
-    """Whose container it is, for the outcome: the daemon may be away until after it is gone."""
+    """Returns the pod for the outcome: the daemon may return only after the pod is gone."""
     return {
         "namespace": ticket.pod_namespace, "name": ticket.pod_name, "uid": ticket.pod_uid,
         "container": ticket.container_name,

@@ -1,4 +1,4 @@
-"""Which container a person means: a pod's name, and what else tells it from others."""
+"""Finds the container that a person means by a pod's name, and perhaps a namespace and a name."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def container_asked_for(
     registry: Registry, request: Mapping[str, Any], what: str, *,
     none_why: str, none_do: str, running: bool = False,
 ) -> Tracked:  # fmt: skip
-    """The one container that `pod`, `namespace` and `container` of the request fit.
+    """Returns the only container that fits `pod`, `namespace` and `container` of the request.
 
-    what, none_why, none_do: of the error when there is none. running: only those that run.
-    Raises NoSuchPod, BadRequest.
+    what, none_why, none_do: parts of the error when no container fits. running: considers only
+    running containers. Raises NoSuchPod, BadRequest.
     """
     pod, namespace = text(request, "pod"), text(request, "namespace", "")
     container = text(request, "container", "")

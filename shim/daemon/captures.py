@@ -1,6 +1,6 @@
-"""Captures under way: one task for each container that waits for its readiness or is captured.
+"""Runs captures: a task for each container that waits for its readiness or is being captured.
 
-A container is captured once for its key: while one waits or is captured, others like it only run.
+Only one container is captured for a key: while it waits or is captured, others like it only run.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import version
-from shim.capture import record, tool
+from shim.capture import gpus, record, tool
 from shim.capture.estimate import Amount, estimate
 from shim.capture.nodefacts import criu_version
 from shim.capture.readiness import wait_until_ready
 from shim.capture.sequence import Bounds, capture, finished
-from shim.capture.source import Source, thaw_left
+from shim.capture.source import Source, own_freezer, thaw_left
 from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
 from shim.contract.errors import (
     CaptureFailed,
     ContainerBusy,
+    GpuLost,
+    GpuNotCapturable,
     NotCapturable,
     QuickthawError,
     SourceHarmed,
@@ -33,13 +35,14 @@ from shim.contract.errors import (
 )
 from shim.contract.limits import TooMuch
 from shim.contract.names import HostPid
-from shim.contract.paths import PREFIX, RUNTIME, SWAPPED
+from shim.contract.paths import GPU_PAYLOAD, PREFIX, RUNTIME, SWAPPED
 from shim.daemon import content
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State
 from shim.daemon.room import Room
-from shim.gate import volumecontent
+from shim.gate import gpu, volumecontent
 from shim.gate.checks import WITHIN_SPEC
+from shim.gpu import engine, support
 from shim.kernel.stopping import Stop, Stopped
 from shim.nri.annotations import SignalReady
 from shim.store.listing import told
@@ -60,13 +63,13 @@ log = logging.getLogger(__name__)
 
 _TOOL_S = 10.0
 _ORPHAN_EVERY_S = 0.2
-"""Between two looks whether the checkpoint of a daemon that was killed has ended."""
+"""Seconds between two looks whether the checkpoint of a killed daemon has ended."""
 _BUSY_TRIES, _BUSY_S = 30, 0.5
-"""How often a capture gives way to processes of `exec`, and for how long each time."""
+"""How often a capture gives way to processes of `exec`, and for how many seconds each time."""
 
 
 class Captures:
-    """Starts, bounds and gives up captures. All methods are of the event loop."""
+    """Starts, bounds and cancels captures. Call all methods on the event loop."""
 
     def __init__(
         self, config: Config, store: Store, trust: Trust, registry: Registry, decider: Decider,
@@ -79,7 +82,7 @@ class Captures:
         self._turn = asyncio.Semaphore(config.max_captures_at_once)
 
     def begin(self, tracked: Tracked) -> None:
-        """Capture the container when it is ready, if its pod wants that and nobody else does it."""
+        """Capture the container when ready, if its pod wants that and no other capture will do."""
         if not tracked.wish.snapshot or tracked.identity is None or tracked.task is not None:
             return
         if self._has_snapshot(tracked, tracked.identity):
@@ -87,7 +90,7 @@ class Captures:
             return
         if why := self._speaks_against(tracked, tracked.identity):
             tracked.become(State.COLD, why)
-            # Where namespaces share snapshots, the reason is what became of anybody's pod.
+            # Where namespaces share snapshots, the reason may be about another namespace's pod.
             is_shared, public = self._config.cross_namespace, "a like snapshot is in quarantine"
             self._reporter.not_to_capture(tracked, why, public=public if is_shared else "")
             return
@@ -104,12 +107,12 @@ class Captures:
         )
 
     def adopt(self, tracked: Tracked) -> None:
-        """The container ran before this daemon did: take up what the last one had begun."""
+        """Continue the last daemon's work on a container that ran before this daemon started."""
         if tracked.task is None and tracked.state is State.CREATED:
             tracked.task = self._tasks.create_task(self._adopted(tracked))
 
     def give_up(self, tracked: Tracked, why: str) -> None:
-        """The container has ended: no capture any more."""
+        """Cancel the capture of a container that has ended."""
         if tracked.task is not None:
             tracked.task.cancel(why)
 
@@ -123,14 +126,15 @@ class Captures:
                 why=f"it is {tracked.state}", do="Wait for it, and look at `quickthaw status`.",
             )  # fmt: skip
         before = tracked.state, tracked.reason
-        # Not the task of the request: it goes on when the container ends, and answers.
+        # Not the request's task, which survives the end of the container and answers.
         tracked.task = task = asyncio.ensure_future(self._capture(tracked, tracked.identity))
         try:
             return await task
-        except CaptureFailed:
+        except Exception:
             tracked.become(*before)
             raise
         except asyncio.CancelledError as error:
+            tracked.become(*before)
             asking = asyncio.current_task()
             if asking and asking.cancelling():
                 raise
@@ -142,12 +146,29 @@ class Captures:
         finally:
             tracked.task = None
 
+    async def gpu_findings(self, tracked: Tracked, identity: Identity) -> list[dict[str, object]]:
+        """Returns findings on a running container's GPUs; empty without any GPU in use."""
+        if not tracked.pid:
+            return []
+        try:
+            source = self._source(tracked, identity)
+            if source.gpus == ():
+                return []
+            return (await asyncio.to_thread(gpus.examine, source)).rows
+        except (GpuNotCapturable, OSError) as error:
+            return [support.unreadable(str(error))]
+
     async def _adopted(self, tracked: Tracked) -> None:
         try:
             while not thaw_left(tracked.container):  # noqa: ASYNC110 - a lock wakes only threads
                 await asyncio.sleep(_ORPHAN_EVERY_S)
             tracked.identity = await self._decider.identify(tracked)
-        except (ContainerdRefused, ValueError) as error:
+            if left := await self._recovered(tracked, tracked.identity):
+                log.warning("container %s: %s run on their GPUs again", tracked.container, left)
+        except GpuLost as error:
+            log.error("%s", error)
+            return
+        except (ContainerdRefused, OSError, ValueError) as error:
             log.warning("container %s stays as it is: %s", tracked.container, error)
             return
         finally:
@@ -158,8 +179,16 @@ class Captures:
         tracked.become(State.COLD, "it ran before the daemon did")
         self.begin(tracked)
 
+    async def _recovered(self, tracked: Tracked, identity: Identity) -> list[int]:
+        """Give its GPUs back to a container that a daemon which was killed had checkpointed."""
+        if not engine.left_over(tracked.container):
+            return []
+        source = self._source(tracked, identity)
+        listed = own_freezer(source).pids
+        return await asyncio.to_thread(engine.recover, source.container, listed, gpus.spawn)
+
     def _like(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
-        """The snapshots that stand for the container, in use or in quarantine."""
+        """Returns the snapshots that stand for the container, usable or in quarantine."""
         name = "" if tracked.wish.snapshot == "auto" else tracked.wish.snapshot
         return self._store.find(namespace=tracked.pod.namespace, key=identity.key, name=name)
 
@@ -169,15 +198,15 @@ class Captures:
         return any(
             self._trust.verdict(each).trusted and not quarantine.get(each.id)
             for each in self._like(tracked, identity)
-            # With another Secret it is no snapshot for this one, and not for the next ones.
+            # A snapshot with another Secret does not fit this container, nor the next ones.
             if ignores or each.facts.get(code) == identity.facts.get(code)
         )
 
     def _speaks_against(self, tracked: Tracked, identity: Identity) -> str:
-        """Why another capture would only be followed by the same failures; empty if it would not.
+        """Returns why another capture would only bring the same failures, or an empty string.
 
-        A snapshot that was damaged is replaced. One that is whole and cannot be restored would
-        be captured, fail, and be captured again for ever.
+        A new capture replaces a damaged snapshot. But if a whole snapshot cannot be restored, the
+        daemon would capture the workload, and the restore would fail, again and again for ever.
         """
         for each in self._like(tracked, identity):
             record = self._store.quarantine.get(each.id)
@@ -201,7 +230,7 @@ class Captures:
             tracked.become(State.CAPTURE_FAILED, str(error))
             self._reporter.not_captured(tracked, error)
         except Exception as error:
-            # The border: one capture must not end the daemon, and its source runs on.
+            # The border: a capture must not end the daemon, and its source runs on.
             tracked.become(State.CAPTURE_FAILED, f"{type(error).__name__}: {error}")
             log.exception("capture of container %s", tracked.container)
         finally:
@@ -222,6 +251,10 @@ class Captures:
                     why=f"it took longer than {self._config.capture_timeout_s:g} s",
                     do="Find the slow part: the workload's own calls, or the disk of the store.",
                 ) from error  # fmt: skip
+            except asyncio.CancelledError as error:
+                if lost := _lost_behind(error):
+                    raise lost from None
+                raise
             except (OSError, Stopped) as error:
                 raise CaptureFailed(
                     "cannot capture", container=tracked.container, why=str(error),
@@ -233,7 +266,7 @@ class Captures:
         return found
 
     async def _note_company(self, tracked: Tracked) -> None:
-        """Who came to its pod while no daemon was there may have made what is in /dev/shm."""
+        """Record whether later containers, unseen by us, may have made files in /dev/shm."""
         if record.has(tracked.container, record.OTHERS):
             return
         try:
@@ -249,7 +282,7 @@ class Captures:
     async def _undisturbed(
         self, tracked: Tracked, identity: Identity, source: Source
     ) -> tuple[Manifest, dict[str, float]]:
-        """Capture when no process of `exec` is in the container: probes come and go."""
+        """Capture while no process of `exec` is in the container. Retries: probes come and go."""
         for _ in range(_BUSY_TRIES):
             with contextlib.suppress(ContainerBusy):
                 return await self._once(tracked, identity, source)
@@ -271,12 +304,15 @@ class Captures:
                 why=f"its size cannot be estimated: {error}", do="Is it still running?",
             ) from error  # fmt: skip
         await content.check(tracked, identity, source.spec)
+        if source.gpus != ():
+            staged = await asyncio.to_thread(gpus.check, source)
+            needed = needed.plus(Amount(staged, 0))
         async with self._room.reserved(source.container, tracked.pod.namespace, needed):
             return await self._into_staging(tracked, identity, source, needed, stop)
 
     @contextlib.asynccontextmanager
     async def _staged(self) -> AsyncIterator[Path]:
-        """A directory for a capture, which is taken away in a thread: it may hold many files."""
+        """Yields a staging directory. A thread removes it: the directory may hold many files."""
         staging = self._store.begin()
         try:
             yield staging
@@ -300,7 +336,7 @@ class Captures:
                 source.container, tracked.pod.namespace, needed, _amount(taken.sizes)
             )
             software = await _software(source.runtime, self._config.criu)
-            # To its end even when cancelled: what is being published must not be taken away.
+            # To its end even when cancelled: nobody may remove a snapshot during its publication.
             found = await finished(
                 asyncio.to_thread(
                     self._store.publish, staging,
@@ -319,14 +355,15 @@ class Captures:
         with open(f"{bundle}/config.json", "rb") as file:
             spec = json.load(file)
         runtime = (_runtime(), "--root", f"{config.runtime_root}/{config.containerd_namespace}")
+        found = gpu.chosen(spec, identity.request.node.gpus)
         return Source(
             tracked.container, HostPid(tracked.pid), bundle, spec, runtime, identity.log_path,
-            tracked.held,
+            tracked.held, None if found is None else tuple(found),
         )  # fmt: skip
 
 
 def _are_alike(one: Identity, other: Identity) -> bool:
-    """Whether a snapshot of one is one for the other."""
+    """Whether a snapshot of `one` may serve for `other`."""
     code = volumecontent.CODE
     return one.key == other.key and one.facts.get(code) == other.facts.get(code)
 
@@ -336,7 +373,7 @@ def _runtime() -> str:
 
 
 async def _network(source: Source) -> dict[str, Any]:
-    """Addresses, routes, MTU and sysctls of the container's network namespace."""
+    """Returns addresses, routes, MTU and sysctls of the container's network namespace."""
     try:
         network_fd = source.process.network_fd()
         argv = [f"{PREFIX}/bin/quickthaw-hook", "record", str(network_fd), str(os.getpid())]
@@ -354,7 +391,7 @@ async def _network(source: Source) -> dict[str, Any]:
 
 
 async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
-    """What made the snapshot."""
+    """Returns the versions of the software that makes the snapshot."""
     system = os.uname()
     ended = await tool.run_async([runtime[0], "--version"], within_s=_TOOL_S)
     return {
@@ -363,8 +400,20 @@ async def _software(runtime: tuple[str, ...], criu: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+def _lost_behind(error: BaseException) -> GpuLost | None:
+    """Returns the error for which we killed the container, whose end has then cancelled us."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, GpuLost):
+        found = found.__context__
+    return found
+
+
+def _gpu_facts(taken: Taken) -> dict[str, str]:
+    return {GPU_PAYLOAD: taken.gpus.encode()} if taken.gpus else {}
+
+
 def _amount(sizes: Mapping[str, int]) -> Amount:
-    """sizes: of the manifest."""
+    """Returns the bytes and inodes of a snapshot. sizes: as in the manifest."""
     return Amount(sum(sizes.values()) - sizes["entries"], sizes["entries"])
 
 
@@ -389,6 +438,7 @@ def _describe(
             **identity.facts, "processes": WITHIN_SPEC,
             "descriptors": jsontext.canonical(taken.by_network),
             "volume_files": jsontext.canonical(taken.volume_files),
+            **_gpu_facts(taken),
         },
         network=taken.network,
         files=files,

@@ -1,7 +1,7 @@
-"""Which containers a pod has at once: what one makes in /dev/shm, another could have made, too.
+"""Records which containers share a pod: any of them could have made a file in its /dev/shm.
 
-All containers of all pods count, also of those that did not opt in. The records that are written
-here are what a capture tells apart by: see `shim.capture.record`.
+All containers of all pods count, also the containers that did not opt in. A capture uses the
+records that this module writes: see `shim.capture.record`.
 """
 
 from __future__ import annotations
@@ -27,32 +27,33 @@ _STATES = (1, 2, 3)
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A container is being created.
+    """The circumstances in which a container is created.
 
-    found: what is in its pod now. is_alone: whether no other container is.
+    found: the content of its pod now. is_alone: whether the pod has no other container.
     """
 
     found: record.Record
     is_alone: bool
 
     def tell(self, container: str) -> None:
-        """Write the records of this container, which has its directory now. Never fails."""
+        """Write the records of this container, whose directory exists by now. Never fails."""
         _write(container, record.BEFORE, self.found)
         if not self.is_alone:
             _write(container, record.OTHERS, record.NOTHING_KNOWN)
 
 
 class Company:
-    """The containers of each sandbox, by name. Only the event loop changes it."""
+    """Knows the containers of each sandbox by name. Only the event loop changes it."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._of_sandbox: dict[str, dict[str, str]] = {}
 
     def arrives(self, container: nri_pb2.Container, *, is_ours: bool) -> Arrival:
-        """A container is being created: nobody else in its pod is alone any more.
+        """Note a new container: from now on no other container of its pod is alone.
 
-        An earlier attempt of it that has ended is nobody. is_ours: whether it opted in.
+        Does not count an earlier attempt of the container, which has ended. is_ours: whether the
+        container opted in.
         """
         here = self._of_sandbox.setdefault(container.pod_sandbox_id, {})
         others = [number for name, number in here.items() if name != container.name]
@@ -67,7 +68,7 @@ class Company:
         return Arrival(found, not others)
 
     def leaves(self, container: nri_pb2.Container) -> None:
-        """A container has ended."""
+        """Forget a container that has ended."""
         here = self._of_sandbox.get(container.pod_sandbox_id, {})
         if here.get(container.name) == container.id:
             del here[container.name]
@@ -75,7 +76,7 @@ class Company:
             self._of_sandbox.pop(container.pod_sandbox_id, None)
 
     def replace_all(self, containers: Iterable[nri_pb2.Container]) -> None:
-        """These exist, and nobody knows who came while the daemon was away."""
+        """Replace the known containers: we cannot know which came while the daemon was down."""
         self._of_sandbox = {}
         for each in containers:
             if each.state in _STATES:
@@ -88,13 +89,13 @@ class Company:
 
 
 def _shm(container: nri_pb2.Container) -> str:
-    """The directory of the node behind the container's /dev/shm, or empty."""
+    """Returns the node's directory behind the container's /dev/shm, or empty."""
     sources = [each.source for each in container.mounts if each.destination.rstrip("/") == _SHM]
     return sources[-1] if sources and sources[-1].startswith("/") else ""
 
 
 def _ipc(container: nri_pb2.Container) -> str:
-    """The path of the IPC namespace that it joins, or empty."""
+    """Returns the path of the IPC namespace that the container joins, or empty."""
     return next((each.path for each in container.linux.namespaces if each.type == "ipc"), "")
 
 
@@ -102,5 +103,5 @@ def _write(container: str, name: str, found: record.Record) -> None:
     try:
         record.write(container, name, found)
     except OSError as error:
-        # Without it nothing is known, and what nobody holds makes its capture fail.
+        # Without the record nothing is known, and a file that nobody holds fails the capture.
         log.warning("container %s: cannot note what was there before it: %s", container, error)

@@ -1,8 +1,8 @@
-"""The configuration of quickthawd: TOML files become one frozen record.
+"""Reads the configuration of quickthawd: TOML files become one frozen record.
 
-The fields of `Config` are the table: each row has its parser, its default and its help, and both
-reading a file and writing the commented file that is shipped go through it. Run as a module, this
-prints that file.
+The fields of `Config` are the table: each row has its parser, its default and its help. The reader
+of files and the writer of the commented file in the package both use this table. Run as a module,
+this prints that file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def key(default: Value, parse: Callable[[object], Value], about: str) -> Value:
-    """One row. `parse` raises ValueError with what the value must be."""
+    """Returns a row of the table. `parse` raises ValueError, which says what a value must be."""
     row: Value = dataclasses.field(default=default, metadata={"parse": parse, "help": about})
     return row
 
@@ -45,7 +45,7 @@ def path_or_none(value: object) -> str:
 
 
 def program(value: object) -> str:
-    """A name to be found in PATH, or an absolute path."""
+    """Accepts a name that PATH resolves, or an absolute path."""
     if isinstance(value, str) and re.fullmatch(r"[^/\0\s]+|/[^\0]+", value):
         return value
     raise ValueError("must be a program's name or absolute path")
@@ -117,7 +117,7 @@ def yes_or_no(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What an operator can set. Times are in seconds."""
+    """The settings of an operator. Times are in seconds."""
 
     containerd_socket: str = key(
         "/run/containerd/containerd.sock",
@@ -263,7 +263,7 @@ HEADER: Final = f"""\
 
 
 class Loaded(NamedTuple):
-    """The configuration, and one line for each key that nobody knows."""
+    """The configuration, and a line for each unknown key."""
 
     config: Config
     warnings: tuple[str, ...]
@@ -279,7 +279,7 @@ def bad(path: Path, why: str) -> BadConfig:
 
 
 def read(path: Path) -> dict[str, object]:
-    """The keys and values of one file, as TOML has them."""
+    """Returns the keys and values of a file, as TOML has them."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
@@ -287,7 +287,7 @@ def read(path: Path) -> dict[str, object]:
 
 
 def parse(path: Path, found: dict[str, object]) -> dict[str, object]:
-    """The values of the keys that we know."""
+    """Returns the values of the known keys."""
     values: dict[str, object] = {}
     for row in ROWS:
         if row.name in found:
@@ -300,13 +300,13 @@ def parse(path: Path, found: dict[str, object]) -> dict[str, object]:
 
 
 def files(main: Path) -> list[Path]:
-    """The main file and its drop-ins in the order of reading. None of them need exist."""
+    """Returns the main file and its drop-ins in the order of reading. None of them need exist."""
     drop_ins = sorted(main.with_suffix(".d").glob("*.toml"))
     return [main, *drop_ins] if main.exists() else drop_ins
 
 
 def load(main: Path = Path(paths.CONFIG)) -> Loaded:
-    """Read `main` and its drop-ins. Raises BadConfig with the file, the key and why."""
+    """Read `main` and its drop-ins. Raises BadConfig with the file, the key and the reason."""
     values: dict[str, Any] = {}
     warnings: list[str] = []
     known = {row.name for row in ROWS}
@@ -320,12 +320,12 @@ def load(main: Path = Path(paths.CONFIG)) -> Loaded:
 
 
 def shown(value: object) -> str:
-    """A value as TOML. JSON's strings, numbers, lists and booleans are TOML too."""
+    """Returns a value as TOML. JSON's strings, numbers, lists and booleans are TOML too."""
     return json.dumps(value)
 
 
 def default_file() -> str:
-    """The commented file that is shipped."""
+    """Returns the commented file for the package."""
     blocks = [HEADER]
     for row in ROWS:
         about = "".join(f"# {line}\n" for line in row.metadata["help"].splitlines())

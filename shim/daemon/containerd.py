@@ -1,7 +1,7 @@
-"""containerd's own API, read only: the spec of a container, its image's digest, its log.
+"""Asks containerd's own API for a container's spec, image digest and log. Read only.
 
-NRI does not tell a container's user, working directory or seccomp profile; containerd's record of
-it has the whole OCI spec, adjustments included.
+NRI does not report a container's user, working directory or seccomp profile; containerd's record of
+the container has the whole OCI spec, adjustments included.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _CALL_S = 5.0
 
 
 class ContainerdRefused(Exception):
-    """A call was not answered, or with an error. The message has containerd's words."""
+    """containerd did not answer a call, or answered with an error, which the message quotes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """spec: the OCI spec that the runtime is given. image: its name. log_path: or empty."""
+    """spec: the OCI spec for the runtime. image: the image's name. log_path: may be empty."""
 
     spec: dict[str, Any]
     image: str
@@ -46,7 +46,7 @@ class Record:
 
 
 class Containerd:
-    """A connection to containerd, made when it is first needed and again after a restart."""
+    """A connection to containerd: opened by the first call, and again after a restart."""
 
     def __init__(self, socket: str, namespace: str) -> None:
         self._channel = grpc.aio.insecure_channel(f"unix://{socket}")
@@ -59,7 +59,7 @@ class Containerd:
         await self._channel.close(None)
 
     async def record(self, container: ContainerId) -> Record:
-        """What containerd knows of a container. Raises ContainerdRefused."""
+        """Returns containerd's record of a container. Raises ContainerdRefused."""
         found = await self._container(container)
         try:
             image = (
@@ -78,7 +78,7 @@ class Containerd:
         return Record(spec, found.image, image.target.digest, log_path)
 
     async def addresses(self, sandbox: str) -> tuple[str, ...]:
-        """The pod's addresses, which NRI tells from containerd 2.0 on only.
+        """Returns the pod's addresses, which NRI reports only from containerd 2.0 on.
 
         Raises ContainerdRefused.
         """
@@ -88,9 +88,9 @@ class Containerd:
         return tuple(str(address) for address in found if address)
 
     async def later_ones(self, container: ContainerId) -> list[str]:
-        """The names of other containers of the same pod that were created after this one.
+        """Returns the names of the pod's other containers that were created after this container.
 
-        Also of those that have ended, until kubelet removes them. Raises ContainerdRefused.
+        Includes ended containers until kubelet removes them. Raises ContainerdRefused.
         """
         own = await self._container(container)
         wanted = {_POD_UID: own.labels[_POD_UID], _KIND: "container"}
@@ -123,12 +123,12 @@ class Containerd:
 def _parsed(
     found: containerd_containers_pb2.Container, name: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The spec and the CRI plugin's record. In a thread: a pod's author chose how long they are."""
+    """Returns the spec and the CRI plugin's record. For a thread: they may be long."""
     return jsontext.parse(found.spec.value), _metadata(found, name)
 
 
 def _metadata(found: containerd_containers_pb2.Container, name: str) -> dict[str, Any]:
-    """The CRI plugin's own record of a container or sandbox, empty when there is none."""
+    """Returns the CRI plugin's record of a container or sandbox, empty when there is none."""
     if name not in found.extensions:
         return {}
     if len(found.extensions[name].value) > MAX_SPEC_BYTES:

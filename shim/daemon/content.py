@@ -1,8 +1,8 @@
-"""What the Secret and ConfigMap volumes of a container held when it was created, and hold now.
+"""Reads the content of a container's Secret and ConfigMap volumes, at its creation and later.
 
-Read in threads of their own, with a deadline: a pod's author decides how much there is, and the
-runtime does not wait for an answer that comes too late. Remembered beside what else is ours about
-the container, because a daemon that starts later finds what the volumes hold by then.
+Extra threads with a deadline read the volumes: a pod's author decides how much they hold, and the
+runtime does not wait for a late answer. A file beside our other files about the container keeps the
+digests as of its creation, because a daemon that starts later finds only the later content.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 1 << 20
 _WITHIN_S = 1.0
-"""Half of the time that containerd gives a plugin by default."""
+"""Half of the time that containerd by default waits for a plugin."""
 _LATE = canonical({"volumes": f"{volumecontent.NOT_READ}it took longer than {_WITHIN_S:g} s"})
 _AT_ONCE = 8
 _NAME = "volume-content"
 
 
 def pod_of(tracked: Tracked) -> Pod:
-    """The pod as the gate knows it."""
+    """Returns the pod as the gate knows it."""
     return Pod(
         namespace=tracked.pod.namespace, name=tracked.pod.name, uid=tracked.pod.uid,
         ips=tracked.pod.addresses, node=os.uname().nodename,
@@ -45,9 +45,9 @@ def pod_of(tracked: Tracked) -> Pod:
 
 
 async def at_creation(tracked: Tracked, spec: Mapping[str, Any]) -> str | None:
-    """The fact of `shim.gate.volumecontent`, as it was when this was first asked.
+    """Returns the fact of `shim.gate.volumecontent`, as of the first call for this container.
 
-    None where the container has no such volume.
+    None if the container has no such volume.
     """
     if not volumecontent.named(spec):
         return None
@@ -55,9 +55,10 @@ async def at_creation(tracked: Tracked, spec: Mapping[str, Any]) -> str | None:
 
 
 async def _read(how: Callable[..., str], *arguments: object) -> str:
-    """Like asyncio.to_thread, in a thread that is for this alone and ends with it: a decision must
-    not wait for captures that have all of asyncio's own. With as many as _AT_ONCE that do not come
-    back nothing more is read, and pods start cold.
+    """Run `how` like asyncio.to_thread, but in a thread of its own that ends with the call.
+
+    A decision must not wait for captures that occupy all of asyncio's threads. While _AT_ONCE such
+    threads are stuck, nothing more is read, and pods start cold.
     """
     if sum(each.name.startswith(_NAME) for each in threading.enumerate()) >= _AT_ONCE:
         return _LATE
@@ -85,9 +86,9 @@ def _remembered(container: str, spec: Mapping[str, Any], pod: Pod) -> str:
 
 
 async def check(tracked: Tracked, identity: Identity, spec: Mapping[str, Any]) -> None:
-    """Raises NotCapturable for volumes that changed since the container was created.
+    """Raises NotCapturable for volumes that have changed since the container was created.
 
-    Its processes may have read what they held before, or what they hold now.
+    Its processes may have read the content from before the change, or the content from after it.
     """
     if tracked.wish.volume_content == "ignore" or not volumecontent.named(spec):
         return

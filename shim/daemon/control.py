@@ -1,10 +1,11 @@
-"""The control socket: one JSON line with a request from root, one JSON line with the answer.
+"""Serves the control socket: a JSON line with root's request, a JSON line with the answer.
 
     {"verb": "show", "id": "3f2a"}      ->  {"result": {…}}
                                         ->  {"error": {"class": "NoSuchSnapshot", "what": …}}
 
-It owns the socket and the tasks of its connections. What a verb does is the daemon's affair. An
-error of ours travels with all of its parts and is raised again by the client (`shim.cli.client`).
+This module owns the socket and the tasks of its connections; the daemon gives it the handlers of
+the verbs. A QuickthawError travels with all of its parts, and the client raises the same error
+(`shim.cli.client`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
 REQUEST_S: Final = 5.0
-"""How long a client may take to send its line, and to take its answer."""
+"""Seconds that a client may take to send its line, and to take its answer."""
 _MOST_AT_ONCE = 32
 _BACKLOG = 16
 _UCRED = struct.Struct("3i")
@@ -47,9 +48,9 @@ async def serve(
 ) -> None:
     """Answer requests until cancelled; requests under way are then cancelled, too.
 
-    handlers: by verb; each is given the request without its verb and returns plain JSON, or
-    raises a QuickthawError. uid: the one user that is answered. Raises OSError when the socket
-    cannot be made.
+    handlers: by verb; each takes the request without its verb, and returns plain JSON or raises a
+    QuickthawError. uid: the only user who gets answers. Raises OSError when the socket cannot be
+    made.
     """
     turns = asyncio.Semaphore(_MOST_AT_ONCE)
     with _listening(path) as listener:
@@ -65,7 +66,7 @@ async def serve(
 
 @contextlib.contextmanager
 def _listening(path: str) -> Iterator[socket.socket]:
-    """The socket, in place with one rename, so that it never has another mode than 0600."""
+    """Yields the socket, put in place with one rename, so that its mode is always 0600."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}.new")
@@ -94,7 +95,7 @@ async def _accept(listener: socket.socket) -> socket.socket:
 async def _converse(
     connection: socket.socket, handlers: Mapping[str, Handler], uid: int, within_s: float
 ) -> None:
-    """One connection from its request to its answer. Never raises for what a client does."""
+    """Serve a connection from request to answer. Never raises for anything that a client does."""
     try:
         reader, writer = await asyncio.open_connection(sock=connection, limit=MAX_REQUEST_BYTES)
     except OSError as error:
@@ -154,7 +155,7 @@ async def _dispatch(request: dict[str, Any], handlers: Mapping[str, Handler]) ->
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """The request in one line. Raises BadRequest for everything else."""
+    """Returns the request in a line. Raises BadRequest for any other line."""
     try:
         request = jsontext.parse(line)
     except ValueError as error:
@@ -165,9 +166,9 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 def text(request: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """A string of the request, for handlers. Raises BadRequest when it is no string, or too long.
+    """Returns a string of the request, for handlers. Raises BadRequest if none, or too long.
 
-    Without a default it must be there and not be empty.
+    Without a default, the string must be there and must not be empty.
     """
     value = request.get(name, default)
     if not isinstance(value, str) or len(value) > 1024 or not (value or default is not None):
@@ -176,12 +177,12 @@ def text(request: Mapping[str, Any], name: str, default: str | None = None) -> s
 
 
 def bad_request(about: str, why: str, do: str) -> BadRequest:
-    """about: the field or verb that is wrong."""
+    """Returns the error for a bad request. about: the field or verb that is wrong."""
     return BadRequest("cannot do the request", container=about, why=why, do=do)
 
 
 def refusal(error: QuickthawError) -> bytes:
-    """The line that tells the client of `error`."""
+    """Returns the line that reports `error` to the client."""
     parts = {
         "class": type(error).__name__, "what": error.what, "container": error.container,
         "why": error.why, "do": error.do, "effect": error.effect, "exit_code": error.exit_code,

@@ -1,7 +1,8 @@
-"""Which snapshot a container is to start from, if any: decided when its whole spec is known.
+"""Decides which snapshot a container starts from, if any, when its whole spec is known.
 
 That is after CreateContainer and before StartContainer: containerd waits for the answer to
-PostCreateContainer, and kubelet for containerd. From memory, but for two calls of containerd.
+PostCreateContainer, and kubelet for containerd. All data are in memory, but for two calls of
+containerd.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from shim.daemon import content
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.registry import State, Tracked
 from shim.gate import decide as gate
+from shim.gate import gpu
 from shim.gate.request import request_of
+from shim.gpu import payload
 from shim.store.listing import told
 from shim.trust.verdict import REASON as SIGNATURE
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from shim.daemon.config import Config
     from shim.daemon.containerd import Containerd, Record
     from shim.daemon.reporter import Reporter
+    from shim.gate.gpu import Gpu
     from shim.gate.request import Request
     from shim.store.store import Store
     from shim.trust.verdict import Trust, Verdict
@@ -46,7 +50,7 @@ _COMMAND_ARGS, _COMMAND_CHARS = 256, 1024
 
 
 def _command(args: object) -> tuple[str, ...]:
-    """For people, in `quickthaw show`: the fact `args` is what is compared."""
+    """Returns the command for people, in `quickthaw show`: the gate compares the fact `args`."""
     found = args if isinstance(args, list) else []
     shown = [f"{arg!s:.{_COMMAND_CHARS}}" for arg in found[:_COMMAND_ARGS]]
     return (*shown, "…") if len(found) > _COMMAND_ARGS else tuple(shown)
@@ -63,27 +67,33 @@ def _told(untrusted: list[_Untrusted]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a container is matched by."""
+    """The properties by which a container is matched."""
 
     request: Request
     image: str
     image_digest: str
     log_path: str
     command: tuple[str, ...]
+    gpus: Sequence[Gpu] = ()
 
     @property
     def key(self) -> str:
-        """The match key."""
+        """Returns the match key."""
         return self.request.key
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """Fact name to canonical JSON, for the manifest of its capture."""
+        """Returns fact name to canonical JSON, for the manifest of the container's capture."""
         return self.request.facts
+
+    def gpu_pairs(self, found: Manifest) -> list[list[str]]:
+        """Which GPU takes the place of which; none for a snapshot without any in use."""
+        wanted = payload.of(found.facts)
+        return gpu.pairs(wanted.gpus, self.gpus) or [] if wanted else []
 
 
 class Decider:
-    """Gives a container its ticket, or the reason why it has none."""
+    """Gives a container its ticket, or the reason why it gets no ticket."""
 
     def __init__(
         self, config: Config, store: Store, trust: Trust, containerd: Containerd,
@@ -93,7 +103,7 @@ class Decider:
         self._containerd, self._reporter = containerd, reporter
 
     async def decide(self, tracked: Tracked) -> None:
-        """Write the ticket of `tracked`, or tell why not. Never fails the container."""
+        """Write the ticket of `tracked`, or report why not. Never fails the container."""
         faults.point("daemon.decide", tracked.container)
         try:
             tracked.identity = await self.identify(tracked)
@@ -106,17 +116,17 @@ class Decider:
         self._match(tracked, tracked.identity)
 
     async def later_ones(self, tracked: Tracked) -> list[str]:
-        """Containers of its pod that came after it: see Containerd. Raises ContainerdRefused."""
+        """Returns later containers of the pod: see Containerd. Raises ContainerdRefused."""
         return await self._containerd.later_ones(tracked.container)
 
     async def identify(self, tracked: Tracked) -> Identity:
-        """What the container is matched by. Raises ContainerdRefused, ValueError."""
+        """Returns the container's identity. Raises ContainerdRefused, ValueError."""
         if not tracked.pod.addresses:
             addresses = await self._containerd.addresses(tracked.pod.sandbox)
             tracked.pod = replace(tracked.pod, addresses=addresses)
         record = await self._containerd.record(tracked.container)
         held = await content.at_creation(tracked, record.spec)
-        # In a thread: how long the spec is, the pod's author has chosen.
+        # In a thread: the pod's author has chosen the length of the spec.
         return await asyncio.to_thread(self._identity, tracked, record, held)
 
     def _identity(self, tracked: Tracked, record: Record, held: str | None) -> Identity:
@@ -127,13 +137,14 @@ class Decider:
         )  # fmt: skip
         request.any_volume_content = tracked.wish.volume_content == "ignore"
         command = _command(record.spec["process"].get("args"))
-        return Identity(request, record.image, record.image_digest, record.log_path, command)
+        gpus = gpu.chosen(record.spec, self._node.node.gpus) or ()
+        return Identity(request, record.image, record.image_digest, record.log_path, command, gpus)
 
     def candidates(self, tracked: Tracked, identity: Identity) -> list[Manifest]:
-        """The snapshots that the pod's annotation can mean. Raises NoSuchSnapshot.
+        """Returns the snapshots that the pod's annotation can mean. Raises NoSuchSnapshot.
 
-        Those of another namespace do not exist for the pod: nothing of them is looked at, and no
-        answer may depend on them.
+        Snapshots of another namespace do not exist for the pod: nothing of them is looked at, and
+        no answer may depend on them.
         """
         wanted = tracked.wish.restore or tracked.wish.snapshot
         namespace = "" if self._config.cross_namespace else tracked.pod.namespace
@@ -158,7 +169,7 @@ class Decider:
                 for each, verdict in untrusted:
                     if each.created_at >= match.manifest.created_at:
                         self._reporter.passed_over(tracked, each.id, verdict)
-                self._restore(tracked, match.manifest)
+                self._restore(tracked, identity, match.manifest)
             case gate.Refused() as refused:
                 why = "; ".join([str(refused), *_told(untrusted)])
                 self._refuse(tracked, why, [*refused.codes, *([SIGNATURE] if untrusted else ())])
@@ -171,9 +182,9 @@ class Decider:
                 assert_never(never)
 
     def _sorted(self, candidates: list[Manifest]) -> tuple[list[Manifest], list[_Untrusted]]:
-        """Those that a trusted key has signed, and the others, each in the given order.
+        """Returns the snapshots that a trusted key has signed, and the others, in the given order.
 
-        What an untrusted manifest says of itself counts for nothing: it is not compared.
+        The gate compares no untrusted manifest: nothing in such a manifest counts.
         """
         verdicts = [(each, self._trust.verdict(each)) for each in candidates]
         return (
@@ -181,7 +192,7 @@ class Decider:
             [(each, verdict) for each, verdict in verdicts if not verdict.trusted],
         )
 
-    def _restore(self, tracked: Tracked, found: Manifest) -> None:
+    def _restore(self, tracked: Tracked, identity: Identity, found: Manifest) -> None:
         wish = tracked.wish
         faults.point("daemon.ticket", tracked.container)
         ticket.write(
@@ -193,6 +204,7 @@ class Decider:
                 pod_namespace=tracked.pod.namespace, pod_name=tracked.pod.name,
                 pod_uid=tracked.pod.uid, container_name=tracked.name,
                 resume=wish.resume.encode() if wish.resume else "",
+                gpu_pairs=identity.gpu_pairs(found),
             )
         )  # fmt: skip
         faults.point("daemon.ticket.written", tracked.container)
@@ -201,7 +213,7 @@ class Decider:
         self._reporter.decided(tracked)
 
     def _deadline_s(self, tracked: Tracked) -> float:
-        """The pod's own, or the configuration's. Capped: a restore holds what others need."""
+        """Returns the pod's deadline or the default, capped: a restore holds what others need."""
         asked, most = tracked.wish.deadline_s, self._config.max_deadline_s
         if asked > most:
             log.warning(
@@ -215,7 +227,7 @@ class Decider:
         self._cold(tracked, codes[0], why, codes)
 
     def _quarantined(self, tracked: Tracked, found: Manifest) -> None:
-        """The reason is what became of another pod: of this namespace, unless all are one."""
+        """Start cold. `why` is about another pod: of any namespace, if cross_namespace is set."""
         record, short = self._store.quarantine.get(found.id), found.id[:12]
         begins = f"snapshot {short} is in quarantine"
         why = (

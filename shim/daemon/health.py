@@ -1,7 +1,7 @@
-"""What the ends of swaps say about the snapshots: counts, and quarantine when it is enough.
+"""Counts how the restores of each snapshot end, and puts failing snapshots into quarantine.
 
-Outcomes are taken in their order by one task, because writing to the disk must not keep a pod
-waiting. What was not written when the daemon ends is written then.
+A single task takes the outcomes in their order, because writing to the disk must not keep a pod
+waiting. When the daemon ends, it writes the rest.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ class _Told:
 
 
 class Health:
-    """after: pods in a row whose failures put a snapshot into quarantine, 0 for never.
+    """Takes outcomes, and puts snapshots into quarantine.
 
-    default_deadline_s: of the node, for pods that have none of their own.
+    after: in how many pods in a row restores must fail for that, 0 for never. default_deadline_s:
+    the node's deadline, for pods without a deadline of their own.
     """
 
     def __init__(
@@ -51,14 +52,14 @@ class Health:
         self, found: Mapping[str, object], pod: Pod | None, container: str,
         then: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
-        """`quickthaw-runc` told how a swap ended. pod: where it is known.
+        """Queue an outcome that `quickthaw-runc` has reported. pod: if known.
 
-        then: called on the event loop when what follows for the snapshot is known.
+        then: the event loop calls it when the consequence for the snapshot is known.
         """
         self._queue.put_nowait(_Told(found, pod, container, then))
 
     async def serve(self) -> None:
-        """Take up what is told, until cancelled."""
+        """Take outcomes from the queue, until cancelled."""
         try:
             while True:
                 told = await self._queue.get()
@@ -70,7 +71,7 @@ class Health:
                 self._take(self._queue.get_nowait())
 
     def _take(self, told: _Told) -> None:
-        """One outcome. Never raises OSError: without a count the next pod tries again."""
+        """Count an outcome. Never raises OSError: without the count the next pod tries again."""
         snapshot = str(told.found.get("snapshot") or "")
         if not is_snapshot_id(snapshot) or not self._exists(snapshot):
             return
@@ -91,7 +92,7 @@ class Health:
             self._reporter.quarantined(snapshot, record, told.pod, told.container)
 
     def _blame(self, found: Mapping[str, object]) -> str:
-        """A deadline that passes says something only where the node's own would have passed."""
+        """Returns the blame. A missed deadline counts only if not shorter than the default."""
         deadline_s = found.get("deadline_s")
         is_short = isinstance(deadline_s, int | float) and deadline_s < self._default_deadline_s
         if found.get("error_class") == SwapTooLate.__name__ and is_short:

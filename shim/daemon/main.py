@@ -1,4 +1,4 @@
-"""quickthawd: signals, tasks, readiness, drain."""
+"""Runs quickthawd: signals, tasks, readiness, drain."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ log = logging.getLogger("quickthawd")
 
 _QUEUE_S = 1.0
 _SHORT_THREADS, _THREADS_OF_CAPTURE = 8, 2
-"""A capture has one at work at a time, and the one before it may still take its staging away."""
+"""A capture occupies a thread, and the capture before it may still be removing its staging."""
 
 
 class Stopped(Exception):
-    """The daemon was told to end."""
+    """A signal told the daemon to end."""
 
 
 def main() -> int:
@@ -97,19 +97,19 @@ def main() -> int:
 
 
 def _arm_faults() -> None:
-    """A person may want to see this daemon fail: never silently."""
+    """Arm the faults that a person asked for, and log each: this daemon never fails silently."""
     wrong = faults.arm(os.environ[faults.VARIABLE]) if faults.VARIABLE in os.environ else []
     for line in wrong + faults.arm_from_file() + faults.armed():
         log.warning("%s", line)
 
 
 def _recover() -> None:
-    """Make our directories, and mend what was left by a daemon or a swap that was killed."""
+    """Make our directories, and clean up after a killed daemon or a killed swap."""
     for directory in (
         RUN, TICKETS, SWAPPED, CONTAINERS, CONTROL, OUTCOMES, LOGS, VERIFIED, TURNS,
     ):  # fmt: skip
         os.makedirs(directory, 0o700, exist_ok=True)
-    with contextlib.suppress(NoTurn):  # a restore that is just arriving takes the dead ones away
+    with contextlib.suppress(NoTurn):  # an arriving restore removes the dead files itself
         turns.sweep(until=time.monotonic() + _QUEUE_S)
     for container in os.listdir(CONTAINERS):
         try:
@@ -119,7 +119,7 @@ def _recover() -> None:
 
 
 def _own_key(keys: KeyDirectory) -> None:
-    """Make this node's key if it has none. Without one snapshots can still be restored."""
+    """Make this node's key if there is none. Without a key, restores still work."""
     try:
         key, made = change.initialise(keys)
     except (KeyRefused, OSError) as error:
@@ -129,7 +129,7 @@ def _own_key(keys: KeyDirectory) -> None:
 
 
 def _trust(keys: KeyDirectory, store: Store) -> Trust:
-    """With every signature verified once: a decision is from memory."""
+    """Returns a Trust that has verified every signature once: a decision uses memory alone."""
     for problem in keys.current().problems:
         log.warning("keys: %s", problem)
     trust = Trust(keys, store.signature_of)
@@ -142,7 +142,7 @@ def _trust(keys: KeyDirectory, store: Store) -> Trust:
 async def _serve(config: Config, store: Store, trust: Trust, watch: Watch) -> None:
     registry, reporter = Registry(), Reporter()
     reporter.watch_daemon(watch)
-    # Decisions have their threads however many captures wait for a disk.
+    # Decisions have threads of their own, however many captures wait for a disk.
     threads = _SHORT_THREADS + _THREADS_OF_CAPTURE * config.max_captures_at_once
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "work"))
     containerd = Containerd(config.containerd_socket, config.containerd_namespace)
@@ -162,7 +162,7 @@ async def _run(
     config: Config, store: Store, trust: Trust, registry: Registry, reporter: Reporter,
     decider: Decider, watch: Watch,
 ) -> None:  # fmt: skip
-    """All tasks of the daemon, until one raises Stopped."""
+    """Run all tasks of the daemon, until one raises Stopped."""
     async with asyncio.TaskGroup() as tasks:
         captures = Captures(config, store, trust, registry, decider, reporter, tasks)
         health = Health(
@@ -172,7 +172,7 @@ async def _run(
         prefetch = Prefetch(store)
         plugin = NodePlugin(registry, decider, captures, reporter, health, prefetch)
         requests = Requests(store, trust, registry, captures, reporter, watch)
-        explaining = Explaining(store, registry, decider)
+        explaining = Explaining(store, registry, decider, captures)
         tasks.create_task(_until_told(), name="stop")
         tasks.create_task(health.serve(), name="health of snapshots")
         tasks.create_task(prefetch.serve(), name="prefetch")
@@ -188,14 +188,14 @@ async def _run(
             ),
             name="nri",
         )  # fmt: skip
-        await asyncio.sleep(0)  # each task has run to its first wait: the sockets are there
+        await asyncio.sleep(0)  # each task has run to its first wait: the sockets exist
         notify("READY=1")
         log.info("serving, %d snapshots", len(store.all()))
         tasks.create_task(_emptied(store), name="left in staging")
 
 
 async def _emptied(store: Store) -> None:
-    """Remove what captures of a daemon that was killed have left: pods do not wait for that."""
+    """Remove the staging of a killed daemon's captures: pods do not wait for that."""
     stop = stopping.Stop()
     try:
         await finished(asyncio.to_thread(store.empty_leaving, stop), stop)

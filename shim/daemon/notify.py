@@ -1,4 +1,4 @@
-"""Tell systemd how we are. Source: sd_notify(3)."""
+"""Reports the daemon's state to systemd. Source: sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ log = logging.getLogger(__name__)
 
 
 def notify(state: str) -> None:
-    """Send `state`, such as READY=1, to whoever started us and wants to know.
+    """Send `state`, such as READY=1, to the process that started us, if it wants notifications.
 
-    Does nothing when nobody does, or no longer: that is no reason to fail.
+    Does nothing when nobody listens (any more): that is no reason to fail.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:

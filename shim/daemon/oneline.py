@@ -1,11 +1,11 @@
-"""The journal's lines: one for one message, whatever names and answers of pods are in it."""
+"""Formats the journal's lines: one line for one message, even with names and answers of pods."""
 
 from __future__ import annotations
 
 import logging
 
 _MOST_CHARS = 8 << 10
-"""Of one message. A message may have texts of a pod in it, and the journal is everybody's."""
+"""Length of a message. A message may quote texts of a pod, and everybody shares the journal."""
 
 
 class OneLine(logging.Formatter):

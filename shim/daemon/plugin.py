@@ -1,6 +1,6 @@
-"""What quickthaw does at each NRI event: adjust, decide, notice how it went, capture, forget.
+"""Handles each NRI event: adjusts, decides, takes the outcome, captures, forgets.
 
-containerd waits for every answer, and the pod with it: what is slow is handed to a task.
+containerd waits for every answer, and the pod with it: a task does all slow work.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RUNNING = 3  # nri_pb2.CONTAINER_RUNNING; a name of the generated module that m
 
 
 class NodePlugin(Plugin):
-    """The daemon's handlers. It owns nothing: the registry has the state."""
+    """The daemon's handlers. They own nothing: the registry has the state."""
 
     def __init__(
         self, registry: Registry, decider: Decider, captures: Captures, reporter: Reporter,
@@ -64,7 +64,10 @@ class NodePlugin(Plugin):
         arrived.tell(tracked.container)
         faults.point("daemon.create.prepared", tracked.container)
         self._registry.add(tracked)
-        return adjust.adjustment(tracked.container)
+        adjusted = adjust.adjustment(tracked.container)
+        if tracked.wish.gpu == "direct":
+            return adjust.with_library(adjusted, container.env)
+        return adjusted
 
     async def post_create_container(
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
@@ -101,7 +104,7 @@ class NodePlugin(Plugin):
     async def synchronize(
         self, pods: Sequence[nri_pb2.PodSandbox], containers: Sequence[nri_pb2.Container]
     ) -> None:
-        """Take up what exists already, and take away what is ours of containers that do not."""
+        """Track the existing containers, and remove our files of containers that do not exist."""
         by_id = {pod.id: pod for pod in pods}
         known = self._registry.replace_all(
             tracked
@@ -125,7 +128,7 @@ class NodePlugin(Plugin):
     def _track(
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container, *, quiet: bool = False
     ) -> Tracked | None:
-        """The container as one of ours; None when its pod did not opt in, or wrongly."""
+        """Returns the container to track; None when its pod did not opt in, or did so wrongly."""
         try:
             wish = parse(dict(pod.annotations), container.name)
         except BadAnnotation as error:
@@ -145,13 +148,13 @@ class NodePlugin(Plugin):
         )
 
     def _learn_of_killed(self, tracked: Tracked) -> None:
-        """A create that was killed has no event of its own: the next attempt is the sign of it."""
+        """Take the outcome of a killed create, which has no event: the next attempt is the sign."""
         for other in self._registry:
             if (other.pod.sandbox, other.name) == (tracked.pod.sandbox, tracked.name):
                 self._take_outcome(other)
 
     def _started(self, tracked: Tracked) -> None:
-        # Whether the like of it may be captured depends on what its failure says of the snapshot.
+        # Whether to capture its like depends on what its failure says about the snapshot.
         result = self._take_outcome(tracked, then=lambda: self._capture(tracked))
         if result == outcome.RESTORED:
             tracked.become(State.RESTORED)
@@ -166,9 +169,9 @@ class NodePlugin(Plugin):
             self._captures.begin(tracked)
 
     def _take_outcome(self, tracked: Tracked, then: Callable[[], None] | None = None) -> str:
-        """Tell everybody how the swap ended, if one was tried. Returns its result or empty.
+        """Report the outcome of the swap, if there was a swap. Returns its result or empty.
 
-        then: called when it is known what follows for the snapshot, unless the result is empty.
+        then: called when the consequence for the snapshot is known, unless the result is empty.
         """
         try:
             found = outcome.take(tracked.container)
@@ -189,7 +192,7 @@ class NodePlugin(Plugin):
 
 
 def _pod_of(value: object) -> tuple[Pod | None, str]:
-    """The pod and the container's name in an outcome, as far as its writer knew them."""
+    """Returns the pod and the container's name in an outcome, as far as its writer knew them."""
     if not isinstance(value, dict) or not value:
         return None, ""
     told = {name: str(value.get(name, "")) for name in ("namespace", "name", "uid", "container")}

@@ -1,9 +1,9 @@
 """Reads a snapshot into the page cache while its pod is still being set up.
 
-From RunPodSandbox on: the image is pulled, the network made and the container created meanwhile.
-Which snapshot it will be is known for certain only at the decision; before that it is a guess from
-the annotation and the pod's name, and a wrong guess costs nothing but reading. Restores of the
-same snapshot share what is read.
+This begins at RunPodSandbox: meanwhile the node pulls the image, makes the network and creates the
+container. Only the decision makes certain which snapshot is restored; before it, prefetch guesses
+by the annotation and the pod's name, and a wrong guess costs nothing but reading. Restores of the
+same snapshot share the page cache.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STEP_BYTES = 8 << 20
-"""Asked for at once: between two steps it is seen whether to go on."""
+"""Size of a request to the kernel: between two requests prefetch sees whether to go on."""
 _AGAIN_S = 10.0
-"""What was read so shortly before is in the page cache, or there is no room for it."""
+"""Files read less than this ago are still in the page cache, or memory has no room for them."""
 
 
 class Prefetch:
-    """Methods are of the event loop; reading is done in a thread, one snapshot at a time."""
+    """Call the methods on the event loop. A thread reads, one snapshot at a time."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -49,13 +49,13 @@ class Prefetch:
         self._stop = Stop()
 
     def guess(self, pod: Pod, wanted: Iterable[str]) -> None:
-        """A pod is coming. wanted: what its annotations name."""
+        """Prefetch for a pod that is coming. wanted: the snapshots that its annotations name."""
         for name in wanted:
             if found := self._guessed(pod, name):
                 self._begin(found)
 
     def certain(self, snapshot: str) -> None:
-        """A container is about to start from this snapshot."""
+        """Prefetch the snapshot that a container is about to start from."""
         with contextlib.suppress(NoSuchSnapshot):
             self._begin(self._store.get(snapshot))
 
@@ -67,7 +67,7 @@ class Prefetch:
             self._queue.put_nowait(found)
 
     async def serve(self) -> None:
-        """Take up what is asked for, until cancelled."""
+        """Read the queued snapshots, until cancelled."""
         while True:
             found = await self._queue.get()
             await finished(asyncio.to_thread(self._read, found), self._stop)
@@ -79,12 +79,12 @@ class Prefetch:
             return next((each for each in found if named in (each.id, each.name)), None)
         if len(found) < 2:
             return found[0] if found else None
-        # The pods of one controller are called alike but for their end.
+        # The pods of a controller have the same name but for its end.
         alike = [each for each in found if _stem(each.source.pod) == _stem(pod.name)]
         return max(alike, key=self._store.last_use, default=None)
 
     def _read(self, found: Manifest) -> None:
-        """Blocking. What fails here fails again, and is told, when it is needed."""
+        """Read. Blocking. Ignores failures: the restore meets the same failure, and reports it."""
         began, size = time.monotonic(), 0
         with contextlib.suppress(OSError, Stopped):
             for path in _payloads(self._store.snapshots / found.id):
@@ -107,7 +107,7 @@ class Prefetch:
 
 
 def _payloads(snapshot: Path) -> list[Path]:
-    """The files that memory is copied from, the small ones first."""
+    """Returns the files that memory is copied from, the small files first."""
     found = [path for path in (snapshot / SNAPSHOT_MEMORY).iterdir() if path.suffix == ".data"]
     found += (snapshot / SNAPSHOT_CRIU).glob(f"{PREFIX}pages-*.img")
     return sorted(found, key=lambda path: path.lstat().st_size)

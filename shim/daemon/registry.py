@@ -1,4 +1,4 @@
-"""The containers that opted in and exist: what was decided about each, and how it went."""
+"""Holds the containers that opted in and exist, with the decision and the outcome for each."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 
 _REASON_CHARS = 4096
-"""Of the reason for a state: all containers are in one answer."""
+"""Length of the reason for a state: a single answer has all containers."""
 
 
 class State(StrEnum):
-    """What a person sees in `quickthaw status`."""
+    """The state of a container, as `quickthaw status` shows it."""
 
     CREATED = "created"
     RESTORING = "restoring"
@@ -45,7 +45,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod as NRI names it. sandbox: its id. addresses: where the runtime tells them."""
+    """A pod as NRI names it. sandbox: its id. addresses: if the runtime reports them."""
 
     namespace: str
     name: str
@@ -56,11 +56,11 @@ class Pod:
 
 @dataclass(slots=True)
 class Tracked:
-    """One container. Only the event loop changes it.
+    """A tracked container. Only the event loop changes it.
 
-    reason: why it is in this state, for people. identity: what it is matched by, once containerd
-    has told its spec. pid: of its init as the host sees it, 0 before it runs. held: that process,
-    while it runs: its number may be another's later.
+    reason: why the container is in this state, for people. identity: the properties for matching,
+    once containerd has answered with the spec. pid: of the container's init as the host sees it, 0
+    before init runs. held: that process while it runs: later its pid may be another process's.
     """
 
     container: ContainerId
@@ -78,7 +78,7 @@ class Tracked:
     task: asyncio.Task[Any] | None = None
 
     def runs(self, pid: int) -> None:
-        """Its process is known now. One that has ended meanwhile is not held."""
+        """Note the container's process. Does not hold a process that has ended meanwhile."""
         self.let_go()
         self.pid = pid
         try:
@@ -87,18 +87,18 @@ class Tracked:
             log.info("container %s is not held: %s", self.container, error)
 
     def let_go(self) -> None:
-        """It has ended: keep nothing of it."""
+        """Release the process: the container has ended."""
         held, self.held = self.held, None
         if held:
             held.close()
 
     def become(self, state: State, reason: str = "") -> None:
-        """Change the state, with the reason for it."""
+        """Change the state. reason: for people."""
         self.state, self.reason, self.since = state, reason[:_REASON_CHARS], time.monotonic()
 
 
 class Registry:
-    """All tracked containers by id, and the clean-up of what belongs to none of them."""
+    """All tracked containers by id. Also removes files that belong to no tracked container."""
 
     def __init__(self) -> None:
         self._tracked: dict[str, Tracked] = {}
@@ -107,22 +107,22 @@ class Registry:
         return iter(list(self._tracked.values()))
 
     def add(self, tracked: Tracked) -> None:
-        """Take up a container."""
+        """Track a container."""
         self._tracked[tracked.container] = tracked
 
     def get(self, container: str) -> Tracked | None:
-        """The container with this id, if it is one of ours."""
+        """Returns the tracked container with this id, or None."""
         return self._tracked.get(container)
 
     def remove(self, container: str) -> Tracked | None:
-        """Forget the container, and return what was known of it."""
+        """Forget the container. Returns its record, or None."""
         removed = self._tracked.pop(container, None)
         if removed:
             removed.let_go()
         return removed
 
     def replace_all(self, found: Iterable[Tracked]) -> dict[str, Tracked]:
-        """Keep of those that we know what exists, add what is new, drop the rest."""
+        """Keep the records of `found`, add new containers, drop the rest. Returns all by id."""
         before = self._tracked
         self._tracked = {
             tracked.container: before.get(tracked.container, tracked) for tracked in found
@@ -132,9 +132,9 @@ class Registry:
         return self._tracked
 
     def sweep(self) -> list[dict[str, object]]:
-        """Take away what an earlier daemon, or a swap that was killed, left of other containers.
+        """Remove the remains of other containers that an earlier daemon, or a killed swap, left.
 
-        Returns how the swaps of those ended that came and went while no daemon was there.
+        Returns the outcomes of containers that were created and removed while the daemon was down.
         """
         left = {
             name for directory in (CONTAINERS, CONTROL, SWAPPED) for name in os.listdir(directory)

@@ -1,6 +1,6 @@
-"""One place that tells people how a container fared: the journal and the counters.
+"""Reports what became of a container, to people: in the journal, in counters, in events.
 
-A line has what, which container, why and what to do, and is written once.
+A line has the subject, the container, the cause and the remedy. It is written once.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _CONTENT = (
     "captured process has in memory; quickthaw.io/volume-content: ignore starts from it."
 )
 _EXPECTED = ("NoSnapshot", "Restart")
-"""Reasons for a cold start that are no event: it is what the pod asked for."""
+"""Reasons for a cold start that make no event: the pod asked for that cold start."""
 _BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
 class Reporter:
-    """Counters by result and reason, and lines in the journal."""
+    """Keeps counters by result and reason, and writes lines to the journal."""
 
     def __init__(self) -> None:
         self.metrics = CollectorRegistry()
@@ -89,7 +89,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def telling_kubernetes(self, kubeconfig: str) -> Iterator[None]:
-        """Make events of what is told inside of the `with`; none where no kubeconfig is named."""
+        """Make events of all reports inside of the `with`; none if `kubeconfig` is empty."""
         if not kubeconfig:
             yield
             return
@@ -113,7 +113,7 @@ class Reporter:
             )
 
     def watch(self, store: Store) -> None:
-        """Show what is in the store whenever somebody looks at the metrics."""
+        """Show the store's figures whenever somebody looks at the metrics."""
         for name, about, count in (
             ("snapshots", "Snapshots.", lambda: len(store.all())),
             ("snapshots_quarantined", "Those in quarantine.", lambda: len(store.quarantine.all())),
@@ -127,7 +127,7 @@ class Reporter:
             Gauge(f"quickthaw_{name}", about, registry=self.metrics).set_function(count)
 
     def watch_daemon(self, watch: Watch) -> None:
-        """Show what the daemon itself takes, whenever somebody looks at the metrics."""
+        """Show the daemon's own use of resources whenever somebody looks at the metrics."""
         for name, about, value in (
             ("loop_greatest_step_seconds", "Longest time that the event loop was busy at once.",
              lambda: watch.wall_s),
@@ -139,9 +139,9 @@ class Reporter:
 
     @contextlib.contextmanager
     def served(self, listen: str) -> Iterator[None]:
-        """Show the counters to Prometheus at `HOST:PORT`; nowhere when it is empty.
+        """Show the counters to Prometheus at `HOST:PORT`; nowhere if `listen` is empty.
 
-        Raises OSError when the address cannot be had.
+        Raises OSError when the address is not available.
         """
         if not listen:
             yield
@@ -156,7 +156,7 @@ class Reporter:
             thread.join()
 
     def bad_annotation(self, pod: Pod, container: str, error: QuickthawError) -> None:
-        """The pod's author wrote something that we do not understand."""
+        """Report an annotation that we do not understand."""
         self._restores.labels("refused", "BadAnnotation").inc()
         log.warning("pod %s/%s, container %s: %s", pod.namespace, pod.name, container, error)
         self._event(pod, container, WARNING, "BadAnnotation", str(error))
@@ -165,11 +165,11 @@ class Reporter:
         self, tracked: Tracked, reason: str, why: str, codes: Sequence[str] = (), *,
         public: str = "",
     ) -> None:  # fmt: skip
-        """The decision was a cold start, although the pod asked for a restore.
+        """Report a cold start, although the pod asked for a restore.
 
-        codes: of the checks that refused. An event has them instead of `why`, which shows values
-        of the captured pod: more people read events than a node's journal. public: what an event
-        has instead, where `why` is about another namespace.
+        codes: of the checks that refused. An event has the codes instead of `why`, which shows
+        values of the captured pod: more people read events than a node's journal. public: the text
+        for the event where `why` is about another namespace.
         """
         self._restores.labels("cold", reason).inc()
         log.info("%s starts cold: %s", _named(tracked), why)
@@ -180,7 +180,7 @@ class Reporter:
         self._event(tracked.pod, tracked.name, WARNING, "RestoreRefused", about)
 
     def passed_over(self, tracked: Tracked, snapshot: str, verdict: Verdict) -> None:
-        """A newer snapshot than the one that is restored cannot be trusted."""
+        """Report an untrusted snapshot that is newer than the restored snapshot."""
         self._passed_over.labels(verdict.state).inc()
         log.warning(
             "%s does not start from snapshot %s, which is newer: %s",
@@ -188,16 +188,16 @@ class Reporter:
         )  # fmt: skip
 
     def refused(self, codes: Iterable[str]) -> None:
-        """Checks of the gate have refused a snapshot; the cold start is told by another call."""
+        """Count the checks that refused a snapshot. `no_restore` reports the cold start."""
         for code in codes:
             self._refusals.labels(code).inc()
 
     def decided(self, tracked: Tracked) -> None:
-        """The container is to be restored."""
+        """Report that the container is to be restored."""
         log.info("%s is to start from snapshot %s", _named(tracked), tracked.snapshot[:12])
 
     def swapped(self, tracked: Tracked, outcome: dict[str, object]) -> None:
-        """`quickthaw-runc` tells how its swap ended."""
+        """Report an outcome from `quickthaw-runc`."""
         result, reason = str(outcome.get("result")), str(outcome.get("error_class") or "none")
         seconds = float(str(outcome.get("seconds") or 0))
         self._restores.labels(result, reason).inc()
@@ -214,7 +214,7 @@ class Reporter:
             self._event(tracked.pod, tracked.name, WARNING, reason, _public(outcome))
 
     def swapped_unseen(self, pod: Pod | None, container: str, outcome: dict[str, object]) -> None:
-        """The same of a container that came and went while the daemon was away."""
+        """Report the outcome of a container that came and went while the daemon was down."""
         result, reason = str(outcome.get("result")), str(outcome.get("error_class") or "none")
         self._restores.labels(result, reason).inc()
         if outcome.get("error"):
@@ -223,7 +223,7 @@ class Reporter:
             self._event(pod, container, WARNING, reason, _public(outcome))
 
     def quarantined(self, snapshot: str, record: Record, pod: Pod | None, container: str) -> None:
-        """Nobody starts from the snapshot any more. pod: whose restore was the last to fail."""
+        """Report a quarantine: from now on pods start cold. pod: of the last failed restore."""
         self._quarantines.labels(record.error_class or "none").inc()
         log.warning(
             "snapshot %s goes to quarantine: %s; pods start cold. Look at its log with `quickthaw "
@@ -234,7 +234,7 @@ class Reporter:
         self._event(pod, container, WARNING, "SnapshotQuarantined", about)
 
     def evicted(self, snapshot: str, size_bytes: int, last_use: float) -> None:
-        """The snapshot was removed, to make room for another."""
+        """Report an eviction: the snapshot was removed to make room for another."""
         self._evictions.inc()
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(last_use))
         log.info(
@@ -243,20 +243,20 @@ class Reporter:
         )  # fmt: skip
 
     def released(self, snapshot: str) -> None:
-        """A person took the snapshot out of quarantine."""
+        """Report that a person took the snapshot out of quarantine."""
         log.info("snapshot %s is released from quarantine", snapshot[:12])
 
     def not_to_capture(self, tracked: Tracked, why: str, *, public: str = "") -> None:
-        """The pod wants to be captured, and what came of that before speaks against it.
+        """Report that earlier failures speak against the capture that the pod wants.
 
-        public: what an event has instead of `why`, where that may be about another namespace.
+        public: the text for the event where `why` may be about another namespace.
         """
         self._captures.labels("refused", "quarantine").inc()
         log.warning("%s is not captured: %s", _named(tracked), why)
         self._event(tracked.pod, tracked.name, WARNING, "NotCaptured", public or why)
 
     def captured(self, tracked: Tracked, frozen_s: float, total_s: float) -> None:
-        """A snapshot was published."""
+        """Report a published snapshot."""
         self._captures.labels("published", "none").inc()
         self._frozen_s.observe(frozen_s)
         log.info(
@@ -267,13 +267,13 @@ class Reporter:
         self._event(tracked.pod, tracked.name, NORMAL, "Captured", about)
 
     def not_captured(self, tracked: Tracked, error: QuickthawError) -> None:
-        """A capture failed; its source goes on."""
+        """Report a failed capture, whose source goes on serving."""
         self._captures.labels("failed", type(error).__name__).inc()
         log.warning("%s: %s", _named(tracked), error)
         self._event(tracked.pod, tracked.name, WARNING, type(error).__name__, str(error))
 
     def counters(self) -> dict[str, float]:
-        """Every counter that is not zero, as `name{labels}`: for `quickthaw status`."""
+        """Returns every counter that is not zero, as `name{labels}`: for `quickthaw status`."""
         found = {}
         for family in self.metrics.collect():
             for sample in family.samples:
@@ -284,7 +284,7 @@ class Reporter:
 
 
 def _public(outcome: Mapping[str, object]) -> str:
-    """What an event may say of a swap that failed."""
+    """Returns the text for the event about a failed swap."""
     codes = outcome.get("refusals")
     if isinstance(codes, list) and codes:
         return _does_not_fit([str(code) for code in codes])

@@ -1,4 +1,4 @@
-"""What people ask of the daemon: the verbs of the control socket. JSON objects in and out."""
+"""Answers requests of people: the verbs of the control socket. JSON objects in and out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LONG_S = 0.5
 
 
 class Requests:
-    """The handlers. `nri` is told of every change of the session with containerd."""
+    """The handlers. `nri` takes every change of the session with containerd."""
 
     def __init__(
         self, store: Store, trust: Trust, registry: Registry, captures: Captures,
@@ -52,14 +52,14 @@ class Requests:
         self._runtime, self._connected_since, self._lost = "", 0.0, "not connected yet"
 
     def verbs(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]]:
-        """Verb to handler."""
+        """Returns verb to handler."""
         return {
             "ls": self._ls, "show": self._show, "rm": self._rm, "capture": self._capture,
             "status": self._status, "quarantine": self._quarantine, "release": self._release,
         }  # fmt: skip
 
     def nri(self, state: NriState) -> None:
-        """Remember how the session with containerd stands."""
+        """Remember the state of the session with containerd."""
         match state:
             case Configured(runtime):
                 self._runtime = f"{runtime.name} {runtime.version}"
@@ -88,7 +88,7 @@ class Requests:
         damaged = wanted in self._store.damaged
         found = SnapshotId(wanted) if damaged else self._store.get(wanted).id
         in_use = users(self._registry).get(found, [])
-        # From here on nobody is given a ticket for it: nothing was awaited since the look.
+        # From here on nobody gets a ticket for the snapshot: nothing was awaited meanwhile.
         withdrawn = None if in_use else self._store.withdraw(found)
         try:
             await asyncio.to_thread(self._store.remove, found, users=in_use)

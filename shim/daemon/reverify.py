@@ -1,8 +1,8 @@
-"""What a node knows to be whole after a boot: nothing, until this has run.
+"""Verifies snapshots after a boot: until then no mark says that a snapshot is whole.
 
-Marks of what was hashed end with the boot (see `shim.integrity.marks`). So that the first restore
-need not hash what it uses, a process of the lowest priority does it beforehand. A process, not a
-thread: one that waits for the processor must not hold the interpreter of the daemon.
+The marks of hashed files end with the boot (see `shim.integrity.marks`). A process of the lowest
+priority hashes the files beforehand, so that the first restore need not. A process, not a thread: a
+thread that waits for the processor could hold the interpreter of the daemon.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WITHIN_S = 24 * 3600.0
 
 
 def forget_gone(store: Store) -> None:
-    """Remove the marks of snapshots that are no more. Raises OSError."""
+    """Remove the marks of deleted snapshots. Raises OSError."""
     exist = {found.id for found in store.all()}
     for name in os.listdir(VERIFIED):
         if name not in exist:
@@ -36,7 +36,7 @@ def forget_gone(store: Store) -> None:
 
 
 async def reverify(store: Store) -> None:
-    """Verify what has no marks, in the background; a finding is a line of the journal."""
+    """Verify snapshots without marks, in the background; a finding is a line of the journal."""
     if not await asyncio.to_thread(_unmarked, store):
         return
     began = time.monotonic()

@@ -1,10 +1,11 @@
-"""Room for captures: asked for before one begins, and again when its real size is known.
+"""Finds room for captures: before a capture begins, and again when its real size is known.
 
-When there is none, snapshots that nobody uses go, the least recently used first, and those of the
-own namespace before those of others. Where that does not help nothing is removed, and the capture
-is refused. They go for bytes that exist: for the store's limits when the snapshot is made and its
-size known, for the disk's right before it is copied, when the workload has been quiesced and
-nothing is known to speak against the capture. A capture that is only asked for removes nothing.
+When there is no room, an eviction removes snapshots that nobody uses, the least recently used
+first, and snapshots of the capture's own namespace before others. If that does not help, nothing is
+removed and the capture is refused. Evictions make room for bytes that exist: for the store's
+limits when the snapshot is made and its size known; for the disk's limits right before the copy,
+when the workload is quiesced and nothing is known to speak against the capture. A request for a
+capture removes nothing.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ _MAKE_ROOM = (
 _EVICT = "Remove snapshots with `quickthaw rm`, or set evict = true."
 _NOTHING = Amount(0, 0)
 _FULL_BYTES = 1 << 20
-"""With less than this free on the disk, it is that which a capture failed for."""
+"""With less free space than this, a failed capture has failed because the disk is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What a capture takes. there: what of it is on the disk. reserved: for it."""
+    """The need of a capture. there: its part on the disk. reserved: for this capture."""
 
     container: str
     namespace: str
@@ -57,7 +58,7 @@ class _Wanted:
 
 
 class Room:
-    """The store's room. All methods are of the event loop."""
+    """The store's room. Call all methods on the event loop."""
 
     def __init__(
         self, config: Config, store: Store, registry: Registry, reporter: Reporter
@@ -74,7 +75,7 @@ class Room:
 
     @contextlib.asynccontextmanager
     async def reserved(self, container: str, namespace: str, needed: Amount) -> AsyncIterator[None]:
-        """Reserve room for a capture that will probably take `needed`. Removes nothing.
+        """Reserve room for a capture whose estimate is `needed`. Removes nothing.
 
         namespace: of Kubernetes. Raises SnapshotTooBig, NoRoom.
         """
@@ -89,13 +90,13 @@ class Room:
             self._reserved[namespace] = self._reserved[namespace].less(needed)
 
     async def make(self, container: str, namespace: str) -> None:
-        """Make room on the disk for all that is reserved: it is copied now. Raises NoRoom."""
+        """Make room on the disk for all reservations: the copy begins now. Raises NoRoom."""
         of_disk = replace(self._limits, max_store_bytes=0, max_namespace_bytes=0)
         async with self._one_at_a_time:
             await self._make(_Wanted(container, namespace, _NOTHING), of_disk)
 
     async def admit(self, container: str, namespace: str, estimated: Amount, real: Amount) -> None:
-        """What was captured takes `real` and is on the disk. Raises as `reserved` does."""
+        """Admit a capture on the disk, of size `real`. Raises SnapshotTooBig, NoRoom."""
         self._check_size(container, real.size_bytes, "takes")
         wanted = _Wanted(container, namespace, real, real, estimated)
         async with self._one_at_a_time:
@@ -112,7 +113,7 @@ class Room:
             )  # fmt: skip
 
     async def _make(self, wanted: _Wanted, limits: Limits, *, remove: bool = True) -> None:
-        """Remove snapshots, or see whether removing some would do. Raises NoRoom."""
+        """Remove snapshots, or see whether a removal would suffice. Raises NoRoom."""
         await self._make_in_namespace(wanted, limits, remove)
         used = await asyncio.to_thread(self._used)
         there = disk(self._store.root)
@@ -130,7 +131,7 @@ class Room:
                 await self._remove(each, wanted.container)
 
     async def _make_in_namespace(self, wanted: _Wanted, limits: Limits, remove: bool) -> None:
-        """Keep within the quota of the namespace, at nobody else's expense."""
+        """Keep within the quota of the namespace, by removing only its own snapshots."""
         most, name = limits.max_namespace_bytes, wanted.namespace
         if most:
             used = await asyncio.to_thread(self._used)
@@ -145,14 +146,14 @@ class Room:
                     await self._remove(each, wanted.container)
 
     def _own(self, wanted: _Wanted) -> int:
-        """What all captures of the namespace that are under way will take."""
+        """Returns the bytes that all captures under way of the namespace will take."""
         reserved = self._reserved.get(wanted.namespace, _NOTHING)
         return reserved.less(wanted.reserved).plus(wanted.amount).size_bytes
 
     def _chosen(
         self, wanted: _Wanted, found: Excess, candidates: list[Candidate], given: Shares
     ) -> list[Candidate]:
-        """The snapshots that have to go. Raises NoRoom when those that may go are not enough."""
+        """Returns the snapshots to remove. Raises NoRoom when the candidates are not enough."""
         if found.fits:
             return []
         chosen = None
@@ -166,7 +167,7 @@ class Room:
         return chosen
 
     def _used(self) -> dict[str, int]:
-        """Bytes on disk by namespace; nobody knows whose a damaged one is."""
+        """Returns bytes on disk by namespace; damaged snapshots count under the empty name."""
         used: Counter[str] = Counter()
         for name in list(self._store.damaged):
             used[""] += self._damaged(name).size_bytes
@@ -175,7 +176,7 @@ class Room:
         return used
 
     def _damaged(self, name: str) -> Amount:
-        """What a snapshot takes whose manifest does not tell it. Nothing of it changes any more."""
+        """Returns the size of a snapshot with a damaged manifest. Such a snapshot never changes."""
         if name not in self._amounts:
             place = str(self._store.snapshots / name)
             self._amounts[name] = amount(place, Stop(), limited=False)
@@ -198,14 +199,14 @@ class Room:
         return found
 
     async def _remove(self, chosen: Candidate, container: str) -> None:
-        """Remove one, unless a container came to use it while another was being removed."""
+        """Remove a snapshot. Raises NoRoom if a container uses it since the choice was made."""
         if chosen.id in users(self._registry):
             raise NoRoom(
                 "no room for the snapshot", container=container,
                 why=f"snapshot {chosen.id[:12]} was to make room, and is in use now",
                 do="The next pod like it is tried again.",
             )  # fmt: skip
-        # Nothing is awaited between that look and this: nobody is given a ticket for it any more.
+        # Nothing is awaited between that look and this: nobody gets a ticket for it any more.
         withdrawn = self._store.withdraw(chosen.id)
         try:
             await asyncio.to_thread(self._store.remove, SnapshotId(chosen.id), users=[])
@@ -219,7 +220,7 @@ class Room:
 
     @contextlib.contextmanager
     def _full_disk_told(self, container: str) -> Iterator[None]:
-        """What fails because the disk is full says so."""
+        """Raise NoRoom for a failure that has its cause in a full disk."""
         try:
             yield
         except NoRoom:

@@ -1,4 +1,4 @@
-"""Who uses a snapshot, or is about to: such a one is neither removed nor evicted."""
+"""Finds the containers that use a snapshot, or soon will: nobody removes such a snapshot."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 _DECIDED_WITHIN_S = 60.0
-"""kubelet has given up a CreateContainer by then."""
+"""After this time kubelet has given up a CreateContainer."""
 
 
 def with_diff_mounted() -> dict[str, list[str]]:
-    """The containers whose root file system has the diff of a snapshot, by snapshot.
+    """Returns the containers whose root file system has a snapshot's diff, by snapshot.
 
-    From the kernel's own list, so that a container counts which this daemon never saw.
+    Reads the kernel's own list, so that containers count which this daemon never saw.
     """
     found: dict[str, list[str]] = {}
     for mount in read_mounts():
@@ -36,7 +36,7 @@ def with_diff_mounted() -> dict[str, list[str]]:
 
 
 def users(registry: Registry) -> dict[str, list[str]]:
-    """The containers that use a snapshot or have a ticket for it, by snapshot."""
+    """Returns the containers that use a snapshot or have a ticket for it, by snapshot."""
     found = with_diff_mounted()
     for tracked in registry:
         if tracked.state == State.RESTORING:
@@ -53,10 +53,11 @@ def users(registry: Registry) -> dict[str, list[str]]:
 
 
 def is_wanted(registry: Registry, found: Manifest) -> bool:
-    """Whether a container that exists may yet start from this one, and from no other.
+    """Whether an existing container may still start from this snapshot, and from no other.
 
-    A container that is about to be decided on, and one that was restored from it and is to be again
-    when kubelet restarts it. One that only names it and did not fit keeps nothing.
+    Either the daemon will soon decide about the container, or the container was restored from the
+    snapshot, and is to be restored again when kubelet restarts it. A container that only names the
+    snapshot, which did not fit, keeps nothing.
     """
     now = time.monotonic()
     for tracked in registry:

@@ -1,8 +1,8 @@
-"""How long the event loop was busy at once, and how much memory the daemon has had.
+"""Measures how long the event loop is busy at once, and how much memory the daemon has had.
 
-A step is all that runs between two waits of the loop: while one goes on, no pod gets an answer. It
-costs two readings of clocks for each. The wall time of a step has in it what other processes of a
-busy node took; its processor time has not, and is what the daemon itself is to blame for.
+A step is all code that runs between two waits of the loop: during a step, no pod gets an answer.
+Measuring costs two readings of clocks for each step. A step's wall time includes the time that
+other processes of a busy node took; its processor time does not, and is the daemon's own fault.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("quickthawd")
 
 SLOW_S: Final = 0.05
-"""Of processor time. No pod may bring a step that takes longer."""
+"""In seconds of processor time. No pod may bring about a step that takes longer."""
 
 
 class Watch:
-    """The greatest step so far, by wall time and by processor time; how many were slow."""
+    """Keeps the greatest step so far, by wall time and by processor time; counts slow steps."""
 
     def __init__(self) -> None:
         self.steps = self.slow = 0
         self.wall_s = self.cpu_s = 0.0
 
     def step(self, wall_s: float, cpu_s: float) -> None:
-        """One more has ended."""
+        """Count a step that has ended."""
         self.steps += 1
         self.wall_s = max(self.wall_s, wall_s)
         self.cpu_s = max(self.cpu_s, cpu_s)
@@ -40,7 +40,7 @@ class Watch:
             log.warning("the event loop was busy for %.3f s at once (%.3f s)", cpu_s, wall_s)
 
     def as_json(self) -> dict[str, Any]:
-        """For `quickthaw status`."""
+        """Returns the figures for `quickthaw status`."""
         return {
             "steps": self.steps, "slow_steps": self.slow,
             "greatest_step_s": round(self.wall_s, 4),
@@ -49,7 +49,7 @@ class Watch:
 
 
 class _Selector(selectors.DefaultSelector):
-    """Knows when the loop comes back to wait."""
+    """A selector that notices when the loop comes back to wait."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _Selector(selectors.DefaultSelector):
         self._wall_s = self._cpu_s = 0.0
 
     def select(self, timeout: float | None = None) -> Any:
-        """As the selector's own."""
+        """Select as the base class does, and measure the step before."""
         if self._wall_s:
             self._watch.step(
                 time.perf_counter() - self._wall_s, time.thread_time() - self._cpu_s
@@ -68,14 +68,14 @@ class _Selector(selectors.DefaultSelector):
 
 
 def watched(watch: Watch) -> asyncio.AbstractEventLoop:
-    """A new event loop whose steps `watch` is told of."""
+    """Returns a new event loop whose steps `watch` counts."""
     return asyncio.SelectorEventLoop(_Selector(watch))
 
 
 def memory() -> Mapping[str, int]:
-    """Bytes that the daemon has in memory now, and that it had at most. Source: proc_pid_status(5).
+    """Returns the daemon's memory in bytes, now and at its peak. Source: proc_pid_status(5).
 
-    peak_bytes is since the start; both count what it shares with others.
+    peak_bytes is since the start; both figures include memory shared with other processes.
     """
     rows = dict(
         row.split(":", 1) for row in Path("/proc/self/status").read_text().splitlines() if row

@@ -99,10 +99,18 @@ def _tried(
 
 
 def _defect(call: Call, failure: Exception) -> SwapFailed:
-    return SwapFailed(
+    error = SwapFailed(
         "the swap failed", container=call.container, why=f"{type(failure).__name__}: {failure}",
         do="This is a defect in quickthaw: please report it.",
     )  # fmt: skip
+    error.__cause__ = failure
+    before = failure.__context__
+    while before and not isinstance(before, QuickthawError):
+        before = before.__context__
+    if isinstance(before, QuickthawError):
+        # It failed while that was undone, and blames the snapshot for no more than that does.
+        error.why, error.blame = f"{error.why}, after: {before}", blame_of(before)
+    return error
 
 
 def _report(

@@ -1,17 +1,17 @@
-"""The gate on a page: every check between a snapshot and the container that is to start from it.
+"""The gate on a page: every check between a snapshot and the container that will start from it.
 
-One row a check: its code (stable: the reason in the journal, a metric's label, a column of
-`quickthaw explain`), the rule that it is about, when it is applied, and what it compares. All rows
-are always applied and all that does not fit is told. A value that the snapshot lacks, or that is
-not known of the container, does not fit.
+Each row has a code (stable: the reason in the journal, a metric's label, a column of `quickthaw
+explain`), the number of a rule, a time of use, and a comparison. The gate always applies all rows,
+and reports everything that does not fit. A value that the snapshot lacks, or that is not known of
+the container, does not fit.
 
 The rules: 1 everything but process state and the writable layer comes from the pod's own spec, so
-the processes must be those that the spec would start; 2 the captured credentials come back, so
-whatever grants power must be equal; 3 a snapshot is for its own namespace; 4 the node must be able
-to run it; 5 what is restored must be what a trusted node captured.
+the spec must start the same processes; 2 the captured credentials come back, so everything that
+grants power must be equal; 3 a snapshot is for its own namespace; 4 the node must be able to run
+the processes; 5 a trusted node must have captured the snapshot.
 
-Whoever compares a new thing adds one row: a check that needs more than manifest and request gets it
-as a field of Request. Lean: the swap path applies the rows of SWAP right before the restore.
+To compare something new, add one row: a check that needs more than manifest and request gets a
+field of Request. Lean: the swap path applies the rows of SWAP right before the restore.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 DECISION, SWAP, BOTH = "decision", "swap", "both"
 WITHIN_SPEC = canonical("within the spec")
-"""The fact `processes`, when every captured process had no more power than the spec gives."""
+"""The fact `processes`, when no captured process had more power than the spec gives."""
 
 
 class Check:
-    """One row. when: DECISION (the daemon), SWAP (right before the restore) or BOTH."""
+    """A row. when: DECISION (the daemon), SWAP (right before the restore) or BOTH."""
 
     __slots__ = ("by", "code", "compares", "rule", "when")
 
@@ -46,7 +46,7 @@ class Check:
         self.code, self.rule, self.when, self.compares, self.by = code, rule, when, compares, by
 
     def compare(self, captured: Manifest, wanted: Request) -> Finding:
-        """What the row finds for this snapshot and this container."""
+        """Returns the row's finding for this snapshot and this container."""
         have, want, fits = self.by(captured, wanted)
         return Finding(self.code, self.rule, have, want, fits)
 
@@ -54,13 +54,13 @@ class Check:
 def findings(
     captured: Manifest, wanted: Request, when: str, table: Sequence[Check] | None = None
 ) -> list[Finding]:
-    """What every row that is applied at `when` finds, in the order of the table."""
+    """Returns the findings of all rows that apply at `when`, in the order of the table."""
     rows = CHECKS if table is None else table
     return [row.compare(captured, wanted) for row in rows if row.when in (when, BOTH)]
 
 
 def _fact(name: str, fits: Callable[[str, str], bool]) -> Compare:
-    """The fact of the same name on both sides."""
+    """Returns a comparison of the fact of the same name on both sides."""
 
     def compare(captured: Manifest, wanted: Request) -> Compared:
         have, want = captured.facts.get(name), wanted.facts.get(name)
@@ -85,6 +85,11 @@ def _host(code: str, compares: str, fits: Callable[[str, str], bool] = _same) ->
     return Check(code, 4, DECISION, compares, _fact(code, fits))
 
 
+def _gpus(code: str, compares: str) -> Check:
+    """Facts that no process that uses GPUs can be restored with: the new container has none."""
+    return _host(code, compares, lambda _have, want: want == gpu.NONE)
+
+
 def _signature(captured: Manifest, wanted: Request) -> Compared:
     told, trusted = wanted.node.trust(captured)
     return told or None, "a signature by a key that this node trusts", trusted
@@ -96,7 +101,7 @@ def _processes(captured: Manifest, _wanted: Request) -> Compared:
 
 
 def _descriptors(captured: Manifest, wanted: Request) -> Compared:
-    """The swap compares ports and pings that the captured pod's network let everybody use."""
+    """Compares, at the swap, ports and pings that the captured pod's network allowed everybody."""
     have = captured.facts.get("descriptors")
     if have is None or wanted.at_swap is None:
         return have, WITHIN_SPEC, have is not None
@@ -111,7 +116,7 @@ def _descriptors(captured: Manifest, wanted: Request) -> Compared:
 
 
 def _key(captured: Manifest, wanted: Request) -> Compared:
-    """A fact of the workload that differs is told by its own name, and not again by the key."""
+    """Fits if a workload fact differs: the fact's own row reports that, and the key need not."""
     told = any(captured.facts.get(name) != wanted.facts.get(name) for name in WORKLOAD_FACTS)
     return captured.key, wanted.key or None, told or captured.key == wanted.key
 
@@ -176,7 +181,7 @@ CHECKS: tuple[Check, ...] = (
     _power("rlimits", "resource limits"),
     _power("namespaces", "per kind: new, joined, or the host's"),
     _power("id_mappings", "user and group ID mappings"),
-    _power("devices", "device nodes"),
+    _power("devices", "device nodes; GPUs by their number, not by which ones"),
     _power("device_rules", "cgroup's device rules, in their order"),
     _power("mounts", "destination, type, options of every mount"),
     _power("masked_paths", "paths hidden from the container"),
@@ -203,7 +208,7 @@ CHECKS: tuple[Check, ...] = (
     _workload("mounted", "what every mount shows: which volume, which path of the node"),
     Check("volume_content", 1, DECISION, "what Secret and ConfigMap volumes hold, unless the pod "
           "ignores it", _volume_content),
-    _workload("process_devices", "which devices"),
+    _workload("process_devices", "which devices; GPUs by their number"),
     _workload("hugepages", "huge page limits"),
     Check("namespace", 3, DECISION, "Kubernetes namespace", _namespace),
     _workload("image_digest", "digest of the image", rule=4),
@@ -217,9 +222,12 @@ CHECKS: tuple[Check, ...] = (
     _host("page_bytes", "page size"),
     _host("cgroup", "cgroup version"),
     _host("gpu", "model, number, memory, driver of the GPUs; MIG off", gpu.fits),
+    _gpus("gpu_exclusive", "compute mode of the GPUs: not exclusive (nvidia-smi -c DEFAULT)"),
+    _gpus("gpu_mps", "no variables of MPS: what runs under MPS cannot be restored"),
+    _gpus("gpu_host_network", "a network of its own: the driver's socket would be there twice"),
     Check("memory", 4, BOTH, "memory limit: room for what was in use at the capture", _memory),
     Check("signature", 5, DECISION, "who has signed the snapshot", _signature),
     Check("criu_options", 5, SWAP, "the file with CRIU's options: ours, not one that a pod names",
           _criu_options),
 )  # fmt: skip
-"""All of them. One line a row where it fits: this table is meant to be read."""
+"""All checks. Keep each row on one line if it fits: people read this table."""

@@ -1,8 +1,8 @@
-"""The decision: may one of these snapshots become this container? Pure.
+"""Decides whether a container may start from one of several snapshots. Pure.
 
-A refusal is a value with every difference in it, not only the first. The daemon decides with
-`decide` from what containerd knows of a container; `quickthaw-runc` has the spec that the runtime
-is given and has the last word with `refusals_of` and the rows of SWAP. Lean.
+A refusal is a value with every difference, not only the first. The daemon decides with `decide`
+from containerd's record of a container; `quickthaw-runc` has the spec for the runtime, and has the
+last word with `refusals_of` and the rows of SWAP. Lean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _TOLD_AT_MOST = 8
-"""Refusals with their values in one line; of the others only the codes."""
+"""Refusals with their values in a line; of further refusals only the codes."""
 
 
 class Match:
@@ -33,7 +33,7 @@ class Match:
 
 
 class Refused:
-    """Candidates, but none that fits. refusals: all differences from the newest of them."""
+    """There are candidates, but none fits. refusals: all differences from the newest candidate."""
 
     __slots__ = ("refusals", "snapshot")
 
@@ -42,7 +42,7 @@ class Refused:
 
     @property
     def codes(self) -> list[str]:
-        """The codes of the checks that refused."""
+        """Returns the codes of the checks that refused."""
         return [refusal.code for refusal in self.refusals]
 
     def __str__(self) -> str:
@@ -52,15 +52,15 @@ class Refused:
 
 
 class NoSnapshot:
-    """No candidate at all."""
+    """There is no candidate at all."""
 
     __slots__ = ()
 
 
 def decide(request: Request, candidates: Iterable[Manifest]) -> Match | Refused | NoSnapshot:
-    """The first of `candidates` (newest first) that fits.
+    """Returns the first of `candidates` (newest first) that fits.
 
-    The candidates are those that the pod named, or those with its match key.
+    The candidates are the snapshots that the pod named, or the snapshots with its match key.
     """
     newest: Refused | None = None
     for manifest in candidates:
@@ -71,5 +71,5 @@ def decide(request: Request, candidates: Iterable[Manifest]) -> Match | Refused 
 
 
 def refusals_of(manifest: Manifest, request: Request, when: str = DECISION) -> list[Finding]:
-    """Every reason against this snapshot; empty when it fits. when: of `shim.gate.checks`."""
+    """Returns every reason against this snapshot; empty when it fits. when: see `checks`."""
     return [found for found in findings(manifest, request, when) if not found.fits]

@@ -1,4 +1,4 @@
-"""Whether a container's spec could have made each of its descriptors: `shim.gate.kinds` applied.
+"""Checks whether a container's spec could have made each of its descriptors: see `shim.gate.kinds`.
 
 Pure.
 """
@@ -38,25 +38,25 @@ if TYPE_CHECKING:
 _INET, _NETLINK, _TERMINAL = 4, 13, 11
 _PORT, _PROTOCOL, _TCP = 7, 5, 6
 _OPTIONS_OF = {4: 14, 5: 10, 13: 12}
-"""Which field of a socket of this kind has its options."""
+"""The field with the options of a socket of this kind."""
 _NAMESPACE_OF = {4: 18, 5: 16, 10: 20, 13: 13, 15: 4}
-"""Which one has its network namespace."""
+"""The field with the network namespace of a file of this kind."""
 _BUF_LOCK, _SNDBUF_LOCKED, _RCVBUF_LOCKED = 25, 1, 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tcp:
-    """How far the kernel itself lets the buffers of a TCP socket grow, in bytes."""
+    """Sizes in bytes to which the kernel itself lets the buffers of a TCP socket grow."""
 
     sndbuf: int
     rcvbuf: int
 
 
 def reachable(spec: Mapping[str, Any], held: int = 0) -> int:
-    """The capabilities with which the spec's own processes can make descriptors, as a mask.
+    """Returns the capabilities with which the spec's own processes can make descriptors: a mask.
 
-    held: what the captured processes have permitted. A user other than root has its bounding set
-    by set-user-ID programs at most, and then a process holds what such a program gave it.
+    held: the permitted capabilities of the captured processes. A user other than root reaches the
+    bounding set at most by set-user-ID programs, and then a process holds what the program gave.
     """
     process = section(spec, "process")
     given = section(process, "capabilities")
@@ -65,7 +65,7 @@ def reachable(spec: Mapping[str, Any], held: int = 0) -> int:
 
 
 def excess(files: Iterable[OpenFile], has: int, bounds: Bounds, tcp: Tcp, netns: int | None) -> str:
-    """The first descriptor that takes more than the capabilities `has`; empty if there is none.
+    """Describes the first descriptor that takes more than the capabilities `has`; empty if none.
 
     netns: CRIU's number of the container's network namespace. Raises DamagedImage.
     """
@@ -80,7 +80,7 @@ def excess(files: Iterable[OpenFile], has: int, bounds: Bounds, tcp: Tcp, netns:
 
 
 def by_network(files: Iterable[OpenFile], has: int) -> dict[str, object]:
-    """What the sockets have by the pod's network alone: the lowest port (0: none), and pings.
+    """Returns the powers that sockets have by the pod's network alone: lowest port (or 0), pings.
 
     Raises DamagedImage.
     """
@@ -98,12 +98,12 @@ def by_network(files: Iterable[OpenFile], has: int) -> dict[str, object]:
 
 
 def suffices(has: int, needs: Needs) -> bool:
-    """Whether one of the capabilities is among those in the mask."""
+    """Whether the mask has one of the needed capabilities."""
     return needs == ANYBODY or bool(has & mask_of(needs))
 
 
 def told(needs: Needs) -> str:
-    """For messages: which capability is missing."""
+    """Returns the words for messages about the missing capability."""
     if needs == NOBODY:
         return "which no snapshot can hold"
     return f"which takes {' or '.join(needs)}"
@@ -134,7 +134,8 @@ def _needed(
 
 def _groups(body: Body) -> Iterator[tuple[str, Needs]]:
     protocol = body.get(3, [0])[-1]
-    name, _ = NETLINK.get(int(protocol), (f"protocol {protocol!r}", NOBODY))
+    known = NETLINK.get(protocol) if isinstance(protocol, int) else None
+    name, _ = known or (f"protocol {protocol!r}", NOBODY)
     if any(body.get(8, ())) and protocol not in OPEN_GROUPS:
         yield f" with groups of {name}", ADMIN
 
@@ -155,7 +156,7 @@ def _fields(table: Mapping[int, Field], body: Body, bounds: Bounds) -> Iterator[
 
 
 def _bounds(kind: int, body: Body, bounds: Bounds, tcp: Tcp) -> Bounds:
-    """The kernel lets the buffers of TCP grow where the process has not set their size."""
+    """Returns the bounds; larger for TCP buffers whose size the process has not set."""
     if kind != _INET or body.get(_PROTOCOL) != [_TCP]:
         return bounds
     raw = body.get(_OPTIONS_OF[kind], [b""])[-1]
@@ -169,14 +170,14 @@ def _bounds(kind: int, body: Body, bounds: Bounds, tcp: Tcp) -> Bounds:
 
 
 def anonymous(name: str) -> Needs:
-    """What a descriptor without a file takes, by the name that /proc has for it."""
+    """Returns the needs of a descriptor without a file, by its name in /proc."""
     return ANONYMOUS.get(name, NOBODY)
 
 
 def opens_device(spec: Mapping[str, Any], kind: str, number: tuple[int, int], access: str) -> bool:
     """Whether the spec lets its processes open this device node.
 
-    kind: `c` or `b`. access: of `r` and `w`. The last of the cgroup's rules that fits counts.
+    kind: `c` or `b`. access: of `r` and `w`. The last of the cgroup's rules that matches counts.
     Source: OCI runtime-spec, config-linux.md; runc, libcontainer/specconv (AllowedDevices).
     """
     if kind == "c" and (number in OPEN_DEVICES or number[0] == PSEUDO_TERMINALS):

@@ -1,6 +1,6 @@
-"""The whole comparison of one snapshot with one container, for people and programs. Pure.
+"""Compares a snapshot with a container in full, for people and programs. Pure.
 
-It applies the rows that the decision applies, and tells also what is equal.
+This applies the rows of the decision, and reports equal values, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WHEN = {
 
 
 def explained(found: Manifest, request: Request) -> dict[str, Any]:
-    """Every check of the decision with both values, and whether the snapshot fits."""
+    """Returns every check of the decision with both values, and whether the snapshot fits."""
     rows = [row for row in CHECKS if row.when in (DECISION, BOTH)]
     checks = [
         {**row.compare(found, request).as_json(), "compares": row.compares, "when": row.when}
@@ -38,6 +38,14 @@ def explained(found: Manifest, request: Request) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def nothing() -> dict[str, Any]:
+    """The same where there is no snapshot to compare with."""
+    return {
+        "snapshot": "", "name": "", "created": "", "source": {"namespace": "", "pod": ""},
+        "fits": False, "refused": [], "checks": [],
+    }  # fmt: skip
+
+
 def nearest(request: Request, candidates: Iterable[Manifest]) -> Manifest | None:
-    """The one against which there is least; of several the first."""
+    """Returns the candidate with the fewest refusals; of several the first."""
     return min(candidates, key=lambda found: len(refusals_of(found, request)), default=None)

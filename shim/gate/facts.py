@@ -1,13 +1,12 @@
-"""Rule 2 of the gate: everything in an OCI spec that grants power, as facts that can be compared.
+"""Rule 2 of the gate: makes comparable facts of everything in an OCI spec that grants power.
 
-CRIU restores the captured credentials, so each of these must be equal in the captured and in the
-new spec. What differs from pod to pod and grants nothing is left out: sources of bind mounts, paths
-of namespaces and cgroups, hostname, annotations. A field of the spec that this module does not know
-goes into the fact `other` as it is, so that it can never be ignored by mistake.
+CRIU restores the captured credentials, so each fact must be equal in the captured and in the new
+spec. The facts leave out values that differ from pod to pod and grant nothing: sources of bind
+mounts, paths of namespaces and cgroups, hostname, annotations. A field of the spec that this module
+does not know goes unchanged into the fact `other`, so that nobody can ignore it by mistake.
 
-Lenient with OCI's shape: a part that is missing or odd is a value like any other. Lean: the swap
-path compares with it right before the restore. Source: OCI runtime-spec, config.md and
-config-linux.md.
+Lenient with OCI's shape: a missing or odd part is a value like any other. Lean: the swap path
+compares facts right before the restore. Source: OCI runtime-spec, config.md and config-linux.md.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import os
 
 from shim.contract.jsontext import canonical
+from shim.gate import gpudevices
 from shim.kernel.sha256 import hexdigest
 
 TYPE_CHECKING = False
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     IsHost = Callable[[str, str], bool]
 
 _MOST_CHARS = 16 << 10
-"""Of a fact. What Kubernetes makes by itself is shorter."""
+"""Length of a fact. All facts that Kubernetes makes by itself are shorter."""
 _CAPABILITY_SETS = ("ambient", "bounding", "effective", "inheritable", "permitted")
 _NAMESPACES = {
     "cgroup": "cgroup", "ipc": "ipc", "mount": "mnt", "network": "net", "pid": "pid",
     "time": "time", "user": "user", "uts": "uts",
 }  # fmt: skip
-"""The spec's word for each, and the file's in /proc/PID/ns."""
+"""The spec's word for each kind, and the file's name in /proc/PID/ns."""
 _KNOWN = {
     "": {
         "ociVersion", "process", "root", "hostname", "domainname", "mounts", "hooks",
@@ -49,7 +49,7 @@ _KNOWN = {
         "intelRdt", "personality",
     },
 }  # fmt: skip
-"""What is a fact below, is one of the workload (`shim.gate.key`), or grants nothing."""
+"""Fields that are a fact below or a fact of the workload (`shim.gate.key`), or grant nothing."""
 
 POWER_FACTS = (
     "user", "capabilities", "no_new_privs", "seccomp", "apparmor", "selinux", "rlimits",
@@ -64,39 +64,39 @@ WORKLOAD_FACTS = (
 
 
 def section(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The object `name` in `value`, empty when there is none."""
+    """Returns the object `name` in `value`, empty when there is none."""
     found = value.get(name)
     return found if isinstance(found, dict) else {}
 
 
 def entries(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """The objects in the list `name` in `value`."""
+    """Returns the objects in the list `name` in `value`."""
     found = value.get(name)
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def as_set(value: object) -> object:
-    """A list whose order means nothing, in one order and without repetitions."""
+    """Returns a list whose order means nothing, in canonical order and without repetitions."""
     if not isinstance(value, list):
         return value or []
     return [item for _, item in sorted({canonical(item): item for item in value}.items())]
 
 
 def is_host_namespace(path: str, kind: str) -> bool:
-    """Whether the namespace at `path` is the one that this process is in: the host's.
+    """Whether the namespace at `path` is the host's, in which this process is.
 
-    kind: as in /proc/PID/ns. containerd names the sandbox's namespaces by path also where the
-    sandbox shares the host's, so that only a look tells. Raises OSError when it is gone.
+    kind: as in /proc/PID/ns. containerd names the sandbox's namespaces by path even if the sandbox
+    shares the host's, so that only a look answers this. Raises OSError when the namespace is gone.
     """
     there, here = os.stat(path), os.stat(f"/proc/self/ns/{kind}")
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 def power_facts(spec: Mapping[str, Any], *, is_host: IsHost = is_host_namespace) -> dict[str, str]:
-    """Every fact of POWER_FACTS, each as canonical JSON.
+    """Returns every fact of POWER_FACTS, each as canonical JSON.
 
     is_host: whether the namespace at a path is the host's, see `is_host_namespace`. Raises
-    ValueError for what no JSON can hold (NaN).
+    ValueError for a value that JSON cannot hold (NaN).
     """
     process, linux = section(spec, "process"), section(spec, "linux")
     facts: dict[str, object] = {
@@ -109,8 +109,8 @@ def power_facts(spec: Mapping[str, Any], *, is_host: IsHost = is_host_namespace)
         "rlimits": as_set(process.get("rlimits")),
         "namespaces": _namespaces(entries(linux, "namespaces"), is_host),
         "id_mappings": [linux.get("uidMappings") or [], linux.get("gidMappings") or []],
-        "devices": as_set(linux.get("devices")),
-        "device_rules": section(linux, "resources").get("devices") or [],  # the last match counts
+        "devices": as_set(gpudevices.devices(linux)),
+        "device_rules": gpudevices.rules(linux) or [],  # the last match counts
         "mounts": mounts(spec),
         "masked_paths": as_set(linux.get("maskedPaths")),
         "readonly_paths": as_set(linux.get("readonlyPaths")),
@@ -126,10 +126,10 @@ def power_facts(spec: Mapping[str, Any], *, is_host: IsHost = is_host_namespace)
 
 
 def compact(value: object) -> str:
-    """A fact as canonical JSON: itself, or its digest where a pod's author made it long.
+    """Returns a fact as canonical JSON: the value, or its digest if a pod's author made it long.
 
-    What is compared for equality loses nothing by that; and no manifest, no message and no
-    comparison grows with the spec.
+    A comparison for equality loses nothing by the digest, and the spec's length does not reach any
+    manifest, message or comparison.
     """
     text = canonical(value)
     if len(text) <= _MOST_CHARS:
@@ -138,7 +138,7 @@ def compact(value: object) -> str:
 
 
 def memory_limit(spec: Mapping[str, Any]) -> int:
-    """The container's memory limit in bytes, 0 when it has none."""
+    """Returns the container's memory limit in bytes, 0 if there is no limit."""
     memory = section(section(section(spec, "linux"), "resources"), "memory")
     limit = memory.get("limit")
     return limit if isinstance(limit, int) and limit > 0 else 0
@@ -160,12 +160,12 @@ def _capabilities(value: object) -> object:
 
 
 def _digest(value: object) -> str | None:
-    """A seccomp profile is long and its reader compares it elsewhere: its digest will do."""
+    """Returns a digest: a seccomp profile is long, and its readers compare it elsewhere."""
     return hexdigest(canonical(value).encode()) if value else None
 
 
 def _namespaces(found: Iterable[Mapping[str, Any]], is_host: IsHost) -> dict[str, str]:
-    """Per kind `new`, `joined` or `host`: one that is not listed is shared with the host."""
+    """Returns per kind `new`, `joined` or `host`: an unlisted kind is shared with the host."""
     states = dict.fromkeys(_NAMESPACES, "host")
     for namespace in found:
         kind, path = str(namespace.get("type")), namespace.get("path")
@@ -177,7 +177,7 @@ def _joined(kind: str, path: str, is_host: IsHost) -> str:
     try:
         return "host" if is_host(path, _NAMESPACES.get(kind, kind)) else "joined"
     except OSError as error:
-        return f"unknown: {path}: {error.strerror}"  # equal to no other, so it is a refusal
+        return f"unknown: {path}: {error.strerror}"  # equal to nothing, so this is a refusal
 
 
 def is_bind(mount: Mapping[str, Any]) -> bool:
@@ -188,9 +188,9 @@ def is_bind(mount: Mapping[str, Any]) -> bool:
 
 
 def mounts(spec: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Destination, type and options of each mount, in the order of their destinations.
+    """Returns destination, type and options of each mount, in the order of their destinations.
 
-    The sort is stable: of two mounts on one destination the order counts.
+    The sort is stable: for two mounts on the same destination the order counts.
     """
     found = [_mount(mount) for mount in entries(spec, "mounts")]
     return sorted(found, key=lambda mount: str(mount["destination"]))
@@ -209,14 +209,14 @@ def _mount(mount: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _options(value: object) -> object:
-    """In one order. Of options that contradict each other the last one counts and stays."""
+    """Returns the options sorted. Of contradicting options the last counts, and only it stays."""
     if not isinstance(value, list):
         return value or []
     return sorted({_family(str(option)): str(option) for option in value}.values())
 
 
 def _family(option: str) -> str:
-    """What contradicting options have in common: `ro` and `rw`, `nodev` and `dev`, `mode=…`."""
+    """Returns a common name of contradicting options: `ro` and `rw`, `nodev` and `dev`, `mode=`."""
     if option in ("ro", "rw"):
         return "rw"
     if option in ("private", "shared", "slave", "unbindable"):

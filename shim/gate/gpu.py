@@ -1,15 +1,18 @@
-"""Rule 4 of the gate for GPUs: which ones a container has, as one fact. Pure and lean.
+"""Rule 4 of the gate for GPUs: makes a fact of the GPUs that a container has. Pure and lean.
 
-A container without NVIDIA devices has the fact `"none"`. One that has some, on a node whose GPUs
-cannot be read, has no fact, and what is missing does not fit: it is neither restored nor taken for
-one without. The driver's version must be equal: the process has that very libcuda mapped.
+A container without NVIDIA devices has the fact `"none"`. A container with such devices, on a node
+whose GPUs cannot be read, has no fact, and a missing fact does not fit: nobody restores the
+container or takes it for a container without GPUs. The driver's version must be equal: the process
+has that very libcuda mapped.
 """
 
 from __future__ import annotations
 
 from shim.contract import jsontext
 from shim.contract.jsontext import canonical
+from shim.gate import gpudevices
 from shim.gate.facts import entries, section
+from shim.gate.gpudevices import VISIBLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,41 +22,110 @@ if TYPE_CHECKING:
     Gpu = Mapping[str, object]
 
 NONE = canonical("none")
+HOST_FACTS = ("gpu_exclusive", "gpu_mps", "gpu_host_network")
 _DEVICE = "/dev/nvidia"
 _NO_GPU = ("", "void", "none")
 
 
 def fact(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> str | None:
-    """The fact of the container of an OCI spec; None when it has GPUs that are not known.
+    """Returns the fact of the container of an OCI spec; None when its GPUs are not known.
 
-    inventory: what `shim.kernel.nvml` found on the node: `driver`, and `gpus` with `minor`, `name`,
-    `memory_bytes`, `mig`; None when it could not be read. `{"gpus": []}` for a node without any.
+    inventory: the node's GPUs by `shim.kernel.nvml`: `driver`, and `gpus` with `minor`, `name`,
+    `memory_bytes`, `mig`, `uuid`; None when unreadable. `{"gpus": []}` for a node without GPUs.
     """
-    minors = _minors(spec)
-    if not _has_devices(spec) and (_asks_for_none(spec) or _is_empty(inventory)):
+    found = chosen(spec, inventory)
+    if found is None or inventory is None:
+        return NONE if found == [] else None
+    if not found:
         return NONE
-    if inventory is None:
-        return None
-    listed: Sequence[Gpu] = inventory.get("gpus") or ()
-    # Without a device in the spec the runtime adds those that the environment asks for: all.
-    chosen = [gpu for gpu in listed if minors is None or gpu.get("minor") in minors]
-    if not chosen or (minors is not None and len(chosen) != len(minors)):
-        return None
     described = sorted(
-        canonical([gpu.get("name"), gpu.get("memory_bytes"), gpu.get("mig")]) for gpu in chosen
+        canonical([gpu.get("name"), gpu.get("memory_bytes"), gpu.get("mig")]) for gpu in found
     )
     return canonical(
         {"driver": inventory.get("driver"), "gpus": [jsontext.parse(each) for each in described]}
     )
 
 
+def chosen(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> list[Gpu] | None:
+    """Returns the GPUs of an OCI spec's container by their minors; None if they are not known."""
+    minors = _minors(spec)
+    if not _has_devices(spec) and (_asks_for_none(spec) or _is_empty(inventory)):
+        return []
+    if inventory is None:
+        return None
+    listed: Sequence[Gpu] = inventory.get("gpus") or ()
+    # Without a device in the spec the runtime adds those that the environment asks for.
+    found = _visible(spec, listed) if minors is None else [
+        gpu for gpu in listed if gpu.get("minor") in minors
+    ]  # fmt: skip
+    if not found or (minors is not None and len(found) != len(minors)):
+        return None
+    return sorted(found, key=lambda gpu: str(gpu.get("minor")).zfill(8))
+
+
+def host_facts(
+    spec: Mapping[str, Any], found: Sequence[Gpu] | None, namespaces: str
+) -> dict[str, str]:
+    """Returns facts that rule out a restore of a checkpointed process, NONE where one is absent.
+
+    found: as of `chosen`; of a container without GPUs, or with unknown ones, all are NONE, and the
+    fact `gpu` tells them apart. namespaces: the fact of that name.
+    """
+    if not found:
+        return dict.fromkeys(HOST_FACTS, NONE)
+    environment = section(spec, "process").get("env")
+    items = [str(each) for each in environment] if isinstance(environment, list) else []
+    mps = sorted(each.partition("=")[0] for each in items if each.startswith("CUDA_MPS_"))
+    exclusive = [gpu.get("uuid") for gpu in found if gpu.get("exclusive")]
+    shared = jsontext.parse(namespaces).get("network") == "host"
+    return {
+        "gpu_exclusive": canonical(exclusive) if exclusive else NONE,
+        "gpu_mps": canonical(mps) if mps else NONE,
+        "gpu_host_network": canonical("the node's network") if shared else NONE,
+    }
+
+
+def pairs(captured: Sequence[Gpu], new: Sequence[Gpu]) -> list[list[str]] | None:
+    """Which captured GPU becomes which, as UUIDs: each one of the same model and memory.
+
+    None when there is no such map, or a UUID is not known.
+    """
+    left, found = list(new), []
+    for old in captured:
+        like = [each for each in left if _kind(each) == _kind(old)]
+        same = [each for each in like if each.get("uuid") == old.get("uuid")]
+        if not like:
+            return None
+        taken = (same or like)[0]
+        left.remove(taken)
+        found.append([str(old.get("uuid") or ""), str(taken.get("uuid") or "")])
+    return None if left or not all(all(pair) for pair in found) else found
+
+
+def _kind(gpu: Gpu) -> tuple[object, object]:
+    return gpu.get("name"), gpu.get("memory_bytes")
+
+
+def _visible(spec: Mapping[str, Any], listed: Sequence[Gpu]) -> list[Gpu]:
+    """Those that the environment names, by their place on the node or their UUID; else all."""
+    environment = section(spec, "process").get("env")
+    items = environment if isinstance(environment, list) else []
+    values = [str(each).partition("=")[2] for each in items if str(each).startswith(f"{VISIBLE}=")]
+    names = values[-1].split(",") if values else []
+    if not gpudevices.visible({VISIBLE: ",".join(names)}):
+        return list(listed)
+    return [
+        gpu for place, gpu in enumerate(listed) if str(place) in names or gpu.get("uuid") in names
+    ]
+
+
 def fits(captured: str, wanted: str) -> bool:
-    """Whether a process with the captured GPUs can go on with the others."""
+    """Whether a process with the captured GPUs can go on with the wanted GPUs."""
     return captured == wanted and all(gpu[2] is False for gpu in _gpus(captured))
 
 
 def _gpus(text: str) -> list[list[object]]:
-    """Name, memory and MIG of each; a value that cannot be read is a GPU that fits nowhere."""
+    """Returns name, memory and MIG of each GPU; an unreadable fact is a GPU that fits nowhere."""
     try:
         value = jsontext.parse(text)
         found = [] if value == "none" else [list(gpu) for gpu in value["gpus"]]
@@ -73,7 +145,7 @@ def _is_gpus(path: str) -> bool:
 
 
 def _minors(spec: Mapping[str, Any]) -> set[int] | None:
-    """The numbers of the GPUs in the spec; None when it has no device of NVIDIA's at all."""
+    """Returns the numbers of the GPUs in the spec; None when it has no NVIDIA device at all."""
     if not _has_devices(spec):
         return None
     devices = entries(section(spec, "linux"), "devices")
@@ -83,11 +155,11 @@ def _minors(spec: Mapping[str, Any]) -> set[int] | None:
 
 
 def _asks_for_none(spec: Mapping[str, Any]) -> bool:
-    """Whether the environment asks NVIDIA's runtime for no GPU: most do not name it at all."""
+    """Whether the environment asks NVIDIA's runtime for no GPU. Most never name the variable."""
     environment = section(spec, "process").get("env")
     listed = environment if isinstance(environment, list) else []
     asked = [str(item).partition("=")[2] for item in listed
-             if str(item).startswith("NVIDIA_VISIBLE_DEVICES=")]  # fmt: skip
+             if str(item).startswith(f"{VISIBLE}=")]  # fmt: skip
     return all(value in _NO_GPU for value in asked)
 
 

@@ -1,11 +1,11 @@
-"""Rule 4 of the gate: what a restored process needs of the node's CPU and kernel, as facts.
+"""Rule 4 of the gate: makes facts of the CPU and the kernel that a restored process needs.
 
 A process has chosen its code by the CPU that it started on (libc's string functions, crypto
 libraries, JIT compilers), and keeps the size of the CPU state that a signal or libc's resolver
-saves. Hence: every instruction set that was there must be there, and the size of the state must be
-equal. CRIU's own check asks for the same (criu-cpuinfo), but does not run by default. Where CRIU
-allows further parts of the state as long as the size is equal, we do not: libc's resolver saves
-all parts that the CPU has into room that it measured at the start.
+saves. Hence the new node must have every instruction set of the old, and the size of the state must
+be equal. CRIU's own check asks for the same (criu-cpuinfo), but does not run by default. CRIU
+allows further parts of the state as long as the size is equal; we do not: libc's resolver saves all
+parts that the CPU has into room that it measured at the start.
 
 `host_facts` reads /proc; the rest is pure. Lean. Sources: getauxval(3), proc_cpuinfo(5), CRIU's
 criu/arch/x86/cpu.c for the rule.
@@ -30,7 +30,7 @@ _STATE = frozenset(
     ("xsave", "xsaveopt", "xsavec", "xsaves", "avx", "avx512f", "pku", "ospke", "mpx", "amx_tile",
      "apx_f", "user_shstk", "sve")
 )  # fmt: skip
-"""Features that are, or have, a part of the saved CPU state."""
+"""Features that are a part of the saved CPU state, or have a part in it."""
 _FOR_THE_KERNEL = (
     # paging, interrupts, identification
     "vme de pse pse36 msr pae mce apic mtrr pge mca pat pcid nx pdpe1gb lm x2apic xtopology cpuid "
@@ -53,11 +53,11 @@ _FOR_THE_KERNEL = (
     "arch_capabilities split_lock_detect bus_lock_detect xsaveerptr"
 )  # fmt: skip
 _NOT_FOR_PROGRAMS = frozenset(_FOR_THE_KERNEL.split())
-"""What /proc/cpuinfo lists and no program can notice. A name that is not here always counts."""
+"""Names in /proc/cpuinfo that no program can notice. A name that is not here always counts."""
 
 
 def host_facts(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> dict[str, str]:
-    """Every fact of HOST_FACTS of this node, each as canonical JSON. Raises OSError."""
+    """Returns every fact of HOST_FACTS of this node, each as canonical JSON. Raises OSError."""
     with open(f"{proc}/cpuinfo", "rb") as file:
         features = features_of(file.read(_CPUINFO_BYTES).decode(errors="replace"))
     with open(f"{proc}/self/auxv", "rb") as file:
@@ -67,7 +67,7 @@ def host_facts(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> dict[str,
 
 
 def facts_of(features: list[str], auxiliary: dict[int, int], cgroup_version: int) -> dict[str, str]:
-    """The same from what was read. A CPU without features, or no auxiliary vector, has no fact."""
+    """Returns the facts. An empty argument (no features, no auxiliary vector) makes no fact."""
     found: dict[str, object] = {"cgroup": cgroup_version}
     if features:
         found["cpu_features"] = sorted(set(features) - _NOT_FOR_PROGRAMS)
@@ -75,7 +75,7 @@ def facts_of(features: list[str], auxiliary: dict[int, int], cgroup_version: int
         parts = sorted(_STATE.intersection(features))
         found["cpu_state"] = {"parts": parts, "frame_bytes": auxiliary.get(_AT_MINSIGSTKSZ, 0)}
     if auxiliary:
-        # x86 repeats in the first one what the features say, heat and power included.
+        # x86 repeats the features in its AT_HWCAP, heat and power included.
         first = 1 if "fpu" in features else 0
         found["cpu_hwcap"] = [auxiliary.get(name, 0) for name in _AT_HWCAPS[first:]]
         found["page_bytes"] = auxiliary.get(_AT_PAGESZ, 0)
@@ -83,7 +83,7 @@ def facts_of(features: list[str], auxiliary: dict[int, int], cgroup_version: int
 
 
 def features_of(cpuinfo: str) -> list[str]:
-    """The features of the first processor: a kernel shows the same of all."""
+    """Returns the features of the first processor: a kernel shows the same for all."""
     for line in cpuinfo.splitlines():
         name, colon, value = line.partition(":")
         if colon and name.strip() in _FEATURE_LINES:
@@ -92,19 +92,19 @@ def features_of(cpuinfo: str) -> list[str]:
 
 
 def auxiliary_of(auxv: bytes) -> dict[int, int]:
-    """Type to value of an auxiliary vector."""
+    """Returns type to value of an auxiliary vector."""
     whole = len(auxv) // _AUXV_ENTRY.size * _AUXV_ENTRY.size
     return dict(_AUXV_ENTRY.iter_unpack(auxv[:whole]))
 
 
 def has_all(captured: str, wanted: str) -> bool:
-    """Whether every item of the captured list is in the other. Both are canonical JSON."""
+    """Whether every item of the captured list is in the wanted list. Both are canonical JSON."""
     have, want = _loaded(captured), _loaded(wanted)
     return isinstance(have, list) and isinstance(want, list) and all(item in want for item in have)
 
 
 def has_bits(captured: str, wanted: str) -> bool:
-    """Whether every bit of the captured numbers is set in the others."""
+    """Whether every bit of the captured numbers is set in the wanted numbers."""
     have, want = _loaded(captured), _loaded(wanted)
     if not (isinstance(have, list) and isinstance(want, list) and len(have) == len(want)):
         return False
@@ -114,16 +114,16 @@ def has_bits(captured: str, wanted: str) -> bool:
 
 
 def is_not_older(version: str, than: str) -> bool:
-    """Whether major.minor of `version` is that of `than` or a later one; not when unreadable.
+    """Whether major.minor of `version` is not less than that of `than`; False when unreadable.
 
-    `6.18.2-amd64` is 6.18: what a release adds comes with these two.
+    `6.18.2-amd64` is 6.18: these two numbers say which features a release has.
     """
     have, want = _release(version), _release(than)
     return bool(have) and bool(want) and have >= want
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """From `6.18.2-amd64`, or the last word of `Version: 4.2.1`; empty when it is none."""
+    """Returns major and minor of `6.18.2-amd64`, or of `Version: 4.2.1`; else an empty tuple."""
     numbers = version.split()[-1].split(".")[:2] if version.split() else []
     digits = [number.partition("-")[0].partition("+")[0] for number in numbers]
     right = len(digits) == 2 and all(each.isdecimal() and len(each) < 10 for each in digits)

@@ -1,9 +1,9 @@
-"""What makes two containers the same workload, and the key under which a snapshot is found. Pure.
+"""Decides which containers are the same workload, and makes the key of their snapshots. Pure.
 
-The facts are taken from a container as it is known at `CreateContainer`: an object with the shape
-of an OCI spec that may hold less than one. Source and new container must be given with the same
-fields filled, or their keys differ. Values of environment variables may be secrets: only digests
-of them are kept. Lean.
+The facts describe a container as it is known at `CreateContainer`: an object with the shape of an
+OCI spec that may hold less than a spec. The objects of source and new container must have the same
+fields filled, or their keys differ. Values of environment variables may be secrets: facts have only
+digests of them. Lean.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 
 from shim.contract.jsontext import canonical
 from shim.contract.paths import CONTROL_IN_CONTAINER
+from shim.gate import gpudevices
 from shim.gate.facts import WORKLOAD_FACTS, as_set, compact, entries, is_bind, mounts, section
 
 TYPE_CHECKING = False
@@ -29,16 +30,16 @@ _SERVICE_LINK = re.compile(
     r"|_PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?"
 )
 _LINK_CHARS = 256
-"""A name of Kubernetes has 63, and what kubelet adds is shorter than the rest."""
+"""A Kubernetes name has 63 characters, and kubelet's addition is shorter than the rest."""
 _POD_VOLUME = re.compile(r"/pods/[^/]+/(volumes|volume-subpaths|containers|etc-hosts)(?:/(.*))?$")
 _SANDBOX = re.compile(r"/sandboxes/[^/]+/([^/]+)$")
 RANDOM_SUFFIX = re.compile(r"(kube-api-access)-[a-z0-9]{5}\b")
 
 
 class Pod:
-    """What differs from pod to pod: values equal to one of these become its placeholder.
+    """The values that differ from pod to pod: each of them becomes its placeholder in facts.
 
-    ips: what is known of the pod's addresses at the time, both at capture and at restore.
+    ips: the pod's addresses as far as they are known, both at capture and at restore.
     """
 
     __slots__ = ("_known", "ips", "name", "namespace", "node", "uid")
@@ -52,14 +53,14 @@ class Pod:
         self._known |= dict.fromkeys(self.ips, "<ip>") | {",".join(self.ips): "<ips>"}
 
     def placeholder(self, value: str) -> str:
-        """`value`, or what stands for it in every pod."""
+        """Returns `value`, or its placeholder, which is the same in every pod."""
         return self._known.get(value, value) if value else value
 
 
 def workload_facts(
     spec: Mapping[str, Any], pod: Pod, *, image_digest: str, ignore_env: Collection[str] = ()
 ) -> dict[str, str]:
-    """Every fact of WORKLOAD_FACTS, each as canonical JSON.
+    """Returns every fact of WORKLOAD_FACTS, each as canonical JSON.
 
     ignore_env: names of environment variables that may differ, from the node's configuration.
     """
@@ -72,17 +73,17 @@ def workload_facts(
         "env": _environment(process.get("env"), pod, ignore_env),
         "process_user": [user.get("uid") or 0, user.get("gid") or 0],
         "mounted": _mounted(spec, pod),
-        "process_devices": as_set([_device(found) for found in entries(linux, "devices")]),
+        "process_devices": as_set(_devices(linux)),
         "hugepages": as_set(section(linux, "resources").get("hugepageLimits")),
     }
     return {name: compact(facts[name]) for name in WORKLOAD_FACTS}
 
 
 def match_key(facts: Mapping[str, str], *, namespace: str, power: Mapping[str, str] | None) -> str:
-    """The key over the workload facts, 64 hexadecimal digits.
+    """Returns the key over the workload facts, 64 hexadecimal digits.
 
-    power: the power facts, where whoever asks knows all of them both times; otherwise None, and
-    what grants power is compared fact by fact before the swap.
+    power: the power facts, if the caller knows all of them both times; otherwise None, and the gate
+    compares the power facts one by one before the swap.
     """
     content = [_KEY_SCHEMA, namespace, {name: facts[name] for name in WORKLOAD_FACTS}, power]
     return hashlib.sha256(canonical(content).encode()).hexdigest()
@@ -91,6 +92,7 @@ def match_key(facts: Mapping[str, str], *, namespace: str, power: Mapping[str, s
 def _environment(value: object, pod: Pod, ignored: Collection[str]) -> dict[str, str]:
     listed = [str(item) for item in value] if isinstance(value, list) else []
     variables = {name: text for name, _, text in (item.partition("=") for item in listed)}
+    variables |= gpudevices.visible(variables)
     dropped = {"HOSTNAME", *ignored, *_service_links(variables)}
     return {
         name: hashlib.sha256(pod.placeholder(text).encode(errors="replace")).hexdigest()[:16]
@@ -100,9 +102,9 @@ def _environment(value: object, pod: Pod, ignored: Collection[str]) -> dict[str,
 
 
 def _service_links(variables: Mapping[str, str]) -> set[str]:
-    """The variables that kubelet adds for each Service: others that end in _PORT are the pod's own.
+    """Returns the variables that kubelet adds for each Service: other names in _PORT are the pod's.
 
-    A family is one by its X_SERVICE_HOST together with X_SERVICE_PORT.
+    A family is complete with X_SERVICE_HOST and X_SERVICE_PORT.
     """
     names = [name for name in variables if len(name) <= _LINK_CHARS]
     found = (_SERVICE_HOST.fullmatch(name) for name in names)
@@ -111,7 +113,7 @@ def _service_links(variables: Mapping[str, str]) -> set[str]:
 
 
 def _families(name: str) -> Iterator[str]:
-    """The families that a variable may be one of: each beginning that a link's ending follows."""
+    """Yields the families that a variable may belong to: each beginning before a link's ending."""
     at = name.find("_")
     while at >= 0:
         if _SERVICE_LINK.fullmatch(name, at):
@@ -120,7 +122,7 @@ def _families(name: str) -> Iterator[str]:
 
 
 def _mounted(spec: Mapping[str, Any], pod: Pod) -> list[object]:
-    """Each mount with what it shows: the volume of the pod, or the directory of the host."""
+    """Returns each mount with its source: the volume of the pod, or the directory of the host."""
     sources = {
         os.path.normpath(str(mount.get("destination"))): _shown(str(mount.get("source") or ""), pod)
         for mount in entries(spec, "mounts")
@@ -139,7 +141,7 @@ def _mounted(spec: Mapping[str, Any], pod: Pod) -> list[object]:
 
 
 def _shown(source: str, pod: Pod) -> str:
-    """Two pods of one Deployment have the same of these, two with different hostPaths have not."""
+    """Returns text that is equal for two pods of a Deployment, but not for different hostPaths."""
     if match := _SANDBOX.search(source):
         return f"sandbox {match[1]}"
     if match := _POD_VOLUME.search(source):
@@ -147,6 +149,10 @@ def _shown(source: str, pod: Pod) -> str:
         volume = RANDOM_SUFFIX.sub(r"\1", kept)
         return f"pod {match[1]} {volume}".rstrip()
     return "/".join(pod.placeholder(part) for part in source.split("/"))
+
+
+def _devices(linux: Mapping[str, Any]) -> list[object]:
+    return [_device(each) for each in entries({"devices": gpudevices.devices(linux)}, "devices")]
 
 
 def _device(device: Mapping[str, Any]) -> list[object]:

@@ -1,10 +1,11 @@
-"""The kinds of open descriptors on a page: which capability it takes to make each.
+"""The kinds of open descriptors on a page: the capability that a process needs to make each.
 
-CRIU makes every descriptor of a captured process again, with root's power, whoever made it first: a
-neighbour can have passed it over a UNIX socket (SCM_RIGHTS). So a descriptor is captured only when
-the container's own spec could have made it. The rows are about what CRIU's images have, because
-that, and nothing else, comes back: TCP_REPAIR, IP_TRANSPARENT or a locked filter do not. A kind, a
-socket option or a field that has no row is refused. `shim.gate.descriptors` applies the table.
+CRIU makes every descriptor of a captured process again, with root's power, no matter who made it
+first: a neighbour can have passed it over a UNIX socket (SCM_RIGHTS). So a capture takes a
+descriptor only when the container's own spec could have made it. The rows are about the fields of
+CRIU's images, because those fields, and nothing else, come back: TCP_REPAIR, IP_TRANSPARENT or a
+locked filter do not. A kind, a socket option or a field without a row is refused.
+`shim.gate.descriptors` applies the table.
 
 Sources: CRIU, images/*.proto; capabilities(7), socket(7), ip(7), packet(7), netlink(7); Linux,
 net/core/sock.c, net/netlink/af_netlink.c, fs/fcntl.c. Pure.
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 ANYBODY: Final[Needs] = ()
 """No capability is needed."""
 NOBODY: Final[Needs] = ("",)
-"""No capability would do: no snapshot can hold it, or its power cannot be told."""
+"""No capability suffices: no snapshot can hold the descriptor, or its power is not known."""
 ADMIN: Final[Needs] = ("CAP_NET_ADMIN",)
 RAW: Final[Needs] = ("CAP_NET_RAW",)
 PORTS: Final[Needs] = ("CAP_NET_BIND_SERVICE",)
 LOW_PORTS: Final = 1024
-"""Below it a port may take PORTS, which the pod's network can say otherwise."""
+"""A port below this may take PORTS; the pod's network can set another limit."""
 PINGS: Final = (1, 58)
 """IPPROTO_ICMP and IPPROTO_ICMPV6, with SOCK_DGRAM."""
 RAW_OR_ADMIN: Final[Needs] = ("CAP_NET_ADMIN", "CAP_NET_RAW")
@@ -39,10 +40,10 @@ RAW_OR_ADMIN: Final[Needs] = ("CAP_NET_ADMIN", "CAP_NET_RAW")
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a process without power can have on this node, and in the pod's network namespace.
+    """The abilities of a process without power on this node, and in the pod's network namespace.
 
-    sndbuf, rcvbuf: bytes of a socket's buffers at most. first_port: the lowest that everybody may
-    bind. pings: whether everybody may send ICMP echo requests.
+    sndbuf, rcvbuf: bytes of a socket's buffers at most. first_port: the lowest port that everybody
+    may bind. pings: whether everybody may send ICMP echo requests.
     """
 
     sndbuf: int
@@ -53,7 +54,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of an image. rule: what its value takes. inner: the table of what is in it."""
+    """A field of an image. rule: the needs of its value. inner: the table of its own fields."""
 
     name: str
     rule: Rule | None = None
@@ -62,9 +63,9 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of descriptor. at: the field of the file's entry that describes it.
+    """A kind of descriptor. at: the field of the file's entry that describes it.
 
-    needs: what the kind itself takes. fields: what may be in it; None: it is not looked at.
+    needs: of the kind itself. fields: the allowed fields; None: the gate does not look at fields.
     """
 
     name: str
@@ -98,7 +99,7 @@ def _socket_type(value: int, _bounds: Bounds) -> Needs:
 
 
 def _ip_protocol(value: int, bounds: Bounds) -> Needs:
-    if value in PINGS:  # or a raw socket, which its type tells
+    if value in PINGS:  # or a raw socket, to which the rule of its type applies
         return ANYBODY if bounds.pings else RAW
     return ANYBODY if value in (0, 6, 17, 136) else RAW  # TCP, UDP, UDP-Lite
 
@@ -130,7 +131,7 @@ NETLINK: Final[Mapping[int, tuple[str, Needs]]] = {
     16: ("NETLINK_GENERIC", ANYBODY),
     21: ("NETLINK_CRYPTO", ANYBODY),
 }
-"""Who may open a socket and send by it. The kernel asks for each request what its sender may do."""
+"""Needs for opening a socket and sending by it. The kernel checks the sender of each request."""
 OPEN_GROUPS: Final = {0, 7, 15}
 """The protocols whose multicast groups everybody may join. Others: CAP_NET_ADMIN."""
 
@@ -227,11 +228,11 @@ ANONYMOUS: Final[Mapping[str, Needs]] = {
     "[secretmem]": NOBODY, "kvm-vm": NOBODY, "kvm-vcpu": NOBODY, "dmabuf": NOBODY,
     "sync_file": NOBODY, "mount": NOBODY,
 }  # fmt: skip
-"""Descriptors without a file, by the name that /proc/PID/fd has for them."""
+"""Descriptors without a file, by their names in /proc/PID/fd."""
 
 OPEN_DEVICES: Final = {
     (1, 3), (1, 5), (1, 7), (1, 8), (1, 9),  # null, zero, full, random, urandom
     (5, 0), (5, 1), (5, 2),  # tty, console, ptmx
 }  # fmt: skip
-"""The character devices that every container has. And 136:*, its pseudo terminals."""
+"""The character devices of every container, beside its pseudo terminals, 136:*."""
 PSEUDO_TERMINALS: Final = 136

@@ -1,7 +1,7 @@
-"""What a pod's network namespace lets everybody do: ports and pings that need no capability.
+"""Reads the powers that a pod's network namespace gives everybody: ports and pings.
 
-Two sysctls that a pod's author or the runtime sets for the sandbox, so that no container's spec
-tells of them. A captured process may have relied on them. Lean.
+Two sysctls give them without any capability. A pod's author or the runtime sets both for the
+sandbox, so that no container's spec has them. A captured process may have relied on them. Lean.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _FIRST_PORT = 1024
 
 
 def open_to_all(sysctls: Mapping[str, str]) -> tuple[int, bool]:
-    """The lowest port that everybody may bind, and whether somebody may ping.
+    """Returns the lowest port that everybody may bind, and whether somebody may ping.
 
-    Raises ValueError for what the kernel does not write.
+    Raises ValueError for values that the kernel does not write.
     """
     low, high = (sysctls.get(PING_GROUPS) or "1 0").split()
     return int(sysctls.get(FIRST_PORT) or _FIRST_PORT), int(low) <= int(high)
 
 
 def open_in_sandbox(spec: Mapping[str, Any]) -> tuple[int, bool]:
-    """The same of the namespace that a container of this spec joins. Raises OSError, ValueError."""
+    """Returns the same for the namespace that a container joins. Raises OSError, ValueError."""
     paths = [
         str(each.get("path") or "")
         for each in entries(section(spec, "linux"), "namespaces")

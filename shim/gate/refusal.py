@@ -1,4 +1,4 @@
-"""What a check of the gate has found, and how it reads. Lean."""
+"""Holds the result of a check of the gate, and formats it. Lean."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from shim.contract.jsontext import canonical
 
 UNKNOWN = "unknown"
 _MOST_CHARS = 300
-"""Of a value in a text for people. Programs get all of it."""
+"""Length of a value in a text for people. Programs get the whole value."""
 
 
 class Finding:
-    """One check applied to one snapshot and one container.
+    """The result of a check for a snapshot and a container.
 
-    code: of the check, stable. rule: which rule it is about. captured, wanted: the two values,
-    None for one that is not known. fits: False makes it a refusal.
+    code: of the check, stable. rule: the number of the check's rule. captured, wanted: the two
+    values, None for an unknown value. fits: False makes the finding a refusal.
     """
 
     __slots__ = ("captured", "code", "fits", "rule", "wanted")
@@ -26,7 +26,7 @@ class Finding:
         self.captured, self.wanted = captured, wanted
 
     def differences(self) -> tuple[str, str]:
-        """Both values as text; of lists and objects only what is not in both."""
+        """Returns both values as text; of lists and objects only the items that differ."""
         if self.captured is None or self.wanted is None:
             return self.captured or UNKNOWN, self.wanted or UNKNOWN
         if self.fits:
@@ -34,7 +34,7 @@ class Finding:
         return _without_common(self.captured, self.wanted)
 
     def __str__(self) -> str:
-        """For the pod's author."""
+        """Returns the text for the pod's author."""
         captured, wanted = map(_cut, self.differences())
         return f"{self.code}: the snapshot has {captured}, the pod asks for {wanted}"
 
@@ -42,7 +42,7 @@ class Finding:
         return f"Finding({self.code!r}, {self.captured!r}, {self.wanted!r}, {self.fits})"
 
     def as_json(self) -> dict[str, object]:
-        """For programs. `captured` and `wanted` are whole; null is for what is not known."""
+        """Returns the finding for programs, with whole values; null is for an unknown value."""
         return {
             "code": self.code, "rule": self.rule, "fits": self.fits, "captured": self.captured,
             "wanted": self.wanted, "differences": list(self.differences()),
@@ -55,18 +55,18 @@ def _without_common(captured: str, wanted: str) -> tuple[str, str]:
         have, want = _differences(jsontext.parse(captured), jsontext.parse(wanted))
         return canonical(have), canonical(want)
     except (ValueError, RecursionError):
-        return captured, wanted  # text that is no JSON, or odd JSON: a version, a name
+        return captured, wanted  # not JSON, or odd JSON: a version, a name
 
 
 def _cut(text: str) -> str:
-    """A pod's author chose how long it is."""
+    """Returns a short text: a pod's author chose the length of this text."""
     if len(text) <= _MOST_CHARS:
         return text
     return f"{text[:_MOST_CHARS]}… ({len(text)} characters)"
 
 
 def _only_in(these: list[object], others: list[object]) -> list[object]:
-    """Those that are not among the others, in one pass over each: both may be long."""
+    """Returns the items of `these` alone, in one pass over each list: both may be long."""
     known = {canonical(item) for item in others}
     return [item for item in these if canonical(item) not in known]
 
@@ -74,7 +74,7 @@ def _only_in(these: list[object], others: list[object]) -> list[object]:
 def _differences(have: object, want: object) -> tuple[object, object]:
     if isinstance(have, list) and isinstance(want, list):
         left, right = _only_in(have, want), _only_in(want, have)
-        # Lists of the same items differ in their order, and then the whole is the difference.
+        # Lists with equal items differ in their order, and then the whole lists are the difference.
         return (left, right) if left or right else (have, want)
     if isinstance(have, dict) and isinstance(want, dict):
         pairs = {

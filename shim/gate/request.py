@@ -1,7 +1,6 @@
-"""What the gate is asked about one container: made of its OCI spec, its pod and its node.
+"""Makes the gate's request for a container, from the container's OCI spec, its pod and its node.
 
-The one way from a spec to a Request: the decision, a capture and `quickthaw explain` take it.
-Lean.
+The decision, a capture and `quickthaw explain` all make their requests here. Lean.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Node:
-    """What is known of this node. host: as of `shim.gate.host`. criu: its version, or empty.
+    """The known facts of this node. host: as of `shim.gate.host`. criu: its version, or empty.
 
-    gpus: as of `shim.gate.gpu`, None when they cannot be read. trust: who has signed a snapshot, or
-    what is the matter, and whether this node trusts it.
+    gpus: as of `shim.gate.gpu`, None when they cannot be read. trust: returns the signer of a
+    snapshot, or the problem with its signature, and whether this node trusts it.
     """
 
     __slots__ = ("arch", "criu", "gpus", "host", "kernel", "trust")
@@ -45,9 +44,9 @@ NOWHERE = Node(arch="", kernel="", criu="", host={}, gpus=None, trust=_nobody)
 
 
 class AtSwap:
-    """ours: our file with CRIU's options for this container. named: the one that its spec names.
+    """ours: our file with CRIU's options for this container. named: the file that its spec names.
 
-    changed: which of the captured files in volumes are not as they were in the volumes of its pod.
+    changed: returns the captured files that have changed in the volumes of the container's pod.
     open_to_all: the lowest port that everybody may bind in the pod's network, and whether everybody
     may ping.
     """
@@ -63,13 +62,13 @@ class AtSwap:
 
 
 class Request:
-    """What is known of the container that is to start, and of the node that it is to start on.
+    """The known facts of the container that is to start, and of its node.
 
     namespace: of Kubernetes. key: the match key. facts: power, workload and host facts by name.
     memory_limit_bytes: 0 for none. any_namespace: the node's configuration allows snapshots of
-    other Kubernetes namespaces. any_volume_content: the pod's author does not mind what its Secret
-    and ConfigMap volumes held. at_swap: what only the swap knows. What is empty is not known, and
-    then does not fit.
+    other Kubernetes namespaces. any_volume_content: the pod's author accepts any content of its
+    Secret and ConfigMap volumes. at_swap: facts that only the swap knows. An empty value is not
+    known, and does not fit.
     """
 
     __slots__ = (
@@ -93,27 +92,28 @@ def request_of(
     ignore_env: Collection[str] = (), any_namespace: bool = False,
     volume_content: str | None = None,
 ) -> Request:  # fmt: skip
-    """The request of the container with this spec. Raises ValueError for what no JSON can hold.
+    """Returns the request of the container with this spec. Raises ValueError if not JSON (NaN).
 
-    What is empty (the pod's namespace, the image's digest) is not known and fits no snapshot.
+    An empty value (the pod's namespace, the image's digest) is not known and fits no snapshot.
     ignore_env, any_namespace: from the node's configuration. volume_content: of
-    `shim.gate.volumecontent`, None where nobody has looked.
+    `shim.gate.volumecontent`, None if nobody has looked.
     """
     from shim.gate import volumecontent
     from shim.gate.key import match_key, workload_facts  # late: a swap compares no key
 
     workload = workload_facts(spec, pod, image_digest=image_digest, ignore_env=ignore_env)
-    # A node that shares snapshots between namespaces finds them under the same key.
+    # A node that shares snapshots between namespaces gives all of them the same key.
     key = match_key(workload, namespace="" if any_namespace else pod.namespace, power=None)
     facts = {**power_facts(spec), **workload, **node.host}
     if not image_digest:
         del facts["image_digest"]
     if volume_content is None and not volumecontent.named(spec):
-        volume_content = canonical({})  # there is nothing to look at
+        volume_content = canonical({})  # there is no volume to look at
     if volume_content is not None:
         facts[volumecontent.CODE] = volume_content
     if gpus := gpu.fact(spec, node.gpus):
         facts["gpu"] = gpus
+    facts |= gpu.host_facts(spec, gpu.chosen(spec, node.gpus), facts["namespaces"])
     return Request(
         facts=facts, memory_limit_bytes=memory_limit(spec), namespace=pod.namespace, key=key,
         node=node, any_namespace=any_namespace,
@@ -121,7 +121,7 @@ def request_of(
 
 
 def request_at_swap(spec: Mapping[str, Any], container: str) -> Request:
-    """What the rows of SWAP look at, of the spec that the runtime is given."""
+    """Returns the request for the rows of SWAP. spec: as the runtime gets it."""
     at_swap = AtSwap(
         ours=options.path_of(container),
         named=str(section(spec, "annotations").get(options.ANNOTATION)),

@@ -1,13 +1,13 @@
-"""Digests of the Secret and ConfigMap volumes of a container: data that a process has in memory.
+"""Digests the Secret and ConfigMap volumes of a container, whose data a process has in memory.
 
 Two pods may have different Secrets behind the same name of a volume, and a Secret may change: a
-restored process would go on with the captured one. So their content is a fact of the gate.
+restored process would go on with the captured Secret. So the content is a fact of the gate.
 
-kubelet's directories are read as root, beneath descriptors, without links, within bounds of files,
+We read kubelet's directories as root, beneath descriptors, without links, within bounds of files,
 bytes and depth. `..data` is a link that kubelet changes with one rename, to a directory that it
-never changes: read through one descriptor it is one version. Tokens of a service account, and files
-that hold nothing but the pod's own name, uid or address, differ from pod to pod and are left out.
-Source: kubelet, pkg/volume/util/atomic_writer.go.
+never changes: all reads through one descriptor are of the same version. The digests leave out
+tokens of a service account, and files that hold nothing but the pod's own name, uid or address:
+they differ from pod to pod. Source: kubelet, pkg/volume/util/atomic_writer.go.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 CODE = "volume_content"
 NOT_READ = "not read: "
-"""How the value of a volume begins that could not be read, or not within the bounds. No container
-fits with such a one: nobody knows what it holds."""
+"""Begins the value of a volume that could not be read, or not within the bounds. No container fits
+with such a value: the content is not known."""
 _KINDS = ("secret", "configmap", "projected")
 _VOLUME = re.compile(
     rf"(/.*/pods/[^/]+)/(?:volumes/kubernetes\.io~({'|'.join(_KINDS)})|volume-subpaths)/([^/]+)(?:/|$)"
@@ -48,13 +48,13 @@ _TRIES = 3
 
 
 class _Bounds:
-    """What may still be read of all volumes of one container."""
+    """The files and bytes that may still be read of a container's volumes."""
 
     def __init__(self) -> None:
         self.files, self.bytes = _MAX_FILES, _MAX_BYTES
 
     def take(self, path: str, size: int) -> None:
-        """One file. Raises OSError beyond the bounds."""
+        """Count a file. Raises OSError beyond the bounds."""
         self.files, self.bytes = self.files - 1, self.bytes - size
         if self.files < 0 or self.bytes < 0:
             most = f"more than {_MAX_FILES} files or {_MAX_BYTES >> 20} MiB"
@@ -62,15 +62,15 @@ class _Bounds:
 
 
 def named(spec: Mapping[str, Any]) -> bool:
-    """Whether the container has a mount that may be such a volume."""
+    """Whether the container has a mount that may be a Secret or ConfigMap volume."""
     return any(True for _ in _mounted(spec))
 
 
 def fact(spec: Mapping[str, Any], pod: Pod) -> str:
-    """Volume to digest of its content, as canonical JSON. Blocking. Never raises OSError."""
+    """Returns volume to content digest, as canonical JSON. Blocking. Never raises OSError."""
     bounds, found = _Bounds(), {}
     for directory, kind, name in sorted(set(_mounted(spec))):
-        for each in (kind,) if kind else _KINDS:  # of a subpath its path does not tell the kind
+        for each in (kind,) if kind else _KINDS:  # the path of a subpath does not name the kind
             label = f"{each} volume " + RANDOM_SUFFIX.sub(r"\1", name)
             try:
                 found[label] = _content(f"{directory}/volumes", f"kubernetes.io~{each}/{name}", pod,
@@ -84,7 +84,7 @@ def fact(spec: Mapping[str, Any], pod: Pod) -> str:
 
 
 def _mounted(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The pod's directory, the kind (empty where it is not known) and the name of each volume."""
+    """Yields pod directory, kind (empty if not known) and name of each volume."""
     for mount in entries(spec, "mounts"):
         match = _VOLUME.match(os.path.normpath(str(mount.get("source") or "")))
         if match and is_bind(mount):
@@ -98,7 +98,7 @@ def _content(volumes: str, path: str, pod: Pod, bounds: _Bounds) -> str:
                 is_projected = "~projected/" in path
                 return f"content {_digest(volume.fileno(), pod, bounds, is_projected)}"
         except FileNotFoundError:
-            # kubelet has changed it meanwhile, and removed what it was before.
+            # kubelet has changed the volume meanwhile, and removed the version before.
             if not left or not os.path.isdir(f"{volumes}/{path}"):
                 raise
     raise AssertionError("not reached")
@@ -115,7 +115,7 @@ def _digest(volume_fd: int, pod: Pod, bounds: _Bounds, is_projected: bool) -> st
 
 
 def _current(volume_fd: int) -> OwnedFd:
-    """The directory that holds the version which is valid now."""
+    """Opens the directory of the version that is valid now."""
     try:
         return open_in_root(volume_fd, _CURRENT, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:

@@ -1,11 +1,11 @@
-"""Files in volumes that captured processes have open: they must be what they were. Lean.
+"""Checks that files in volumes which captured processes have open are the same files. Lean.
 
-CRIU opens them by their paths, with all its own power, in the new container. What is in a volume
-may have been changed since, by whoever can write there: a link, a fifo or another file in the place
-of its own would be opened for a process that may not open it itself. So the snapshot has type,
-owner and mode of each (another volume of the same kind may have another device and inode), and a
-restore compares them beneath descriptors, holds the files, and compares again what CRIU has opened:
-see `shim.restore.opened`.
+CRIU opens the files by their paths, with all its own power, in the new container. Somebody who can
+write to a volume may have changed it since: CRIU would open a link, a fifo or another file in the
+place of the captured file, for a process that may not open it itself. So the snapshot has type,
+owner and mode of each file (another volume of the same kind may have another device and inode). A
+restore compares them beneath descriptors, holds the files, and compares again the files that CRIU
+has opened: see `shim.restore.opened`.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 _LINK = (errno.ELOOP, errno.EXDEV)
 _GONE = (errno.ENOENT, errno.ENOTDIR)
 _FULL = ("CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER", "CAP_SETUID", "CAP_SYS_ADMIN")
-"""With one of these a process can give itself every file."""
+"""With any of these a process can give itself every file."""
 _READ = ("CAP_DAC_READ_SEARCH",)
 _FIELDS = ("at", "gid", "gone", "mode", "path", "rdev", "uid")
 
 
 class VolumeFile:
-    """One file as it was captured. path: in the container. mode: with its type. rdev: of a device.
+    """A captured file. path: in the container. mode: with the type. rdev: of a device.
 
-    at: who has it open, as process number in the container and name beneath /proc/PID. gone: it
-    has no name any more, and CRIU makes another one like it.
+    at: the descriptors of the file, as process number in the container and name beneath /proc/PID.
+    gone: the file has no name any more, and CRIU makes a new file like it.
     """
 
     __slots__ = _FIELDS
 
     def __init__(self, **fields: Any) -> None:
-        """Raises ValueError for other fields, or of other types, than `as_json` gives."""
+        """Raises ValueError for other fields, or other types, than `as_json` returns."""
         if fields.keys() != set(_FIELDS):
             raise ValueError("the fact volume_files is of another version of quickthaw")
         self.path, self.mode, self.rdev = str(fields["path"]), int(fields["mode"]), fields["rdev"]
@@ -54,13 +54,13 @@ class VolumeFile:
         self.at = [(int(pid), str(link)) for pid, link in fields["at"]]
 
     def as_json(self) -> dict[str, object]:
-        """Its fields as a plain object."""
+        """Returns the fields as a plain object."""
         return {name: getattr(self, name) for name in _FIELDS}
 
     def differs(self, status: os.stat_result, *, is_place: bool = False) -> str:
-        """How a file is another one; empty when it is like this one.
+        """Returns the difference between a file and this file; empty when there is none.
 
-        is_place: it is the directory that is mounted, whose owner and mode are the new volume's.
+        is_place: the file is the mounted directory, whose owner and mode are the new volume's.
         """
         if stat.S_IFMT(status.st_mode) != stat.S_IFMT(self.mode):
             return f"is of another type, {status.st_mode:o} instead of {self.mode:o}"
@@ -77,27 +77,35 @@ class VolumeFile:
 
 
 def parse(fact: object) -> tuple[list[VolumeFile], list[str]]:
-    """The files of the fact `volume_files`, and directories in which sockets are bound.
+    """Returns the files of the fact `volume_files`, and the directories of bound sockets.
 
-    Raises ValueError for what no capture has written.
+    Raises ValueError for a fact that no capture has written.
     """
-    if not isinstance(fact, dict) or fact.keys() != {"files", "sockets_in"}:
+    if not isinstance(fact, dict) or fact.keys() != {"files", "made", "sockets_in"}:
         raise ValueError("the fact volume_files is of another version of quickthaw")
+    if not all(isinstance(each, list) for each in fact.values()):
+        raise ValueError("the fact volume_files has no lists")
     try:
         files = [VolumeFile(**each) for each in fact["files"]]
         return files, [str(each) for each in fact["sockets_in"]]
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"the fact volume_files is malformed: {error}") from error
 
 
+def made(fact: object) -> list[str]:
+    """The files of the fact without any name, which CRIU makes again. Raises ValueError."""
+    parse(fact)
+    return [str(each) for each in fact["made"]] if isinstance(fact, dict) else []
+
+
 def is_in(spec: Mapping[str, Any], path: str) -> bool:
-    """Whether the path of the container is in a volume of this spec, or is one itself."""
+    """Whether the path of the container is in a volume of this spec, or is a volume itself."""
     return bool(_place_of(_places(spec), path)[1])
 
 
 def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
-    """What of the fact is not as it was in the volumes of this spec. What is not there counts not:
-    CRIU cannot open it, and then it says so. Raises ValueError, OSError.
+    """Returns the entries of the fact that differ in the volumes of this spec. Absent files pass:
+    CRIU cannot open it, and then it says so. Raises ValueError.
     """
     files, sockets_in = parse(fact)
     places = _places(spec)
@@ -106,18 +114,15 @@ def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
         found += [f"{each.path} {why}" for each in files if (why := _held(places, each, stack)[0])]
         for path in sockets_in:
             with contextlib.ExitStack() as briefly:
-                if _opened(*_place_of(places, path), briefly) == -errno.ELOOP:
-                    found.append(f"{path} leads over a link")
+                if why := _why_not(_opened(*_place_of(places, path), briefly)):
+                    found.append(f"{path} {why}")
     return found
 
 
 def hold(
     spec: Mapping[str, Any], files: Sequence[VolumeFile], stack: contextlib.ExitStack
 ) -> tuple[list[str], dict[str, Identity]]:
-    """Open all that are there until `stack` is left: what differs, and device and inode by path.
-
-    Raises OSError.
-    """
+    """Open all that are there until `stack` is left: what differs, and device and inode by path."""
     places = _places(spec)
     wrong: list[str] = []
     identities: dict[str, Identity] = {}
@@ -133,7 +138,7 @@ def hold(
 def may_open(spec: Mapping[str, Any], has: int, status: os.stat_result, *, write: bool) -> bool:
     """Whether the container's own credentials could open a file. has: its capabilities.
 
-    The owner could: it can change the mode.
+    The owner can, by changing the mode.
     """
     user = section(section(spec, "process"), "user")
     if has & mask_of(_FULL) or (not write and has & mask_of(_READ)):
@@ -150,7 +155,7 @@ def may_open(spec: Mapping[str, Any], has: int, status: os.stat_result, *, write
 
 
 def _places(spec: Mapping[str, Any]) -> Places:
-    """Destination and source of each mount, the deepest first; no source where it is no volume."""
+    """Returns destination and source of each mount, the deepest first; no source if no volume."""
     return sorted(
         (
             (os.path.normpath(str(mount.get("destination"))),
@@ -162,7 +167,7 @@ def _places(spec: Mapping[str, Any]) -> Places:
 
 
 def _place_of(places: Places, path: str) -> tuple[str, str]:
-    """The path beneath the volume that has it, and the volume's directory on the node."""
+    """Returns the path beneath the volume that has it, and the volume's directory on the node."""
     for destination, source in places:
         if path == destination:
             return "", source
@@ -181,13 +186,28 @@ def _held(
         return "is in no volume of this pod", None
     fd = _opened(below, source, stack)
     if fd < 0:
-        return ("leads over a link" if fd == -errno.ELOOP else ""), None
-    status = os.fstat(fd)
+        return _why_not(fd), None
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        return _why_not(-(error.errno or errno.EIO)), None
     return file.differs(status, is_place=not below), (status.st_dev, status.st_ino)
 
 
+def _why_not(fd: int) -> str:
+    """fd: of `_opened`. Empty for what is open, or not there."""
+    if fd >= 0 or fd == -errno.ENOENT:
+        return ""
+    if fd == -errno.ELOOP:
+        return "leads over a link"
+    return f"cannot be looked at: {os.strerror(-fd)}"
+
+
 def _opened(below: str, source: str, stack: contextlib.ExitStack) -> int:
-    """A descriptor that opens nothing (O_PATH), or a negative errno: ELOOP for links, or ENOENT."""
+    """A descriptor that opens nothing (O_PATH), or a negative errno: ELOOP for all links, ENOENT.
+
+    A volume's server may be away, or answer as the pod's author likes: that blames no snapshot.
+    """
     if not source:
         return -errno.ENOENT
     try:
@@ -199,6 +219,4 @@ def _opened(below: str, source: str, stack: contextlib.ExitStack) -> int:
     except OSError as error:
         if error.errno in _LINK:
             return -errno.ELOOP
-        if error.errno in _GONE:
-            return -errno.ENOENT
-        raise
+        return -errno.ENOENT if error.errno in _GONE else -(error.errno or errno.EIO)

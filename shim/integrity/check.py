@@ -1,11 +1,12 @@
-"""Whether a snapshot is, to the byte, what its manifest says. Before each use. Lean.
+"""Checks before each use that a snapshot is, to the byte, as its manifest says. Lean.
 
-The manifest has the digests of the listings, a listing those of everything in its part. What CRIU
-parses, all images but the big ones, is read into memory, hashed, and used from memory. Big images
-and the files of rootfs/ and shm/ are hashed unless they have a mark (see `shim.integrity.marks`)
-or the kernel vouches for them with fs-verity. Hashing goes on beside the caller's other steps
-from `begin` to `finish`; only /dev/shm's content, which other containers of the pod see as soon
-as it is put there, is done when `begin` returns.
+The manifest has the digests of the listings; a listing has the digests of all content in its part.
+The check reads the small images, the only images that CRIU parses, into memory, hashes them, and
+the restore uses the bytes in memory. The check hashes big images and the files of rootfs/ and
+shm/, unless they have a mark (see `shim.integrity.marks`) or the kernel vouches for them with
+fs-verity. Hashing goes on beside the caller's other steps from `begin` to `finish`. The content of
+/dev/shm is an exception: other containers of the pod see it as soon as the restore puts it there,
+so `begin` returns only when that content is checked.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from shim.contract.paths import (
 )
 from shim.integrity import chunks, content, marks, tree
 from shim.integrity.listing import Listing
-from shim.integrity.tree import Mismatch
+from shim.integrity.tree import Mismatch, Replaced
 from shim.integrity.work import Work
 from shim.kernel.beneath import open_beneath
 
@@ -42,21 +43,21 @@ if TYPE_CHECKING:
 
 _TOP = {SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, *LISTINGS, *LISTINGS.values()}
 _MUCH_BYTES = 8 << 20
-"""From here on threads are worth their start."""
+"""From this size on, threads are worth their start."""
 
 
 _DAMAGE = (
     *content.UNREADABLE, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EXDEV,
     errno.ENXIO, errno.EFBIG, errno.EINVAL,
 )  # fmt: skip
-"""How it shows that something is not of the kind, or the size, that it must be."""
+"""The errors that show that a file is not of the kind, or the size, that it must be."""
 
 
 class Unchecked:
-    """A file of data whose content is for its user to check.
+    """A data file whose user must check the content.
 
-    path: beneath the snapshot's directory. digests: of its chunks; None when nothing is to be
-    done, because it has a mark or the kernel vouches for it.
+    path: beneath the snapshot's directory. digests: of the file's chunks; None when nobody needs to
+    check the content, because the file has a mark or the kernel vouches for it.
     """
 
     __slots__ = ("_identity", "digests", "path", "size")
@@ -66,33 +67,33 @@ class Unchecked:
         self._identity = tree.identity(entry.status)
 
     def open(self, snapshot_dirfd: int) -> OwnedFd:
-        """The file. Raises OSError; Mismatch when it is another one meanwhile."""
+        """Returns the open file. Raises OSError; Mismatch if another file has replaced it."""
         file = open_beneath(snapshot_dirfd, tree.raw(self.path), os.O_RDONLY | os.O_NONBLOCK)
         self.unchanged(file.fileno())
         return file
 
     def unchanged(self, fd: int) -> None:
-        """Raises Mismatch when it was changed since it was looked at; OSError."""
+        """Raises Mismatch if the file changed since the walk looked at it; OSError."""
         if tree.identity(os.fstat(fd)) != self._identity:
-            raise Mismatch(tree.printable(self.path), "one file", "another meanwhile")
+            raise Replaced(tree.printable(self.path))
 
     @property
     def mark(self) -> list[int]:
-        """What stands for it when all of it was checked."""
+        """The mark for the file, for a caller that has checked all of the content."""
         return list(self._identity)
 
 
 class Check:
-    """One check, from `begin` to `finish`; leaving it gives up what is not done.
+    """A check, from `begin` to `finish`; leaving the context abandons unfinished work.
 
-    snapshot_dirfd: must stay open. captured: the manifest, itself authentic. container: for
+    snapshot_dirfd: must stay open. captured: the manifest, already authenticated. container: for
     messages. until: the deadline on `time.monotonic`. with_marks: whether marks and fs-verity spare
     hashing.
 
-    images: the checked content of CRIU's small images by name. big_images: the names of the
-    others. memory: the checked content of the small files of memory/ by name. unchecked: the
-    others, with `defer_memory`. All are there after `begin`. hashed_bytes: of the files that were
-    hashed; big ones count as soon as they are due.
+    images: the checked content of CRIU's small images by name. big_images: the names of all other
+    images. memory: the checked content of the small files of memory/ by name. unchecked: the data
+    files of memory/, with `defer_memory`. All are complete after `begin`. hashed_bytes: the size of
+    the hashed files; a big file counts as soon as its hashing is due.
     """
 
     def __init__(
@@ -120,9 +121,9 @@ class Check:
         self._work.stop()
 
     def begin(self) -> None:
-        """Check what is small and /dev/shm's content, and begin with the rest.
+        """Check the small files and /dev/shm's content, and begin with the rest.
 
-        Raises SnapshotNotWhole; TooLate; OSError where it is not the snapshot's fault.
+        Raises SnapshotNotWhole; TooLate; OSError if the snapshot is not at fault.
         """
         with self._border():
             self._marks_count = marks.count_on(self.snapshot_dirfd)
@@ -141,16 +142,16 @@ class Check:
             self._run_when_worth_it(due)
 
     def finish(self) -> None:
-        """Wait until everything is checked, and mark it. Raises as `begin` does."""
+        """Wait until everything is checked, and write the marks. Raises as `begin` does."""
         with self._border():
             self._work.finish()
         for part, found in self._fresh.items() if self._marks_count else ():
-            # Without marks it is hashed again the next time: no reason to fail.
+            # Without marks the next use hashes the files again: no reason to fail.
             with contextlib.suppress(OSError):
                 marks.write(self._captured.id, part, found, self._marks_directory)
 
     def unchanged(self) -> None:
-        """Make sure that what CRIU and /dev/shm were given by path is what was checked.
+        """Make sure that the files that CRIU and /dev/shm got by path are still the checked files.
 
         Raises SnapshotNotWhole.
         """
@@ -171,7 +172,7 @@ class Check:
                 raise Mismatch(tree.printable(name), "no such file", "one")
 
     def _is_marked(self, part: str) -> bool:
-        """Whether nothing of rootfs/ or shm/ has changed since it was checked."""
+        """Returns whether nothing in rootfs/ or shm/ has changed since a check."""
         known = self._known(part)
         if not marks.is_sealed(self.snapshot_dirfd, part, known, self._work.tick):
             return False
@@ -184,7 +185,7 @@ class Check:
         return marks.read(self._captured.id, part, self._marks_directory)
 
     def _check_part(self, part: str) -> None:
-        """All of one part but what is left to the threads."""
+        """Check a part, except the hashing that is left to the threads."""
         known = {} if part in marks.SEALED else self._known(part)
         found = marks.Marker(part)
         with self._listing(part) as listing:
@@ -196,7 +197,7 @@ class Check:
                 if tree.is_marked(entry):
                     found.add(entry)
         if part == SNAPSHOT_MEMORY and self._defer_memory:
-            return  # whoever checks the content marks it
+            return  # the server that checks the content writes the mark
         self._used[part] = found.marks
         if (fresh := found.settled) != known:
             self._fresh[part] = fresh
@@ -249,16 +250,16 @@ class Check:
 
     @contextlib.contextmanager
     def _listing(self, part: str) -> Iterator[Listing]:
-        """The listing that the manifest means, once the `with` is left without an error.
+        """Yields the listing; the manifest means it if the `with` ends without an error.
 
-        It is read line by line: nobody uses what was done with a line before all of it is known to
-        be right, because the check as a whole fails.
+        The check uses each line before the whole listing is known to be right. That is safe because
+        nobody uses the results if the check as a whole fails.
         """
         with Listing(self.snapshot_dirfd, part, self._captured) as listing:
             try:
                 yield listing
             except (Mismatch, ValueError):
-                listing.finish()  # a listing that was changed says so itself
+                listing.finish()  # names a changed listing as the cause, if there is such a change
                 raise
             listing.finish()
 
@@ -270,15 +271,13 @@ class Check:
             raise self._not_whole(mismatch) from mismatch
         except OSError as error:
             if error.errno not in _DAMAGE:
-                raise  # no memory, no descriptors: it says nothing about the snapshot
+                raise  # no memory, no descriptors: the error says nothing about the snapshot
             raise self._cannot(f"it cannot be read: {error}") from error
         except (ValueError, RecursionError) as error:
             raise self._cannot(f"it cannot be read: {error}") from error
 
     def _not_whole(self, mismatch: Mismatch) -> SnapshotNotWhole:
-        return self._cannot(
-            f"{mismatch.path}: expected {mismatch.expected}, found {mismatch.found}"
-        )
+        return self._cannot(str(mismatch))
 
     def _cannot(self, why: str) -> SnapshotNotWhole:
         short = self._captured.id[:12]

@@ -1,8 +1,8 @@
-"""The digests of a file's content: one SHA-256 for every 4 MiB of it. Lean.
+"""Computes the digests of a file's content: a SHA-256 for every 4 MiB. Lean.
 
-By chunk, so that several threads can check one file, and a chunk can be checked without the rest
-of its file. The chunks' digests are in the listing of the file's part (see `shim.integrity.tree`).
-Reading and hashing leave the GIL free.
+With a digest for each chunk, several threads can check a file together, and a reader can check a
+chunk without the rest of its file. The listing of the file's part has the chunks' digests (see
+`shim.integrity.tree`). Reading and hashing leave the GIL free.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 4 << 20
 _BLOCK = 256 << 10
-"""Read and hashed at once: stays in the processor's cache."""
+"""The bytes to read and hash at once: they stay in the processor's cache."""
 _SMALL = 64 << 10
-"""Read at once, and no reason to load OpenSSL."""
+"""Up to this size a single read is enough, and OpenSSL is not worth loading."""
 _ZEROS = "bb9f8df61474d25e71fa00722318cd387396ca1736605e1248821cc0de3d3af8"
-"""SHA-256 of a chunk of zeros. Written out: computing it takes longer than all of this import."""
+"""SHA-256 of a chunk of zeros. A constant: computing it takes longer than all of this import."""
 
 
 class Short(Exception):
@@ -30,7 +30,7 @@ class Short(Exception):
 
 
 def count(size: int) -> int:
-    """How many chunks a file of `size` bytes has: an empty one has one, which is empty."""
+    """Returns the number of chunks of a file of `size` bytes: 1, an empty chunk, for 0."""
     return max(1, -(-size // CHUNK_BYTES))
 
 
@@ -39,9 +39,10 @@ def _nothing() -> None:
 
 
 def digest(fd: int, index: int, size: int, tick: Callable[[], None] = _nothing) -> str:
-    """The SHA-256 in hexadecimal of chunk `index` of a file of `size` bytes.
+    """Returns the SHA-256 in hexadecimal of chunk `index` of a file of `size` bytes.
 
-    tick: called now and then; what it raises ends the work. Raises OSError, Short.
+    tick: `digest` calls it now and then; an exception from `tick` ends the work. Raises OSError,
+    Short.
     """
     start = index * CHUNK_BYTES
     end = min(start + CHUNK_BYTES, size)
@@ -65,12 +66,12 @@ def digest(fd: int, index: int, size: int, tick: Callable[[], None] = _nothing) 
 
 
 def digests(fd: int, size: int) -> list[str]:
-    """The digests of all chunks. Raises OSError, Short."""
+    """Returns the digests of all chunks. Raises OSError, Short."""
     return [digest(fd, index, size) for index in range(count(size))]
 
 
 def digests_of(content: bytes) -> list[str]:
-    """The digests of all chunks of what was read already."""
+    """Returns the digests of all chunks of content that is in memory."""
     view = memoryview(content)
     return [
         hexdigest(view[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
@@ -79,7 +80,10 @@ def digests_of(content: bytes) -> list[str]:
 
 
 def _is_hole(fd: int, start: int, end: int) -> bool:
-    """A whole chunk without data need not be read. Holes read as zeros, so it is no more trust."""
+    """Returns whether a chunk has no data, so that nobody needs to read it.
+
+    The kernel reads a hole as zeros: trusting the hole is no more trust than reading it.
+    """
     try:
         return os.lseek(fd, start, os.SEEK_DATA) >= end
     except OSError as error:

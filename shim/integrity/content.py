@@ -1,4 +1,4 @@
-"""The content of files against the digests of their chunks. Lean."""
+"""Compares the content of files with the digests of their chunks. Lean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 
 from shim.integrity import chunks, tree
-from shim.integrity.tree import Mismatch
+from shim.integrity.tree import Mismatch, Replaced
 from shim.kernel import filesystem
 from shim.kernel.beneath import open_beneath
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from shim.integrity.work import Work
 
 _JOB_CHUNKS = 16
-"""What a thread takes at once: 64 MiB."""
+"""The number of chunks that a thread takes at once: 64 MiB."""
 UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
-"""A bad disk, a bad file system, or the kernel's own check by fs-verity."""
+"""The errors of a bad disk, a bad file system, or the kernel's own check by fs-verity."""
 _O_FILE = os.O_RDONLY | os.O_NONBLOCK
 
 
 def read(line: Line, entry: Entry) -> bytes:
-    """The content of a small file, checked. Raises Mismatch, OSError."""
+    """Returns the checked content of a small file. Raises Mismatch, OSError."""
     with entry.open() as file:
         content = os.pread(file.fileno(), entry.status.st_size + 1, 0)
     _compare(entry.below, 0, line.digests, chunks.digests_of(content))
@@ -33,7 +33,7 @@ def read(line: Line, entry: Entry) -> bytes:
 
 
 def check_here(line: Line, entry: Entry, work: Work) -> None:
-    """Hash a file of one chunk. Raises Mismatch, OSError."""
+    """Hash a file of a single chunk, and compare. Raises Mismatch, OSError."""
     size = entry.status.st_size
     with entry.open() as file:
         found = _hashed(file.fileno(), 0, size, entry.below, work)
@@ -49,9 +49,10 @@ def check_later(line: Line, entry: Entry, snapshot_dirfd: int, work: Work) -> No
 
 
 def kernel_vouches(line: Line, entry: Entry) -> bool:
-    """Whether fs-verity has the file's content under the listed digest.
+    """Returns whether fs-verity has the file's content under the listed digest.
 
-    Then the kernel compares every page with it whenever it reads one. Raises Mismatch, OSError.
+    If so, the kernel compares every page with that digest when it reads the page. Raises Mismatch,
+    OSError.
     """
     if not line.verity:
         return False
@@ -60,11 +61,11 @@ def kernel_vouches(line: Line, entry: Entry) -> bool:
     if measured and measured != line.verity:
         where = tree.printable(entry.below)
         raise Mismatch(where, f"fs-verity {line.verity[:16]}", measured[:16])
-    return bool(measured)  # not when the snapshot came from another node: its chunks count
+    return bool(measured)  # false for a snapshot from another node: its chunks count
 
 
 class _Piece:
-    """Up to _JOB_CHUNKS chunks of one file, as a job."""
+    """Checks up to _JOB_CHUNKS chunks of a file, as a job."""
 
     __slots__ = ("_digests", "_dirfd", "_first", "_identity", "_path", "_size", "_work")
 
@@ -80,7 +81,7 @@ class _Piece:
             found = self._found(file.fileno())
             _compare(self._path, self._first, self._digests, found)
             if tree.identity(os.fstat(file.fileno())) != self._identity:
-                raise Mismatch(tree.printable(self._path), "one file", "another meanwhile")
+                raise Replaced(tree.printable(self._path))
 
     def _found(self, fd: int) -> Iterator[str]:
         for index in range(self._first, self._first + len(self._digests)):

@@ -1,4 +1,4 @@
-"""A listing of a snapshot, read line by line and hashed on the way. Lean."""
+"""Reads a listing of a snapshot line by line, and hashes the lines on the way. Lean."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Listing:
-    """The lines of one part's listing. `finish` says whether it is the one that was signed."""
+    """The lines of a part's listing. `finish` raises unless it is the listing that was signed."""
 
     def __init__(self, snapshot_dirfd: int, part: str, captured: Manifest) -> None:
         self._dirfd, self._name = snapshot_dirfd, LISTINGS[part]
@@ -35,7 +35,7 @@ class Listing:
         if self._listed.size > MAX_LISTING_BYTES:
             raise Mismatch(self._name, f"{MAX_LISTING_BYTES} bytes at most", expected)
         try:
-            # O_NONBLOCK: a fifo in its place must not hold us up.
+            # O_NONBLOCK: a fifo in the listing's place must not block us.
             fd = open_beneath(self._dirfd, self._name, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             raise Mismatch(self._name, expected, "nothing") from None
@@ -53,7 +53,7 @@ class Listing:
             self._file.close()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Each line. Raises OSError."""
+        """Yields each line. Raises OSError."""
         assert self._file is not None  # noqa: S101 - it was entered
         while line := self._file.readline(MAX_LINE_BYTES + 1):
             self._size += len(line)
@@ -61,10 +61,10 @@ class Listing:
             yield line
 
     def finish(self) -> None:
-        """Read what is left. Raises Mismatch when it is not the one that the manifest means."""
+        """Read the rest. Raises Mismatch unless this is the listing that the manifest means."""
         for _ in self:
             if self._size > self._listed.size:
-                break  # it grew meanwhile
+                break  # the file grew meanwhile
         found = self._digest.hexdigest()
         if (self._size, found) != (self._listed.size, self._listed.sha256):
             raise Mismatch(self._name, f"SHA-256 {self._listed.sha256[:16]}", found[:16])

@@ -1,14 +1,14 @@
-"""What was verified since the node booted, and has not been touched since. Lean.
+"""Records files that were verified since the node booted, to see later whether they changed. Lean.
 
-A mark is what a file's inode was when its content was hashed: device, number, size, modification
-and change time. The change time cannot be set, so that a file with an equal mark has the content
-that it had then. Marks are kept in /run/quickthaw/verified/SNAPSHOT, one file for each part, root
-only, and end with the boot. They count only on file systems of this node itself: a server's
-change times are what the server says.
+A mark is the state of a file's inode when its content was hashed: device, number, size,
+modification and change time. Nobody can set the change time, so a file with an equal mark still has
+the hashed content. Marks lie in /run/quickthaw/verified/SNAPSHOT, a file for each part, for root
+only, and end with the boot. They count only on local file systems of this node: the change times of
+a network file system are whatever its server says.
 
-criu/ and memory/ have a mark for each file of content. rootfs/ and shm/, whose names a container
-chose, have one seal: a digest over the marks of all entries in the order of the listing, which
-says whether all of them are as they were, in 64 bytes however many there are.
+criu/ and memory/ have a mark for each data file. rootfs/ and shm/, whose names a container chose,
+have a seal each: a digest over the marks of all entries in the order of the listing. A seal says in
+64 bytes whether all entries are unchanged, however many there are.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ if TYPE_CHECKING:
     """Path beneath the snapshot's directory to the identity of its inode."""
 
 SETTLED_NS = 50_000_000
-"""A file that was changed this shortly before it was hashed gets no mark: the clock of a file
-system goes in steps of up to 10 ms, and a second change within one would not show."""
+"""A file gets no mark if it changed less than this before it was hashed: the clock of a file system
+moves in steps of up to 10 ms, and a second change within a step would not show."""
 _COARSE_NS = 2_000_000_000
-"""The same where change times have whole seconds only."""
+"""The same limit for change times in whole seconds."""
 _LOCAL = (filesystem.EXT4, filesystem.XFS, filesystem.BTRFS, filesystem.TMPFS)
 _SCHEMA = 2
 _MOST_BYTES = 16 << 20
 SEALED = (SNAPSHOT_ROOTFS, SNAPSHOT_SHM)
 """The parts that have a seal."""
 _SEAL = ""
-"""The name under which a seal is among the marks: no path is empty."""
+"""The key of a seal among the marks: no path is empty."""
 _RECORD = struct.Struct("=QQqqq")
 _pack = _RECORD.pack
 _BLOCK_BYTES = 1024 * _RECORD.size
 
 
 class Marker:
-    """Marks the entries of one part; `add` them in the order of the listing."""
+    """Marks the entries of a part; call `add` in the order of the listing."""
 
     __slots__ = ("_began_ns", "_entries", "_marks", "_seal", "_settled")
 
     def __init__(self, part: str) -> None:
-        """Call it before the content is read."""
+        """Call this before the content is read."""
         self._seal = _Seal() if part in SEALED else None
         self._marks: Marks = {}
         self._entries, self._settled, self._began_ns = 0, 0, now_ns()
 
     def add(self, entry: Entry) -> None:
-        """The next entry."""
+        """Add the next entry."""
         self._entries += 1
         self._settled += settled(entry.status, self._began_ns)
         if self._seal:
@@ -75,22 +75,22 @@ class Marker:
 
     @property
     def marks(self) -> Marks:
-        """Those of all entries, to see whether one changes. Call it when all are added."""
+        """The marks of all entries, to detect changes. Read this after the last `add`."""
         if self._seal and self._entries and not self._marks:
             self._marks = self._seal.marks()
         return self._marks
 
     @property
     def settled(self) -> Marks:
-        """The same, to be written; none when one of them may change again unseen.
+        """The same marks, for writing; none if an entry may change again unseen.
 
-        What is not marked could be changed, and nobody would look at it.
+        All or none: an attacker could change an unmarked file, and nobody would look at that file.
         """
         return self.marks if self._settled == self._entries else {}
 
 
 class _Seal:
-    """What stands for all entries of a part."""
+    """A digest that stands for all entries of a part."""
 
     __slots__ = ("_pending", "_state")
 
@@ -98,15 +98,15 @@ class _Seal:
         self._state, self._pending = "", bytearray()
 
     def add(self, status: os.stat_result) -> None:
-        """The next entry."""
+        """Add the next entry."""
         self._pending += _pack(
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        )  # as `tree.identity`, which makes a tuple more
+        )  # as `tree.identity`, which makes another tuple
         if len(self._pending) >= _BLOCK_BYTES:
             self._take()
 
     def marks(self) -> Marks:
-        """The seal over all that was added. Call it once."""
+        """Returns the seal over all added entries. Call it once."""
         self._take()
         return {_SEAL: [int(self._state, 16)]}
 
@@ -116,23 +116,23 @@ class _Seal:
 
 
 def count_on(snapshot_dirfd: int) -> bool:
-    """Whether marks mean something on the file system of the snapshot. Raises OSError."""
+    """Returns whether marks mean something on the file system of the snapshot. Raises OSError."""
     return filesystem.magic(snapshot_dirfd) in _LOCAL
 
 
 def settled(status: os.stat_result, hashed_ns: int) -> bool:
-    """Whether a later change would show. hashed_ns: Unix time before the content was read."""
+    """Returns whether a later change would show. hashed_ns: Unix time before reading it."""
     steps = SETTLED_NS if status.st_ctime_ns % 1_000_000_000 else _COARSE_NS
     return status.st_ctime_ns < hashed_ns - steps
 
 
 def now_ns() -> int:
-    """The clock that change times are taken from."""
+    """Returns the time of the clock from which change times come."""
     return time.time_ns()
 
 
 def read(snapshot: str, part: str, directory: str = VERIFIED) -> Marks:
-    """The marks of one part; none when there is nothing readable."""
+    """Returns the marks of a part; none when no file is readable."""
     try:
         with open(f"{directory}/{snapshot}/{part}", "rb") as file:
             found = jsontext.parse(file.read(_MOST_BYTES))
@@ -152,7 +152,7 @@ def write(snapshot: str, part: str, marks: Mapping[str, object], directory: str 
 
 
 def forget(snapshot: str, directory: str = VERIFIED) -> None:
-    """Remove the marks of a snapshot that is gone. Raises OSError, not when there are none."""
+    """Remove the marks of a removed snapshot. Raises OSError, not when there are no marks."""
     place = f"{directory}/{snapshot}"
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(place):
@@ -162,7 +162,7 @@ def forget(snapshot: str, directory: str = VERIFIED) -> None:
 
 
 def first_changed(snapshot_dirfd: int, marks: Marks) -> str | None:
-    """The first path whose inode is not as it was marked; None when all are."""
+    """Returns the first path whose inode does not match its mark; None when all match."""
     for path, mark in marks.items():
         try:
             status = os.stat(raw(path), dir_fd=snapshot_dirfd, follow_symlinks=False)
@@ -176,9 +176,9 @@ def first_changed(snapshot_dirfd: int, marks: Marks) -> str | None:
 def is_sealed(
     snapshot_dirfd: int, part: str, known: Marks, tick: Callable[[], None] = lambda: None
 ) -> bool:
-    """Whether everything of rootfs/ or shm/ is as it was when `known` was written.
+    """Returns whether all of rootfs/ or shm/ is unchanged since `known` was written.
 
-    tick: called for each directory; what it raises ends the work.
+    tick: called for each directory; an exception from `tick` ends the work.
     """
     if _SEAL not in known:
         return False
@@ -193,7 +193,7 @@ def is_sealed(
 
 
 def _add_directory(seal: _Seal, dirfd: int, tick: Callable[[], None]) -> None:
-    """In the order of `tree.walk`, and without all that it looks at: a pod waits for this."""
+    """Walk in the order of `tree.walk`, but look only for the seal: a pod waits for this."""
     tick()
     add, look, is_directory = seal.add, os.stat, stat.S_ISDIR
     names: list[str] = os.listdir(dirfd)

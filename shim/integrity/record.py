@@ -1,6 +1,6 @@
-"""The listings of a new snapshot, written beside what they list. For the store, when it publishes.
+"""Writes the listings of a new snapshot into its directory, when the store publishes it.
 
-What is listed must not change any more: whoever publishes owns it alone.
+The content must not change any more: the publisher is the only owner.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _O_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Recorded:
-    """files: the listings, for the manifest. marks: by part, of what was hashed just now."""
+    """files: the listings, for the manifest. marks: of the files hashed just now, by part."""
 
     def __init__(self) -> None:
         self.files: list[File] = []
@@ -37,13 +37,13 @@ class Recorded:
 def record(staged_dirfd: int, stop: Stop) -> Recorded:
     """Read all of a staged snapshot and write its listings. Blocking.
 
-    Where the file system has fs-verity, it is enabled for the big files. Raises OSError;
-    Mismatch for what cannot be listed; ValueError for a file that is too large for it; TooMuch;
+    Enables fs-verity for the big files if the file system has it. Raises OSError; Mismatch for an
+    entry that no listing can have; ValueError for a file that is too large for a listing; TooMuch;
     Stopped.
     """
-    os.stat(SNAPSHOT_CRIU, dir_fd=staged_dirfd)  # without images it is no snapshot
+    os.stat(SNAPSHOT_CRIU, dir_fd=staged_dirfd)  # without images this is no snapshot
     _protect(staged_dirfd, stop)
-    time.sleep(marks.SETTLED_NS / 1e9)  # what was written last shall get marks, too
+    time.sleep(marks.SETTLED_NS / 1e9)  # so that the files written last get marks, too
     found = Recorded()
     with ThreadPoolExecutor(_THREADS) as threads:
         for part, name in LISTINGS.items():
@@ -54,9 +54,9 @@ def record(staged_dirfd: int, stop: Stop) -> Recorded:
 
 
 def _protect(staged_dirfd: int, stop: Stop) -> None:
-    """Enable fs-verity for the big files, before they are hashed: both are of the same content.
+    """Enable fs-verity for the big files, before hashing: both digests are of the same content.
 
-    Building its tree counts as a modification (Linux 6.1, ext4): the time is put back.
+    Building the Merkle tree counts as a modification (Linux 6.1, ext4), so this restores the time.
     """
     for part in LISTINGS:
         for entry in tree.walk(staged_dirfd, part):
@@ -71,7 +71,7 @@ def _protect(staged_dirfd: int, stop: Stop) -> None:
 
 
 class _Recorder:
-    """One part."""
+    """Records a part."""
 
     def __init__(self, part: str, threads: ThreadPoolExecutor, stop: Stop) -> None:
         self._part, self._threads, self._stop = part, threads, stop

@@ -1,17 +1,17 @@
-"""The listing of one part of a snapshot: every entry with all that a restored container sees of it.
+"""The listing of a part of a snapshot: every entry with all that a restored container sees of it.
 
     [2,"motd",33188,0,0,1700000000000000000,12,{"user.a":"00ff"},0,["9f86…"],""]
 
-One line an entry: depth and name, mode with its type, owner, group, modification time in
+A line for each entry: depth and name, mode with its type, owner, group, modification time in
 nanoseconds, then the size of a file, the number of a device or the target of a link; the xattrs in
-hexadecimal; the number of the line of the first entry that is the same inode, or 0; the digests of
-the chunks; the fs-verity digest. Directories come before what is in them, names in the order of
-their bytes, the part's own directory first as `.` with depth 0: so the depth says which directory
-an entry is in, and no line has a path. Names are bytes: what is no UTF-8 is written with surrogate
-escapes. A part that does not exist has an empty listing.
+hexadecimal; the number of the line of the first entry with the same inode, or 0; the digests of the
+chunks; the fs-verity digest. A directory comes before its content, names come in the order of their
+bytes, and the part's own directory comes first as `.` with depth 0. So the depth says which
+directory an entry is in, and no line has a path. Names are bytes: a line has surrogate escapes for
+bytes that are not UTF-8. A part that does not exist has an empty listing.
 
-Access times, and sizes and link counts of directories, are not listed: they differ between file
-systems and change by themselves. Nor are the modification times of images, which nobody reads.
+A listing has no access times, and no sizes and link counts of directories: they differ between file
+systems and change by themselves. Nor has it the modification times of images, which nobody reads.
 Lean.
 """
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     Attributes = list[object]
-    """What `attributes` gives: the first nine fields of a line."""
+    """The result of `attributes`: the first nine fields of a line."""
 
 MAX_LINE_BYTES = 64 << 20
-"""The line of a file of 3.5 TiB."""
+"""The length of the line of a file of 3.5 TiB."""
 BIG_BYTES = 1 << 20
-"""From here on an image of CRIU's is checked where it lies; smaller ones are used from memory."""
+"""From this size on, an image is checked in its place; smaller images are used from memory."""
 DATA_IMAGES, BIG_DATA_BYTES = ("ghost-file-", "pages-"), 64 << 10
-"""Images of content, behind a head of a few bytes: of these already from here on. A container can
-have very many of them, one for each deleted file that it has open.
+"""Images of content, behind a header of a few bytes: these count as big from this smaller size on.
+A container can have very many of them, one for each deleted file that it has open.
 """
 MOST_IMAGE_BYTES = 32 << 20
-"""How much all smaller ones of a snapshot may be together: restores hold them in memory."""
+"""The limit for all smaller images of a snapshot together: restores hold them in memory."""
 IN_MEMORY = ("files.img",)
-"""Images that the swap patches: from memory whatever their size."""
+"""Images that the swap patches: used from memory whatever their size."""
 DATA_SUFFIX = ".data"
 ROOT = "."
 _FIELDS = (
@@ -55,24 +55,37 @@ _TIME = _FIELDS.index("mtime")
 _O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FIELD_COUNT = 11
 _MOST_ENTRIES = 2 * MAX_ENTRIES
-"""A capture ends earlier: names that CRIU looks for come on top."""
+"""A capture has a lower limit: the names that CRIU looks for come on top."""
 
 
 class Mismatch(Exception):
-    """The snapshot is not what its listing says. path: beneath the snapshot's directory."""
+    """The snapshot differs from its listing. path: beneath the snapshot's directory."""
 
     def __init__(self, path: str, expected: str, found: str) -> None:
         super().__init__(path, expected, found)
         self.path, self.expected, self.found = path, expected, found
 
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected}, found {self.found}"
+
+
+class Replaced(Mismatch):
+    """Another file is at the path than the file that the walk looked at."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "the same file", "another")
+
+    def __str__(self) -> str:
+        return f"{self.path}: the file was replaced while it was being read"
+
 
 class Entry:
-    """One entry as it lies on the disk.
+    """An entry as it lies on the disk.
 
-    part: `criu`, `rootfs` or `shm`. depth: of its name beneath the part, 0 for the part's own
-    directory. status: its lstat. dirfd, name: where it is, valid until the walk goes on. number:
-    of its line in the listing, from 1. link: the number of the first entry that is the same inode,
-    or 0.
+    part: `criu`, `rootfs`, `shm` or `memory`. depth: of the name beneath the part, 0 for the part's
+    own directory. status: the result of lstat. dirfd, name: the place, valid until the walk goes
+    on. number: of the entry's line in the listing, from 1. link: the number of the first entry with
+    the same inode, or 0.
     """
 
     __slots__ = ("_prefix", "depth", "dirfd", "link", "name", "number", "part", "status")
@@ -81,27 +94,27 @@ class Entry:
         self, part: str, prefix: bytes, depth: int, status: os.stat_result, dirfd: int,
         name: bytes, number: int,
     ) -> None:  # fmt: skip
-        """prefix: the path of its directory beneath the part, with a slash at its end, or empty."""
+        """prefix: the path of the directory beneath the part, ending in a slash, or empty."""
         self.part, self._prefix, self.depth, self.status = part, prefix, depth, status
         self.dirfd, self.name, self.number, self.link = dirfd, name, number, 0
 
     @property
     def path(self) -> str:
-        """Its path beneath the part."""
+        """The path beneath the part."""
         return text(self._prefix + self.name)
 
     @property
     def below(self) -> str:
-        """Its path beneath the snapshot's directory."""
+        """The path beneath the snapshot's directory."""
         return f"{self.part}/{self.path}" if self.depth else self.part
 
     @property
     def is_content(self) -> bool:
-        """Whether it has content of its own to be checked."""
+        """Whether the entry has content of its own to check."""
         return stat.S_ISREG(self.status.st_mode) and not self.link
 
     def attributes(self) -> Attributes:
-        """Everything but the content. Raises OSError."""
+        """Returns everything but the content. Raises OSError."""
         status = self.status
         mtime_ns = 0 if self.part == SNAPSHOT_CRIU else status.st_mtime_ns
         return [
@@ -110,11 +123,11 @@ class Entry:
         ]  # fmt: skip
 
     def open(self) -> OwnedFd:
-        """The regular file. Raises OSError, Mismatch when another one is in its place now."""
+        """Opens the regular file. Raises OSError, Mismatch if another file has replaced it."""
         fd = OwnedFd(os.open(self.name, _O_FILE, dir_fd=self.dirfd))
         if identity(os.fstat(fd.fileno())) != identity(self.status):
             fd.close()
-            raise Mismatch(printable(self.below), "one file", "another meanwhile")
+            raise Replaced(printable(self.below))
         return fd
 
     def _value(self) -> int | str:
@@ -141,9 +154,9 @@ class Entry:
 
 
 def is_marked(entry: Entry) -> bool:
-    """Whether the entry may have a mark instead of being read again.
+    """Returns whether the entry may have a mark instead of being read again.
 
-    CRIU's small images never: they are read at each use in any case (see `shim.integrity.check`).
+    CRIU's small images have none: every use reads them in any case (see `shim.integrity.check`).
     """
     if entry.part == SNAPSHOT_MEMORY:
         return is_data(text(entry.name))
@@ -153,38 +166,39 @@ def is_marked(entry: Entry) -> bool:
 
 
 def is_big_image(name: str, size: int) -> bool:
-    """Whether an image of CRIU's is checked where it lies, instead of being used from memory."""
+    """Returns whether CRIU's image is checked in its place, instead of being used from memory."""
     least = BIG_DATA_BYTES if name.startswith(DATA_IMAGES) else BIG_BYTES
     return size >= least and name not in IN_MEMORY
 
 
 def is_data(name: str) -> bool:
-    """Whether a file of memory/ is one of content, which nobody parses."""
+    """Returns whether a file of memory/ is a data file, which nobody parses."""
     return name.endswith(DATA_SUFFIX)
 
 
 def text(raw: bytes) -> str:
-    """Bytes as the text that stands for them, whatever the locale."""
+    """Returns bytes as text, in the same way in every locale."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def raw(path: str) -> bytes:
-    """The reverse of `text`."""
+    """Returns the bytes of a text: the reverse of `text`."""
     return path.encode("utf-8", "surrogateescape")
 
 
 def identity(status: os.stat_result) -> tuple[int, ...]:
-    """What stays only while an inode and its content do: ctime cannot be set."""
+    """Returns values that change with an inode or its content: nobody can set the ctime."""
     return (
         status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     )  # fmt: skip
 
 
 def walk(snapshot_dirfd: int, part: str) -> Iterator[Entry]:
-    """Every entry of the directory `part`, in the order of a listing; none when it is missing.
+    """Yields every entry of the directory `part`, in the order of a listing; none if it is missing.
 
-    Raises OSError; Mismatch for what no listing can say: another file system below it, links to
-    its files from elsewhere, more or deeper directories than `shim.contract.limits` lets it have.
+    Raises OSError; Mismatch for entries that no listing can have: another file system below the
+    directory, links to its files from elsewhere, more or deeper directories than
+    `shim.contract.limits` allows.
     """
     try:
         root = OwnedFd(os.open(part, O_WALK, dir_fd=snapshot_dirfd))
@@ -201,7 +215,7 @@ def walk(snapshot_dirfd: int, part: str) -> Iterator[Entry]:
 
 
 class _Walk:
-    """One walk; remembers the inodes that have several names, by the first one's number."""
+    """A walk; remembers the inodes that have several names, by the number of the first name."""
 
     def __init__(self, part: str, device: int) -> None:
         self._part, self._device = part, device
@@ -209,7 +223,7 @@ class _Walk:
         self._links: dict[int, list[int]] = {}
 
     def directory(self, dirfd: int, prefix: bytes, depth: int) -> Iterator[Entry]:
-        """All that is in the directory `dirfd`, whose path with a slash is `prefix`."""
+        """Yields all entries in the directory `dirfd`. prefix: its path, ending in a slash."""
         if depth > MAX_DEPTH + 1 or len(prefix) > MAX_PATH_BYTES:
             where = place(self._part, text(prefix[:80]))
             most = f"{MAX_DEPTH} directories and {MAX_PATH_BYTES} bytes of path at most"
@@ -225,7 +239,7 @@ class _Walk:
     def entry(
         self, prefix: bytes, depth: int, status: os.stat_result, dirfd: int, name: bytes
     ) -> Entry:
-        """The next one. Raises Mismatch for one too many, and for what is mounted there."""
+        """Returns the next entry. Raises Mismatch for too many entries, and for a mount."""
         self._entries += 1
         if self._entries > _MOST_ENTRIES:
             raise Mismatch(self._part, f"{_MOST_ENTRIES} entries at most", "more")
@@ -243,12 +257,12 @@ class _Walk:
             entry.link = first[0]
 
     def linked_elsewhere(self) -> int:
-        """The number of a file with a name elsewhere, where it can be changed; 0: there is none."""
+        """Returns the number of a file that can change by a name elsewhere; 0 if none can."""
         return next((number for number, left in self._links.values() if left), 0)
 
 
 def encode(attributes: Attributes, digests: list[str], verity: str) -> bytes:
-    """One line. Raises ValueError when it could not be read again."""
+    """Returns a line. Raises ValueError if nobody could read the line again."""
     line = jsontext.canonical([*attributes, digests, verity]).encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"the file {attributes[1]!r:.80} is too large for a listing")
@@ -256,7 +270,7 @@ def encode(attributes: Attributes, digests: list[str], verity: str) -> bytes:
 
 
 class Line:
-    """One entry as it is listed."""
+    """An entry as listed."""
 
     __slots__ = ("attributes", "depth", "digests", "name", "verity")
 
@@ -276,10 +290,11 @@ class Line:
 def pairs(
     part: str, listing: Iterable[bytes], found: Iterable[Entry]
 ) -> Iterator[tuple[Line, Entry]]:
-    """Each entry of the disk with its line, all attributes compared, contents not.
+    """Yields each entry of the disk with its line; compares all attributes but not the content.
 
-    Raises Mismatch at the first that is not as listed, is not listed, or is missing; at the end
-    when nothing but a time differs, which tells less. ValueError when the listing is none; OSError.
+    Raises Mismatch at the first entry that differs from its line, has no line, or is missing. A
+    difference in time alone tells less, so it raises at the end. ValueError when the listing is
+    malformed; OSError.
     """
     lines = map(Line, listing)
     late: Mismatch | None = None
@@ -289,7 +304,7 @@ def pairs(
         # One after the other: as long as depths and names are equal, so are the paths.
         if line is None or line.depth != entry.depth or line.name != text(entry.name):
             raise _unpaired(part, before, line, entry)
-        # JSON has no tuples, and True == 1: what is compared was made by the same code.
+        # JSON has no tuples, and True == 1: the same code made both sides of the comparison.
         if line.attributes != (attributes := entry.attributes()):
             mismatch = _differs(entry, line.attributes, attributes)
             late = late or mismatch
@@ -316,7 +331,7 @@ def _missing(part: str, before: list[str], line: Line) -> Mismatch:
 
 
 def _path(before: list[str], line: Line) -> list[str]:
-    """The parts of a line's path. before: those of the entry before it. Raises ValueError."""
+    """Returns the names in a line's path. before: the previous entry's names. Raises ValueError."""
     if not 0 <= line.depth <= len(before) + 1:
         raise ValueError("a line of no directory")
     return [*before[: line.depth - 1], line.name] if line.depth else []
@@ -327,7 +342,7 @@ def _but_for_time(listed: Attributes, found: Attributes) -> bool:
 
 
 def _differs(entry: Entry, listed: Attributes, found: Attributes) -> Mismatch:
-    """Names the first attribute that differs, as people know it; the time last."""
+    """Returns a Mismatch with the common name of the first differing attribute; the time last."""
     where = printable(entry.below)
     for name, one, other in sorted(
         zip(_FIELDS, listed, found, strict=True), key=lambda field: field[0] == "mtime"
@@ -342,10 +357,10 @@ def _shown(name: str, value: object) -> str:
 
 
 def place(part: str, path: str) -> str:
-    """How a message names an entry of a part."""
+    """Returns the name of an entry of a part for messages."""
     return printable(part if path == ROOT else f"{part}/{path}")
 
 
 def printable(path: str) -> str:
-    """A path for messages, escaped: a container chose the name."""
+    """Returns a path for messages, escaped: a container chose the name."""
     return path.encode("unicode_escape", "backslashreplace").decode()

@@ -1,7 +1,7 @@
-"""Jobs that hash, on a few threads beside what the caller does meanwhile. Lean.
+"""Runs hashing jobs on a few threads, beside the caller's other work. Lean.
 
-Threads, because reading and hashing leave the GIL free. They are made, and `threading` imported,
-only when there is much to do.
+Threads, because reading and hashing leave the GIL free. The threads start, and `threading` is
+imported, only when there is much to do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Stopped(Exception):
 
 
 def run(jobs: Iterable[Callable[[], None]]) -> None:
-    """Do all of them on threads. Raises the first error of one, when none is at work any more."""
+    """Run all jobs on threads. Raises the first error of a job, after all threads have ended."""
     work = Work(float("inf"))
     for job in jobs:
         work.add(partial(_unless_stopped, work, job))
@@ -34,7 +34,7 @@ def run(jobs: Iterable[Callable[[], None]]) -> None:
             work.start()
             work.finish()
         finally:
-            work.stop()  # before what they use goes
+            work.stop()  # before the caller closes the files that the threads use
 
 
 def _unless_stopped(work: Work, job: Callable[[], None]) -> None:
@@ -56,15 +56,15 @@ class Work:
 
     @property
     def is_due(self) -> bool:
-        """Whether there are jobs that nobody works on yet."""
+        """Whether jobs wait and no thread has started."""
         return bool(self._jobs) and self._changed is None
 
     def again(self) -> Work:
-        """A new one with the same deadline."""
+        """Returns a new Work with the same deadline."""
         return Work(self._until)
 
     def add(self, job: Callable[[], None]) -> None:
-        """One more. Jobs of a started work may add others."""
+        """Add a job. Jobs of a started Work may add others."""
         if self._changed is None:
             self._jobs.append(job)
             return
@@ -73,7 +73,7 @@ class Work:
             self._changed.notify()
 
     def start(self) -> None:
-        """Work on threads from now on. Without this `finish` does the jobs itself."""
+        """Work on threads from now on. Without them `finish` runs the jobs itself."""
         import threading
 
         self._changed = threading.Condition()
@@ -85,14 +85,14 @@ class Work:
             thread.start()
 
     def tick(self) -> None:
-        """For jobs, now and then. Raises what ends a job: too late, or nobody waits any more."""
+        """Jobs call this now and then. Raises to end a job: too late, or nobody waits any more."""
         if self._stopped:
             raise _Stopped
         if time.monotonic() > self._until:
             raise TooLate("hashing the snapshot took too long")
 
     def finish(self) -> None:
-        """Wait until all is done. Raises the first error of a job."""
+        """Wait until all jobs are done. Raises the first error of a job."""
         if self._changed is None:
             while self._jobs:
                 self._jobs.pop(0)()
@@ -103,7 +103,7 @@ class Work:
             raise self._error
 
     def stop(self) -> None:
-        """Give up what is not done yet. Idempotent; after `finish` it does nothing."""
+        """Abandon unfinished jobs. Idempotent; after `finish` there are none."""
         self._stopped = True
         for thread in self._threads:
             thread.join()

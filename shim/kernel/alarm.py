@@ -65,7 +65,7 @@ def cancel() -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """An alarm that rings in the `with` takes effect at its end, or in a `heard` within it."""
+    """Delay an alarm that rings in the `with` until the end, or until a `heard` within."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALARM)
     try:
         yield

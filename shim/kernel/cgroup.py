@@ -1,4 +1,4 @@
-"""Cgroups of containers, v1 and v2: freeze, thaw, members, whom memory is charged to. Lean.
+"""Freezes and thaws cgroups, v1 and v2; lists members and memory, charges memory. Lean.
 
 Source: the kernel's admin-guide, cgroup-v1/freezer-subsystem and cgroup-v2 (cgroup.freeze).
 """
@@ -11,11 +11,13 @@ import time
 from shim.kernel.mounts import read_mounts
 
 _POLL_S = 0.001
+_NO_LIMIT = 1 << 60
+"""The first version shows the largest number of pages for no limit."""
 _O_TELL = os.O_WRONLY | os.O_CLOEXEC
 
 
 class Freezer:
-    """The freezer of one cgroup. path: its directory, in the hierarchy that has a freezer."""
+    """The freezer of a cgroup. path: the cgroup's directory, in the hierarchy with a freezer."""
 
     __slots__ = ("path",)
 
@@ -24,9 +26,9 @@ class Freezer:
 
     @classmethod
     def of(cls, pid: int) -> Freezer:
-        """The freezer of the cgroup that process `pid` is in.
+        """Returns the freezer of the cgroup of process `pid`.
 
-        Raises OSError, or ValueError when no mounted hierarchy with a freezer has it.
+        Raises OSError, or ValueError when no mounted hierarchy with a freezer has the cgroup.
         """
         for controllers, path in _cgroups_of(pid):
             if controllers == "" or "freezer" in controllers.split(","):
@@ -35,18 +37,18 @@ class Freezer:
         raise ValueError(f"no freezer is mounted for process {pid}")
 
     def freeze(self, *, until: float) -> None:
-        """Freeze every process in it. Raises TimeoutError at `until` (monotonic), OSError."""
+        """Freeze every process. Raises TimeoutError at `until` (monotonic), OSError."""
         while not self._frozen(True):
             if time.monotonic() > until:
                 raise TimeoutError(f"{self.path} did not freeze")
             time.sleep(_POLL_S)
 
     def thaw(self) -> None:
-        """Let it run again; it is no error when it does. Raises OSError."""
+        """Let the processes run again; does nothing if they run. Raises OSError."""
         self._frozen(False)
 
     def pids(self) -> list[int]:
-        """Its processes and those of the cgroups beneath. Raises OSError."""
+        """Returns the processes of the cgroup and of the cgroups beneath. Raises OSError."""
         found = []
         for directory, _, _ in os.walk(self.path):
             with open(f"{directory}/cgroup.procs") as file:
@@ -54,7 +56,7 @@ class Freezer:
         return found
 
     def _frozen(self, wanted: bool) -> bool:
-        """Ask for the state and say whether the cgroup has it. v1 wants to be asked again."""
+        """Request the state. Returns whether the cgroup has it. v1 needs repeated requests."""
         if os.path.exists(f"{self.path}/freezer.state"):
             _write(f"{self.path}/freezer.state", "FROZEN" if wanted else "THAWED")
             with open(f"{self.path}/freezer.state") as file:
@@ -65,7 +67,7 @@ class Freezer:
 
 
 class OomKills:
-    """The OOM killer's count in one cgroup and those beneath. path: its directory.
+    """The OOM killer's count in a cgroup and the cgroups beneath. path: the cgroup's directory.
 
     Sources: cgroup-v1/memory (memory.oom_control), cgroup-v2 (memory.events).
     """
@@ -77,11 +79,11 @@ class OomKills:
 
     @classmethod
     def of(cls, pid: int) -> OomKills:
-        """Of the cgroup that process `pid` is in. Raises OSError, ValueError without one."""
+        """Returns the count of the cgroup of process `pid`. Raises OSError, ValueError if none."""
         return cls(memory_cgroup(pid))
 
     def count(self) -> int:
-        """How many processes were killed. Raises OSError when the cgroup is gone."""
+        """Returns how many processes were killed. Raises OSError when the cgroup is gone."""
         if os.path.exists(f"{self.path}/memory.events"):
             return _row(f"{self.path}/memory.events", "oom_kill")
         return sum(
@@ -91,9 +93,9 @@ class OomKills:
 
 
 def memory_cgroup(pid: int) -> str:
-    """The directory of the cgroup that counts the memory of process `pid`.
+    """Returns the directory of the cgroup that counts the memory of process `pid`.
 
-    Raises OSError, ValueError when none does.
+    Raises OSError, ValueError when no cgroup counts it.
     """
     for controllers, path in _cgroups_of(pid):
         if controllers == "" or "memory" in controllers.split(","):
@@ -103,7 +105,7 @@ def memory_cgroup(pid: int) -> str:
 
 
 def memory_used(pid: int) -> int:
-    """Bytes that are charged to the cgroup of process `pid` now. Raises OSError, ValueError."""
+    """Returns the bytes charged to the cgroup of process `pid` now. Raises OSError, ValueError."""
     directory = memory_cgroup(pid)
     for name in ("memory.current", "memory.usage_in_bytes"):
         if os.path.exists(f"{directory}/{name}"):
@@ -113,13 +115,13 @@ def memory_used(pid: int) -> int:
 
 
 def _all_below(path: str) -> list[str]:
-    """The cgroup and all beneath. Raises OSError when it is gone."""
+    """Returns the cgroup and all cgroups beneath. Raises OSError when the cgroup is gone."""
     os.stat(path)
     return [directory for directory, _, _ in os.walk(path)]
 
 
 def _row(path: str, name: str) -> int:
-    """The number in a file's row. 0 where an older kernel has none. Raises OSError."""
+    """Returns the number in a file's row. 0 if an older kernel has no such row. Raises OSError."""
     with open(path) as file:
         for line in file:
             key, _, value = line.partition(" ")
@@ -129,28 +131,28 @@ def _row(path: str, name: str) -> int:
 
 
 class QuickMoves:
-    """Has others move processes between cgroups without waiting, as long as `again` is called
-    every few milliseconds.
+    """Keeps moves between cgroups quick for all processes, while `again` is called every few
+    milliseconds.
 
-    The first move for some time waits until all processors have noticed (cgroup_threadgroup_rwsem
-    in kernel/cgroup/cgroup.c, kernel/rcu/sync.c): 5 to 16 ms, and those that follow at once do not.
-    Ours are moves to where we are. Raises OSError; ValueError when no such cgroup is mounted.
+    The first move after a pause waits until all processors have noticed (cgroup_threadgroup_rwsem
+    in kernel/cgroup/cgroup.c, kernel/rcu/sync.c): 5 to 16 ms; moves that follow at once do not
+    wait. We move to where we are. Raises OSError; ValueError when no such cgroup is mounted.
     """
 
     def __init__(self) -> None:
         self._fd = os.open(_where_we_are(), _O_TELL)
 
     def again(self) -> None:
-        """Move. The first one waits. Raises OSError."""
+        """Move. The first move waits. Raises OSError."""
         os.write(self._fd, b"0")
 
     def close(self) -> None:
-        """Move no more."""
+        """Stop moving."""
         os.close(self._fd)
 
 
 def _where_we_are() -> str:
-    """cgroup.procs of a cgroup that this process is in, of any hierarchy."""
+    """Returns cgroup.procs of a cgroup of this process, of any hierarchy."""
     for controllers, path in _cgroups_of("self"):
         for directory in _mounted(
             controllers == "", path, controllers.split(",")[0], "cgroup.procs"
@@ -160,19 +162,58 @@ def _where_we_are() -> str:
 
 
 def _cgroups_of(pid: int | str) -> list[tuple[str, str]]:
-    """Controllers and path in each hierarchy; those of v1 first, which runc too prefers."""
+    """Returns controllers and path in each hierarchy; v1 first, which runc prefers, too."""
     with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
     return sorted(((line[1], line[2]) for line in lines), key=lambda each: each[0] == "")
 
 
 def charge_to(pid: int) -> None:
-    """Have what this process allocates from now on be charged to the cgroup of process `pid`.
+    """Charge this process's further allocations to the cgroup of process `pid`, as its member.
 
-    It becomes a member. Memory is charged to whoever touches it first, also memory of a file that
+    The kernel charges memory to the first process that touches it, even memory of a file that
     somebody else has made. Raises OSError, ValueError when no cgroup there counts memory.
     """
     _write(f"{memory_cgroup(pid)}/cgroup.procs", str(os.getpid()))
+
+
+def memory_room(pid: int) -> int | None:
+    """How many bytes the cgroups of process `pid` can still be charged with; None for no limit.
+
+    Cache counts as room. Raises OSError, ValueError.
+    """
+    rooms: list[int] = []
+    for controllers, path in _cgroups_of(pid):
+        if controllers == "" or "memory" in controllers.split(","):
+            for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
+                while os.path.exists(f"{directory}/memory.stat"):
+                    rooms += _room(directory)
+                    directory = os.path.dirname(directory)
+    return min(rooms, default=None)
+
+
+def _room(directory: str) -> list[int]:
+    """The room in one cgroup, nothing where it has no limit (the root of v2 has no such file)."""
+    for limit, used, prefix in (
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
+        if os.path.exists(f"{directory}/{limit}"):
+            with open(f"{directory}/{limit}") as file:
+                most = file.read().strip()
+            if not most.isdecimal() or int(most) >= _NO_LIMIT:
+                return []
+            with open(f"{directory}/{used}") as file:
+                current = int(file.read())
+            return [max(0, int(most) - current + _cached(directory, prefix))]
+    return []
+
+
+def _cached(directory: str, prefix: str) -> int:
+    with open(f"{directory}/memory.stat") as file:
+        rows = dict(line.split() for line in file)
+    names = (f"{prefix}inactive_file", f"{prefix}active_file")
+    return sum(int(rows.get(name, 0)) for name in names)
 
 
 def _mounted(

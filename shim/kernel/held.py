@@ -46,7 +46,7 @@ class Held:
         return found
 
     def network_fd(self) -> int:
-        """Returns its network namespace, also after its end. Raises ValueError after `close`."""
+        """Returns the network namespace, also after the process's end. ValueError after `close`."""
         return self._network.fileno()
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ def _parent(pid: int) -> int:
 
 
 def tree(pid: int) -> Iterator[int]:
-    """The process and all that descend from it. Raises OSError."""
+    """Yields the process and all its descendants. Raises OSError."""
     yield pid
     for thread in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{thread}/children") as file:

@@ -1,4 +1,4 @@
-"""The memory of other processes: which pages they have, and what is in these.
+"""Lists and reads the pages of other processes' memory.
 
 Reading and comparing leave the interpreter's lock free. Sources: proc_pid_maps(5),
 proc_pid_pagemap(5), process_vm_readv(2), madvise(2).
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     Range = tuple[int, int]
-    """First address, and the one behind the last. Whole pages."""
+    """First address, and the address behind the last. Whole pages."""
 
 PAGE: Final = mmap.PAGESIZE
 MAX_RANGES: Final = 1024
-"""Of one call of `Reader.read`. Source: UIO_MAXIOV."""
+"""Limit of a call of `Reader.read`. Source: UIO_MAXIOV."""
 MAX_BYTES: Final = 4 << 20
-"""Of one call of `is_zero`."""
+"""Limit of a call of `is_zero`."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _read = _libc.process_vm_readv
@@ -42,16 +42,16 @@ _memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 _ENTRY_BYTES = 8
 _MAP_BYTES = 512 << 10
 _MAX_AREA = 1 << 40
-"""A larger area is one that was reserved: looking through it would take seconds. What is in it is
-copied while the process is frozen."""
+"""A larger area was only reserved: looking through it would take seconds. The capture copies its
+pages while the process is frozen."""
 _THERE = bytes(int(byte & 0xC0 != 0) for byte in range(256))
 """By the highest byte of an entry: whether the page is in memory or swapped out."""
 _WRITTEN = bytes(int(byte & 0x80 != 0) for byte in range(256))
 """By the second highest byte: the soft-dirty bit."""
 _SHARED = bytes(int(byte & 0x40 != 0 or byte & 0x81 == 0x80) for byte in range(256))
-"""By the highest byte: mapped more than once, as far as bit 56 tells, or swapped out."""
+"""By the highest byte: mapped more than once (present without bit 56), or swapped out."""
 _SPAN = 4
-"""Ranges are looked at in one go when they lie within a few times their size."""
+"""One look serves several ranges if they lie within a few times their size."""
 _YES, _NO = b"\1", b"\0"
 _CLEAR_WRITTEN = b"4"
 _RUN = re.compile(b"\x01+")
@@ -59,7 +59,7 @@ _NAMES = ("", "[heap]", "[stack]")
 
 
 class Buffer:
-    """Memory that the kernel can be given the address of. Zeros at first."""
+    """Memory whose address the kernel can take. Zeros at first."""
 
     def __init__(self, size: int) -> None:
         self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -71,23 +71,23 @@ _zeros = Buffer(MAX_BYTES)
 
 
 class Mapped:
-    """A file in memory, to compare with. Its pages are there already, as far as they are cached."""
+    """A file in memory, for comparisons. Cached pages of the file are mapped from the start."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._map = mmap.mmap(fd, size) if size else mmap.mmap(-1, PAGE)
         self._held: ctypes.c_char | None = ctypes.c_char.from_buffer(self._map)
         self.address = ctypes.addressof(self._held)
-        with contextlib.suppress(OSError):  # Linux before 5.14: mapped when they are looked at
+        with contextlib.suppress(OSError):  # Linux before 5.14: a comparison maps the pages
             populate_read(self.address, size)
 
     def close(self) -> None:
-        """Unmap it. Nobody may use the address any more."""
+        """Unmap the file. Nobody may use the address any more."""
         self._held = None
         self._map.close()
 
 
 def own_areas(pid: int) -> list[Range]:
-    """Areas of private memory without a file that can be read and not executed. Raises OSError."""
+    """Returns private anonymous mappings, readable and not executable. Raises OSError."""
     found = []
     with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
         for line in file:
@@ -101,7 +101,7 @@ def own_areas(pid: int) -> list[Range]:
 
 
 def pages(pid: int, areas: Iterable[Range]) -> Iterator[Range]:
-    """What of the areas is in memory, or swapped out. Raises OSError."""
+    """Yields the ranges of the areas that are in memory, or swapped out. Raises OSError."""
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for start, end in areas:
@@ -112,7 +112,7 @@ def pages(pid: int, areas: Iterable[Range]) -> Iterator[Range]:
 
 
 def _pages(fd: int, start: int, end: int) -> Iterator[Range]:
-    began, behind = start, start  # of a run that may go on in the next piece
+    began, behind = start, start  # of a run that may continue in the next piece
     for first in range(start, end, _MAP_BYTES // _ENTRY_BYTES * PAGE):
         wanted = min(_MAP_BYTES, (end - first) // PAGE * _ENTRY_BYTES)
         entries = os.pread(fd, wanted, first // PAGE * _ENTRY_BYTES)
@@ -127,7 +127,7 @@ def _pages(fd: int, start: int, end: int) -> Iterator[Range]:
 
 
 class Watch:
-    """Which pages of a process were written from now on. Only where `can_watch`.
+    """Watches which pages a process writes from now on. Only if `can_watch`.
 
     Methods raise OSError. Sources: Documentation/admin-guide/mm/soft-dirty.rst.
     """
@@ -142,14 +142,14 @@ class Watch:
             raise
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         os.close(self._fd)
 
     def is_as_it_was(self, ranges: Iterable[Range]) -> bool:
-        """Whether all pages are still there and none was written. False when nobody knows.
+        """Whether all pages are still there and none was written. False when that is not known.
 
-        A page that went and came back as one of zeros, because it was only read since, counts as
-        there: it has no content, and is in no list of CRIU's.
+        A page may go and, because the process only reads it since, come back as a page of zeros.
+        Such a page counts as there: it has no content, and no list of CRIU's has it.
         """
         for start, end in ranges:
             size = (end - start) // PAGE * _ENTRY_BYTES
@@ -165,7 +165,7 @@ class Watch:
 
 @functools.cache
 def can_watch() -> bool:
-    """Whether this kernel has soft-dirty bits (CONFIG_MEM_SOFT_DIRTY): seen at our own memory."""
+    """Whether this kernel has soft-dirty bits (CONFIG_MEM_SOFT_DIRTY): tried on our own memory."""
     buffer = Buffer(PAGE)
     buffer.view[0] = 1
     ranges = [(buffer.address, buffer.address + PAGE)]
@@ -182,20 +182,20 @@ def can_watch() -> bool:
 
 
 def vectors(ranges: Iterable[Range]) -> array[int]:
-    """Ranges as `Reader.read` takes them."""
+    """Returns ranges in the form that `Reader.read` takes."""
     return array("Q", [word for start, end in ranges for word in (start, end - start)])
 
 
 class Reader:
-    """Read the memory of a process, and leave it as it is.
+    """Reads the memory of a process, and leaves it as it is.
 
-    process_vm_readv is the fast way, and it pins pages: of each page that is mapped more than once
-    (since a fork, or by KSM) the kernel first makes a copy of its own for the process that is read
-    (gup_must_unshare in mm/gup.c), on the account of its container. So a range with such a page is
-    read through /proc/PID/mem, which does not pin. A page that becomes shared between the look and
-    the reading is copied nevertheless: a range's worth at most for each fork.
+    process_vm_readv is the fast way, but pins pages: of each page that is mapped more than once
+    (since a fork, or by KSM) the kernel first makes a copy for the process that we read
+    (gup_must_unshare in mm/gup.c), on the account of its container. So we read a range with such a
+    page through /proc/PID/mem, which does not pin. The kernel still copies a page that becomes
+    shared between the look and the reading: a range's worth at most for each fork.
 
-    Methods are for several threads at once. Raises OSError when the process is gone.
+    Several threads may call the methods at once. Raises OSError when the process is gone.
     """
 
     def __init__(self, pid: int) -> None:
@@ -208,24 +208,24 @@ class Reader:
             raise
 
     def close(self) -> None:
-        """Read no more."""
+        """Close the descriptors."""
         os.close(self._pages_fd)
         os.close(self._memory_fd)
 
     def read(self, wanted: array[int], size: int, buffer: Buffer) -> int:
-        """Read ranges, one behind the other; how many bytes were there.
+        """Read ranges, one behind the other. Returns the number of bytes that were there.
 
-        It ends at the first range that cannot be read, perhaps in it. wanted: of `vectors`. size:
-        of all of them. Raises OSError when the process is gone.
+        Ends at the first range that cannot be read, perhaps within it. wanted: from `vectors`.
+        size: of all ranges. Raises OSError when the process is gone.
         """
         if self._is_shared(wanted, size):
             return self._read_unpinned(wanted, buffer)
         return read_pinned(self._pid, wanted, size, buffer.address)
 
     def _is_shared(self, wanted: array[int], size: int) -> bool:
-        """Whether a page may be mapped more than once. A swapped one may: nothing tells."""
+        """Whether a page may be mapped more than once. A swapped page may: nothing denies that."""
         first, end = wanted[0], wanted[-2] + wanted[-1]
-        if 0 < end - first <= _SPAN * size:  # one look at all between them is cheaper than many
+        if 0 < end - first <= _SPAN * size:  # one look at all pages between is cheaper than many
             return self._has_shared(first, end - first)
         words = iter(wanted)
         pairs = zip(words, words, strict=True)
@@ -235,7 +235,7 @@ class Reader:
         size = length // PAGE * _ENTRY_BYTES
         entries = os.pread(self._pages_fd, size, start // PAGE * _ENTRY_BYTES)
         if len(entries) < size:
-            return True  # the process has executed another program: nothing is known of that one
+            return True  # the process has executed another program, of which nothing is known
         return _YES in entries[_ENTRY_BYTES - 1 :: _ENTRY_BYTES].translate(_SHARED)
 
     def _read_unpinned(self, wanted: array[int], buffer: Buffer) -> int:
@@ -258,7 +258,7 @@ class Reader:
 
 
 def read_pinned(pid: int, wanted: array[int], size: int, into: int) -> int:
-    """As `Reader.read`, into memory at an address of ours; the process gets pages of its own."""
+    """Read as `Reader.read`, into our memory at an address. Gives the process its own pages."""
     local = array("Q", [into, size])
     got: int = _read(
         pid, local.buffer_info()[0], 1, wanted.buffer_info()[0], len(wanted) // 2, 0
@@ -271,7 +271,7 @@ def read_pinned(pid: int, wanted: array[int], size: int, into: int) -> int:
 
 
 def read_forced(pid: int, start: int, view: memoryview) -> int:
-    """Read also what the process itself may not. Slower. How much was there. Raises OSError."""
+    """Read even pages that the process may not. Slower. Returns the bytes read. Raises OSError."""
     done = 0
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
         while done < len(view):
@@ -289,17 +289,17 @@ def read_forced(pid: int, start: int, view: memoryview) -> int:
 
 
 def is_equal(one: int, other: int, size: int) -> bool:
-    """Whether memory at two addresses of ours is the same."""
+    """Whether the memory at two of our addresses is the same."""
     return not _memcmp(one, other, size)
 
 
 def is_zero(address: int, size: int) -> bool:
-    """Whether up to MAX_BYTES of memory of ours are zeros."""
+    """Whether up to MAX_BYTES of our memory are zeros."""
     return not _memcmp(address, _zeros.address, size)
 
 
 def zero_pages(buffer: Buffer, size: int) -> list[Range]:
-    """Which pages at the beginning of the buffer are all zeros: offsets."""
+    """Returns the pages at the beginning of the buffer that are all zeros: offsets."""
     found: list[Range] = []
     words = buffer.view[:size].cast("Q")
     for number, word in enumerate(words[:: PAGE // 8].tolist()):

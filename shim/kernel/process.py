@@ -1,9 +1,9 @@
-"""The lean door to other programs: an argument list, a deadline, always reaped.
+"""Runs other programs: an argument list, a deadline, always reaped. Lean.
 
 For the swap path, where importing `subprocess` costs 10 ms. The child stays in our process tree
-and in our session (a restored init must be inherited by containerd's shim), but leads a process
-group of its own, so that everything which has not left it can be killed at once. It dies with us:
-a `runc restore` that outlived `quickthaw-runc` would restore a container that nobody owns.
+and in our session (containerd's shim must inherit a restored init), but leads a process group of
+its own, so that one signal kills every process in that group. The child dies with us: a `runc
+restore` that outlived `quickthaw-runc` would restore a container that nobody owns.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
-_RESET = (signal.SIGPIPE, signal.SIGXFSZ)  # the interpreter ignores them, programs expect not
+_RESET = (signal.SIGPIPE, signal.SIGXFSZ)  # the interpreter ignores these; programs expect not
 _PR_SET_PDEATHSIG = 1
 _ERRNO_BYTES = 16
 _DIES_WITHIN_S = 5.0
-"""What SIGKILL needs. A process in uninterruptible sleep is not waited for any longer."""
+"""Time for SIGKILL. Nobody waits any longer for a process in uninterruptible sleep."""
 
 
 def run(
@@ -40,10 +40,10 @@ def run(
 ) -> int:
     """Run `argv` (argv[0] is searched in PATH) with our own stdin, stdout and stderr.
 
-    quiet: with /dev/null instead, for what must not reach the pod's log. until: deadline on
-    `time.monotonic`. first: what the child does before it becomes the program.
-    Returns the exit status; 128 + signal when it was killed.
-    Raises TooLate after killing its process group, OSError when it cannot be executed.
+    quiet: with /dev/null instead, to keep output out of the pod's log. until: deadline on
+    `time.monotonic`. first: called in the child before it becomes the program.
+    Returns the exit status; 128 + signal after a signal.
+    Raises TooLate after killing its process group, OSError when the program cannot be executed.
     """
     # A child that an alarm made us forget would never be killed.
     with alarm.held():
@@ -55,7 +55,7 @@ def run(
 
 
 def let_go_of_streams() -> None:
-    """No standard stream of the caller's any more, but /dev/null: the pod's log is not ours."""
+    """Replace the standard streams with /dev/null: the pod's log is not ours."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -64,9 +64,9 @@ def let_go_of_streams() -> None:
 
 
 class Child:
-    """A program that was started: see `run`. `end` must follow, and know of it before an alarm.
+    """A running program: see `run`. `end` must follow; the caller must have this before an alarm.
 
-    Raises OSError when it cannot be executed.
+    Raises OSError when the program cannot be executed.
     """
 
     __slots__ = ("_name", "_pid")
@@ -79,15 +79,15 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its number, until `wait` or `end` has seen its end; then 0."""
+        """Returns the pid, until `wait` or `end` has seen the program's end; then 0."""
         return self._pid
 
     def ends(self, until: float) -> bool:
-        """Wait for its end, which is not reaped by this. False when that is too late."""
+        """Wait for the end, without reaping. False when that is too late."""
         return ends(self._pid, until)
 
     def wait(self, until: float) -> int:
-        """Its exit status; 128 + signal when it was killed. Raises TooLate; not to be repeated."""
+        """Returns the exit status; 128 + signal after a signal. Raises TooLate. Call it once."""
         with alarm.held():
             with alarm.heard():
                 ended = self.ends(until)
@@ -98,7 +98,7 @@ class Child:
         return code if code >= 0 else 128 - code
 
     def end(self) -> None:
-        """Kill it and its process group, unless `wait` has seen its end."""
+        """Kill the program and its process group, unless `wait` has seen its end."""
         with alarm.held():
             if not self._pid:
                 return
@@ -110,7 +110,7 @@ class Child:
 
 
 def ends(pid: int, until: float) -> bool:
-    """Wait for the end of our child, which is not reaped by this. False when that is too late."""
+    """Wait for the end of our child, without reaping. False when that is too late."""
     wait_fd = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -123,9 +123,10 @@ def ends(pid: int, until: float) -> bool:
 def _spawn(
     argv: Sequence[str], env: Mapping[str, str], quiet: bool, first: Callable[[], None] | None
 ) -> int:
-    """Start the program; its pid, once it is executed. Raises OSError.
+    """Start the program. Returns the pid after a successful exec. Raises OSError.
 
-    Not posix_spawn, which has no parent-death signal. This process has one thread: it may fork.
+    Not posix_spawn, which has no parent-death signal. This process has a single thread, so fork is
+    safe.
     """
     parent = os.getpid()
     read_fd, write_fd = os.pipe()  # closed by a successful exec
@@ -145,7 +146,7 @@ def _become(
     argv: Sequence[str], env: Mapping[str, str], quiet: bool, first: Callable[[], None] | None,
     parent: int, report_fd: int,
 ) -> NoReturn:  # fmt: skip
-    """The child's part: nothing of ours may run on in it, whatever happens."""
+    """Run the child's side. Never returns: no code of ours may run on in the child."""
     try:
         call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() == parent:

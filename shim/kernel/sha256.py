@@ -15,7 +15,7 @@ except ImportError:  # before Python 3.12, or a Python with OpenSSL's only
         from hashlib import sha256 as _sha256
 
 _SMALL = 64 << 10
-"""CPython's own has a third of the speed: longer data is worth the wait for OpenSSL."""
+"""CPython's own code has a third of the speed: longer data is worth the wait for OpenSSL."""
 
 
 def hexdigest(data: bytes | memoryview) -> str:
@@ -29,7 +29,7 @@ def hexdigest(data: bytes | memoryview) -> str:
 
 
 class Running:
-    """The digest of what comes piece by piece. size: of all of it, about."""
+    """Computes the digest of data in pieces. size: of all pieces, about."""
 
     __slots__ = ("_hash",)
 
@@ -43,10 +43,10 @@ class Running:
             self._hash = sha256()
 
     def update(self, data: bytes) -> None:
-        """The next piece."""
+        """Add the next piece."""
         self._hash.update(data)
 
     def hexdigest(self) -> str:
-        """Of all pieces, in hexadecimal."""
+        """Returns the digest of all pieces, in hexadecimal."""
         found: str = self._hash.hexdigest()
         return found

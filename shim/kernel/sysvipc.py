@@ -14,7 +14,7 @@ from shim.kernel.fds import OwnedFd
 from shim.kernel.namespaces import CLONE_NEWIPC, setns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 KINDS: Final = ("shm", "sem", "msg")
 _NUMBERS: Final = {"shm": "shmid", "sem": "semid", "msg": "msqid"}
@@ -40,8 +40,11 @@ class Object:
         return f"System V {words[self.kind]} {self.number} (key {self.key & 0xFFFFFFFF:#x})"
 
 
-def objects(namespace: str) -> list[Object]:
-    """Returns all objects of an IPC namespace (`/proc/PID/ns/ipc`). Raises OSError, ValueError."""
+def objects(namespace: str, most: int = _MOST) -> list[Object]:
+    """Returns all objects of an IPC namespace (`/proc/PID/ns/ipc`).
+
+    Raises OSError; ValueError for more than `most`.
+    """
     found: list[Object] = []
     failed: list[Exception] = []
 
@@ -49,7 +52,8 @@ def objects(namespace: str) -> list[Object]:
         try:
             setns(fd.fileno(), CLONE_NEWIPC)
             for kind in KINDS:
-                found.extend(_listed(kind))
+                with open(f"/proc/sysvipc/{kind}") as file:
+                    found.extend(listed(kind, file, most - len(found)))
         except (OSError, ValueError) as error:
             failed.append(error)
 
@@ -62,12 +66,17 @@ def objects(namespace: str) -> list[Object]:
     return found
 
 
-def _listed(kind: str) -> Iterator[Object]:
-    with open(f"/proc/sysvipc/{kind}") as file:
-        names = file.readline().split()
-        for count, line in enumerate(file):
-            if count >= _MOST:
-                raise ValueError(f"more than {_MOST} System V objects")
-            row = dict(zip(names, line.split(), strict=False))
+def listed(kind: str, file: Iterable[str], most: int = _MOST) -> Iterator[Object]:
+    """Yields the objects of /proc/sysvipc/`kind`. Raises ValueError, also for more than `most`."""
+    lines = iter(file)
+    names = next(lines, "").split()
+    for count, line in enumerate(lines):
+        if count >= most:
+            raise ValueError("too many System V objects")
+        row = dict(zip(names, line.split(), strict=False))
+        try:
             number, creator = int(row[_NUMBERS[kind]]), int(row.get("cpid", "0"))
-            yield Object(kind, number, int(row["key"]), creator)
+            key = int(row["key"])
+        except KeyError as error:
+            raise ValueError(f"/proc/sysvipc/{kind} has no {error}") from error
+        yield Object(kind, number, key, creator)

@@ -67,7 +67,7 @@ def serve(
             is_filled = True
             faults.point("memory.filled", ticket.container)
             guard.dismiss()  # first: areas become ordinary when the last descriptor is closed
-            server.close()
+            _let_be(server, swap)
             forget(ticket.container)
             huge.collapse(ticket.container, memory.spaces)
             _remember(ticket, server, payloads, data, known)
@@ -87,9 +87,14 @@ def serve(
         guard.dismiss()
 
 
+def _let_be(server: Server, swap: socket.socket) -> None:
+    """The areas are ordinary from now on."""
+    server.close()
+    with contextlib.suppress(OSError):  # the swap is over, unless there are GPUs to bring back
+        swap.sendall(told.ORDINARY)
+
+
 def _told(error: Exception) -> str:
-    if isinstance(error, Mismatch):
-        return f"{error.path}: expected {error.expected}, found {error.found}"
     return str(error) or type(error).__name__
 
 

@@ -10,6 +10,7 @@ not end before it is done: see `shim.memory.guard`. Lean.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 
@@ -20,7 +21,7 @@ from shim.memory.extents import Extents
 from shim.memory.filling import NICE, PIECE_BYTES, Filling
 from shim.memory.lazysocket import LazySocket
 from shim.memory.space import Space
-from shim.memory.told import READY
+from shim.memory.told import FILLED, READY
 from shim.memory.workingset import Recorder, ranges
 
 TYPE_CHECKING = False
@@ -47,8 +48,9 @@ class Server:
     """Serves all address spaces of a restore.
 
     listener: the socket that CRIU connects to. swap: a socket to the swap. The server sends READY
-    when it holds the userfaultfd of every process. A byte from the swap says that the container is
-    to live; the end of the connection without a byte says that it is not.
+    when it holds the userfaultfd of every process, and FILLED when all memory is there. A byte from
+    the swap says that the container is to live; the end of the connection without a byte says that
+    it is not.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Server:
         self._content = {space.pid: Extents(space.extents) for space in memory}
         self._criu: LazySocket | None = None
         self._filling = Filling()
-        self._kept = self._started = False
+        self._kept = self._started = self._told_filled = False
         self._first = first
         self.recorder = Recorder()
         self._poll = select.poll()
@@ -106,12 +108,18 @@ class Server:
     def _is_over(self) -> bool:
         if self._filling.error:
             raise self._filling.error
-        if not (self._kept and self._started):
+        if not self._started or (self._told_filled and not self._kept):
             return False
         if any(not space.is_over or space.waiting for space in self._by_fd.values()):
             return False
         with self._filling.hold():  # a thread may put back an extent that it has taken
-            return all(space.is_over and not space.waiting for space in self._by_fd.values())
+            if any(not space.is_over or space.waiting for space in self._by_fd.values()):
+                return False
+        if not self._kept:
+            self._told_filled = True
+            with contextlib.suppress(OSError):  # it has ended, which the next look at it shows
+                self._swap.send(FILLED)
+        return self._kept
 
     def _look_at(self, ready: set[int]) -> None:
         if self._filling.told_fd in ready:

@@ -1,6 +1,6 @@
-"""The annotations that a pod's author can write: one table for parsing, documentation and errors.
+"""Parses the annotations of a pod's author: one table for parsing, documentation and errors.
 
-A value applies to every container of the pod, or to one with the suffix `.CONTAINER`. An
+A value applies to every container of the pod, or with the suffix `.CONTAINER` to that container. An
 annotation names snapshots, never paths. Parsing is pure and total: a Wish, None, or BadAnnotation.
 """
 
@@ -24,7 +24,7 @@ PREFIX: Final = "quickthaw.io/"
 _MAX_LENGTH = 4096
 _MOST_NAME_CHARS = 63
 _MOST_WANTED = 16
-"""Snapshots that one pod can have read ahead."""
+"""Snapshots that a single pod can have read ahead."""
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6}(?:\.[0-9]{1,3})?)s)?")
 _HTTP = re.compile(r"http://:([0-9]{1,5})(/[!-~]*)?")
 _TCP = re.compile(r"tcp://:([0-9]{1,5})")
@@ -34,7 +34,7 @@ _ID = re.compile(r"sha256:[0-9a-f]{12,64}")
 
 @dataclass(frozen=True, slots=True)
 class HttpReady:
-    """GET answers with a status from 200 to 399."""
+    """Ready when GET answers with a status from 200 to 399."""
 
     port: int
     path: str
@@ -42,35 +42,35 @@ class HttpReady:
 
 @dataclass(frozen=True, slots=True)
 class TcpReady:
-    """Something accepts connections on the port."""
+    """Ready when the port accepts connections."""
 
     port: int
 
 
 @dataclass(frozen=True, slots=True)
 class FileReady:
-    """The file exists in the container."""
+    """Ready when the file exists in the container."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class ExecReady:
-    """The command, run in the container, ends with 0."""
+    """Ready when the command, run in the container, exits with 0."""
 
     argv: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class LogReady:
-    """A line of the container's log has a match."""
+    """Ready when a line of the container's log has a match."""
 
     pattern: str
 
 
 @dataclass(frozen=True, slots=True)
 class SignalReady:
-    """The workload wrote `ready` in its control directory."""
+    """Ready when the workload has written `ready` in its control directory."""
 
 
 Readiness = HttpReady | TcpReady | FileReady | ExecReady | LogReady | SignalReady
@@ -85,7 +85,7 @@ class HttpCall:
     path: str
 
     def encode(self) -> str:
-        """The form that a ticket has."""
+        """Returns the call as a ticket has it."""
         return f"http {self.method} :{self.port}{self.path}"
 
 
@@ -96,7 +96,7 @@ class ExecCall:
     argv: tuple[str, ...]
 
     def encode(self) -> str:
-        """The form that a ticket has."""
+        """Returns the call as a ticket has it."""
         return f"exec:{json.dumps(self.argv)}"
 
 
@@ -105,9 +105,9 @@ Call = HttpCall | ExecCall
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the pod's author wants for one container.
+    """The wish of the pod's author for a container.
 
-    snapshot, restore: `auto`, a name, an id, or empty; one of them is set. deadline_s: 0 for the
+    snapshot, restore: `auto`, a name, an id, or empty; exactly one is set. deadline_s: 0 for the
     node's default.
     """
 
@@ -120,6 +120,7 @@ class Wish:
     deadline_s: float = 0
     on_restart: str = "cold"
     volume_content: str = "compare"
+    gpu: str = "driver"
 
 
 def _port(text: str) -> int:
@@ -138,19 +139,19 @@ def _argv(text: str) -> tuple[str, ...]:
 
 
 def snapshot_name(value: str) -> str:
-    """`auto` or a name."""
+    """Accepts `auto` or a name."""
     if not is_snapshot_name(value):
         raise ValueError("not a name of up to 63 lower case letters, digits, '.', '_', '-'")
     return value
 
 
 def snapshot_or_id(value: str) -> str:
-    """`auto`, a name, or an id."""
+    """Accepts `auto`, a name, or an id."""
     return value if _ID.fullmatch(value) else snapshot_name(value)
 
 
 def readiness(value: str) -> Readiness:
-    """One of the six conditions."""
+    """Accepts the six conditions."""
     kind, _, rest = value.partition(":")
     if match := _HTTP.fullmatch(value):
         return HttpReady(_port(match[1]), match[2] or "/")
@@ -168,7 +169,7 @@ def readiness(value: str) -> Readiness:
 
 
 def workload_call(value: str) -> Call:
-    """A request or a command."""
+    """Accepts a request or a command."""
     if match := _CALL.fullmatch(value):
         return HttpCall(match[1], _port(match[2]), match[3] or "/")
     if value.startswith("exec:"):
@@ -177,7 +178,7 @@ def workload_call(value: str) -> Call:
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:
-    """One of these words."""
+    """Returns a parser that accepts these words."""
 
     def parse(value: str) -> str:
         if value not in allowed:
@@ -188,7 +189,7 @@ def one_of(*allowed: str) -> Callable[[str], str]:
 
 
 def duration_s(value: str) -> float:
-    """A duration as Kubernetes writes it: 90s, 1m30s, 2h."""
+    """Accepts a duration as Kubernetes writes it: 90s, 1m30s, 2h."""
     match = _DURATION.fullmatch(value)
     if not value or match is None:
         raise ValueError("not a duration")
@@ -200,7 +201,7 @@ def duration_s(value: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One row. allowed: what its error message and the documentation say of its values."""
+    """A row of the table. allowed: the values, for error messages and the documentation."""
 
     name: str
     parse: Callable[[str], object]
@@ -209,7 +210,7 @@ class Annotation:
 
     @property
     def field(self) -> str:
-        """The field of Wish."""
+        """Returns the name of the field of Wish."""
         return {"deadline": "deadline_s"}.get(self.name, self.name.replace("-", "_"))
 
 
@@ -233,13 +234,16 @@ ANNOTATIONS: Final = (
     Annotation("volume-content", one_of("compare", "ignore"), "compare, or ignore",
                "whether a Secret or ConfigMap volume that holds something else than the captured "
                "one is a reason against a restore"),
+    Annotation("gpu", one_of("driver", "direct"), "driver, or direct",
+               "how device memory travels; direct preloads a library into the container, and is "
+               "many times faster"),
 )  # fmt: skip
 _BY_NAME: Final = {row.name: row for row in ANNOTATIONS}
 _NAMING: Final = ("snapshot", "restore")
 
 
 def parse(annotations: Mapping[str, str], container: str) -> Wish | None:
-    """What the pod with these annotations wants for `container`; None when it did not opt in.
+    """Returns the pod's wish for `container`; None when the pod did not opt in.
 
     Raises BadAnnotation for a name or value that no row allows.
     """
@@ -257,7 +261,7 @@ def parse(annotations: Mapping[str, str], container: str) -> Wish | None:
     fields = {_BY_NAME[name].field: _value(_BY_NAME[name], *chosen[name], container)
               for name in chosen}  # fmt: skip
     if not fields.keys() & {"snapshot", "restore"}:
-        return None  # the other annotations alone are no wish for anything
+        return None  # the other annotations alone wish for nothing
     if fields.keys() >= {"snapshot", "restore"}:
         raise _bad(*chosen["restore"], container, "snapshot is set, too", "Take one of them away.")
     return Wish(**fields)  # type: ignore[arg-type] # each row's parser gives its field's type
@@ -284,9 +288,9 @@ def _near(name: str) -> str:
 
 
 def wanted(annotations: Mapping[str, str]) -> list[str]:
-    """The snapshots that the annotations of a pod name for any of its containers: names, `auto`.
+    """Returns the snapshots (names, ids, `auto`) that a pod's annotations name for any container.
 
-    A value that is malformed is none here; its error is told when the container is created.
+    Leaves out malformed values, whose errors are reported when the container is created.
     """
     found: list[str] = []
     for key, value in annotations.items():

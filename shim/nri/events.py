@@ -1,6 +1,6 @@
-"""What a plugin can handle: the base class to derive from, and the table of NRI's events.
+"""Defines the base class of plugins, and the table of NRI's events.
 
-A plugin overrides the methods of the events that it wants; it is subscribed to those and no others.
+A plugin overrides the methods of the events that it wants, and subscribes to no others.
 """
 
 from collections.abc import Sequence
@@ -17,60 +17,61 @@ Container = nri_pb2.Container
 class Plugin:
     """Handlers of NRI events, all on the event loop that runs `session.serve`.
 
-    containerd waits for each of them, and the pod with it: a handler works from memory. It has a
-    budget; past that it is cancelled and answered for, so it may be cancelled at any await and must
-    hand what has to be finished to a task of its own. Whatever a handler raises is reported and
-    answered for too: no handler can stop a pod. All but `create_container` answer nothing.
+    containerd and the pod wait for each handler, so a handler works from memory. After its budget,
+    the service cancels the handler and answers without a result. So a handler may be cancelled at
+    any await, and must start a task for work that has to be finished. The service reports an
+    exception of a handler, and answers then, too: no handler can stop a pod. Only
+    `create_container` returns an answer.
     """
 
     async def synchronize(self, pods: Sequence[Pod], containers: Sequence[Container]) -> None:
-        """All that exists now. Comes after every connect: forget what is not in it."""
+        """Called after every connect with all that exists: forget everything else."""
 
     async def run_pod_sandbox(self, pod: Pod) -> None:
-        """The sandbox is set up, network included; `pod.ips` is known from NRI 0.8 on."""
+        """Called when the sandbox is set up, network included; `pod.ips` needs NRI 0.8."""
 
     async def stop_pod_sandbox(self, pod: Pod) -> None:
-        """The containers of the pod are stopped and the sandbox is going down.
+        """Called when the pod's containers are stopped and the sandbox is going down.
 
         containerd sends this and `remove_pod_sandbox` only for sandboxes that it made itself since
         its last start: a plugin that keeps something per pod must also learn from `synchronize`.
         """
 
     async def remove_pod_sandbox(self, pod: Pod) -> None:
-        """The pod is being removed."""
+        """Called while the pod is being removed."""
 
     async def create_container(
         self, pod: Pod, container: Container
     ) -> nri_pb2.ContainerAdjustment | None:
-        """The container's spec is made and can still be adjusted; None leaves it as it is."""
+        """Called with a new spec, which the plugin can still adjust; None leaves it as it is."""
 
     async def post_create_container(self, pod: Pod, container: Container) -> None:
-        """The container exists in containerd, as adjusted; the OCI runtime was not called yet."""
+        """Called when containerd has the container, adjusted, before it calls the OCI runtime."""
 
     async def start_container(self, pod: Pod, container: Container) -> None:
-        """The container is about to be started."""
+        """Called before the container starts."""
 
     async def post_start_container(self, pod: Pod, container: Container) -> None:
-        """The container runs."""
+        """Called when the container runs."""
 
     async def update_container(
         self, pod: Pod, container: Container, resources: nri_pb2.LinuxResources
     ) -> None:
-        """The container's resources are about to be changed to `resources`."""
+        """Called before the container's resources change to `resources`."""
 
     async def post_update_container(self, pod: Pod, container: Container) -> None:
-        """The container's resources were changed."""
+        """Called after the container's resources have changed."""
 
     async def stop_container(self, pod: Pod, container: Container) -> None:
-        """The container has ended or was stopped."""
+        """Called when the container has ended or was stopped."""
 
     async def remove_container(self, pod: Pod, container: Container) -> None:
-        """The container is being removed."""
+        """Called while the container is being removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One row: an event's number, the plugin's method, and whether it is about a container."""
+    """A row: an event's number, the plugin's method, and whether the event is about a container."""
 
     number: int
     method: str
@@ -92,18 +93,18 @@ EVENTS: Final = MappingProxyType(
         "RemoveContainer": Event(nri_pb2.REMOVE_CONTAINER, "remove_container", True),
     }
 )
-"""By the name that NRI gives the event, which is also the name of its RPC.
+"""Events by NRI's name, which is also the name of the event's RPC.
 
-Only events that every runtime from NRI 0.6 on knows: one more, and the older ones drop the plugin.
+Only events that every runtime from NRI 0.6 on knows: for a newer event, older runtimes drop us.
 """
 
 BY_NUMBER: Final = MappingProxyType({event.number: name for name, event in EVENTS.items()})
 
 
 def mask(plugin: Plugin) -> int:
-    """The subscription of `plugin`: a bit for each event whose method it overrides.
+    """Returns the subscription of `plugin`: a bit for each event whose method it overrides.
 
-    Raises ValueError when that is none, which NRI would read as all.
+    Raises ValueError when no bit is set, which NRI would read as all events.
     """
     bits = 0
     for event in EVENTS.values():

@@ -1,9 +1,9 @@
-"""Which regular expressions of a pod's author we match against its log lines.
+"""Accepts the regular expressions of a pod's author that we match against log lines.
 
-What would take exponential time is refused here, where the pod's author is told why: back
-references, and repeated groups that repeat or choose inside. What remains is polynomial, which is
-hours for a long line all the same: it is matched in a process of its own, with a limit to its
-processor's time (see shim.capture.logwatch).
+`checked` refuses expressions that would take exponential time, so that the pod's author learns why:
+back references, and repeated groups that repeat or choose inside. The rest is polynomial, which
+still means hours for a long line: an extra process does the matching, with a limit to its processor
+time (see shim.capture.logwatch).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Final
 MAX_LENGTH: Final = 256
 MAX_REPEATS: Final = 3
 MAX_CHOICES: Final = 10
-"""Of `|` and `?` together: each may double the time."""
+"""Limit for `|` and `?` together: each may double the time."""
 _PART = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{[0-9]*,?[0-9]*\}|[()|*+?]|.", re.DOTALL)
 _BACK_REFERENCE = re.compile(r"\\[1-9]")
 _NOT_OPTIONAL = ("(", "*", "+", "?")
-"""A question mark after one of these is syntax or makes it lazy."""
+"""A question mark after any of these is syntax, or makes a repetition lazy."""
 
 
 def checked(pattern: str) -> str:
-    """`pattern`, if it is short, compiles and cannot blow up. Raises ValueError with why not."""
+    """Returns `pattern` if short, valid and not exponential. Raises ValueError with the reason."""
     if not 0 < len(pattern) <= MAX_LENGTH:
         raise ValueError(f"not of 1 to {MAX_LENGTH} characters")
     try:
@@ -38,8 +38,8 @@ def checked(pattern: str) -> str:
 
 def _refuse_slow(pattern: str) -> None:
     repeats = choices = 0
-    branchy = [False]  # per open group: does anything in it repeat or choose
-    closed = False  # the group that has just ended: did anything in it
+    branchy = [False]  # per open group: whether anything in it repeats or chooses
+    closed = False  # the same for the group that has just ended
     before = ""
     for part in _PART.findall(pattern):
         repeated = part in ("*", "+") or (part[0] == "{" and len(part) > 2)

@@ -1,6 +1,6 @@
-"""The Plugin service of one connection: from ttrpc calls to the plugin's methods and back.
+"""Serves the Plugin service of a connection: ttrpc calls to the plugin's methods and back.
 
-Its rule: an answer always comes, in time, and is never an error. containerd fails the pod's request
+The rule: an answer always comes, in time, and is never an error. containerd fails the pod's request
 on an error, and drops the plugin when an answer is late. An empty message is a valid answer to
 every call and means: nothing to add.
 """
@@ -23,19 +23,19 @@ log = logging.getLogger(__name__)
 SERVICE: Final = "nri.pkg.api.v1alpha1.Plugin"
 EMPTY: Final = b""
 LARGEST_ANSWER_BYTES: Final = MAX_MESSAGE_BYTES - 64
-"""What is left of a ttrpc message for the answer inside."""
+"""Size of a ttrpc message, less the room around the answer inside."""
 
 BUDGET_SHARE: Final = 0.5
-"""Share of the granted time that a handler may take: the rest is for queues and a busy machine."""
+"""Share of the granted time for a handler: the rest is for queues and a busy machine."""
 
 REQUEST_TIMEOUT_S: Final = 2.0
 REGISTRATION_TIMEOUT_S: Final = 5.0
-"""NRI's defaults, for runtimes that do not say (before NRI 0.7)."""
+"""NRI's defaults, for runtimes that do not name their timeouts (before NRI 0.7)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What the runtime said of itself in Configure. The versions are for people to read."""
+    """The runtime's description of itself in Configure. The versions are for people to read."""
 
     name: str
     version: str
@@ -47,9 +47,9 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A handler that was answered for. `pod` and `container` are ids, empty where there is none.
+    """A handler that failed or was late. `pod`, `container`: ids, empty if there is none.
 
-    late_s: its budget, when it was not done within that; then it was cancelled and `error` is None.
+    late_s: the handler's budget if it was late; then it was cancelled, and `error` is None.
     """
 
     event: str
@@ -67,7 +67,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """Whom the service tells what happened."""
+    """The callbacks for reports of the service."""
 
     configured: Callable[[Runtime], None]
     synchronized: Callable[[int, int], None]
@@ -75,9 +75,9 @@ class Reports:
 
 
 class Work:
-    """The handlers that run. Outlives connections, so that a stuck one does not hold up the next.
+    """The running handlers. Outlives connections: a stuck handler does not delay the next session.
 
-    After the budget a handler is cancelled and no longer waited for; `ended` waits for all of them.
+    After the budget, a handler is cancelled, and nobody waits for it but `ended`.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Work:
     def _done(self, task: asyncio.Task[nri_pb2.ContainerAdjustment | None]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: what it raised after it was answered for changes nothing
+            task.exception()  # retrieved: an exception after the answer changes nothing
 
     async def ended(self) -> None:
         """Cancel every handler that still runs and wait until the last is done."""
@@ -110,7 +110,7 @@ class Work:
 
 
 class Service:
-    """Answers the calls of one connection."""
+    """Answers the calls of a connection."""
 
     def __init__(self, plugin: Plugin, work: Work, reports: Reports) -> None:
         self._plugin, self._work, self._reports = plugin, work, reports
@@ -120,7 +120,7 @@ class Service:
         self._containers: list[Container] = []
 
     async def handle(self, call: Call) -> bytes:
-        """Answer one call. Raises CallRefused only for a call that is not in the protocol."""
+        """Answer a call. Raises CallRefused only for a call that is not in the protocol."""
         if call.service != SERVICE:
             raise CallRefused(Code.UNIMPLEMENTED, f"service {call.service} is not served here")
         try:
@@ -130,7 +130,7 @@ class Service:
         except DecodeError as error:
             log.warning("%s: the message cannot be read (%s); answered empty", call.method, error)
         except Exception:
-            # Our own mistake, or that of a callback. Told to containerd it would stop the pod.
+            # Our own mistake, or a callback's. As an answer to containerd it would stop the pod.
             log.exception("%s failed; answered empty", call.method)
         return EMPTY
 
@@ -152,7 +152,7 @@ class Service:
                 event = nri_pb2.ContainerEvent.FromString(call.payload)
                 return await self._event(call, name, event)
             case "Shutdown":
-                return EMPTY  # the connection's end tells us, with or without it
+                return EMPTY  # the end of the connection tells us, with or without this call
             case other:
                 raise CallRefused(Code.UNIMPLEMENTED, f"method {other} is not served here")
 
@@ -187,7 +187,7 @@ class Service:
         adjustment = await self._run(call, about, handler)
         if adjustment is None:
             return EMPTY
-        # Here and not in the channel, which can only refuse: the pod must start without it.
+        # Not in the channel, which can only refuse: the pod must start without an adjustment.
         answer = nri_pb2.CreateContainerResponse(adjust=adjustment).SerializeToString()
         if len(answer) > LARGEST_ANSWER_BYTES:
             raise ValueError(f"adjustment of {len(answer)} bytes; {LARGEST_ANSWER_BYTES} at most")
@@ -222,7 +222,7 @@ class Service:
         about: Trouble,
         handler: Coroutine[None, None, nri_pb2.ContainerAdjustment | None],
     ) -> nri_pb2.ContainerAdjustment | None:
-        """The handler's result, or None and a report. `about` is the report without its cause."""
+        """Returns the handler's result, or reports and returns None. about: without a cause."""
         granted_s = min(call.timeout_s or self._request_timeout_s, self._request_timeout_s)
         budget_s = granted_s * BUDGET_SHARE
         task = await self._work.within(budget_s, handler)

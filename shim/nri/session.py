@@ -1,8 +1,8 @@
-"""An NRI plugin's session with its runtime: connect, register, serve, and begin again, for ever.
+"""Runs an NRI plugin's session with its runtime: connects, registers, serves, and begins again.
 
-Each connection is a ladder: connect, serve the Plugin service on connection 1, register on
-connection 2, wait to be configured. Then the runtime calls us until one side closes. While there is
-no connection pods start without us, which is what they do without any plugin.
+Each connection has steps: connect, serve the Plugin service on connection 1, register on connection
+2, wait for Configure. Then the runtime calls us until either side closes. While there is no
+connection, pods start without us, as they do without any plugin.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ _INDEX = re.compile(r"[0-9]{2}")
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """The runtime has taken us and subscribed us to our events."""
+    """The runtime has accepted us, and has our subscription."""
 
     runtime: Runtime
 
 
 @dataclass(frozen=True, slots=True)
 class Synchronized:
-    """The plugin was told, or answered for, how many pods and containers exist. Events follow."""
+    """The plugin has taken all pods and containers, or failed to: their numbers. Events follow."""
 
     pods: int
     containers: int
@@ -56,13 +56,13 @@ State = Configured | Synchronized | Lost
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long we wait, in seconds.
+    """The times of waiting, in seconds.
 
-    register_s: to be registered and configured; the runtime takes plugins one at a time, so a slow
-    neighbour counts. first_s: before the first new attempt, doubled with each. absent_s: the most
-    while nobody listens, when an attempt costs next to nothing. dropped_s: the most when the
-    runtime takes the connection and drops it again. settled_s: a connection that lasted so long
-    begins anew at first_s.
+    register_s: until we are registered and configured; the runtime takes plugins one at a time, so
+    a slow neighbour counts. first_s: before the first retry, doubled with each retry. absent_s: the
+    longest back-off while nobody listens, when a retry costs next to nothing. dropped_s: the
+    longest back-off when the runtime accepts the connection and drops it again. settled_s: after a
+    connection of this length, the back-off begins anew at first_s.
     """
 
     register_s: float = 20.0
@@ -96,10 +96,10 @@ async def serve(
     on_trouble: Callable[[Trouble], None] = _log_trouble,
     pace: Pace = Pace(),
 ) -> None:
-    """Be the plugin `index`-`name` of the runtime that listens at `socket`, until cancelled.
+    """Serve as the plugin `index`-`name` of the runtime at `socket`, until cancelled.
 
-    `index` is two digits: plugins are called in ascending order. Both callbacks run on the event
-    loop and must not block; by default they log. Returns only by cancellation, after the last
+    `index` is two digits: the runtime calls plugins in ascending order. Both callbacks run on the
+    event loop and must not block; by default they log. Returns only by cancellation, after the last
     handler has ended. Raises ValueError for a name or index that NRI forbids, and for a plugin that
     handles no event.
     """
@@ -125,7 +125,7 @@ async def serve(
 
 
 class _Session:
-    """One connection, from connect to its end."""
+    """A connection, from connect to its end."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _Session:
         self._on_state(Synchronized(pods, containers))
 
     async def run(self, socket: str, name: str, index: str, register_s: float) -> Exception:
-        """Serve until the connection ends, and return what ended it."""
+        """Serve until the connection ends. Returns the error that ended the connection."""
         try:
             async with connected(socket, IDS, self._service.handle) as channel:
                 await self._register(channel, name, index, register_s)

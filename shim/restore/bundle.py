@@ -1,6 +1,6 @@
-"""The OCI bundle of the container that is being created: only the fields that a swap needs.
+"""Reads the OCI bundle of the container that is being created: only the fields that a swap needs.
 
-Lenient, as OCI asks: unknown fields are ignored. Source: OCI runtime-spec, config.md.
+Lenient, as OCI asks: ignores unknown fields. Source: OCI runtime-spec, config.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Bundle:
     __slots__ = ("path", "spec")
 
     def __init__(self, path: str) -> None:
-        """Raises OSError; ValueError when config.json is no object, or names no root."""
+        """Raises OSError; ValueError if config.json is no object, or names no root."""
         self.path = os.path.abspath(path or ".")
         with open(f"{self.path}/config.json", "rb") as file:
             spec = jsontext.parse(file.read())
@@ -31,7 +31,7 @@ class Bundle:
 
     @property
     def rootfs(self) -> str:
-        """Absolute path of the mounted root file system."""
+        """The absolute path of the mounted root file system."""
         return os.path.join(self.path, self.spec["root"]["path"])
 
     @property
@@ -45,7 +45,7 @@ class Bundle:
 
     @property
     def owner(self) -> tuple[int, int]:
-        """The host's user and group ID of the container's process; root's where none is mapped."""
+        """The host's user and group ID of the container's process; root's if none is mapped."""
         user, linux = section(section(self.spec, "process"), "user"), section(self.spec, "linux")
         return (
             _on_host(user.get("uid"), entries(linux, "uidMappings")),
@@ -54,18 +54,18 @@ class Bundle:
 
     @property
     def network_namespace(self) -> str:
-        """Path of the sandbox's network namespace, or the empty string."""
+        """The path of the sandbox's network namespace, or the empty string."""
         return self.namespace("network")
 
     def namespace(self, kind: str) -> str:
-        """Path of the namespace that is joined, or the empty string. kind: the spec's word."""
+        """Returns the path of the namespace to join, or the empty string. kind: the spec's word."""
         for namespace in entries(section(self.spec, "linux"), "namespaces"):
             if namespace.get("type") == kind:
                 return str(namespace.get("path") or "")
         return ""
 
     def mount_source(self, destination: str) -> str:
-        """The host directory that is bind-mounted at `destination`, or the empty string."""
+        """Returns the host directory that is bind-mounted at `destination`, or the empty string."""
         for mount in entries(self.spec, "mounts"):
             if mount.get("destination") == destination and is_bind(mount):
                 return str(mount.get("source") or "")
@@ -75,7 +75,7 @@ class Bundle:
 def _on_host(number: object, mappings: list[dict[str, Any]]) -> int:
     wanted = number if isinstance(number, int) and number >= 0 else 0
     if not mappings:
-        return wanted  # it shares the host's numbers
+        return wanted  # the container shares the host's numbers
     for mapping in mappings:
         first, host, size = (mapping.get(name) for name in ("containerID", "hostID", "size"))
         if not (isinstance(first, int) and isinstance(host, int) and isinstance(size, int)):

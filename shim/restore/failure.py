@@ -1,8 +1,8 @@
-"""CRIU could not restore: why, where its log is, and whether the snapshot is to blame. Lean.
+"""Makes the error for a failed restore: the cause, the log's place, and the blame. Lean.
 
-A pod and its author decide what CRIU meets in the new pod: another container listens on the same
-port, a file in a volume is gone or has another size, the pod may have no more processes. Two such
-pods must not take the snapshot away from all others.
+A pod and its author decide the conditions for CRIU in the new pod: another container listens on the
+same port, a file in a volume is gone or has another size, the pod may have no more processes. Two
+such pods must not take the snapshot away from all others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shim.contract.ticket import Ticket
 
 _PERIOD_US = 100_000
-"""The kernel's own, where the spec has none."""
+"""The kernel's default, if the spec has no period."""
 _OF_THE_POD = tuple(
     os.strerror(number)
     for number in (
@@ -38,15 +38,15 @@ _OF_THE_POD = tuple(
 def of_criu(
     ticket: Ticket, facts: Mapping[str, str], work: str, reason: str
 ) -> CriuRestoreFailed:  # fmt: skip
-    """The error for a restore that ended with `reason`. facts: of the snapshot's manifest.
+    """Returns the error for a restore that ended with `reason`. facts: of the snapshot's manifest.
 
-    work: CRIU's work directory, from which its log is kept.
+    work: CRIU's work directory; this function keeps the log that is in it.
     """
     error = CriuRestoreFailed(
         "cannot restore the process tree", container=ticket.container, why=reason,
         do=f"CRIU's log: {_keep_log(ticket, work)}.",
     )  # fmt: skip
-    # Where CRIU has not even begun, the snapshot was not looked at.
+    # CRIU that did not even begin has not looked at the snapshot.
     began = os.path.exists(f"{work}/restore.log")
     if not began or is_of_the_pod(reason, _volume_files(facts)):
         error.blame = Blame.OTHER
@@ -54,10 +54,10 @@ def of_criu(
 
 
 def too_late(ticket: Ticket, spec: Mapping[str, Any], where: str, why: str) -> SwapTooLate:
-    """The error for a deadline that passed. spec: of the new container.
+    """Returns the error for a deadline that passed. spec: of the new container.
 
-    CRIU works in the container's cgroup: with less than one processor it is as slow as the pod's
-    author wants it.
+    CRIU works in the container's cgroup: with less than one processor CRIU is as slow as the pod's
+    author wants it to be.
     """
     error = SwapTooLate(
         f"the swap's deadline passed {where}", container=ticket.container,
@@ -71,17 +71,17 @@ def too_late(ticket: Ticket, spec: Mapping[str, Any], where: str, why: str) -> S
 
 
 def has_slow_cpu(spec: Mapping[str, Any]) -> bool:
-    """Whether the container may use less than one processor. Source: OCI, config-linux.md."""
+    """Returns whether the container has less than one processor. Source: OCI, config-linux.md."""
     cpu = section(section(section(spec, "linux"), "resources"), "cpu")
     quota, period = cpu.get("quota"), cpu.get("period") or _PERIOD_US
     return isinstance(quota, int) and isinstance(period, int) and 0 < quota < period
 
 
 def is_of_the_pod(reason: str, volume_files: Sequence[str]) -> bool:
-    """Whether the cause is outside of the snapshot: the kernel's words, or a file in a volume.
+    """Returns whether the cause lies outside the snapshot: kernel words, or a volume's file.
 
-    volume_files: absolute paths; CRIU tells them without the first slash. A snapshot's author who
-    calls a file by such words keeps his own snapshot out of quarantine, and nobody else's.
+    volume_files: absolute paths; CRIU's messages omit the first slash. A snapshot's author who
+    names a file with such words keeps only his own snapshot out of quarantine.
     """
     return any(words in reason for words in _OF_THE_POD) or any(
         path.lstrip("/") in reason for path in volume_files if path.strip("/")
@@ -98,5 +98,8 @@ def _volume_files(facts: Mapping[str, str]) -> list[str]:
 
 def _keep_log(ticket: Ticket, work: str) -> str:
     """Put CRIU's log where it outlives the container, and return that place."""
-    kept = logs.keep(f"{work}/restore.log", ticket.snapshot)
+    try:
+        kept = logs.keep(f"{work}/restore.log", ticket.snapshot)
+    except OSError as error:  # the reason is told all the same
+        return f"lost: {error}"
     return kept or "missing: CRIU did not start"

@@ -1,7 +1,7 @@
-"""Take away everything that is ours about one container: the end of every container's story.
+"""Removes all our state of a container: the end of every container's story.
 
-Run by `quickthaw-hook poststop`, also when the daemon is away, and by the daemon for containers
-that never ran or whose end nobody saw. Idempotent.
+`quickthaw-hook poststop` runs this, also while the daemon is away. The daemon runs this for
+containers that never ran or whose end nobody saw. Idempotent.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _QUEUE_S = 1.0
 def forget(container: str) -> None:
     """Undo an unfinished swap, and remove the container's files and its control directory.
 
-    Raises OSError, or ValueError for a damaged journal, after having done all that it could.
-    Does nothing while a swap of the container is under way.
+    Raises OSError, or ValueError for a damaged journal, after doing as much as possible. Does
+    nothing while a swap of the container is under way.
     """
     private = f"{CONTAINERS}/{container}"
     if journal.is_locked(private):
@@ -48,8 +48,8 @@ def forget(container: str) -> None:
 
 
 def _sweep_turns() -> None:
-    """A swap that was killed together with its guard has left the file of its turn."""
-    with contextlib.suppress(NoTurn):  # whoever holds the queue removes what is dead, too
+    """Remove the turn's file of a swap that was killed together with its guard."""
+    with contextlib.suppress(NoTurn):  # the restore that holds the queue removes dead files, too
         turns.sweep(until=time.monotonic() + _QUEUE_S)
 
 
@@ -79,7 +79,7 @@ def _unmount_control(directory: str) -> None:
 
 
 def _remove_tree(directory: str) -> None:
-    """Of what something left mounted below it only the mount goes, and not what it shows."""
+    """Remove a directory. First unmount all below it: the mounted content must stay."""
     for mount in reversed(mounts.read_mounts()):
         if mount.target.startswith(f"{directory}/"):
             mounts.unmount(mount.target, detach=True)

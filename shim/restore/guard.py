@@ -1,9 +1,9 @@
-"""The guard of a swap: what `quickthaw-runc` cannot do any more when it was killed or stopped.
+"""Cleans up after a `quickthaw-runc` that was killed or stopped during its swap. Lean.
 
-It is a fork of `quickthaw-runc` that waits until that is done with its swap. When its parent ends
-before, or is not done long after the deadline, nobody else would end what it had restored: the
-container's process would go on in the pod's network, in the way of the next attempt. The guard
-ends it, undoes what the journal says and writes the outcome. Lean.
+The guard is a fork of `quickthaw-runc` that waits until its parent is done with the swap. If the
+parent ends before that, or is not done long after the deadline, nobody else would end the restored
+processes: they would go on in the pod's network, in the way of the next attempt. The guard ends
+them, undoes the changes in the journal and writes the outcome.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ _MOVES_WITHIN_S, _EVERY_S = 0.3, 0.003
 def watching(ticket: Ticket, runtime: Sequence[str], until: float) -> Iterator[None]:
     """Have a guard while the swap of `ticket` is under way. Raises OSError.
 
-    runtime: the real runtime with its global flags. until: when even its undoing must be over, on
-    `time.monotonic`. The guard ends when this is left; it is not waited for, because a pod waits.
+    runtime: the real runtime with its global flags. until: the deadline for the swap and its undo,
+    on `time.monotonic`. The guard ends when this context is left; nobody waits for the guard,
+    because a pod waits.
     """
     read_fd, write_fd = os.pipe()
     parent = os.getpid()
@@ -51,11 +52,11 @@ def watching(ticket: Ticket, runtime: Sequence[str], until: float) -> Iterator[N
         with contextlib.suppress(BrokenPipeError):
             os.write(write_fd, _DONE)
         os.close(write_fd)
-        os.waitpid(pid, os.WNOHANG)  # who inherits our children reaps it, if it is not yet there
+        os.waitpid(pid, os.WNOHANG)  # whoever inherits our children reaps a guard that still runs
 
 
 def _guard(ticket: Ticket, runtime: Sequence[str], until: float, parent: int, read_fd: int) -> None:
-    """The child's part: nothing of the caller's may run on in it, whatever happens."""
+    """Run the guard in the fork, and exit: no code of the caller may run on here in any case."""
     try:
         os.setsid()  # a signal to the parent's group is not for us
         alarm.cancel()
@@ -70,8 +71,10 @@ def _guard(ticket: Ticket, runtime: Sequence[str], until: float, parent: int, re
 
 
 def _keep_moves_quick(read_fd: int) -> None:
-    """Until the swap is over, or has had time enough: the runtime moves CRIU to the container's
-    cgroups, and what fills shared memory goes there, too.
+    """Keep moves between cgroups quick until the swap is over, or has had time enough.
+
+    The runtime moves CRIU to the container's cgroups, and the process that fills shared memory goes
+    there, too.
     """
     until = time.monotonic() + _MOVES_WITHIN_S
     moves = QuickMoves()
@@ -84,7 +87,7 @@ def _keep_moves_quick(read_fd: int) -> None:
 
 
 def _wait(until: float, parent: int, read_fd: int) -> str:
-    """Wait for the end of the swap. Empty when it came as it should, else why not."""
+    """Wait for the swap's end. Returns an empty text after a proper end, else the reason."""
     if select.select([read_fd], [], [], max(0, until - time.monotonic()))[0]:
         return "" if os.read(read_fd, 1) == _DONE else "quickthaw-runc was killed"
     held.kill_parent(parent)
@@ -93,7 +96,7 @@ def _wait(until: float, parent: int, read_fd: int) -> str:
 
 
 def _clean_up(ticket: Ticket, runtime: Sequence[str], why: str) -> None:
-    """The runtime's own poststop hook does most of it, if the runtime knows the container."""
+    """Clean up, mostly by the runtime's own poststop hook, if the runtime knows the container."""
     from shim.restore.forget import forget  # late: hardly ever needed, and a pod waits
 
     container = ticket.container
@@ -109,5 +112,5 @@ def _clean_up(ticket: Ticket, runtime: Sequence[str], why: str) -> None:
         outcome.write_killed(ticket, error)
     with contextlib.suppress(OSError, ValueError):  # the daemon tries again
         forget(container)
-    with contextlib.suppress(OSError, NoTurn):  # the next restore does it, too
+    with contextlib.suppress(OSError, NoTurn):  # the next restore sweeps, too
         turns.sweep(until=time.monotonic() + _DELETE_S)

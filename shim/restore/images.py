@@ -1,8 +1,8 @@
-"""CRIU's images for one restore: a view of the snapshot's with the new pod's name and addresses.
+"""Makes CRIU's images for a restore: a view with the new pod's name and addresses.
 
-A socket that was bound to the captured pod's address must be bound to the new pod's. At capture
-every word of such an address in files.img was given a fixed width (see shim.criu.images), so that
-here it can be overwritten in place.
+A socket that was bound to the captured pod's address must be bound to the new pod's. The capture
+gave every word of such an address in files.img a fixed width (see shim.criu.images), so that this
+module can overwrite the word in place.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _HOSTNAME_BYTES = 64
 
 
 def patches_of(network: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
-    """The manifest's patches: for each socket its address and the offsets of that one's words.
+    """Returns the manifest's patches: for each socket the address and the offsets of its words.
 
-    Raises ValueError when they are malformed.
+    Raises ValueError if they are malformed.
     """
     listed = network.get("patches") or []
     if not isinstance(listed, list):
@@ -50,7 +50,7 @@ def _patch(patch: object) -> tuple[str, list[int]]:
 
 
 def replacements(captured: Sequence[str], present: Sequence[str]) -> dict[str, str]:
-    """For each captured address the new pod's first one of the same family, where there is one."""
+    """Returns for each captured address the new pod's first address of the same family, if any."""
     chosen = {}
     for address in captured:
         same = [new for new in present if (":" in new) == (":" in address)]
@@ -62,7 +62,7 @@ def replacements(captured: Sequence[str], present: Sequence[str]) -> dict[str, s
 def readdressed(
     data: bytes, patches: Sequence[tuple[str, list[int]]], chosen: Mapping[str, str]
 ) -> bytes:
-    """files.img with other addresses. patches: as of `patches_of`, chosen: of `replacements`.
+    """Returns files.img with other addresses. patches: of `patches_of`, chosen: of `replacements`.
 
     Raises ValueError for an offset that is not in the file.
     """
@@ -77,10 +77,11 @@ def readdressed(
 
 
 def renamed(data: bytes, hostname: str) -> bytes:
-    """utsns-N.img with another host name. Raises ValueError.
+    """Returns utsns-N.img with another host name. Raises ValueError.
 
-    The sandbox's namespace is joined, and still CRIU sets its name to the captured one. The image
-    has one entry whose first field is the name. Source: CRIU, images/utsns.proto.
+    The restored processes join the sandbox's namespace, and still CRIU sets that namespace's name
+    to the captured name. The image has a single entry whose first field is the name. Source: CRIU,
+    images/utsns.proto.
     """
     tag, size = data[_ENTRY_AT : _ENTRY_AT + 2]
     raw = hostname.encode()
@@ -91,7 +92,7 @@ def renamed(data: bytes, hostname: str) -> bytes:
 
 
 def with_name_of(bundle: Bundle, captured: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The images of the UTS namespace with the name that the sandbox has. Raises OSError."""
+    """Returns the images of the UTS namespace with the sandbox's name. Raises OSError."""
     from shim.kernel.utsns import hostname_in
 
     uts = bundle.namespace("uts")
@@ -109,11 +110,11 @@ def view_of(
 ) -> None:  # fmt: skip
     """Make directory `view`: links to the files of `images` that are `linked`, and new files.
 
-    written: the content of the others. piped: those of them that become fifos (see
-    `shim.memory.shared`). What CRIU parses is written, from bytes that were checked:
-    nobody can change it between the check and CRIU. The links are relative: CRIU opens some
-    images beneath a descriptor of `view` when it has changed its root, where an absolute link
-    would lead into the container. Raises OSError.
+    written: the content of the new files. piped: the names in `written` that become fifos (see
+    `shim.memory.shared`). The view has a file, not a link, for all that CRIU parses, with bytes
+    that were checked: nobody can change them between the check and CRIU. The links are relative:
+    CRIU opens some images beneath a descriptor of `view` after it has changed its root, where an
+    absolute link would lead into the container. Raises OSError.
     """
     os.makedirs(view, 0o700, exist_ok=True)
     if has_earlier([*linked, *written]):
@@ -132,7 +133,7 @@ def view_of(
 
 
 def has_earlier(names: Iterable[str]) -> bool:
-    """Whether there are images of an earlier dump among these: see `shim.criu.family`."""
+    """Returns whether `names` has images of an earlier dump: see `shim.criu.family`."""
     return any(name.startswith(f"{_EARLIER}-") for name in names)
 
 

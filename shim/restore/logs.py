@@ -1,7 +1,7 @@
-"""CRIU's log of the last restore from a snapshot that failed. Lean.
+"""Keeps CRIU's log of the last failed restore from each snapshot. Lean.
 
-One for each snapshot, with which it goes (see `shim.store.store`), and all of them together have a
-limit: they lie in memory, and whoever makes restores fail must not fill that.
+A log leaves with its snapshot (see `shim.store.store`), and all logs together have a limit: they
+lie in memory, and a pod that makes restores fail must not fill the memory.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from shim.contract.paths import LOGS
 
 _BEGIN_BYTES = 64 << 10
 _END_BYTES = 960 << 10
-"""Of a long log the beginning and the end are kept: the error is near the end."""
+"""`keep` keeps the beginning and the end of a long log: the error is near the end."""
 MOST_BYTES = 32 << 20
-"""Of all logs together."""
+"""The limit for all logs together."""
 _LEFT_OUT = b"\n[...]\n"
 
 
 def keep(log: str, snapshot: str, directory: str = LOGS) -> str:
-    """Put the file `log` where it outlives the container, and return that place; empty without one.
+    """Copy the file `log` to a place that outlives the container. Returns the place, or empty.
 
-    The oldest logs of other snapshots go where all are too many. Raises OSError.
+    Removes the oldest logs of other snapshots if all are too large. Raises OSError.
     """
     kept = f"{directory}/{snapshot}.log"
     try:
@@ -45,7 +45,7 @@ def _make_room(directory: str, but: str, left: int) -> None:
     found = []
     for name in os.listdir(directory):
         path = f"{directory}/{name}"
-        with contextlib.suppress(FileNotFoundError):  # another restore or the daemon took it away
+        with contextlib.suppress(FileNotFoundError):  # another restore or the daemon removed it
             status = os.lstat(path)
             found.append((status.st_mtime_ns, status.st_size, path))
     for _, size, path in sorted(found, reverse=True):

@@ -1,4 +1,4 @@
-"""Starts the page server of a swap, and says whether it is to go on. Lean."""
+"""Starts the page server of a swap, and tells it whether to go on. Lean."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shim.memory.layout import Layout
 
 SOCKET = "lazy-pages.socket"
-"""In CRIU's work directory. Source: CRIU, criu/include/uffd.h."""
+"""The name in CRIU's work directory. Source: CRIU, criu/include/uffd.h."""
 _KEEP = b"+"
 _ENDED, _LOOK = "the page server has ended", "Look for its end in the kernel's log."
 _ENDS_WITHIN_S = 5.0
@@ -30,51 +30,79 @@ _SHORTLY_S = 0.01
 
 
 class PageServer:
-    """The page server of one swap, seen from the swap. Either `keep` or `end` must follow."""
+    """The swap's handle on its page server. Either `keep` or `end` must follow."""
 
     def __init__(self, ticket: Ticket, pid: int, its: socket.socket) -> None:
         self._ticket, self._pid, self._its = ticket, pid, its
+        self._is_filled = self._is_kept = self._is_ordinary = False
 
     def wait_until_ready(self, until: float) -> None:
-        """Wait until it has all that CRIU sends. until: on `time.monotonic`.
+        """Wait until the server has all messages that CRIU sends. until: on `time.monotonic`.
 
-        Raises MemoryNotServed when it has ended or does not answer.
+        Raises MemoryNotServed if the server has ended or does not answer.
         """
+        self._hear(until, "the page server does not answer")
+
+    def wait_until_filled(self, until: float) -> None:
+        """Wait until all private memory is there: after `wait_until_ready`, before `keep`.
+
+        Raises MemoryNotServed when it has ended, or not all is there in time.
+        """
+        while not self._is_filled:
+            self._hear(until, "memory is still being filled")
+
+    def finish(self, until: float) -> None:
+        """Wait until the memory is filled and ordinary, and `keep` it: before anything that changes
+        the address space much, which would wait for us at each change. Raises MemoryNotServed.
+        """
+        self.wait_until_filled(until)
+        self.keep()
+        while not self._is_ordinary:
+            self._hear(until, "the memory is not ordinary yet")
+
+    def _hear(self, until: float, late: str) -> None:
         self._its.settimeout(max(_SHORTLY_S, until - time.monotonic()))
         try:
             self._judge(self._its.recv(told.MOST_BYTES))
         except TimeoutError:
-            why = "the page server does not answer"
-            raise _not_served(self._ticket, why, _LOOK) from None
+            raise _not_served(self._ticket, late, _LOOK) from None
 
     def check_alive(self) -> None:
-        """Why CRIU has failed, if that was the server's end. Raises MemoryNotServed."""
+        """Raises MemoryNotServed if CRIU failed because the server ended."""
         self._its.settimeout(0)
         with contextlib.suppress(BlockingIOError):
             self._judge(self._its.recv(told.MOST_BYTES))
 
     def _judge(self, message: bytes) -> None:
-        """Raises MemoryNotServed for everything but that it is ready."""
-        if message == told.READY:
-            return
+        """Raises MemoryNotServed for every message that does not tell of progress."""
         failed = message.removeprefix(told.READY)
+        if failed.startswith(told.FILLED):
+            self._is_filled = True
+            failed = failed.removeprefix(told.FILLED)
+        if failed.startswith(told.ORDINARY):
+            self._is_ordinary = True
+            failed = failed.removeprefix(told.ORDINARY)
+        if message and not failed:
+            return
         why = failed[1:].decode(errors="replace") or _ENDED
         if failed[:1] != told.DAMAGED:
             raise _not_served(self._ticket, why, _LOOK)
         raise _damaged(self._ticket, why)
 
     def keep(self) -> None:
-        """The container is restored: its memory is to be completed whatever happens here.
+        """Have the server complete the container's memory, whatever happens here.
 
-        Raises BrokenPipeError when the server has ended.
+        Raises BrokenPipeError when the server has ended too early. Idempotent.
         """
-        self._its.send(_KEEP)
+        if not self._is_kept:
+            self._its.send(_KEEP)
+            self._is_kept = True
 
     def end(self) -> None:
-        """The swap is undone: nobody needs the memory. Returns when the server is gone."""
+        """End the server, because the swap is undone. Returns when the server is gone."""
         self._its.close()
         with alarm.held():
-            # It ends by itself, unless it hangs.
+            # The server ends by itself, unless it hangs.
             if not process.ends(self._pid, time.monotonic() + _ENDS_WITHIN_S):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._pid, signal.SIGKILL)
@@ -95,9 +123,9 @@ def _damaged(ticket: Ticket, why: str) -> MemoryNotServed:
 def read_layout(
     ticket: Ticket, files: Mapping[str, bytes], data: Mapping[str, Unchecked]
 ) -> Layout:  # fmt: skip
-    """The layout of the snapshot's memory. Raises MemoryNotServed.
+    """Returns the layout of the snapshot's memory. Raises MemoryNotServed.
 
-    files: the checked small files of the memory. data: what is not checked yet of the others.
+    files: the checked small files of the memory. data: the unchecked data files.
     """
     try:
         return layout.decode(files, {name: each.size for name, each in data.items()})
@@ -110,7 +138,7 @@ def start(
 ) -> PageServer:  # fmt: skip
     """Start a page server that listens in `work`.
 
-    view: the directory of CRIU's images, in which those of shared memory are fifos. Raises
+    view: the directory of CRIU's images, in which the images of shared memory are fifos. Raises
     MemoryNotServed, OSError.
     """
     if why := userfault.unavailable():
@@ -129,7 +157,7 @@ def start(
 
 
 def _listener(work: str) -> socket.socket:
-    """A socket in a directory whose path may be too long for an address."""
+    """Returns a socket in a directory whose path may be too long for an address."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     dirfd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -146,12 +174,12 @@ def _become(
     ticket: Ticket, check: Check, memory: Layout, asked: Asked,
     listener: socket.socket, swap: socket.socket,
 ) -> None:  # fmt: skip
-    """The child's part: the page server. Nothing of the caller's may run on in it."""
+    """Become the page server in the fork. No code of the caller may run on here."""
     try:
         os.setsid()
         alarm.cancel()
         _let_go(check.snapshot_dirfd, listener.fileno(), swap.fileno(), *asked.filenos())
-        # Only here: the swap needs no threads, and does not wait for what is imported.
+        # Only here: the swap needs no threads, and does not wait for these imports.
         from shim.memory.run import serve
 
         data, dirfd = check.unchecked, check.snapshot_dirfd
@@ -161,7 +189,7 @@ def _become(
 
 
 def _let_go(*kept: int) -> None:
-    """The pod's log, and whatever else is the caller's: who waits for their end must not wait."""
+    """Close the pod's log and the caller's other files: their readers wait for the end."""
     process.let_go_of_streams()
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in kept:

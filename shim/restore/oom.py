@@ -1,7 +1,7 @@
-"""The OOM killer's scores are the new pod's: CRIU brings those of the captured one.
+"""Gives restored processes the new pod's OOM scores: CRIU restores the captured scores. Lean.
 
-A score that is lower than the pod's own lets its processes survive at the expense of others. Lean.
-Source: proc_pid_oom_score_adj(5).
+A score below the pod's own lets its processes survive at the expense of others. Source:
+proc_pid_oom_score_adj(5).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def rescore(spec: Mapping[str, Any], pid: int, proc: str = "/proc") -> None:
-    """Give process `pid` and all that descend from it the score of the spec. They are running.
+    """Give process `pid` and all its descendants the score of the spec. The processes are running.
 
-    One that has a score of its own choice, higher than the pod's, keeps it. Lowering a score needs
-    CAP_SYS_RESOURCE: without it they keep the captured, higher one. Raises OSError.
+    A process with a score of its own choice, higher than the pod's, keeps it. Lowering a score
+    needs CAP_SYS_RESOURCE: without that capability the processes keep the captured, higher score.
+    Raises OSError.
     """
     wanted = (spec.get("process") or {}).get("oomScoreAdj")
     if isinstance(wanted, int) and (base := _score(pid, proc)) is not None:
@@ -43,7 +44,7 @@ def _score(pid: int, proc: str) -> int | None:
         with open(f"{proc}/{pid}/oom_score_adj") as file:
             return int(file.read())
     except (FileNotFoundError, ProcessLookupError):
-        return None  # it has ended
+        return None  # the process has ended
 
 
 def _children(pid: int, proc: str) -> list[int]:
@@ -53,5 +54,5 @@ def _children(pid: int, proc: str) -> list[int]:
             with open(f"{proc}/{pid}/task/{task}/children") as file:
                 found += [int(child) for child in file.read().split()]
     except (FileNotFoundError, ProcessLookupError):
-        pass  # it, or one of its threads, has ended
+        pass  # the process, or a thread of the process, has ended
     return found

@@ -1,9 +1,10 @@
-"""Looks at the files in volumes that CRIU has opened, before a restored process runs. Lean.
+"""Checks the files in volumes that CRIU has opened, before a restored process runs. Lean.
 
-They were compared and are held (see `shim.gate.volumes`), but CRIU opens them by their names, and
-whoever can write to the volume can rename another file there at that moment. So CRIU runs a script
-of ours (`hook/quickthaw-opened`) when all descriptors are made and no process runs yet; it asks
-here, through two fifos, and waits for the answer. Without a yes CRIU ends what it has restored.
+Those with a name were compared and are held (see `shim.gate.volumes`), but CRIU opens them by their
+names, and whoever can write to the volume can rename another file there at that moment. So CRIU
+runs a script of ours (`hook/quickthaw-opened`) when all descriptors are made and no process runs
+yet; it asks here, through two fifos, and waits for the answer. Without a yes CRIU ends what it has
+restored.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from shim.criu import options
 from shim.gate import volumes
 from shim.kernel.fds import OwnedFd
 from shim.kernel.lineage import numbers, tree
-from shim.restore import images
+from shim.restore import company, images
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from shim.integrity.check import Check
 
 ASKED, ANSWERED = "opened.asked", "opened.answered"
-"""The fifos, in the container's directory of CONTAINERS. hook/quickthaw-opened knows them."""
+"""The fifos, in the container's directory of CONTAINERS. hook/quickthaw-opened knows both."""
 _LONGEST = 32
 
 
@@ -42,10 +43,13 @@ def watched(
 ) -> Watch | None:  # fmt: skip
     """Hold the files in volumes that CRIU will open, until `stack` is left; None if there are none.
 
-    Once more after the gate: /dev/shm has been filled since. CRIU must not have read its options
+    The gate did the same, but /dev/shm has been filled since. CRIU must not have read its options
     yet. Raises SnapshotDoesNotFit, OSError.
     """
-    files, _ = volumes.parse(jsontext.parse(captured.facts["volume_files"]))
+    fact = jsontext.parse(captured.facts["volume_files"])
+    files, _ = volumes.parse(fact)
+    if made := volumes.made(fact):
+        _check_company(spec, made[0], container)
     if not files:
         return None
     wrong, held = volumes.hold(spec, files, stack)
@@ -54,6 +58,17 @@ def watched(
     is_brief = images.has_earlier(check.big_images)
     options.write(options.path_of(container), is_brief=is_brief, is_asking=True)
     return Watch(f"{CONTAINERS}/{container}", files, held, stack, container)
+
+
+def _check_company(spec: Mapping[str, Any], path: str, container: str) -> None:
+    if why := company.others(spec):
+        error = SnapshotDoesNotFit(
+            "a deleted file cannot be made again", container=container,
+            why=f"CRIU makes {path} by its name, and {why}",
+            do="Start this container before the others, or have it close the file.",
+        )  # fmt: skip
+        error.codes = ["volume_files"]
+        raise error
 
 
 def _other_files(container: str, why: str) -> SnapshotDoesNotFit:
@@ -66,7 +81,7 @@ def _other_files(container: str, why: str) -> SnapshotDoesNotFit:
 
 
 class Watch:
-    """One look. files: as captured. held: device and inode of those that are held, by path."""
+    """Answers CRIU's script. files: as captured. held: device and inode of each, by path."""
 
     def __init__(
         self, directory: str, files: Sequence[VolumeFile], held: Mapping[str, Identity],
@@ -79,7 +94,7 @@ class Watch:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{directory}/{name}")
             os.mkfifo(f"{directory}/{name}", 0o600)
-        # Read and write: nobody waits for the other side to open, and no end is seen too early.
+        # Read and write: no open blocks on the other side, and no end of file comes too early.
         self._asked, self._answered = (
             stack.enter_context(
                 OwnedFd(os.open(f"{directory}/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -100,7 +115,7 @@ class Watch:
             while (left := until - time.monotonic()) > 0:
                 ready = {fd for fd, _ in poll.poll(left * 1000)}
                 if self._asked not in ready:
-                    return  # who waits for the runtime tells how it has ended, or that it is late
+                    return  # the caller reports how the runtime ended, or that it is late
                 self._answer(int(os.read(self._asked, _LONGEST)))
 
     def _answer(self, root: int) -> None:
@@ -117,7 +132,7 @@ class Watch:
             raise _other_files(self._container, why)
 
     def difference(self, root: int) -> str:
-        """What the process `root` and its descendants have open that is not held; or empty."""
+        """Returns how an open file of `root`'s tree differs from the held file; or empty."""
         pids = {numbers(pid)[-1]: pid for pid in tree(root)}
         for file in self._files:
             for number, link in file.at:
@@ -132,6 +147,8 @@ class Watch:
             status = os.stat(f"/proc/{pid}/{_present(pid, link)}")
         except FileNotFoundError:
             return "is not open"
+        except OSError as error:
+            return f"cannot be looked at: {error.strerror}"
         if file.gone:
             return file.differs(status)
         if (status.st_dev, status.st_ino) != self._held.get(file.path):
@@ -140,7 +157,7 @@ class Watch:
 
 
 def _present(pid: int, link: str) -> str:
-    """The mapping that has the place of the captured one: the kernel joins and splits areas."""
+    """Returns the mapping at the captured address: the kernel joins and splits mappings."""
     kind, _, name = link.partition("/")
     if kind != "map_files":
         return link

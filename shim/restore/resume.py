@@ -1,6 +1,6 @@
-"""What a restored workload is told: restored.json, then the resume call.
+"""Tells a restored workload about its new pod: restored.json, then the resume call.
 
-Nothing that the workload answers is trusted; a call that fails or is late fails the swap.
+Trusts none of the workload's answers; a call that fails or is late fails the swap.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence[str]) -> None:
     """Write restored.json into the control directory, before the first restored instruction.
 
-    The directory may hold what a container wrote: a link there is not followed. The environment in
-    it may hold secrets: it is readable by the user of the container's process and by no other, as
-    /proc/1/environ is. Raises OSError.
+    A container may have written into the directory: this function follows no link there. The
+    environment in the file may hold secrets: the user of the container's process can read the file
+    and no other user can, as with /proc/1/environ. Raises OSError.
     """
     told = {
         "schema": 1,
@@ -40,7 +40,7 @@ def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence
         "ips": list(addresses),
         "hostname": bundle.spec.get("hostname") or bundle.environment.get("HOSTNAME", ""),
         "environment": bundle.environment,
-        "gpus": {},
+        "gpus": dict(ticket.gpu_pairs),
         "away_s": max(0.0, time.time() - manifest.created_at),
     }
     directory = f"{CONTROL}/{ticket.container}"
@@ -58,14 +58,14 @@ def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence
 
 
 def untell(ticket: Ticket) -> None:
-    """Take restored.json back: a cold start follows. It is no error when it is not there."""
+    """Remove restored.json: a cold start follows. A missing file is no error."""
     for name in (RESTORED_FILE, f".{RESTORED_FILE}"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{CONTROL}/{ticket.container}/{name}")
 
 
 def call_workload(ticket: Ticket, netns: str, runtime: Sequence[str], *, until: float) -> None:
-    """Make the call that the pod's `resume` annotation asks for, if it asks for one.
+    """Make the call that the pod's `resume` annotation asks for, if any.
 
     runtime: the real runtime with its global flags. Raises ResumeFailed.
     """

@@ -1,10 +1,10 @@
-"""The order of a swap: steps (a) to (g) under one deadline. All of them, or none.
+"""Runs the steps of a swap in order, under a single deadline. All of them, or none.
 
-Every step registers its undo before it is done; leaving `restored` with an exception runs them
-in reverse, after which nothing of the swap is left and the plain `create` may follow.
+Every step registers its undo before its change; leaving `run` with an exception runs the undos in
+reverse. After that nothing of the swap is left and the plain `create` may follow.
 
-The runtime is started as soon as it can be, and waits in the end (see `shim.criu.restore`). What it
-does not need is imported where it is used: on another core, while the runtime starts.
+The runtime starts as early as possible, and then waits (see `shim.criu.restore`). Modules that the
+start does not need are imported at their use: on another core, while the runtime starts.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from shim.contract.paths import (
     CONTAINER_NETWORK_PLAN,
     CONTAINER_WORK,
     CONTAINERS,
+    GPU_PAYLOAD,
     PREFIX,
     SNAPSHOT_CRIU,
+    SNAPSHOT_MEMORY,
     SNAPSHOT_ROOTFS,
     SNAPSHOT_SHM,
     SNAPSHOTS,
@@ -38,7 +40,7 @@ from shim.criu import options
 from shim.criu import restore as runtime_restore
 from shim.kernel import alarm, mounts, process, survivors
 from shim.kernel.alarm import TooLate
-from shim.kernel.beneath import open_dir, remove_tree
+from shim.kernel.beneath import open_beneath, open_dir, remove_tree
 from shim.kernel.fds import OwnedFd
 from shim.kernel.replace import take_away
 from shim.restore import turns
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.front.argv import Call
+    from shim.gpu.restoring import Restoring
     from shim.integrity.check import Check
     from shim.kernel.process import Child
     from shim.memory.layout import Layout
@@ -60,14 +63,14 @@ if TYPE_CHECKING:
     from shim.restore.opened import Watch
 
 UNDO_S = 10.0
-"""How long it may take to undo a swap. Normally it is a tenth of a second."""
+"""The limit for the undo of a swap. Normally the undo takes a tenth of a second."""
 
 
 class Swap:
-    """One `create` that is answered with a restore.
+    """A `create` that a restore answers.
 
-    runtime: the real runtime with its global flags. until: the deadline on `time.monotonic`.
-    steps: seconds that each step took, filled while it runs.
+    runtime: the real runtime with its global flags. until: the deadline on `time.monotonic`. steps:
+    the seconds of each step, filled during the run.
     """
 
     def __init__(self, call: Call, ticket: Ticket, runtime: Sequence[str], until: float) -> None:
@@ -94,7 +97,7 @@ class Swap:
                     ):
                         self._take_steps(undo, held)
                 except BaseException:
-                    alarm.kill_us_after(UNDO_S)  # what is left is swept, like after kill -9
+                    alarm.kill_us_after(UNDO_S)  # a sweep removes the rest, as after kill -9
                     faults.point("restore.undo", self.ticket.container)
                     raise
                 undo.pop_all()
@@ -103,7 +106,7 @@ class Swap:
             alarm.cancel()
 
     def _take_steps(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> None:
-        """undo: what is done when a step fails. held: what is let go in any case."""
+        """Take all steps. undo: runs if a step fails. held: released in any case."""
         with contextlib.ExitStack() as turn:
             with self._step("turn"):
                 until = min(self.until, time.monotonic() + self.ticket.turn_wait_s)
@@ -112,7 +115,7 @@ class Swap:
                 )
             with self._at_most(self.ticket.turn_hold_s):
                 server = self._restore_all(undo, held)
-        # What the workload does now loads the node no more than any other start.
+        # From here on the workload loads the node no more than any other start does.
         with self._step("resume"):
             from shim.restore import resume
 
@@ -143,6 +146,7 @@ class Swap:
             faults.point("restore.told", self.ticket.container)
         with self._step("memory"):
             server = self._serve_memory(check, content, undo)
+        gpus = self._gpus(captured, check, held) if GPU_PAYLOAD in captured.facts else None
         with self._step("hash"):
             check.finish()
             faults.point("restore.hashed", self.ticket.container)
@@ -154,13 +158,41 @@ class Swap:
             server.wait_until_ready(self.until)
             self._rescore()
             check.unchanged()
-            with open_dir(self.private) as private:  # it is in memory, and CRIU has read it
+            with open_dir(self.private) as private:  # they take memory, and CRIU is done
                 remove_tree(private.fileno(), os.path.basename(self.images))
+        if gpus:
+            with self._step("gpu_fill"):
+                server.finish(self.until)
+            with self._step("gpu"):
+                gpus.finish(self._init(), self.bundle.spec)
         return server
+
+    def _gpus(self, captured: Manifest, check: Check, held: contextlib.ExitStack) -> Restoring:
+        """Helpers of the CUDA driver and the loader of device memory, which work beside CRIU."""
+        from shim.gpu import payload, restoring
+
+        found = payload.of(captured.facts)
+        if found is None:
+            raise ValueError("the snapshot has no GPU payload")
+        files = {name: each for name, each in check.unchecked.items() if name.startswith("gpu")}
+        digests = {name: each.digests for name, each in files.items() if each.digests is not None}
+        memory = held.enter_context(
+            open_beneath(check.snapshot_dirfd, SNAPSHOT_MEMORY, os.O_RDONLY | os.O_DIRECTORY)
+        )
+        return held.enter_context(
+            restoring.Restoring(
+                self.ticket.container,
+                found,
+                self.ticket.gpu_pairs,
+                self.until,
+                memory.fileno(),
+                digests,
+            )
+        )
 
     @contextlib.contextmanager
     def _at_most(self, seconds: float) -> Iterator[None]:
-        """Others wait for the turn: it is not held for longer, whatever the deadline says."""
+        """Bound the time of a turn: others wait for it, so no deadline extends it."""
         last = self.until
         self.until = min(last, time.monotonic() + seconds)
         try:
@@ -171,7 +203,7 @@ class Swap:
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        """Time the step, and see that the deadline did not pass unnoticed in it."""
+        """Time the step, and notice a deadline that passed silently in the step."""
         began = time.monotonic()
         try:
             with self._told(f"in step {name}"):
@@ -183,7 +215,7 @@ class Swap:
 
     @contextlib.contextmanager
     def _told(self, where: str) -> Iterator[None]:
-        """Give what is raised the container's id and an effect."""
+        """Give every raised error the container's id and an effect."""
         try:
             yield
         except QuickthawError:
@@ -203,10 +235,7 @@ class Swap:
         return failure.too_late(self.ticket, self.bundle.spec, where, why)
 
     def _checked(self, held: contextlib.ExitStack) -> tuple[Manifest, Check]:
-        """The manifest of a snapshot that fits the spec that runc would be given.
-
-        Its content is being checked meanwhile.
-        """
+        """Returns the manifest of a snapshot that fits the spec for runc, and its running check."""
         from shim.contract import manifest
         from shim.gate.checks import SWAP
         from shim.gate.decide import refusals_of
@@ -239,7 +268,7 @@ class Swap:
             faults.point("restore.rootfs.noted", self.ticket.container)
             overlay.with_extra_lower(self.bundle.rootfs, f"{self.snapshot}/{SNAPSHOT_ROOTFS}")
             if self.bundle.spec["root"].get("readonly"):
-                # A restore by runc 1.1 with CRIU 4.1 leaves it writable.
+                # A restore by runc 1.1 with CRIU 4.1 leaves the root file system writable.
                 mounts.make_read_only(self.bundle.rootfs)
             faults.point("restore.rootfs.mounted", self.ticket.container)
         except (OSError, ValueError) as error:
@@ -271,13 +300,13 @@ class Swap:
         from shim.rootfs import shmfill
 
         shmfill.undo(target, put, container=self.ticket.container, placed=placed)
-        # What has these names from now on is the cold started container's, or a neighbour's.
+        # From now on a file with such a name is the cold started container's, or a neighbour's.
         journal.note(f"{self.private}/journal", journal.SHM_UNDONE, None)
 
     def _images(
         self, captured: Manifest, check: Check, content: Layout, undo: contextlib.ExitStack
     ) -> tuple[list[str], bytes]:
-        """Make the images for CRIU; the new pod's addresses, and what the runtime waits for."""
+        """Make the images for CRIU. Returns the new pod's addresses, and the descriptors image."""
         from shim.kernel.addresses import global_addresses
         from shim.restore import images
 
@@ -298,7 +327,7 @@ class Swap:
             descriptors = written.pop(runtime_restore.DESCRIPTORS, b"")
             piped = [each.image for each in content.shared]
             images.view_of(own, self.images, check.big_images, written, piped)
-            if images.has_earlier(check.big_images):  # CRIU does not read it before descriptors
+            if images.has_earlier(check.big_images):  # CRIU reads this after the descriptors
                 options.write(f"{self.private}/{CONTAINER_CRIU_CONF}", is_brief=True)
             faults.point("restore.images.viewed", self.ticket.container)
             return addresses, descriptors
@@ -309,10 +338,10 @@ class Swap:
             ) from error  # fmt: skip
 
     def _hold_network(self) -> str:
-        """Open the sandbox's network namespace; empty where it has none. Raises OSError.
+        """Open the sandbox's network namespace; empty if it has none. Raises OSError.
 
-        Its path has the number of a process, which is another's when the sandbox has ended: from
-        here on it is the descriptor that is meant.
+        The path of the namespace has the number of a process, which is another's when the sandbox
+        has ended. So all later steps use the descriptor.
         """
         if path := self.bundle.network_namespace:
             self._network = OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -324,7 +353,7 @@ class Swap:
         return f"/proc/self/fd/{fd}" if fd >= 0 else ""
 
     def _plan_network(self, netns: str, left: list[str], undo: contextlib.ExitStack) -> None:
-        """Tell the hook what to do: bring up `lo`, make the addresses bindable that are `left`."""
+        """Write the hook's plan: bring up `lo`, make the addresses in `left` bindable."""
         from shim.kernel.netns import identity, loopback_is_up
 
         if loopback_is_up(netns) and not left:
@@ -337,9 +366,9 @@ class Swap:
             file.write(jsontext.compose({"bindable": left, "netns": identity(netns)}))
 
     def _take_addresses_back(self, netns: str) -> None:
-        """What the hook gave to `lo`. The runtime's poststop hook keeps off while we go on."""
+        """Undo the hook's changes to `lo`. The runtime's poststop hook keeps off while we go on."""
         argv = [f"{PREFIX}/bin/quickthaw-hook", "undo", self.ticket.container, netns]
-        with contextlib.suppress(TooLate):  # told by the hook that follows the container's end
+        with contextlib.suppress(TooLate):  # the hook at the container's end tries again
             process.run(
                 argv, until=time.monotonic() + UNDO_S / 2, quiet=True,
                 first=lambda: os.set_inheritable(self._network.fileno(), True),
@@ -359,7 +388,7 @@ class Swap:
         os.makedirs(self.work, 0o700, exist_ok=True)
         options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
         marker = f"{SWAPPED}/{self.ticket.container}"
-        undo.callback(take_away, marker)  # first: the alarm may ring as soon as it is there
+        undo.callback(take_away, marker)  # first: the alarm may ring as soon as the marker is there
         with open(marker, "w"):
             pass
         state = runtime_restore.state_directory(self.call)
@@ -385,12 +414,16 @@ class Swap:
             raise failure.of_criu(self.ticket, captured.facts, self.work, reason)
 
     def _rescore(self) -> None:
-        """The runtime has told its caller which process is the restored container's first."""
+        """Set the OOM scores. The runtime has written the pid of the container's first process."""
         from shim.restore import oom
 
-        if pid_file := self.call.option("--pid-file"):
-            with open(pid_file) as file:
-                pid = int(file.read())
-            # One that has ended already, and whose number is another's, is told by its start.
-            if survivors.is_member(pid, self.ticket.container):
-                oom.rescore(self.bundle.spec, pid)
+        # The process may have ended, and another process may have its number.
+        if self.call.option("--pid-file") and survivors.is_member(
+            pid := self._init(), self.ticket.container
+        ):
+            oom.rescore(self.bundle.spec, pid)
+
+    def _init(self) -> int:
+        """The number of the restored container's first process. Raises OSError, ValueError."""
+        with open(self.call.option("--pid-file")) as file:
+            return int(file.read())

@@ -1,11 +1,11 @@
-"""Whose turn it is: as many restores at once as the node allows, in the order of their arrival.
+"""Runs as many restores at once as the node allows, in the order of their arrival: a queue. Lean.
 
-Without the daemon, which may be away. Each restore holds a lock on a file of its own for as long
-as it waits and goes on; the file's name is its number. It may go on when fewer than the allowed
-number of locked files have a lower one. So nobody overtakes, nobody starves, and one that is
-killed makes room at once: the kernel drops its lock. Files that nobody locks are dead, and are
-removed by whoever arrives next. Numbers are given out, and files removed, under a lock on the
-directory, held for less than a millisecond. Lean.
+Works without the daemon, which may be away. Each restore holds a lock on a file of its own while it
+waits and runs; the file's name is its number. A restore may run when the number of locked files
+with lower numbers is below the limit. So nobody overtakes, nobody starves, and a killed restore
+makes room at once: the kernel drops its lock. A file that nobody locks is dead, and the next
+arrival removes it. A lock on the directory, held for less than a millisecond, guards giving out
+numbers and removing files.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ if TYPE_CHECKING:
 
 _ARRIVE_S = 0.001
 _LOOK_S, _LOOK_AT_MOST_S = 0.005, 0.1
-"""Between two looks: the next in the queue looks often, who is further back has time."""
+"""The pause between two looks: short for the next in the queue, longer further back."""
 
 
 @contextlib.contextmanager
 def taken(
     most: int, *, until: float, container: str = "", directory: str = TURNS
 ) -> Iterator[None]:
-    """Be one of at most `most` inside of the `with`, after everybody who came earlier.
+    """Run the `with` as one of at most `most` restores, after all restores that came earlier.
 
-    until: how long to wait, on `time.monotonic`. Raises NoTurn when it is over, OSError.
+    until: the deadline of the wait, on `time.monotonic`. Raises NoTurn at that time, OSError.
     """
     with contextlib.ExitStack() as place:
         number = _arrive(directory, until, place, container)
         while ahead := _too_many_ahead(directory, number, most):
             if time.monotonic() >= until:
-                raise _no_turn(container, f"{ahead} restores that came earlier still go on or wait")
+                raise _no_turn(container, f"{ahead} earlier restores are running or waiting")
             time.sleep(min(_LOOK_S * ahead, _LOOK_AT_MOST_S, max(0, until - time.monotonic())))
         yield
 
 
 def _no_turn(container: str, why: str) -> NoTurn:
     return NoTurn(
-        "no turn for the restore", container=container, why=why,
+        "restore queue timed out", container=container, why=why,
         do="Raise max_restores_at_once or restore_wait_s in the configuration if the node can "
         "do more.",
     )  # fmt: skip
 
 
 def _arrive(directory: str, until: float, place: contextlib.ExitStack, container: str) -> int:
-    """Take the next number. Leaving `place` gives it back."""
+    """Take the next number. Leaving `place` gives the number back."""
     os.makedirs(directory, 0o700, exist_ok=True)
     with _order(directory, until, container):
         numbers = _numbers(directory)
         _remove_dead(directory, numbers)
         number = max(numbers, default=0) + 1
-        scratch = f"{directory}/.new"  # the lock on the directory makes it ours
+        scratch = f"{directory}/.new"  # ours while we hold the lock on the directory
         fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         place.callback(os.close, fd)
-        # Locked before it has its name: nobody ever sees it without.
+        # Locked before the rename: nobody ever sees the name without a lock.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(scratch, f"{directory}/{number}")
         place.callback(take_away, f"{directory}/{number}")
@@ -89,7 +89,7 @@ def _order(directory: str, until: float, container: str) -> Iterator[None]:
 
 
 def sweep(*, until: float, directory: str = TURNS) -> None:
-    """Remove what a restore left that was killed. Raises NoTurn at `until`, OSError."""
+    """Remove the files of killed restores. Raises NoTurn at `until`, OSError."""
     with contextlib.suppress(FileNotFoundError), _order(directory, until, "-"):
         _remove_dead(directory, _numbers(directory))
 
@@ -101,7 +101,7 @@ def _remove_dead(directory: str, numbers: Iterable[int]) -> None:
 
 
 def _too_many_ahead(directory: str, own: int, most: int) -> int:
-    """0 when it is the turn of number `own`, else how many must still end before."""
+    """Returns how many restores must still end before number `own` may run."""
     ahead = [number for number in _numbers(directory) if number < own]
     if len(ahead) < most:
         return 0

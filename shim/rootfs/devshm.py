@@ -1,8 +1,7 @@
-"""/dev/shm of a container, copied into a snapshot: big files while the container runs, and all
-while it is frozen.
+"""Copies a container's /dev/shm into a snapshot: big files before the freeze, the rest in it.
 
-An external mount that CRIU does not look into. Files that are unlinked but mapped are CRIU's
-(ghost files). `shmfill` is the way back.
+/dev/shm is an external mount, into which CRIU does not look. CRIU keeps unlinked but mapped files
+as ghost files. `shmfill` does the reverse.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ if TYPE_CHECKING:
 _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_DEPTH = 100
 _MOST_LOOKED_AT = 10_000
-"""Names in a directory. Where there are more, big files are found when all is copied."""
+"""The most names of a directory that `precopy` looks at. `finish` finds big files beyond them."""
 
 
 class Selection(Protocol):
-    """Which entries are the container's own. Its methods may raise to refuse the capture."""
+    """Decides which entries are the container's own. A method may raise to refuse the capture."""
 
     def early(self, status: os.stat_result) -> bool:
-        """Whether a file is surely its own, while everything runs."""
+        """Returns whether a file is surely the container's own, while everything runs."""
 
     def file(self, status: os.stat_result, path: str) -> bool:
-        """Whether a file is its own. path: relative."""
+        """Returns whether a file is the container's own. path: relative."""
 
     def directory(self, status: os.stat_result, path: str, *, is_empty: bool) -> bool:
-        """Whether a directory is its own, even when nothing in it is."""
+        """Returns whether a directory is the container's own, even if no entry in it is."""
 
 
 class ShmCopy:
-    """Copies what is in the directory `shm` into the empty directory `target`.
+    """Copies the content of the directory `shm` into the empty directory `target`.
 
-    shm: on the host; empty when the container has none. stop: ends the work. own: what is copied;
-    None for everything. A context manager, which raises OSError when `shm` cannot be opened.
+    shm: on the host; empty if the container has none. stop: ends the work. own: selects the entries
+    to copy; None for all. A context manager, which raises OSError if `shm` cannot be opened.
     """
 
     def __init__(
@@ -69,15 +68,16 @@ class ShmCopy:
             self._dir.close()
 
     def precopy(self) -> None:
-        """Copy big files, which may change meanwhile. What fails is left to `finish`."""
+        """Copy big files, which may change meanwhile. `finish` copies the files that fail."""
         if self._dir:
             with contextlib.suppress(OSError), open_dir(self._target) as target:
                 _precopy(self._copier, self._dir.fileno(), target.fileno(), 0, self._own)
 
     def finish(self) -> None:
-        """Copy everything; nothing changes any more. Sizes, holes, owners, modes, xattrs and times
-        are kept, and hard links between the files. Nothing is synced. Raises ShmNotCopied,
-        SnapshotTooBig, Stopped.
+        """Copy everything; nothing changes any more.
+
+        Keeps sizes, holes, owners, modes, xattrs and times, and hard links between the files. Syncs
+        nothing. Raises ShmNotCopied, SnapshotTooBig, Stopped.
         """
         if not self._dir:
             return
@@ -111,7 +111,7 @@ def _precopy(
 
 
 class _Capture:
-    """One walk; remembers hard links."""
+    """A walk; remembers hard links."""
 
     def __init__(
         self, copier: Copier, root_dirfd: int, own: Selection | None, stop: Stop
@@ -121,7 +121,7 @@ class _Capture:
         self._links: dict[tuple[int, int], str] = {}
 
     def directory(self, source_dirfd: int, target_dirfd: int, path: str) -> bool:
-        """Copy what is in a directory. Returns whether there is anything of it in the copy."""
+        """Copy the content of a directory. Returns whether the copy has any of it."""
         if path.count("/") > _MAX_DEPTH:
             raise TooMuch("directories in each other in /dev/shm", _MAX_DEPTH)
         with os.scandir(source_dirfd) as listing:

@@ -1,9 +1,10 @@
-"""The writable layer of a container, copied to a directory that is an overlay lower layer.
+"""Copies a container's writable layer to a directory that can be an overlay lower layer.
 
-Mounted above the image's layers, the copy shows what the container saw. A restored container has
-two such layers, its own upperdir and the diff of its snapshot: they are merged as overlayfs would
-merge them. The container may run meanwhile (`precopy`); what it changes is copied again in the
-frozen window (`finish`). Nothing is synced here: the caller syncs before it publishes.
+Mounted above the image's layers, the copy shows the files that the container saw. A restored
+container has two such layers, its own upperdir and the diff of its snapshot: the copy merges them
+as overlayfs would. The container may run meanwhile (`precopy`); `finish` copies again, in the
+frozen window, all that the container changed. Nothing here syncs: the caller syncs before it
+publishes.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ if TYPE_CHECKING:
     from shim.rootfs.layers import Found
 
 _SETTLED_NS = 2_000_000_000
-"""A file whose inode changed this shortly before it was read may change again unseen: the clock
-of a file system ticks in steps, of up to a second or two on old formats."""
+"""A file may change again unseen if its inode changed this shortly before the read: the clock of a
+file system moves in steps, of up to a second or two on old formats."""
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO)
 _WHITEOUT = (0,)
-"""The state of a name that is a whiteout: all of them are alike."""
+"""The state of a name that is a whiteout: all whiteouts are alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class CopyStats:
-    """What one pass did.
+    """The figures of a pass.
 
-    files: inodes copied. bytes: their sizes together. seconds: wall time. unsettled_bytes: of
-    what was changed within two seconds before it was copied, so that the next pass copies it
-    again; wait that long and run `precopy` once more when it is much.
+    files: inodes copied. bytes: their sizes together. seconds: wall time. unsettled_bytes: of files
+    that changed within two seconds before their copy, so that the next pass copies them again; if
+    that is much, wait two seconds and run `precopy` once more.
     """
 
     files: int
@@ -62,7 +63,7 @@ class CopyStats:
 
 @dataclass(slots=True)
 class _Copied:
-    """What stands at one name of the target: of which inode in which state it is the copy."""
+    """An entry of the target: the state of the source's inode when it was copied."""
 
     state: tuple[int, ...]
     settled: bool
@@ -72,7 +73,7 @@ class _Copied:
 
 @dataclass(slots=True)
 class _Pass:
-    """One walk over everything."""
+    """A walk over everything."""
 
     frozen: bool
     settled_before_ns: int
@@ -88,22 +89,21 @@ def copy_layers(
     layers: Sequence[str], target: str, *, container: str, base: Sequence[str] = (),
     userxattr: bool = False,
 ) -> CopyStats:  # fmt: skip
-    """Copy the layers of a container that does not run or is frozen; see `DiffCopy`."""
+    """Copy the layers of a container that is stopped or frozen; see `DiffCopy`."""
     with DiffCopy(layers, target, container=container, base=base, userxattr=userxattr) as diff:
         return diff.finish()
 
 
 class DiffCopy:
-    """A copy in up to three passes: `precopy` any number of times, then `finish` once.
+    """A copy in several passes: `precopy` any number of times, then `finish` once.
 
     layers: directories, the topmost first, as in `lowerdir`: the upperdir, then the diff of the
-    snapshot that the container itself came from. base: the image's layers below them, only asked
-    for which names they have: a whiteout for something that only a lower one of `layers` had
-    would be seen as a device where overlayfs merges nothing. target: an empty directory of ours.
-    userxattr: the overlay is mounted with that option. stop: ends any pass at its next entry.
+    snapshot that the container itself came from. base: the image's layers below, only for a look at
+    their names. A whiteout that hides only a name of a lower directory in `layers`, and none of
+    `base`, would appear as a device where overlayfs merges nothing. target: an empty directory of
+    ours. userxattr: the overlay is mounted with that option. stop: ends any pass at its next entry.
 
-    All methods raise RootfsNotCopied, SnapshotTooBig or Stopped, after which the target is for the
-    bin.
+    All methods raise RootfsNotCopied, SnapshotTooBig or Stopped; then the target is worthless.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class DiffCopy:
         self._opened.close()
 
     def precopy(self) -> CopyStats:
-        """Copy while the container runs. What vanishes or changes meanwhile is left to `finish`."""
+        """Copy while the container runs. `finish` copies files that vanish or change meanwhile."""
         return self._run(frozen=False, always=frozenset())
 
     def finish(
@@ -140,11 +140,11 @@ class DiffCopy:
     ) -> CopyStats:  # fmt: skip
         """Make the target equal to the layers, which must not change any more.
 
-        Copies what changed since the last pass, and removes what is gone. A write through a
-        shared mapping need not show in the times of its file: `always` has the (st_dev, st_ino)
-        in the layer of those that are copied whatever their times say; `always_paths` names such
-        files as the container sees them (the links in /proc/PID/map_files). wanted: inode numbers
-        in the topmost layer, for `names`.
+        Copies the changes since the last pass, and removes names that are gone. A write through a
+        shared mapping need not show in the times of its file. So `always` has the (st_dev, st_ino)
+        in the layer of files to copy whatever their times say; `always_paths` names such files as
+        the container sees them (the links in /proc/PID/map_files). wanted: inode numbers in the
+        topmost layer, for `names`.
         """
         with self._border():
             keys = {*always, *self._keys(always_paths)}
@@ -152,7 +152,7 @@ class DiffCopy:
 
     @property
     def names(self) -> Mapping[int, str]:
-        """A path in the target of each inode that the last `finish` was asked for and has found."""
+        """A path in the target of each inode number in `wanted` that the last `finish` found."""
         return self._pass.names
 
     def _keys(self, paths: Iterable[str]) -> Iterator[tuple[int, int]]:
@@ -202,7 +202,7 @@ class DiffCopy:
         self, dirfds: Sequence[int], target_dirfd: int, seen: dict[str, _Copied], path: str, *,
         sealed: bool,
     ) -> bool:  # fmt: skip
-        """Make one directory's entries right. sealed: nothing below the layers shows through.
+        """Make a directory's entries right. sealed: nothing below the layers shows through.
 
         Returns whether the target directory was written to.
         """
@@ -278,7 +278,7 @@ class DiffCopy:
                 and key not in self._pass.always):  # fmt: skip
             if status.st_nlink > 1:
                 self._pass.links.setdefault(key, path)
-            # The time at a symlink is that of our own readlink in an earlier pass.
+            # An earlier pass of ours set a symlink's time: readlink did.
             if old.atime_ns != status.st_atime_ns and not stat.S_ISLNK(status.st_mode):
                 with OwnedFd(os.open(name, O_PATH_NOFOLLOW, dir_fd=target_dirfd)) as target:
                     set_times(by_descriptor(target.fileno()), status)
@@ -300,9 +300,9 @@ class DiffCopy:
     def _whiteout(
         self, entry: Found, target_dirfd: int, seen: dict[str, _Copied], path: str, *, sealed: bool
     ) -> bool:  # fmt: skip
-        """A whiteout stays one where something of the image is behind it.
+        """Copy a whiteout if something of the image is behind it.
 
-        In a directory that is merged with nothing, overlayfs lists it as the device that it is.
+        In a directory that is merged with nothing, overlayfs lists the whiteout as a plain device.
         """
         old = seen.get(entry.name)
         behind = not entry.hides or not self._base or base_has(self._base, path, self._marks)
@@ -327,7 +327,7 @@ class DiffCopy:
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
-    """What changes when the inode does. A chmod or an xattr shows in the ctime."""
+    """Returns values that change with the inode. A chmod or an xattr shows in the ctime."""
     return (
         status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     )  # fmt: skip

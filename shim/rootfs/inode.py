@@ -1,9 +1,9 @@
-"""One inode from one directory to another: data, holes, owner, mode, xattrs, times. Lean.
+"""Copies an inode between two directories: data, holes, owner, mode, xattrs, times. Lean.
 
-Used for the rootfs diff and for /dev/shm, in both directions. Source and target may be where a
-running container can write: every name is one path component below a descriptor, and never
-followed. Attributes are read and set through descriptors alone, whose type was looked at: between
-two calls with a name it can become a link to a file of the node's.
+The rootfs diff and /dev/shm use this module, in both directions. A running container may be able to
+write to the source and the target: every name is a single path component below a descriptor, and
+nothing follows a link. Attributes are read and set only through descriptors of a checked type:
+between two calls with a name, the name can become a link to a file of the node.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _FICLONE = 0x40049409
 _CHUNK = 1 << 20
 _PIECE_BYTES = 4 << 20
 _STEP_BYTES = 64 << 20
-"""What the kernel is asked to copy at once: between two steps it is seen whether to go on."""
+"""The most bytes in a request to the kernel: between two requests the copier checks for a stop."""
 _SMALL = 128 << 10
 _O_TARGET = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CANNOT_IN_KERNEL = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
 
 O_SOURCE = os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC
 O_SOURCE_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
-"""To read a directory of a container without changing its access time."""
+"""Flags for reading a container's directory without changing its access time."""
 
 
 class Changed(Exception):
-    """The name is no longer the kind of file that the walk found."""
+    """The name is no longer of the file type that the walk found."""
 
 
 def never() -> None:
@@ -43,16 +43,16 @@ def never() -> None:
 
 
 def all_xattrs(name: str) -> bool:
-    """The filter of `Copier` that lets every xattr through."""
+    """Lets every xattr through: a filter for `Copier`."""
     return True
 
 
 class Copier:
-    """Copies inodes and counts what it copied.
+    """Copies inodes and counts them.
 
-    travels: whether the xattr of this name is copied; it may raise to refuse the file.
-    tick: called now and then; what it raises ends the work.
-    files: inodes made. bytes: data written or shared with the source.
+    travels: returns whether to copy the xattr of this name; may raise to refuse the file. tick:
+    called now and then; an exception from `tick` ends the work. files: inodes made. bytes: data
+    written or shared with the source.
     """
 
     __slots__ = ("_in_kernel", "_reflink", "bytes", "files", "tick", "travels")
@@ -67,11 +67,11 @@ class Copier:
     def copy(
         self, source_dirfd: int, name: str, target_dirfd: int, made: str = ""
     ) -> os.stat_result:  # fmt: skip
-        """Copy what is no directory to the same name, or to `made`, which must not exist there.
+        """Copy a file, not a directory, to the same name or to `made`, which must not exist yet.
 
-        Returns the status that the source had just before its content was read. Sockets and
-        fifos become new ones without a peer or content. Raises OSError; Changed when the name
-        is a directory now, NotMade when the copy is another file now.
+        Returns the status of the source just before the read. Sockets and fifos become new sockets
+        and fifos without a peer or content. Raises OSError; Changed if the name is a directory now,
+        NotMade if the copy is another file now.
         """
         with OwnedFd(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=source_dirfd)) as fd:
             status = os.fstat(fd.fileno())
@@ -85,12 +85,12 @@ class Copier:
         return status
 
     def copy_attributes(self, source_fd: int, target_fd: int) -> None:
-        """Owner, xattrs and mode of an open file or directory, but not its times."""
+        """Copy owner, xattrs and mode of an open file or directory, but not its times."""
         self._copy_all(source_fd, target_fd, os.fstat(source_fd))
 
     def _copy_all(self, source: int | str, target: int | str, status: os.stat_result) -> None:
-        """source, target: descriptors, or the paths of such that were opened with O_PATH."""
-        # chown takes setuid and capabilities away, so it comes first; an ACL changes the mode.
+        """source, target: descriptors, or the paths of descriptors that were opened with O_PATH."""
+        # chown clears setuid and capabilities, so it comes first; an ACL changes the mode.
         os.chown(target, status.st_uid, status.st_gid)
         self._copy_xattrs(source, target)
         if not stat.S_ISLNK(status.st_mode):
@@ -99,7 +99,7 @@ class Copier:
     def _copy_file(
         self, path_fd: int, status: os.stat_result, name: str, target_dirfd: int
     ) -> None:
-        """path_fd: opened with O_PATH, so that a device put in its place is never opened."""
+        """path_fd: opened with O_PATH, so that a device put in the file's place is never opened."""
         with (
             OwnedFd(os.open(by_descriptor(path_fd), O_SOURCE)) as source,
             OwnedFd(self.new_file(status, name, target_dirfd)) as target,
@@ -109,20 +109,20 @@ class Copier:
             set_times(target.fileno(), status)
 
     def new_file(self, status: os.stat_result, name: str, target_dirfd: int) -> int:
-        """A new file, for `copy_data`. status: of what is copied."""
+        """Returns a new file, for `copy_data`. status: of the source."""
         return os.open(name, _O_TARGET, 0o600, dir_fd=target_dirfd)
 
     def _copy_special(
         self, source_fd: int, status: os.stat_result, name: str, target_dirfd: int
     ) -> None:
-        """A symlink, device, fifo or socket. source_fd: opened with O_PATH."""
+        """Copy a symlink, device, fifo or socket. source_fd: opened with O_PATH."""
         kind = stat.S_IFMT(status.st_mode)
         if stat.S_ISLNK(status.st_mode):
             os.symlink(os.readlink("", dir_fd=source_fd), name, dir_fd=target_dirfd)
         else:
             os.mknod(name, kind | 0o600, status.st_rdev, dir_fd=target_dirfd)
         with open_made(name, kind, target_dirfd) as made:
-            # The calls that take a descriptor take none of O_PATH, but its path, which ends at it.
+            # These calls refuse an O_PATH descriptor, but take its path in /proc.
             target = by_descriptor(made.fileno())
             self._copy_all(by_descriptor(source_fd), target, status)
             set_times(target, status)
@@ -136,7 +136,7 @@ class Copier:
             os.setxattr(target, name, os.getxattr(source, name))
 
     def copy_data(self, source_fd: int, target_fd: int, status: os.stat_result) -> None:
-        """The content of a regular file into an empty one; holes stay holes."""
+        """Copy the content of a regular file into an empty file; holes stay holes."""
         size = status.st_size
         self.bytes += size
         if size <= _SMALL and status.st_blocks * 512 >= size:
@@ -150,7 +150,7 @@ class Copier:
                 self._copy_range(source_fd, target_fd, start, end)
 
     def _shared(self, source_fd: int, target_fd: int) -> bool:
-        """Whether the target has the source's blocks now (XFS, btrfs)."""
+        """Returns whether the target shares the source's blocks now (XFS, btrfs)."""
         if not self._reflink:
             return False
         try:
@@ -173,7 +173,7 @@ class Copier:
                 self._in_kernel = False
             else:
                 if not done:
-                    return  # it became shorter
+                    return  # the source became shorter
                 start += done
         while start < end and (chunk := os.pread(source_fd, min(_CHUNK, end - start), start)):
             self.tick()
@@ -183,13 +183,13 @@ class Copier:
 def set_times(target: int | str, status: os.stat_result) -> None:
     """Give a file the access and modification times of `status`.
 
-    target: a descriptor, or the path of one (`by_descriptor`).
+    target: a descriptor, or the path of a descriptor (`by_descriptor`).
     """
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where the file has data, as (start, end), up to `size`. There may be very many.
+    """Yields the ranges with data, as (start, end), up to `size`. There may be very many.
 
     Source: lseek(2), SEEK_DATA.
     """
@@ -207,7 +207,7 @@ def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def pieces(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The same, in pieces that a thread copies at once."""
+    """Yields the same ranges, in pieces for a thread."""
     for start, end in ranges:
         for at in range(start, end, _PIECE_BYTES):
             yield at, min(at + _PIECE_BYTES, end)

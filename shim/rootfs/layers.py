@@ -1,4 +1,4 @@
-"""Overlay layers read as overlayfs reads them: whiteouts, opaque directories, what hides what.
+"""Reads overlay layers as overlayfs does: whiteouts, opaque directories, hidden names.
 
 Source: Documentation/filesystems/overlayfs.rst.
 """
@@ -30,12 +30,13 @@ class Marks:
         self._whiteout = f"{prefix}whiteout"
 
     def travels(self, name: str) -> bool:
-        """Whether an xattr belongs to the file, not to the mount that the layer was in.
+        """Returns whether an xattr belongs to the file, not to the mount of the layer.
 
-        `origin`, `impure`, `nlink` and the like are about the other layers of that mount. `opaque`
-        is set anew where it is due. An overlay inside the container keeps its marks in ours with
-        `overlay.` twice: those are content. Raises ValueError for what has no meaning alone: a
-        file without its data, a directory that stands for another.
+        `origin`, `impure`, `nlink` and similar marks are about the other layers of that mount. The
+        copy sets `opaque` anew where needed. The marks of an overlay inside the container have
+        `overlay.` twice in our layer: they are content. Raises ValueError for marks without a
+        meaning in a single layer: of a file without its data, or of a directory that stands for
+        another.
         """
         if not name.startswith(self._prefix):
             return True
@@ -45,15 +46,15 @@ class Marks:
         return mark.startswith("overlay.")
 
     def is_opaque(self, dirfd: int) -> bool:
-        """Whether the directory hides the directories of the same name in the layers below."""
+        """Returns whether the directory hides its namesakes in the layers below."""
         return self._value(dirfd, self.opaque) == b"y"
 
     def has_whiteout_files(self, dirfd: int) -> bool:
-        """Whether empty files with a mark may be whiteouts here (Linux >= 6.7)."""
+        """Returns whether empty files with a mark may be whiteouts here (Linux >= 6.7)."""
         return self._value(dirfd, self.opaque) == b"x"
 
     def is_whiteout_file(self, dirfd: int, name: str) -> bool:
-        """Whether the empty file `name` of such a directory is a whiteout."""
+        """Returns whether the empty file `name` of such a directory is a whiteout."""
         return self._value(f"/proc/self/fd/{dirfd}/{name}", self._whiteout) is not None
 
     def _value(self, path: int | str, name: str) -> bytes | None:
@@ -68,17 +69,17 @@ class Marks:
 
 
 class Found:
-    """One name of a merged directory.
+    """A name of a merged directory.
 
-    status: of the topmost inode; None for a directory. parents: descriptors of the directories
-    that `name` is in; of a directory those that are merged, the topmost first, of others one.
-    masked: a directory above something else, which ends the merge. hides: a whiteout above
-    something of a lower one of the layers.
+    status: of the topmost inode; None for a directory. parents: descriptors of the directories that
+    `name` is in: for a directory all that are merged, the topmost first, for other files a single
+    directory. masked: a directory above a different file, which ends the merge. hides: a whiteout
+    above an entry of a lower layer in `layers`.
     """
 
     __slots__ = ("hides", "is_whiteout", "masked", "name", "parents", "status")
 
-    def __init__(  # the frozen window pays for each of these: no dataclass, one shared tuple
+    def __init__(  # the frozen window pays for each Found: no dataclass, a single shared tuple
         self, name: str, status: os.stat_result | None, is_whiteout: bool, parents: tuple[int, ...]
     ) -> None:  # fmt: skip
         self.name, self.status, self.is_whiteout, self.parents = name, status, is_whiteout, parents
@@ -86,14 +87,14 @@ class Found:
 
     @property
     def is_dir(self) -> bool:
-        """Whether it is a directory in the merged view."""
+        """Whether this is a directory in the merged view."""
         return self.status is None
 
 
 def merge(dirfds: Sequence[int], marks: Marks, most: int) -> dict[str, Found]:
-    """The names of a directory that is in several layers, the topmost first, whiteouts included.
+    """Returns the names of a directory in several layers, the topmost first, with whiteouts.
 
-    Raises TooMuch for more than `most`, which nobody remembers then.
+    Raises TooMuch for more than `most` names, and remembers no more.
     """
     merged: dict[str, Found] = {}
     for dirfd in dirfds:
@@ -123,7 +124,7 @@ def _entries(dirfd: int, marks: Marks) -> Iterator[Found]:
             try:
                 status = item.stat(follow_symlinks=False)
             except FileNotFoundError:
-                continue  # it vanished between listing and asking; only before the freeze
+                continue  # vanished between listing and stat; only before the freeze
             whiteout = is_whiteout(status) or (
                 whiteout_files and not status.st_size and marks.is_whiteout_file(dirfd, item.name)
             )
@@ -131,15 +132,15 @@ def _entries(dirfd: int, marks: Marks) -> Iterator[Found]:
 
 
 def is_whiteout(status: os.stat_result) -> bool:
-    """Whether the inode is a character device 0/0."""
+    """Returns whether the inode is a character device 0/0."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 @contextlib.contextmanager
 def open_merged(found: Found, marks: Marks) -> Iterator[tuple[list[int], bool]]:
-    """The directory `found` in its layers, the topmost first, and whether it hides all below.
+    """Yields `found` as opened in each layer, the topmost first, and whether it hides all below.
 
-    Raises OSError when it is gone or no directory any more.
+    Raises OSError if the directory is gone or replaced by another file type.
     """
     with contextlib.ExitStack() as opened:
         dirfds: list[int] = []
@@ -153,7 +154,7 @@ def open_merged(found: Found, marks: Marks) -> Iterator[tuple[list[int], bool]]:
 
 
 def base_has(base: Sequence[int], path: str, marks: Marks) -> bool:
-    """Whether the layers `base`, the topmost first, show something at `path` when merged."""
+    """Returns whether the merged layers `base`, the topmost first, show something at `path`."""
     for layer_fd in base:
         has, goes_on = _layer_has(layer_fd, path.split("/"), marks)
         if has or not goes_on:
@@ -162,7 +163,7 @@ def base_has(base: Sequence[int], path: str, marks: Marks) -> bool:
 
 
 def _layer_has(layer_fd: int, parts: list[str], marks: Marks) -> tuple[bool, bool]:
-    """Whether one layer has the path, and whether the ones below it count."""
+    """Returns whether a layer has the path, and whether the layers below it count."""
     goes_on = True
     with contextlib.ExitStack() as opened:
         dirfd = layer_fd
@@ -172,7 +173,7 @@ def _layer_has(layer_fd: int, parts: list[str], marks: Marks) -> tuple[bool, boo
             except OSError as error:
                 if error.errno not in _ABSENT:
                     raise
-                # Anything but a directory of this name hides what is below it, as a whiteout.
+                # Any other file type of this name hides all below, as a whiteout does.
                 return False, goes_on and error.errno == errno.ENOENT
             dirfd = opened.enter_context(fd).fileno()
             goes_on = goes_on and not marks.is_opaque(dirfd)

@@ -1,9 +1,9 @@
-"""The overlay of a container's root file system: read it, mount it again with one layer more.
+"""Reads the overlay of a container's root file system, and mounts it again with another layer.
 
-Owns the mount at BUNDLE/rootfs between containerd's mount(2) and the container's start, when
-nobody is inside. An upperdir is never part of two mounts at once: first unmount, then mount.
-containerd keeps thinking that the mount is its own, and unmounts it when the container is gone.
-Lean: the swap path imports it. Source: Documentation/filesystems/overlayfs.rst.
+Owns the mount at BUNDLE/rootfs between containerd's mount(2) and the container's start, when no
+process is inside. An upperdir is never part of two mounts at once: first unmount, then mount.
+containerd still takes the mount for its own, and unmounts it when the container is gone. Lean: the
+swap path imports it. Source: Documentation/filesystems/overlayfs.rst.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _LOWERDIR_APPEND_SINCE = (6, 5)
 _SPECIAL = "\\,"
 _LAYERS = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 _NOT_OPTIONS = ("rw", "ro", "seclabel", "nouserxattr")
-"""What the kernel prints but nobody sets. `ro` and `rw` are in the mount's own options."""
+"""Options that the kernel prints but nobody sets. `ro` and `rw` are in the mount's own options."""
 
 
 class Overlay:
-    """An overlay as it is mounted.
+    """An overlay as mounted.
 
-    lowerdirs: as mounted, the topmost first; relative ones are relative to `base`, which is
-    empty when all are absolute. appended: they were given one by one (`lowerdir+`), not as one
+    lowerdirs: as mounted, the topmost first; relative lowerdirs are relative to `base`, which is
+    empty if all are absolute. appended: the lowerdirs were given separately (`lowerdir+`), not as a
     list. carried: the other options, in order, as (name, value or None).
     """
 
@@ -91,20 +91,20 @@ class Overlay:
             self.carried.append((name, value))
 
     def absolute_lowerdirs(self) -> list[str]:
-        """The lowerdirs as absolute paths, the topmost first."""
+        """Returns the lowerdirs as absolute paths, the topmost first."""
         return [os.path.join(self.base, lower) for lower in self.lowerdirs]
 
     def option(self, name: str) -> str | None:
-        """The value of a carried option; None when it is not set or a flag."""
+        """Returns the value of a carried option; None if the option is a flag or not set."""
         return dict(self.carried).get(name)
 
     def has_userxattr(self) -> bool:
-        """Whether overlayfs keeps its marks in `user.overlay.` instead of `trusted.overlay.`."""
+        """Returns whether overlayfs' marks begin with `user.overlay.`, not `trusted.overlay.`."""
         return ("userxattr", None) in self.carried
 
 
 def split_lowerdirs(text: str) -> list[str]:
-    r"""The paths of a `lowerdir=` value: separated by `:`, a backslash takes the next as it is.
+    r"""Returns the paths of a `lowerdir=` value: `:` separates, a backslash escapes a character.
 
     Raises ValueError on data-only layers (`::`), which nothing here mounts again.
     """
@@ -126,7 +126,7 @@ def split_lowerdirs(text: str) -> list[str]:
 
 
 def join_lowerdirs(paths: Iterable[str]) -> str:
-    """The reverse of `split_lowerdirs`."""
+    """Returns the `lowerdir=` value for paths: the reverse of `split_lowerdirs`."""
     return ":".join(_escape(path, "\\:") for path in paths)
 
 
@@ -135,7 +135,7 @@ def _escape(text: str, special: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    """The reverse of `_escape`."""
+    """Returns the text without escapes: the reverse of `_escape`."""
     plain, escaped = "", False
     for char in text:
         escaped = not escaped and char == "\\"
@@ -144,14 +144,14 @@ def _unescape(text: str) -> str:
 
 
 def _base_of(upperdir: str, lowerdirs: list[str]) -> str:
-    """The directory that containerd stood in when it mounted with relative lowerdirs.
+    """Returns containerd's working directory during its mount with relative lowerdirs.
 
-    It does so when the absolute ones do not fit a page: SNAPSHOTS/9/fs becomes 9/fs, and the
-    upperdir, which stays absolute, is of the same shape.
+    containerd uses relative lowerdirs when the absolute paths do not fit a page: SNAPSHOTS/9/fs
+    becomes 9/fs. The upperdir stays absolute and has the same shape.
     """
     base = os.path.dirname(os.path.dirname(upperdir))
     for lower in lowerdirs:
-        # A wrong base would give the container other files: each one must be a plain child.
+        # A wrong base would give the container other files: every lowerdir must be a plain child.
         if not lower.startswith("/") and ".." in lower.split("/"):
             raise ValueError(f"the lowerdir {lower} leads upwards")
         if not os.path.isdir(os.path.join(base, lower)):
@@ -160,10 +160,10 @@ def _base_of(upperdir: str, lowerdirs: list[str]) -> str:
 
 
 def read_overlay(rootfs: str) -> Overlay:
-    """The overlay that is mounted at `rootfs`.
+    """Returns the overlay that is mounted at `rootfs`.
 
-    Raises ValueError when there is none, more than one, or one that cannot be mounted again by
-    its description; OSError when the mount table cannot be read.
+    Raises ValueError if there are no mounts or several, or if the description does not suffice to
+    mount the overlay again; OSError if the mount table cannot be read.
     """
     found = mounts.mounts_at(os.path.realpath(rootfs))
     if len(found) != 1:
@@ -180,10 +180,10 @@ def _overlay(mount: mounts.Mount) -> Overlay:
 
 
 def describe(rootfs: str) -> Described:
-    """The overlay at `rootfs` as JSON. Journal it before `with_extra_lower`.
+    """Returns the overlay at `rootfs` as JSON. Journal it before `with_extra_lower`.
 
-    Raises ValueError when it is not one that a snapshot's diff can go into: no overlay, or an
-    upperdir that something was written to already. OSError when it cannot be read.
+    Raises ValueError if a snapshot's diff cannot go into the mount: it is no overlay, or somebody
+    has already written to its upperdir. OSError if it cannot be read.
     """
     overlay = read_overlay(rootfs)
     if os.listdir(overlay.upperdir):
@@ -208,10 +208,9 @@ def describe(rootfs: str) -> Described:
 def with_extra_lower(rootfs: str, diff_dir: str) -> None:
     """Mount the overlay at `rootfs` again with `diff_dir` as its topmost lower layer.
 
-    The root directory gets the mode, owner, times and xattrs of `diff_dir`. Whatever cannot work
-    is refused before anything is changed, as far as it can be known. Raises OSError or
-    ValueError; whether before the change or in it, `remount` of the earlier description is the
-    way back.
+    The root directory gets the mode, owner, times and xattrs of `diff_dir`. Refuses an impossible
+    mount before any change, as far as it can know. Raises OSError or ValueError, before the change
+    or in it; in both cases `remount` with the earlier description restores the mount.
     """
     described = describe(rootfs)
     open_dir(diff_dir).close()  # an OSError now, not after the unmount
@@ -233,10 +232,10 @@ def with_extra_lower(rootfs: str, diff_dir: str) -> None:
 def remount(described: Described) -> None:
     """Put the overlay back as `describe` found it: the same stack, an empty upperdir.
 
-    The exact undo of `with_extra_lower`, however far it came, also in another process after kill
-    -9. Idempotent: where the described overlay is mounted already nothing is touched, so a late
-    call cannot empty the upperdir of a container that started cold. It must not be called once
-    a restored container runs on the longer stack. Raises OSError, ValueError.
+    Undoes `with_extra_lower` exactly, however far that came, also in another process after kill -9.
+    Idempotent: if the described overlay is mounted already, this touches nothing, so a late call
+    cannot empty the upperdir of a container that started cold. Do not call this once a restored
+    container runs on the longer stack. Raises OSError, ValueError.
     """
     if described["schema"] != _SCHEMA:
         raise ValueError(f"a description of schema {described['schema']}")
@@ -259,7 +258,7 @@ def _unmount_for_good(target: str) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        # Somebody looks into it from outside. The pod has to start: the last resort.
+        # A process outside has a file in the mount open. The pod has to start: the last resort.
         mounts.unmount(target, detach=True)
 
 
@@ -278,7 +277,7 @@ def _mount(described: Described) -> None:
 
 
 def _mount_listed(described: Described) -> None:
-    """With mount(2), as containerd does, on every kernel."""
+    """Mount with mount(2), as containerd does, on every kernel."""
     flags = mounts.mount_flags(described["options"])
     with _standing_in(described["base"]):
         mounts.mount(
@@ -287,7 +286,7 @@ def _mount_listed(described: Described) -> None:
 
 
 def _mount_appended(described: Described) -> None:
-    """With one `lowerdir+` for each layer: no limit to their common length."""
+    """Mount with a `lowerdir+` for each layer: no limit to their common length."""
     with _standing_in(described["base"]), mounts.FsContext("overlay") as context:
         context.set("source", described["source"])
         for name, value in described["carried"]:
@@ -295,7 +294,7 @@ def _mount_appended(described: Described) -> None:
             context.set(str(name), value.strip('"') if value else value)
         for lower in described["lowerdirs"]:
             context.set("lowerdir+", lower)
-        # Of these two the kernel takes backslashes away, of `lowerdir+` it does not.
+        # The kernel removes backslashes from these two values, and not from `lowerdir+`.
         context.set("upperdir", _escape(described["upperdir"], _SPECIAL))
         context.set("workdir", _escape(described["workdir"], _SPECIAL))
         context.mount_at(described["rootfs"], mounts.mount_attributes(described["options"]))
@@ -304,7 +303,7 @@ def _mount_appended(described: Described) -> None:
 def _option_text(described: Described) -> str:
     options = [f"{name}={value}" if value is not None else f"{name}"
                for name, value in described["carried"]]  # fmt: skip
-    # The kernel splits at commas first and takes one level of backslashes away with the colons.
+    # The kernel splits at commas first, and removes a level of backslashes with the colons.
     lowerdirs = _escape(join_lowerdirs(described["lowerdirs"]), ",")
     options.append(f"lowerdir={lowerdirs}")
     options.append(f"upperdir={_escape(described['upperdir'], _SPECIAL)}")
@@ -333,7 +332,7 @@ def _check_appendable(described: Described) -> None:
 
 @contextlib.contextmanager
 def _standing_in(directory: str) -> Iterator[None]:
-    """Relative lowerdirs are relative to the working directory of whoever mounts."""
+    """Change to `directory`: relative lowerdirs are relative to the caller's working directory."""
     if not directory:
         yield
         return
@@ -352,9 +351,10 @@ def _is_volatile(described: Described) -> bool:
 
 
 def _forget_volatile(workdir: str) -> None:
-    """Take away the mark by which overlayfs refuses a volatile upperdir a second time.
+    """Remove the mark by which overlayfs refuses a volatile upperdir a second time.
 
-    It stands for a crash that may have lost writes. Ours was unmounted, and the upperdir is empty.
+    The mark stands for a crash that may have lost writes. Our overlay was unmounted, and its
+    upperdir is empty.
     """
     with (
         contextlib.suppress(FileNotFoundError),

@@ -1,9 +1,9 @@
-"""Files of a tmpfs, filled by several threads. Lean.
+"""Fills files of a tmpfs by several threads. Lean.
 
-`write` locks a file, so that a second thread gains nothing, and a page fault zeroes a page before
-it is written to. What is filled here is a mapping of our own: by whole huge pages where there is
-content for them, and the rest with UFFDIO_COPY. The kernel copies from the page cache. What cannot
-be done so is copied as other files are.
+`write` locks a file, so that a second thread gains nothing, and its page fault zeroes a page before
+the write. So this module fills a mapping of its own: with whole huge pages where there is content
+for them, and with UFFDIO_COPY elsewhere. The kernel copies from the page cache. Files for which
+this fails are copied like other files.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     Range = tuple[int, int]
 
 _MUCH_BYTES = 8 << 20
-"""From here on threads are worth their start."""
+"""From this size on, threads are worth their start."""
 _MOST_RANGES = 1 << 16
-"""Of a file: one that is in so many pieces is copied like a small one."""
+"""The limit for a file: a file in more ranges is copied like a small file."""
 _PAGE = mmap.PAGESIZE
 
 
 class ParallelCopier(Copier):
-    """Copies to a tmpfs; big files by all processors."""
+    """Copies to a tmpfs; big files with all processors."""
 
     __slots__ = ("_can",)
 
@@ -42,7 +42,7 @@ class ParallelCopier(Copier):
         self._can = True
 
     def copy_data(self, source_fd: int, target_fd: int, status: os.stat_result) -> None:
-        """As Copier's."""
+        """Copy as Copier does."""
         is_much = self._can and status.st_size >= _MUCH_BYTES
         ranges = _whole_pages(data_ranges(source_fd, status.st_size)) if is_much else ()
         some = list(islice(ranges, _MOST_RANGES))
@@ -76,14 +76,14 @@ def _fill(source_fd: int, target_fd: int, size: int, ranges: list[Range]) -> Non
 
 
 class _Huge:
-    """source, target: addresses."""
+    """Fills huge pages. source, target: addresses."""
 
     def __init__(self, source: int, target: int) -> None:
         self._source, self._target = source, target
         self._pages = HugePages()
 
     def fill(self, at: int, left: list[Range]) -> None:
-        """Fill a huge page at an offset, or what there is of it. left: gets what is not filled."""
+        """Fill a huge page at an offset, as far as possible. left: gets the unfilled range."""
         populate_read(self._source + at, HUGE_BYTES)
         made = self._pages.make(self._target + at)
         if made:
@@ -98,7 +98,7 @@ def _fill_small(fd: int, source: int, target: int, start: int, end: int) -> None
 
 
 def _whole_pages(ranges: Iterable[Range]) -> Iterator[Range]:
-    """Each page once: blocks of a file system may be smaller."""
+    """Yields each page once: blocks of a file system may be smaller than a page."""
     behind = 0
     for first, last in ranges:
         start = max(behind, first // _PAGE * _PAGE)
@@ -108,7 +108,7 @@ def _whole_pages(ranges: Iterable[Range]) -> Iterator[Range]:
 
 
 def _edges(ranges: Iterable[Range]) -> Iterator[Range]:
-    """What is in no whole huge page."""
+    """Yields the ranges that are in no whole huge page."""
     for start, end in ranges:
         inner = blocks(start, end)
         yield from ((start, inner[0]), (inner[-1] + HUGE_BYTES, end)) if inner else ((start, end),)

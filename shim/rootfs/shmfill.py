@@ -1,16 +1,16 @@
-"""The new pod's /dev/shm gets what the captured one held. Lean: the swap path imports it.
+"""Fills the new pod's /dev/shm with the captured content. Lean: the swap path imports it.
 
 /dev/shm belongs to the pod, not to the container: another container may have put files there, and
-writes there while we do. A name that exists already is left alone when it is the same but for its
-times. When it differs the swap cannot go on: either content is somebody's.
+may write there meanwhile. This module leaves an existing name alone if the file there is the same
+but for its times. If the file differs, the swap cannot go on: somebody needs either content.
 
 So `build` makes everything in a directory of the same file system that root alone may enter, and
-`place` renames it in when it is complete. A container with root's uid can enter it all the same:
-attributes are only set through descriptors whose type was checked (see `shim.rootfs.inode`), so
-that all that anybody can change is in this file system.
+`place` renames it in when it is complete. A container with root's uid can still enter the
+directory. So attributes are only set through descriptors of a checked type (see
+`shim.rootfs.inode`), and all that such a container can change is in this file system.
 
-The order is `plan`, journal what it says, `build`, journal that, `place`; `undo` takes the same
-list, in any process.
+The order is `plan`, journal its list, `build`, journal that, `place`; `undo` takes the same list,
+in any process.
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ _CHUNK = 1 << 20
 _O_LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _NOREPLACE = 1
 """Of renameat2(2)."""
+_NOT_OURS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENOTEMPTY, errno.EBUSY)
+"""Errors that say: somebody removed our file or directory, replaced it, or filled it."""
 
 
 def plan(source: str, target: str, *, container: str) -> list[str]:
-    """The paths of `source`, relative, that are to be made in `target`; parents come first.
+    """Returns the relative paths of `source` that are to be made in `target`; parents come first.
 
     source: the shm directory of a snapshot. target: the pod's /dev/shm on the host. Raises
-    ShmNotFilled when something there differs from what was captured.
+    ShmNotFilled if a file there differs from the captured file.
     """
     with (
         _border(target, container),
@@ -63,9 +65,9 @@ def plan(source: str, target: str, *, container: str) -> list[str]:
 
 
 def build(source: str, target: str, put: Sequence[str], *, container: str) -> None:
-    """Make what `plan` found missing: the same sizes, holes, owners, modes, xattrs and times.
+    """Make the missing paths of `plan`: the same sizes, holes, owners, modes, xattrs and times.
 
-    Nobody sees it yet. Raises ShmNotFilled; `undo` is the way back.
+    Nobody sees them yet. Raises ShmNotFilled; `undo` removes all of it.
     """
     copier = ParallelCopier()
     links: dict[tuple[int, int], str] = {}
@@ -80,7 +82,7 @@ def build(source: str, target: str, put: Sequence[str], *, container: str) -> No
             (path, place) for path, place, _ in _places(put)
             if _put(copier, *pair, path, place, links)
         ]  # fmt: skip
-        for path, place in reversed(directories):  # last, because making a file changes them
+        for path, place in reversed(directories):  # last: making a file changes its directory
             with (
                 open_beneath(pair[0], path, O_WALK) as made_of,
                 open_beneath(pair[1], place, O_WALK) as made,
@@ -90,9 +92,9 @@ def build(source: str, target: str, put: Sequence[str], *, container: str) -> No
 
 
 def place(target: str, put: Sequence[str], *, container: str) -> None:
-    """Give what `build` made the names of the list `put`.
+    """Give the files of `build` the names of the list `put`.
 
-    Raises ShmNotFilled, also when one of the names came up meanwhile; `undo` is the way back.
+    Raises ShmNotFilled, also if a name came up meanwhile; `undo` removes all of it.
     """
     with _border(target, container), open_dir(target) as target_fd:
         with open_beneath(target_fd.fileno(), _private(container), O_WALK) as private_fd:
@@ -103,17 +105,16 @@ def place(target: str, put: Sequence[str], *, container: str) -> None:
 
 
 def undo(target: str, put: Sequence[str], *, container: str, placed: bool) -> None:
-    """Remove what `build` and `place` made of the list `put`, however far they came. Idempotent.
+    """Remove all that `build` and `place` made of `put`, however far they came. Idempotent.
 
     placed: whether `place` may have begun. A directory stays when somebody else put something
-    into it. Raises OSError.
+    into it, and so does what somebody put in the place of a directory of ours. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError), open_dir(target) as target_fd:
         left = _remove_private(target_fd.fileno(), put, container)
         for path, place, _ in reversed(list(_places(put)) if placed else ()):
             if place.partition("/")[0] not in left:  # it had not got its name
-                with contextlib.suppress(FileNotFoundError):
-                    _remove(target_fd.fileno(), path)
+                _remove(target_fd.fileno(), path)
 
 
 def _private(container: str) -> str:
@@ -121,9 +122,9 @@ def _private(container: str) -> str:
 
 
 def _places(put: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Of each path where it is built, and the topmost path that is built together with it.
+    """Yields each path, its place during `build`, and the topmost path that is built with it.
 
-    Whatever is beneath a path follows it in the list: that is renamed with it.
+    All paths beneath a topmost path follow it in the list: a rename of the topmost moves them all.
     """
     number, top = 0, ""
     for path in put:
@@ -133,16 +134,17 @@ def _places(put: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def _remove_private(target_fd: int, put: Sequence[str], container: str) -> frozenset[str]:
-    """Remove the directory in which all is built. Returns what was still in it, by name."""
+    """Remove the directory for `build`. Returns the names that were still in it."""
     try:
         with open_beneath(target_fd, _private(container), O_WALK) as private_fd:
             left = frozenset(os.listdir(private_fd.fileno()))
             for _, place, _ in reversed(list(_places(put))):
-                with contextlib.suppress(FileNotFoundError):
-                    _remove(private_fd.fileno(), place)
-        _remove(target_fd, _private(container))
-    except FileNotFoundError:
+                _remove(private_fd.fileno(), place)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
         return frozenset()
+    _remove(target_fd, _private(container))
     return left
 
 
@@ -236,7 +238,7 @@ def _put(
     copier: Copier, source_fd: int, private_fd: int, path: str, place: str,
     links: dict[tuple[int, int], str],
 ) -> bool:  # fmt: skip
-    """Make one path. Returns whether it is a directory, whose attributes are still to be set."""
+    """Make a path. Returns whether it is a directory, whose attributes are still to be set."""
     parent, _, name = path.rpartition("/")
     directory_at, _, made = place.rpartition("/")
     with (
@@ -259,13 +261,14 @@ def _put(
 
 
 def _remove(dirfd: int, path: str) -> None:
+    """Leaves names that are gone, or that are no longer the files that we made."""
     parent, _, name = path.rpartition("/")
-    with open_beneath(dirfd, parent or ".", O_WALK) as directory:
-        try:
-            os.unlink(name, dir_fd=directory.fileno())
-        except IsADirectoryError:
+    try:
+        with open_beneath(dirfd, parent or ".", O_WALK) as directory:
             try:
+                os.unlink(name, dir_fd=directory.fileno())
+            except IsADirectoryError:
                 os.rmdir(name, dir_fd=directory.fileno())
-            except OSError as error:
-                if error.errno != errno.ENOTEMPTY:
-                    raise
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise

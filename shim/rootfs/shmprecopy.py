@@ -1,7 +1,7 @@
-"""Big files of a tmpfs: copied while their container runs, brought up to date while it is frozen.
+"""Copies big files of a tmpfs while their container runs, and updates them while it is frozen.
 
-Nobody can tell what was written since: through a mapping, that changes no time. So all of a file is
-compared, by several threads, which takes a third of the time of copying it on one.
+Nobody can tell which bytes were written since: writes through a mapping change no time. So several
+threads compare all of a file, which takes a third of the time of copying it with a single thread.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     Key = tuple[int, int]
 
 MUCH_BYTES: Final = 8 << 20
-"""From here on a file is big."""
+"""From this size on, a file is big."""
 _MOST_FILES = 64
 _O_NAMELESS = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 _MOST_PIECES = 1 << 16
-"""Of a file. What is in more of them is copied by one thread: the list would grow."""
+"""The limit for a file. A single thread copies any further pieces: the list would grow."""
 _BATCH_BYTES = 512 << 10
-"""What is compared at once: both sides stay in the processor's cache."""
+"""The bytes to compare at once: both sides stay in the processor's cache."""
 
 _of_thread = threading.local()
 
 
 class PrecopyingCopier(Copier):
-    """stop: ends the work. It owns the copies of big files until it is closed."""
+    """Owns the copies of big files until it is closed. stop: ends the work."""
 
     def __init__(self, stop: Stop) -> None:
         super().__init__(tick=stop.check)
         self._copies: dict[Key, OwnedFd] = {}
-        """Files without a name, until they get one."""
+        """Files without a name, until they get their names."""
 
     def close(self) -> None:
         """Keep the copies that have a name."""
@@ -55,9 +55,9 @@ class PrecopyingCopier(Copier):
         self._copies = {}
 
     def precopy(self, source_dirfd: int, name: str, target_dirfd: int) -> None:
-        """Copy a file that may change, into one without a name in the target's file system.
+        """Copy a file that may change into a file without a name in the target's file system.
 
-        What is not big is left alone. Raises OSError.
+        Skips small files. Raises OSError.
         """
         with OwnedFd(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=source_dirfd)) as path:
             status = os.fstat(path.fileno())
@@ -71,7 +71,7 @@ class PrecopyingCopier(Copier):
                 self._renew(source.fileno(), copy.fileno(), status)
 
     def new_file(self, status: os.stat_result, name: str, target_dirfd: int) -> int:
-        """As Copier's: the copy that there is gets the name."""
+        """Returns a file as Copier's does: an existing copy gets the name."""
         copy = self._copies.get((status.st_dev, status.st_ino))
         if copy is None:
             return super().new_file(status, name, target_dirfd)
@@ -80,7 +80,7 @@ class PrecopyingCopier(Copier):
         return os.dup(copy.fileno())
 
     def copy_data(self, source_fd: int, target_fd: int, status: os.stat_result) -> None:
-        """As Copier's."""
+        """Copy as Copier does; a big file by several threads."""
         is_copied = (status.st_dev, status.st_ino) in self._copies
         if not is_copied and status.st_size < MUCH_BYTES:
             super().copy_data(source_fd, target_fd, status)
@@ -93,7 +93,7 @@ class PrecopyingCopier(Copier):
 
 
 class _Renewal:
-    """Gives a file the content and the holes of another one. What it has already is compared."""
+    """Gives a file the content and the holes of another; compares content before writing."""
 
     def __init__(
         self, source_fd: int, target_fd: int, size: int, tick: Callable[[], None]
@@ -103,9 +103,9 @@ class _Renewal:
         self._is_new = not os.fstat(target_fd).st_blocks
 
     def run(self) -> None:
-        """Raises OSError."""
+        """Bring the target up to date. Raises OSError."""
         os.truncate(self._target_fd, self._size)
-        # One pass: where a hole begins takes as long to find as the data before it is long.
+        # A single pass: finding the next hole takes time in proportion to the data before the hole.
         left = pieces(self._holes_left(data_ranges(self._source_fd, self._size)))
         some = list(islice(left, _MOST_PIECES))
         work.run(partial(self._renew, *piece) for piece in some)
@@ -113,7 +113,7 @@ class _Renewal:
             self._renew(*piece)
 
     def _holes_left(self, ranges: Iterable[Range]) -> Iterator[Range]:
-        """These, and in what is between them there is nothing."""
+        """Yields the ranges, and empties the target between them."""
         at = 0
         for start, end in ranges:
             self._empty(at, start)
@@ -135,7 +135,7 @@ class _Renewal:
             if had < got or not is_equal(wanted.address, there.address, got):
                 write_at(self._target_fd, wanted.view[:got], at)
             if got < size:
-                return  # it became shorter
+                return  # the source became shorter
 
 
 def _has_data(fd: int, start: int, end: int) -> bool:
@@ -148,7 +148,7 @@ def _has_data(fd: int, start: int, end: int) -> bool:
 
 
 def _buffers() -> tuple[Buffer, Buffer]:
-    """This thread's."""
+    """Returns this thread's buffers."""
     if not hasattr(_of_thread, "buffers"):
         _of_thread.buffers = Buffer(_BATCH_BYTES), Buffer(_BATCH_BYTES)
     found: tuple[Buffer, Buffer] = _of_thread.buffers

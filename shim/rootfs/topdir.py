@@ -1,6 +1,7 @@
-"""The attributes of a layer's top directory, which no layer below can show through. Lean.
+"""Reads and sets the attributes of a layer's top directory. Lean.
 
-overlayfs takes what one sees of the root directory from the upperdir alone.
+overlayfs shows the attributes of the root directory from the upperdir alone, so no layer below
+shows through.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _PRIVATE = ("trusted.overlay.", "user.overlay.")
 
 
 def attributes(directory: str) -> TopAttributes:
-    """All of them, overlayfs' own marks included. Raises OSError."""
+    """Returns all attributes, overlayfs' own marks included. Raises OSError."""
     status = os.stat(directory)
     return {
         "mode": stat.S_IMODE(status.st_mode),
@@ -39,9 +40,9 @@ def attributes(directory: str) -> TopAttributes:
 
 
 def seen_through(upper: TopAttributes, lower: TopAttributes) -> TopAttributes:
-    """What an upperdir needs for the root to look as in `lower`.
+    """Returns the attributes that make an upperdir's root look as in `lower`.
 
-    overlayfs' marks stay those of `upper`: they belong to its mount.
+    overlayfs' marks stay the marks of `upper`: they belong to its mount.
     """
     marks = {name: value for name, value in upper["xattrs"].items() if name.startswith(_PRIVATE)}
     shown = {n: value for n, value in lower["xattrs"].items() if not n.startswith(_PRIVATE)}
@@ -49,7 +50,7 @@ def seen_through(upper: TopAttributes, lower: TopAttributes) -> TopAttributes:
 
 
 def set_attributes(directory: str, wanted: TopAttributes) -> None:
-    """Make the directory have exactly these. Raises OSError; no symlink is followed at its end."""
+    """Give the directory exactly these attributes. Raises OSError; follows no final symlink."""
     with OwnedFd(os.open(directory, O_WALK)) as opened:
         fd = opened.fileno()
         os.chown(fd, *wanted["owner"])

@@ -1,4 +1,4 @@
-"""Small files that survive a power cut: there with all of their content, or not there."""
+"""Writes small files that survive a power cut: either all of the new content is there, or none."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCRATCH = ".new"
-"""Ending of a file that is not finished. Who finds one may remove it."""
+"""The ending of an unfinished file. Anybody may remove such a file."""
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write `data`, sync it, and put it in place with one rename. Raises OSError.
+    """Write `data`, sync it, and put it in place with a single rename. Raises OSError.
 
-    After a crash at any moment the file has the old content or the new one.
+    After a crash at any moment the file has the old content or the new content.
     """
     scratch = path.with_name(path.name + SCRATCH)
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -34,13 +34,13 @@ def put(path: Path, data: bytes) -> None:
 
 
 def take_away(path: Path) -> None:
-    """Remove the file for good; it is no error when there is none. Raises OSError."""
+    """Remove the file durably; a missing file is no error. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
         sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
-    """Make what was renamed or removed in the directory survive. Raises OSError."""
+    """Make renames and removals in the directory durable. Raises OSError."""
     with open_dir(str(directory)) as fd:
         os.fsync(fd.fileno())

@@ -1,7 +1,7 @@
-"""Snapshots as the plain JSON that `quickthaw ls` and `show` print.
+"""Returns snapshots as the plain JSON that `quickthaw ls` and `show` print.
 
-The daemon answers with it, and the command line uses it on the store itself while the daemon is
-away.
+The daemon answers with this JSON. While the daemon is away, the command line makes the same JSON
+from the store itself.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 READY = "ready"
 DAMAGED = "damaged"
 UNTRUSTED = "untrusted"
-"""Not signed by a key that this node trusts: nothing starts from it."""
+"""No key that this node trusts has signed the snapshot: nothing starts from it."""
 QUARANTINED = "quarantined"
 
 
 def told(record: Record) -> str:
-    """Why a snapshot is in quarantine, in one line."""
+    """Returns the reason for a quarantine, in a line."""
     if record.damaged:
         return f"it is damaged: {record.reason}"
     count = f"{record.failures} restores failed in a row, each of another pod"
@@ -32,7 +32,7 @@ def told(record: Record) -> str:
 
 
 def quarantined(store: Store) -> dict[str, Any]:
-    """Every snapshot in quarantine, the latest first."""
+    """Returns every snapshot in quarantine, the latest first."""
     rows = []
     for snapshot, record in store.quarantine.all().items():
         found = next(iter(each for each in store.all() if each.id == snapshot), None)
@@ -49,9 +49,9 @@ def quarantined(store: Store) -> dict[str, Any]:
 def listed(
     store: Store, users: Mapping[str, Sequence[str]] | None, *, trust: Trust
 ) -> dict[str, Any]:
-    """Every snapshot, the newest first, then the damaged ones.
+    """Returns every snapshot, the newest first, then the damaged snapshots.
 
-    users: the containers of each snapshot id that have it in use; None when nobody knows.
+    users: the containers that use a snapshot, by its id; None if nobody knows.
     """
     rows = [
         _row(found, _uses(found.id, users), trust) | _state(store, found, trust)
@@ -69,7 +69,7 @@ def shown(
     trust: Trust,
     log: str = "",
 ) -> dict[str, Any]:
-    """One snapshot with its whole manifest. log: path of the log of its last failed restore."""
+    """Returns a snapshot with its whole manifest. log: path of its last failed restore's log."""
     verdict = trust.verdict(found)
     return {
         "manifest": found.as_json(), **_state(store, found, trust),

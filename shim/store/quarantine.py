@@ -1,10 +1,9 @@
-"""Which snapshots no container may start from, because of how restores from them went.
+"""Keeps failing snapshots out of use, by a record for each of them.
 
-Two kinds of small files beside the snapshots, each put in place with one rename and synced:
-`quarantine/ID.json` takes a snapshot out of use, `health/ID.json` counts the failures in a row
-before that. The snapshot's own files stay where they are: containers may have its diff mounted.
-What is on the disk is in memory, too. Methods that change something block, and may be called
-from any thread.
+Two kinds of small files lie beside the snapshots, each put in place with a single rename and
+synced: `quarantine/ID.json` takes a snapshot out of use, `health/ID.json` counts consecutive
+failures before that. The snapshot's own files stay in place: containers may have its diff mounted.
+Memory holds a copy of all records. Methods that change a record block; any thread may call them.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ _ENDING: Final = ".json"
 class Record:
     """A snapshot in quarantine.
 
-    reason: for people. error_class: of the last failure. blame: CONTENT when the snapshot is
-    damaged, RESTORE when it is whole and cannot be restored. failures: in a row. at: unix time.
-    by: what put it there.
+    reason: for people. error_class: of the last failure. blame: CONTENT if the snapshot is damaged,
+    RESTORE if it is whole and cannot be restored. failures: in a row. at: unix time. by: the
+    program that quarantined the snapshot.
     """
 
     reason: str
@@ -61,9 +60,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Failures in a row of a snapshot that is in use. at: unix time of the last one.
+    """The consecutive failures of a snapshot that is in use. at: unix time of the last failure.
 
-    causes: whose they were, the latest last: one pod that fails again and again is one.
+    causes: the pods that failed, the latest last: a pod that fails again and again counts once.
     """
 
     failures: int
@@ -74,7 +73,7 @@ class Health:
 
 
 def decode(data: bytes, kind: type[Record] | type[Health]) -> Record | Health:
-    """The record in a file. Raises ValueError for what `encode` cannot have written."""
+    """Returns the record in a file. Raises ValueError unless `encode` can have written it."""
     found = jsontext.parse(data)
     names = {field.name for field in fields(kind)}
     if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
@@ -109,12 +108,12 @@ def _are_causes(found: list[object]) -> bool:
 
 
 def encode(record: Record | Health) -> bytes:
-    """As `decode` takes it."""
+    """Returns a record in the form that `decode` reads."""
     return json.dumps({"schema": SCHEMA, **asdict(record)}).encode() + b"\n"
 
 
 class Quarantine:
-    """The records of one store. root: the store's directory."""
+    """The records of a store. root: the store's directory."""
 
     def __init__(self, root: Path) -> None:
         self._quarantine, self._health = root / "quarantine", root / "health"
@@ -123,9 +122,9 @@ class Quarantine:
         self._lock = threading.Lock()
 
     def open(self, snapshots: Container[str]) -> None:
-        """Make the directories, read them, remove what is of no snapshot. Raises OSError.
+        """Make the directories, read them, remove records without a snapshot. Raises OSError.
 
-        snapshots: the names of those that exist.
+        snapshots: the names of all that exist.
         """
         for directory in (self._quarantine, self._health):
             directory.mkdir(mode=0o700, exist_ok=True)
@@ -143,7 +142,7 @@ class Quarantine:
             try:
                 record = decode(data, Record)
             except ValueError as error:
-                # Somebody wanted it out of use: what cannot be read must not put it back.
+                # Somebody quarantined the snapshot: an unreadable record must not release it.
                 record = Record(f"its record cannot be read: {error}", "", Blame.RESTORE, 0, 0.0,
                                 "quickthawd")  # fmt: skip
                 log.warning("quarantine of snapshot %s: %s", snapshot[:12], error)
@@ -159,15 +158,15 @@ class Quarantine:
             self._counts[snapshot] = count
 
     def get(self, snapshot: str) -> Record | None:
-        """The record of a snapshot that is in quarantine."""
+        """Returns the record of a snapshot that is in quarantine."""
         return self._records.get(snapshot)
 
     def all(self) -> Mapping[str, Record]:
-        """Every record by the snapshot's id."""
+        """Returns every record by the snapshot's id."""
         return dict(self._records)
 
     def failures(self, snapshot: str) -> int:
-        """How often in a row restores failed for which the snapshot may be to blame."""
+        """Returns the number of consecutive failures for which the snapshot may be to blame."""
         count = self._counts.get(snapshot)
         return count.failures if count else 0
 
@@ -179,12 +178,13 @@ class Quarantine:
         self, snapshot: str, *, blame: str, error_class: str, reason: str, after: int,
         cause: str = "",
     ) -> Record | None:  # fmt: skip
-        """A restore failed. The record, when this one puts the snapshot into quarantine.
+        """Count a failed restore. Returns the record if this failure triggers quarantine.
 
-        cause: whose failure it is, the pod's uid; one that was counted is not counted again.
-        Without one it counts for itself.
-        after: failures in a row that do; 0 for never, however many. A snapshot whose content is
-        damaged goes at once, also then: it cannot become whole. Raises OSError.
+        cause: the uid of the pod that failed; a second failure of the same pod does not count. A
+        failure without a cause always counts. after: the number of consecutive failures that
+        triggers quarantine; 0 for never. A snapshot whose content is damaged goes into quarantine
+        at once, whatever `cause` and `after` are: such a snapshot cannot become whole. Raises
+        OSError.
         """
         if blame not in (Blame.CONTENT, Blame.RESTORE):
             return None
@@ -208,13 +208,13 @@ class Quarantine:
         return None
 
     def succeeded(self, snapshot: str) -> None:
-        """A restore went well: what failed before it is forgotten. Raises OSError."""
+        """Forget earlier failures, because a restore went well. Raises OSError."""
         if snapshot in self._counts:
             with self._lock:
                 self._forget_count(snapshot)
 
     def release(self, snapshot: str) -> Record:
-        """Put the snapshot back into use, with nothing counted; what its record was.
+        """Put the snapshot back into use, with a count of 0. Returns its record.
 
         Raises NotQuarantined, OSError.
         """
@@ -231,7 +231,7 @@ class Quarantine:
         return record
 
     def drop(self, snapshot: str) -> None:
-        """The snapshot is gone, and what was said about it goes. Raises OSError."""
+        """Remove all records of a snapshot that is gone. Raises OSError."""
         if is_snapshot_id(snapshot):
             with self._lock:
                 self._forget_count(snapshot)
@@ -239,10 +239,10 @@ class Quarantine:
                 self._records.pop(snapshot, None)
 
     def _put(self, snapshot: str, record: Record) -> None:
-        # In memory first: with a full disk, too, it is out of use as long as this daemon lives.
+        # In memory first: even with a full disk the snapshot is out of use while this daemon lives.
         self._records[snapshot] = record
         durable.put(self._quarantine / f"{snapshot}{_ENDING}", encode(record))
-        # Before a release is possible: the released one must begin with a clean count.
+        # Before a release is possible: a released snapshot must begin with a count of 0.
         self._forget_count(snapshot)
 
     def _forget_count(self, snapshot: str) -> None:
@@ -251,7 +251,7 @@ class Quarantine:
 
 
 def _snapshot_of(name: str) -> str:
-    """The snapshot that a file with this name is about; empty when it is no finished one."""
+    """Returns the snapshot of a record's file name; empty for any other file name."""
     snapshot = name.removesuffix(_ENDING)
     return snapshot if name.endswith(_ENDING) and is_snapshot_id(snapshot) else ""
 
@@ -260,7 +260,7 @@ def _files(directory: Path) -> Iterator[tuple[str, bytes]]:
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
-        return  # of a store that nobody has opened yet
+        return  # a store that nobody has opened yet
     for name in sorted(names):
         if snapshot := _snapshot_of(name):
             try:

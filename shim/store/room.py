@@ -1,6 +1,7 @@
-"""How much the snapshots may take, and which of them make room for another. Pure but for `disk`.
+"""Decides how much room snapshots may take, and which snapshots leave. Pure but for `disk`.
 
-What does not fit is not captured: its source goes on serving, and the next pod starts cold.
+A snapshot that does not fit is not captured: its source goes on serving, and the next pod starts
+cold.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an operator allows. 0 of the first two and of the namespace's: no limit of our own.
+    """The operator's limits. 0 in a limit called max_*: no limit of ours.
 
-    namespace_percent: the share of one namespace in the room for snapshots; 0: an equal one for
-    each namespace that has any.
+    namespace_percent: the share of a namespace in the room for snapshots; 0: an equal share for
+    each namespace that has snapshots.
     """
 
     max_snapshot_bytes: int = 0
@@ -32,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The file system that the store is on. inodes: 0 where it makes them as they are needed."""
+    """The file system of the store. inodes: 0 if the file system makes inodes on demand."""
 
     size_bytes: int
     free_bytes: int
@@ -40,19 +41,19 @@ class Disk:
     free_inodes: int = 0
 
     def kept(self, limits: Limits) -> int:
-        """How much of it has to stay free: the larger of both limits."""
+        """Returns how many bytes have to stay free: the larger of both limits."""
         return max(limits.keep_free_bytes, int(self.size_bytes * limits.keep_free_percent / 100))
 
     def kept_inodes(self, limits: Limits) -> int:
-        """How many of its inodes have to stay free: the same share."""
+        """Returns how many inodes have to stay free: the same share."""
         return int(self.inodes * limits.keep_free_percent / 100)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A snapshot that nobody uses. last_use: unix time. useless: nobody can start from it.
+    """A snapshot that nobody uses.
 
-    namespace: of Kubernetes.
+    last_use: unix time. useless: nobody can start from the snapshot. namespace: of Kubernetes.
     """
 
     id: str
@@ -65,7 +66,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """size_bytes, inodes: how much too much it would be, 0 when it fits. why: which limit."""
+    """The excess over a limit. size_bytes, inodes: 0 or less if all fits. why: names the limit."""
 
     size_bytes: int
     why: str
@@ -73,12 +74,12 @@ class Excess:
 
     @property
     def fits(self) -> bool:
-        """Whether nothing has to go."""
+        """Whether no snapshot has to leave."""
         return self.size_bytes <= 0 and self.inodes <= 0
 
 
 def disk(directory: Path) -> Disk:
-    """What there is now. Free is what is so for everybody, not root's reserve. Raises OSError."""
+    """Returns the present state. Root's reserve does not count as free. Raises OSError."""
     found = os.statvfs(directory)
     free = found.f_bavail * found.f_frsize
     return Disk(found.f_blocks * found.f_frsize, free, found.f_files, found.f_favail)
@@ -88,10 +89,10 @@ def excess(
     limits: Limits, there: Disk, used_bytes: int, needed_bytes: int, new_bytes: int,
     new_inodes: int = 0,
 ) -> Excess:  # fmt: skip
-    """By how much the limits would be exceeded: of store and disk the one that lacks more.
+    """Returns the excess over the limits of store and disk: the larger of the two.
 
-    used_bytes: by all snapshots that exist. needed_bytes: of those that are being made.
-    new_bytes, new_inodes: as much of that as is not on the disk yet.
+    used_bytes: of all existing snapshots. needed_bytes: of snapshots that are being made.
+    new_bytes, new_inodes: the part of needed_bytes, and its inodes, that is not on the disk yet.
     """
     found = Excess(0, "")
     if limits.max_store_bytes:
@@ -124,9 +125,10 @@ def _size(found: Excess) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What each namespace takes (used_bytes, by its name), and what one may take of the room.
+    """The bytes that each namespace takes, and the share that a namespace may take of the room.
 
-    mine: the namespace that a snapshot is made for, needed_bytes: how much of it.
+    used_bytes: by namespace. mine: the namespace of the snapshot that needs room. needed_bytes: the
+    size of that snapshot.
     """
 
     mine: str = ""
@@ -135,7 +137,7 @@ class Shares:
     used_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def excess_bytes(self, namespace: str) -> int:
-        """How much more than its share a namespace takes."""
+        """Returns by how many bytes a namespace exceeds its share."""
         needed = self.needed_bytes if namespace == self.mine else 0
         return max(0, self.used_bytes.get(namespace, 0) + needed - self.share_bytes)
 
@@ -143,9 +145,9 @@ class Shares:
 def shares(
     limits: Limits, there: Disk, used_bytes: Mapping[str, int], mine: str, needed_bytes: int
 ) -> Shares:
-    """The room is all that snapshots may take: what they have, and what may be filled.
+    """Returns the shares in the room: the bytes that snapshots take now or may fill.
 
-    used_bytes: by namespace; what is of none has the empty name.
+    used_bytes: by namespace; snapshots without a namespace have the empty name.
     """
     used = sum(used_bytes.values())
     room = used + max(0, there.free_bytes - there.kept(limits))
@@ -159,18 +161,18 @@ def victims(
     wanted_bytes: int, candidates: Iterable[Candidate], given: Shares | None = None,
     wanted_inodes: int = 0,
 ) -> list[Candidate] | None:  # fmt: skip
-    """Those that have to go so that so much becomes free; None when all are not enough.
+    """Returns the snapshots that have to leave to free the wanted room; None if all are not enough.
 
-    Those of the own namespace go first. Of another one's goes what is useless, and what that
-    namespace takes beyond its share, unless the own namespace would take more than its share. Of
-    each kind what is useless goes first, then what was not used for the longest time. No more than
-    needed. given: None where all are of one namespace.
+    Snapshots of the own namespace leave first. Another namespace loses useless snapshots, and the
+    snapshots that it has beyond its share; but the latter only while the own namespace stays within
+    its share. In both groups useless snapshots leave first, then the least recently used. No more
+    leave than needed. given: None if all snapshots are of a single namespace.
     """
     given = given or Shares()
     beyond = {name: given.excess_bytes(name) for name in given.used_bytes if name != given.mine}
     is_modest = not given.excess_bytes(given.mine)
     chosen: list[Candidate] = []
-    ours = (given.mine, "")  # nobody knows whose a damaged one is, and nobody can use it
+    ours = (given.mine, "")  # a damaged snapshot: nobody knows its namespace, and nobody can use it
     for each in sorted(candidates, key=lambda each: (each.namespace not in ours, *_use(each))):
         if wanted_bytes <= 0 and wanted_inodes <= 0:
             break

@@ -1,7 +1,7 @@
-"""Snapshots on disk, and the index of them in memory.
+"""Stores snapshots on disk, and indexes them in memory.
 
-A snapshot is published by one rename, after everything in it is on the disk: what is not
-published does not exist. The index is made anew from the manifests at every start.
+A single rename publishes a snapshot, after all of its content is on the disk: an unpublished
+snapshot does not exist. Every start makes the index anew from the manifests.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_PREFIX = 4
-"""Hexadecimal digits with which a person may name a snapshot."""
+"""The number of hexadecimal digits that name a snapshot."""
 _NEAR_AT_MOST = 3
 
 
 class Store:
-    """The snapshots of one node. Not shared between processes that write: the daemon owns it.
+    """The snapshots of a node. No two processes may write: the daemon owns the store.
 
-    sign: the content of the signature file for a manifest. Without it snapshots are published
-    unsigned, and no node uses them. marks_directory: see `shim.integrity.marks`; without it
-    nothing is marked. logs_directory: of failed restores, which go with their snapshot. damaged:
-    directories without a manifest that can be read, by name, with the reason. quarantine: which
-    snapshots no container may start from.
+    sign: returns the content of the signature file for a manifest. Without `sign` the store
+    publishes unsigned snapshots, which no node uses. marks_directory: see `shim.integrity.marks`;
+    without this directory nothing gets a mark. logs_directory: of failed restores; the logs leave
+    with their snapshot. damaged: directories without a readable manifest, by name, with the reason.
+    quarantine: the snapshots that no container may start from.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Store:
         self._used, self._working_sets = self.root / "used", self.root / "working-sets"
 
     def open(self) -> None:
-        """Make the directories, put aside what is in staging, read the index. Raises OSError.
+        """Make the directories, put aside all that is in staging, read the index. Raises OSError.
 
-        How long it takes does not depend on what an earlier capture left: see `empty_leaving`.
+        The time for this does not depend on leftovers of an earlier capture: see `empty_leaving`.
         """
         for directory in (self.root, self.snapshots, self._leaving):
             directory.mkdir(mode=0o700, exist_ok=True)
@@ -84,7 +84,7 @@ class Store:
             os.rename(self.staging, self._leaving / secrets.token_hex(8))
         self.staging.mkdir(mode=0o700)
         self.read_index()
-        # A snapshot that is damaged exists, too: what is known about it stays as long as it does.
+        # A damaged snapshot exists, too: its records stay as long as the snapshot does.
         exist = self._by_id.keys() | self.damaged.keys()
         self.quarantine.open(exist)
         for directory in (self._used, self._working_sets):
@@ -94,12 +94,12 @@ class Store:
                     path.unlink()
 
     def empty_leaving(self, stop: Stop) -> None:
-        """Remove what `open` has put aside. Blocking. Raises OSError, Stopped."""
+        """Remove all that `open` put aside. Blocking. Raises OSError, Stopped."""
         with open_dir(str(self._leaving)) as leaving:
             empty_dir(leaving.fileno(), stop.check)
 
     def read_index(self) -> None:
-        """Read every manifest, and what is in quarantine. Raises OSError."""
+        """Read every manifest, and the quarantine. Raises OSError."""
         self.quarantine.read()
         self._by_id, self._signatures, self.damaged = {}, {}, {}
         for name in os.listdir(self.snapshots):
@@ -114,11 +114,11 @@ class Store:
                 log.warning("snapshot %s: %s", name[:12], error)
 
     def all(self) -> list[Manifest]:
-        """Every snapshot, the newest first."""
+        """Returns every snapshot, the newest first."""
         return self.find()
 
     def find(self, *, namespace: str = "", key: str = "", name: str = "") -> list[Manifest]:
-        """The snapshots with all that is given, the newest first."""
+        """Returns the snapshots that match every given value, the newest first."""
         return _newest_first(
             each
             for each in list(self._by_id.values())  # other threads publish and remove meanwhile
@@ -128,11 +128,12 @@ class Store:
         )
 
     def get(self, wanted: str, *, namespace: str = "") -> Manifest:
-        """The snapshot with this id, unique prefix of one (with or without `sha256:`), or name.
+        """Returns the snapshot with this id, unique prefix of an id, or name.
 
-        namespace: of Kubernetes; snapshots of others do not exist for the caller. `NAMESPACE/NAME`
-        names it, too. Of several with one name in one namespace the newest is meant. Raises
-        NoSuchSnapshot, with what comes near; also for a name that several namespaces have.
+        An id may begin with `sha256:`. namespace: of Kubernetes; snapshots of other namespaces do
+        not exist for the caller. `NAMESPACE/NAME` also names the namespace. If a namespace has
+        several snapshots of a name, the newest is meant. Raises NoSuchSnapshot, with similar ids;
+        also for a name that several namespaces have.
         """
         its_namespace, _, name = wanted.rpartition("/")
         index = {
@@ -152,16 +153,16 @@ class Store:
         raise _not_found(wanted, found, _newest_first(index.values()))
 
     def signature_of(self, found: str) -> bytes:
-        """The signature file of a snapshot, which nobody has looked into; empty when there is none.
+        """Returns the unverified signature file of a snapshot; empty if there is none.
 
-        Whether it is worth anything is for `shim.trust.verdict` to say.
+        `shim.trust.verdict` judges the signature.
         """
         return self._signatures.get(found, b"")
 
     def used(self, found: str) -> None:
-        """A container has started from the snapshot. Raises OSError.
+        """Note that a container has started from the snapshot. Raises OSError.
 
-        Not synced: after a power cut it is as if it had been used earlier.
+        Not synced: after a power cut the last use may seem earlier.
         """
         self._used.mkdir(mode=0o700, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -172,7 +173,7 @@ class Store:
             os.close(fd)
 
     def last_use(self, found: Manifest) -> float:
-        """When it was made or last started from: unix time."""
+        """Returns when the snapshot was made or last started from: unix time."""
         try:
             return max(found.created_at, os.lstat(self._used / found.id).st_mtime)
         except OSError:
@@ -180,7 +181,7 @@ class Store:
 
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
-        """A new directory for a capture, taken away at the end unless it was published."""
+        """Yields a new directory for a capture, and removes it at the end unless published."""
         place = self.begin()
         try:
             yield place
@@ -188,7 +189,7 @@ class Store:
             self.discard(place)
 
     def begin(self) -> Path:
-        """A new directory for a capture, for `discard`. Raises OSError."""
+        """Returns a new directory for a capture, which `discard` removes. Raises OSError."""
         place = self.staging / secrets.token_hex(8)
         place.mkdir(mode=0o700)
         try:
@@ -199,7 +200,7 @@ class Store:
         return place
 
     def discard(self, staged: Path) -> None:
-        """Take it away, unless it was published. Blocking: it may hold many files."""
+        """Remove the directory, unless it was published. Blocking: it may hold many files."""
         with open_dir(str(self.staging)) as staging:
             remove_tree(staging.fileno(), staged.name)
 
@@ -207,10 +208,10 @@ class Store:
         self, staged: Path, describe: Callable[[tuple[File, ...]], Manifest],
         stop: Stop | None = None,
     ) -> Manifest:  # fmt: skip
-        """Make what is staged a snapshot. Blocking: reads and syncs all of it.
+        """Publish a staged snapshot. Blocking: reads and syncs all of the content.
 
-        describe: the manifest, given the listings with the digests. stop: ends it up to the
-        moment when the snapshot exists. Raises NotPublished, SnapshotTooBig, Stopped.
+        describe: returns the manifest, given the listings with the digests. stop: ends the work up
+        to the moment when the snapshot exists. Raises NotPublished, SnapshotTooBig, Stopped.
         """
         stop = stop or Stop()
         try:
@@ -244,7 +245,7 @@ class Store:
         return found
 
     def _place(self, staged: Path, found: str) -> None:
-        """The one rename, made durable: a snapshot that cannot be is none. Raises OSError."""
+        """Publish by a durable rename, undone if it cannot be made durable. Raises OSError."""
         os.rename(staged, self.snapshots / found)
         try:
             faults.point("store.renamed")
@@ -258,7 +259,7 @@ class Store:
             raise
 
     def _mark(self, found: str, recorded: Recorded) -> None:
-        """It was hashed just now: the first restore need not do it again."""
+        """Write marks: `record` hashed the files just now, and the first restore need not."""
         if not self._marks:
             return
         try:
@@ -270,16 +271,16 @@ class Store:
             log.warning("snapshot %s will be hashed at its first use: %s", found[:12], error)
 
     def withdraw(self, found: str) -> Manifest | None:
-        """Take a snapshot out of the index, so that nobody chooses it while it is being removed."""
+        """Take a snapshot out of the index, so that nobody chooses it during its removal."""
         return self._by_id.pop(found, None)
 
     def put_back(self, found: Manifest | None) -> None:
-        """It was not removed after all: undo `withdraw`."""
+        """Undo `withdraw`: the snapshot was not removed after all."""
         if found and (self.snapshots / found.id).exists():
             self._by_id[found.id] = found
 
     def remove(self, found: SnapshotId, *, users: list[str]) -> None:
-        """Delete a snapshot. users: the containers that have its diff mounted.
+        """Delete a snapshot. users: the containers that have the snapshot's diff mounted.
 
         Raises SnapshotInUse, OSError.
         """
@@ -290,10 +291,10 @@ class Store:
                 do="Remove those pods first.",
             )  # fmt: skip
         faults.point("store.remove")
-        # Out of sight with one rename; what is left in staging goes at the next start.
+        # A single rename hides the snapshot; the next start removes any rest from staging.
         os.rename(self.snapshots / found, self.staging / found)
         for known in (self._by_id, self._signatures, self.damaged):
-            known.pop(found, None)  # at once: the index has what the directory has
+            known.pop(found, None)  # at once: the index has the same snapshots as the directory
         faults.point("store.removed")
         sync_directory(self.snapshots)
         faults.point("store.removed.synced")
@@ -319,7 +320,7 @@ def _newest_first(found: Iterable[Manifest]) -> list[Manifest]:
 
 
 def _not_found(wanted: str, found: Sequence[Manifest], index: Sequence[Manifest]) -> NoSuchSnapshot:
-    """found: what `wanted` may mean. index: what the caller may know of."""
+    """Returns the error. found: the snapshots `wanted` may mean. index: all the caller may see."""
     if found and found[0].name == wanted:
         names = sorted({f"{each.source.namespace}/{each.name}" for each in found})
         return NoSuchSnapshot(
@@ -341,7 +342,7 @@ def _signature(directory: int) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        # Too long, a link, a device: told as what cannot be decoded, which it cannot.
+        # Too long, a link, a device: report it as a signature that cannot be decoded.
         return f"unreadable: {error.strerror}".encode()
 
 
@@ -351,6 +352,6 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync_file_system(directory: Path) -> None:
-    """One syncfs(2) instead of an fsync for each of what may be 100,000 files."""
+    """Sync all with a single syncfs(2), instead of an fsync for each of perhaps 100,000 files."""
     with open_dir(str(directory)) as fd:
         call("syncfs", fd.fileno())

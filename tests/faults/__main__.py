@@ -24,9 +24,11 @@ from rich.table import Table
 
 from tests.faults import capturing, outside, restoring
 from tests.faults.cases import Case, matrix
+from tests.faults.driver import GpuGround
 from tests.faults.ground import Ground, Missed, WentWrong
 from tests.node.base import BUILD
 from tests.node.daemonfigures import Figures
+from tests.node.gpus import gpus
 from tests.node.node import Node
 from tests.workers import images
 
@@ -80,22 +82,32 @@ def _on_suite(
     with Node(suite) as node:
         node.start_product(deb)
         node.import_image(archive)
-        ground = Ground(node)
-        found = []
-        for number, case in enumerate(cases, 1):
-            result = one(ground, case)
-            figures.take(node)
-            found.append({"suite": suite, **result})
-            wrong = [*result["wrong"], *(f"left: {name}" for name in result["left_overs"])]
-            out.print(
-                f"{suite} {number}/{len(cases)} {case.name}: {result['outcome']} "
-                f"in {result['seconds']} s {'[red]WRONG[/red]' if wrong else 'ok'}"
-            )
-            for line in wrong[:_LINES]:
-                out.print(f"  {line}", markup=False)
-        if left := ground.close():
-            out.print(f"[red]Left after all of them:[/red] {left}")
-            found[-1]["left_overs"] = [*found[-1]["left_overs"], *left]
+        plain = [case for case in cases if not case.needs_gpus]
+        found = _on_ground(Ground(node), plain, out, figures) if plain else []
+        if rest := [case for case in cases if case.needs_gpus]:
+            with gpus(node):
+                found += _on_ground(GpuGround(node), rest, out, figures)
+    return found
+
+
+def _on_ground(
+    ground: Ground, cases: list[Case], out: Console, figures: Figures
+) -> list[dict[str, Any]]:
+    suite, found = ground.node.suite, list[dict[str, Any]]()
+    for number, case in enumerate(cases, 1):
+        result = one(ground, case)
+        figures.take(ground.node)
+        found.append({"suite": suite, **result})
+        wrong = [*result["wrong"], *(f"left: {name}" for name in result["left_overs"])]
+        out.print(
+            f"{suite} {number}/{len(cases)} {case.name}: {result['outcome']} "
+            f"in {result['seconds']} s {'[red]WRONG[/red]' if wrong else 'ok'}"
+        )
+        for line in wrong[:_LINES]:
+            out.print(f"  {line}", markup=False)
+    if left := ground.close():
+        out.print(f"[red]Left after all of them:[/red] {left}")
+        found[-1]["left_overs"] = [*found[-1]["left_overs"], *left]
     return found
 
 

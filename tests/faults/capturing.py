@@ -110,6 +110,7 @@ def recovered(ground: Ground, pod: Pod, nonce: str, before: set[str]) -> Seen:
     if (seen.outcome == "restored") != is_restored(replica.container()):
         seen.wrong.append("the marker of the replica does not say how it started")
     for each in (replica, pod):
+        seen.wrong += ground.not_right(each)
         each.remove(grace_s=0)
     made = published(ground) - before
     if len(made) != 1:

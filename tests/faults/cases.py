@@ -38,6 +38,11 @@ class Case:
         return self.phase.partition(".")[0] if self.phase in POINTS else "outside"
 
     @property
+    def needs_gpus(self) -> bool:
+        """Whether it can only happen to a container that uses a GPU."""
+        return ".gpu" in self.phase or self.phase.endswith("CUDA driver")
+
+    @property
     def is_after_success(self) -> bool:
         """Returns whether the restored process runs when the fault strikes."""
         return self.phase in (*_AFTER_SUCCESS, "memory.filling", "memory.filled")
@@ -123,7 +128,13 @@ _WRITES: Final = ("capture.precopied", "capture.memory.precopied", "capture.dump
                   "capture.shm.copied", "store.staged", "store.digested",
                   "store.manifest.written", "store.synced")  # fmt: skip
 """Points of a capture after which something was, or is to be, written."""
-_HANGS: Final = ("capture.quiesced", "capture.frozen", "capture.shm.copied", "store.synced")
+_HANGS: Final = (
+    "capture.quiesced",
+    "capture.gpu.checkpointed",
+    "capture.frozen",
+    "capture.shm.copied",
+    "store.synced",
+)
 """Points at which a hanging capture is of interest: before, in and after the frozen window."""
 
 
@@ -175,6 +186,19 @@ OUTSIDE: Final = {
     ("restore: mount", "its source is missing"): (KILLED, COLD),
     ("restore: network namespace", "gone"): (KILLED, COLD),
     ("restore: clock", "the snapshot is of the future"): (COLD,),
+    ("restore: CUDA driver", "out of memory"): (COLD,),
+    ("restore: CUDA driver", "refuses the devices"): (COLD,),
+    ("restore: CUDA driver", "does not unlock"): (COLD,),
+    ("restore: CUDA driver", "hangs"): (COLD,),
+    ("restore: CUDA driver", "a process dies in it"): (COLD,),
+    ("restore: CUDA driver", "its helper dies"): (RESTORED,),
+    ("capture: CUDA driver", "the lock fails"): (RESTORED,),
+    ("capture: CUDA driver", "the lock hangs"): (RESTORED,),
+    ("capture: CUDA driver", "the checkpoint fails"): (RESTORED,),
+    ("capture: CUDA driver", "the checkpoint hangs"): (RESTORED,),
+    ("capture: CUDA driver", "its helper dies"): (RESTORED,),
+    ("capture: CUDA driver", "does not give the source back"): (RESTORED,),
+    ("capture: CUDA driver", "the source dies in it"): (RESTORED,),
     ("capture: CRIU", "killed"): (RESTORED,),
     ("capture: CRIU", "stopped"): (RESTORED,),
     ("capture: daemon", "killed while CRIU dumps"): (RESTORED,),

@@ -3,7 +3,7 @@
 import signal
 from typing import Final
 
-from tests.faults import damage, dumping, processes, shortage
+from tests.faults import damage, driver, dumping, processes, shortage
 from tests.faults.cases import Case
 from tests.faults.ground import Ground
 from tests.faults.processes import Scene
@@ -62,6 +62,7 @@ SCENES: Final[dict[tuple[str, str], Scene]] = {
     ("restore: mount", "its source is missing"): shortage.mount_is_missing,
     ("restore: network namespace", "gone"): shortage.netns_is_gone,
     ("restore: clock", "the snapshot is of the future"): shortage.clock_jumped,
+    **driver.SCENES,
     ("capture: CRIU", "killed"): dumping.criu_at_dump(signal.SIGKILL),
     ("capture: CRIU", "stopped"): dumping.criu_at_dump(signal.SIGSTOP),
     ("capture: daemon", "killed while CRIU dumps"): dumping.daemon_at_dump,

@@ -138,6 +138,7 @@ def _judge(ground: Ground, pod: Pod, plan: Plan, seen: Seen) -> None:
     """Record the outcome, and check that the container fits the outcome."""
     state = first_answer(pod)
     restored = state["nonce"] == ground.snapshot.nonce
+    seen.wrong += ground.not_right(pod)
     seen.outcome = KILLED if seen.tries else RESTORED if restored else COLD
     if restored != is_restored(pod.container()):
         seen.wrong.append(f"restored is {restored}, and the marker says the opposite")

@@ -9,13 +9,16 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from protos import criu_pb2
+from shim.capture import masks
 from shim.contract.errors import BadAnnotation
-from shim.criu import images
+from shim.criu import images, ipcobjects, openfiles
+from shim.gate import descriptors
 from shim.gate.checks import DECISION, SWAP, findings
 from shim.gate.facts import memory_limit, power_facts
 from shim.gate.key import Pod
+from shim.gate.kinds import Bounds
 from shim.gate.request import NOWHERE, Node, Request, request_at_swap, request_of
-from shim.kernel import mounts
+from shim.kernel import mounts, sysvipc
 from shim.nri import annotations as pods
 from shim.nri import logregex
 from shim.restore.bundle import Bundle
@@ -26,8 +29,10 @@ from tests.unit.manifests import SOFTWARE, made
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 _ADDRESSES = ("10.88.0.2", "fd00:88::2")
+_BETWEEN = b"\xff\xfe\xfd"
 _HOSTILE = ("a" * 60 + "!", "ab" * 30, "aaab" * 15, " " * 60, "a" * 30 + "b" * 30)
 
 
@@ -39,13 +44,78 @@ def criu_images(data: bytes) -> None:
     files, _, remaps = data.partition(b"\xff\xfe\xfd")
     (directory / "files.img").write_bytes(files)
     (directory / "remap-fpath.img").write_bytes(remaps or files)
-    with refuses_with(images.DamagedImage):
-        images.link_remaps(directory)
+    for read in (images.link_remaps, images.ghosts, images.socket_directories):
+        with refuses_with(images.DamagedImage, FileNotFoundError):  # the image of a ghost
+            read(directory)
     with refuses_with(images.DamagedImage):
         before = [_entry(entry) for entry in images.entries(directory / "files.img")]
         images.make_patchable(directory, _ADDRESSES)
         after = [_entry(entry) for entry in images.entries(directory / "files.img")]
         same(after, before, "made patchable")
+
+
+def open_files(data: bytes) -> None:
+    """Compare the open files of CRIU's images with what nobody, and everybody, may have."""
+    directory = _criu(data, "files.img", "tty-info.img", "ids-1.img")
+    bounds, tcp = Bounds(212_992, 212_992, 1024, pings=False), descriptors.Tcp(4 << 20, 6 << 20)
+    with refuses_with(images.DamagedImage):
+        for named in openfiles.named_files(directory):
+            if not named.path.startswith("/"):
+                raise Violated(f"no absolute path: {named.path!r}")
+    with refuses_with(images.DamagedImage):
+        netns = openfiles.network_namespace(directory)
+        nobody, root = (
+            descriptors.excess(openfiles.open_files(directory), has, bounds, tcp, netns)
+            for has in (0, (1 << 41) - 1)
+        )
+        if root and not nobody:
+            raise Violated(f"more is refused with all power: {root}")
+        if not nobody:
+            descriptors.by_network(openfiles.open_files(directory), 0)
+
+
+def ipc_objects(data: bytes) -> None:
+    """Take System V objects out of CRIU's images: what is left is a part of what was there."""
+    names = [f"ipcns-{kind}-10.img" for kind in sysvipc.KINDS]
+    directory = _criu(data, *names)
+    objects = [sysvipc.Object(kind, number, 0, 0) for kind in sysvipc.KINDS for number in (1, 5)]
+    with refuses_with(images.DamagedImage):
+        ipcobjects.leave_out(directory, objects)
+        kept = [(directory / name).read_bytes() for name in names]
+        ipcobjects.leave_out(directory, objects)
+        same([(directory / name).read_bytes() for name in names], kept, "taken out twice")
+
+
+def mount_points(data: bytes) -> None:
+    """Rewrite the mounts of CRIU's images that mask files and directories."""
+    directory = _criu(data, "mountpoints-10.img", "tmpfs-dev-5.tar.gz.img")
+    for change in (masks.own_null, masks.mount_bare):
+        with refuses_with(ValueError):  # DamagedImage, and a mask from elsewhere
+            change(directory)
+            once = (directory / "mountpoints-10.img").read_bytes()
+            change(directory)
+            same((directory / "mountpoints-10.img").read_bytes(), once, "changed twice")
+
+
+def sysv_lists(data: bytes) -> None:
+    """Read a list of System V objects as /proc has it."""
+    lines = data.decode(errors="replace").splitlines()
+    for kind in sysvipc.KINDS:
+        with refuses_with(ValueError):
+            found = list(sysvipc.listed(kind, lines, 3))
+            if len(found) > 3 or any(each.kind != kind for each in found):
+                raise Violated(f"not at most three of {kind}: {found}")
+
+
+def _criu(data: bytes, *names: str) -> Path:
+    """A directory with these images; what is missing of them is as what comes before."""
+    directory = place() / "criu"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    parts = data.split(_BETWEEN)
+    for number, name in enumerate(names):
+        (directory / name).write_bytes(parts[min(number, len(parts) - 1)])
+    return directory
 
 
 def _entry(raw: bytes) -> bytes:

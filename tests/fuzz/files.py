@@ -5,15 +5,18 @@ from __future__ import annotations
 import atexit
 import functools
 import io
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from hook.state import read_state
+from shim.capture import record
 from shim.contract import journal, jsontext, manifest, names, outcome, ticket
 from shim.contract.errors import BadManifest
 from shim.criu import log
+from shim.gate import volumes
 from shim.integrity import marks, tree
 from shim.kube import kubeconfig
 from shim.memory import layout, workingset
@@ -95,6 +98,29 @@ def listings(data: bytes) -> None:
                 same(line.name, tree.text(entry.name), "a pair")
     finally:
         os.close(fd)
+
+
+def volume_facts(data: bytes) -> None:
+    """Parse the fact of files in volumes, which a restore compares."""
+    with refuses_with(ValueError):
+        fact = jsontext.parse(data)
+        files, sockets_in = volumes.parse(fact)
+        back = {
+            "files": [each.as_json() for each in files], "made": volumes.made(fact),
+            "sockets_in": sockets_in,
+        }  # fmt: skip
+        told = jsontext.canonical(back)
+        again, _ = volumes.parse(jsontext.parse(told))
+        same([each.as_json() for each in again], back["files"], "written and read")
+        volumes.changed({"mounts": [{"destination": "/d", "type": "bind", "source": "/usr"}]}, fact)
+
+
+def pod_records(data: bytes) -> None:
+    """Parse the record of what a pod had when a container was created."""
+    with refuses_with(ValueError, RecursionError):  # json.loads, of a file that is root's alone
+        found = record.parsed(json.loads(data))
+        if not all(type(each) is int for each in found.inodes):
+            raise Violated(f"no inodes: {found}")
 
 
 def records(data: bytes) -> None:

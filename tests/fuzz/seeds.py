@@ -5,8 +5,11 @@ Made by the product's own encoders where there are any, so that fuzzing begins b
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import struct
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +116,16 @@ def seeds() -> Mapping[str, Iterable[bytes]]:
             b"6.18.2-amd64\n6.1",
         ],
         "criu_images": _images(),
+        "open_files": _open_files(),
+        "ipc_objects": [_ipc_objects()],
+        "mount_points": [_mount_points()],
+        "sysv_lists": [b"key shmid perms size cpid lpid\n0 5 600 4096 12 0\n126 6 600 1 12 0\n",
+                       b"key semid perms nsems\n0 1 600 2\n", b"key msqid perms\n9 1 600\n"],
+        "volume_facts": [
+            b'{"files":[{"at":[[1,"fd/5"],[1,"map_files/10-20"]],"gid":0,"gone":false,"mode":33188,'
+            b'"path":"/d/bin/sh","rdev":0,"uid":0}],"made":["/dev/shm/x"],"sockets_in":["/d/lib"]}'
+        ],
+        "pod_records": [b'{"schema":1,"inodes":[1,2],"objects":["shm:5"],"is_whole":true}'],
         "oci_specs": [json.dumps(_SPEC).encode()],
         "pod_annotations": [text.encode() for text in _ANNOTATIONS],
         "log_expressions": [rb"ready in [0-9.]+ ?s$", rb"(model|engine) loaded", rb"(a+)+$"],
@@ -143,7 +156,7 @@ def _ticket() -> bytes:
     return Ticket(
         container="c1", snapshot="a" * 64, fallback="cold", deadline_s=100.0, pod_namespace="n",
         pod_name="p", pod_uid="u", container_name="s", resume="", turns=2, turn_wait_s=1.0,
-        turn_hold_s=60.0,
+        turn_hold_s=60.0, gpu_pairs=[["GPU-" + "a" * 32, "GPU-" + "b" * 32]],
     ).encode()  # fmt: skip
 
 
@@ -162,6 +175,46 @@ def _images() -> list[bytes]:
     remap = field(1, 3) + field(2, 5) + field(3, 0)
     files = MAGIC + b"".join(struct.pack("<I", len(each)) + each for each in (entry, name, link))
     return [files + b"\xff\xfe\xfd" + MAGIC + struct.pack("<I", len(remap)) + remap]
+
+
+def _file(*entries: bytes) -> bytes:
+    return MAGIC + b"".join(struct.pack("<I", len(each)) + each for each in entries)
+
+
+def _open_files() -> list[bytes]:
+    between = b"\xff\xfe\xfd"
+    ids, tty = _file(field(6, 10)), _file(field(1, 7) + field(2, 1))
+    named = field(1, 1) + field(2, 3) + field(3, field(1, 3) + field(2, 2) + field(6, b"/d/f"))
+    tcp = field(4, 1) + field(5, 6) + field(7, 8000) + field(14, field(1, 9000) + field(25, 3))
+    inet = field(1, 4) + field(2, 9) + field(4, tcp + field(18, 10) + field(16, field(1, 1)))
+    netlink = field(1, 13) + field(2, 4) + field(7, field(3, 0) + field(8, 1) + field(13, 10))
+    terminal = field(1, 11) + field(2, 6) + field(19, field(1, 6) + field(2, 7))
+    packet = field(1, 10) + field(2, 8) + field(6, field(1, 8) + field(20, 10))
+    all_in_one = _file(named, inet, netlink, terminal)
+    return [between.join((all_in_one, tty, ids)), between.join((_file(packet), tty, ids))]
+
+
+def _ipc_objects() -> bytes:
+    def of(number: int, *more: bytes) -> bytes:
+        return field(1, field(7, number)) + b"".join(more)
+
+    shm = _file(of(1, field(2, 4096), field(3, 1)), of(7, field(3, 1)))
+    sem = _file(of(1, field(2, 3))) + bytes(8) + _file(of(8, field(2, 5)))[8:] + bytes(16)
+    msg = _file(of(5, field(3, 1)), field(2, 3)) + bytes(8) + _file(of(9, field(3, 0)))[8:]
+    return b"\xff\xfe\xfd".join((shm, sem, msg))
+
+
+def _mount_points() -> bytes:
+    dev = field(1, 5) + field(3, 4) + field(6, b"/") + field(7, b"./dev")
+    mask = field(1, 5) + field(3, 4) + field(6, b"/null") + field(7, b"./proc/kcore")
+    empty = field(1, 5) + field(3, 5) + field(6, b"/") + field(7, b"./proc/acpi") + field(17, 1)
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as tar:
+        root = tarfile.TarInfo(".")
+        root.type, root.mode = tarfile.DIRTYPE, 0o1777
+        tar.addfile(root)
+    archive = gzip.compress(held.getvalue(), mtime=0)
+    return _file(dev, mask + field(18, b"x"), empty) + b"\xff\xfe\xfd" + archive
 
 
 def main() -> None:

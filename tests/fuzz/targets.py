@@ -18,6 +18,8 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         files.criu_logs, files.kubeconfigs, files.memory_layouts,
         files.working_sets, container.snapshot_facts, files.patches,
         container.criu_images, container.oci_specs, container.pod_annotations,
-        container.log_expressions, container.overlays,
+        container.log_expressions, container.overlays, container.open_files,
+        container.ipc_objects, container.mount_points, container.sysv_lists, files.volume_facts,
+        files.pod_records,
     )
 }  # fmt: skip

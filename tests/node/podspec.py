@@ -103,6 +103,8 @@ class ContainerSpec:
     cpu_request_cores: float = 0.0
     tty: bool = False
     stdin: bool = False
+    devices: Sequence[str] = ()
+    """Device nodes that a device plugin gives it, at the same paths as on the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,10 @@ def container_config(spec: PodSpec, container: ContainerSpec, at: Placement) -> 
             for key, value in {**container.env, **SERVICE_ENVIRONMENT}.items()
         ],
         mounts=_mounts(spec, container, at),
+        devices=[
+            pb.Device(container_path=path, host_path=path, permissions="rw")
+            for path in container.devices
+        ],
         labels={"io.kubernetes.container.name": container.name, **pod_labels(spec, at.uid)},
         annotations=_annotations(spec, container, at),
         log_path=f"{container.name}/{at.attempt}.log",

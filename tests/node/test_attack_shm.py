@@ -223,6 +223,10 @@ def test_deleted_file_in_shm_subdirectory_is_made_nowhere_on_the_node(
         before = dropped.stat().st_mtime_ns
         specs = with_neighbour(own_spec("ghost"), SWAPS_DIRECTORY, **POWERLESS)
         attacked(swap_node, specs, taken).remove(grace_s=0)
+        assert dropped.stat().st_mtime_ns == before, "no file is made beside a neighbour"
+        without = line_taken_out("_check_company(spec, made")
+        with mutant(swap_node, "shim/restore/opened.py", without, of_daemon=False):
+            attacked(swap_node, specs, taken).remove(grace_s=0)
         assert dropped.stat().st_mtime_ns != before, "then root would have made a file there"
         swap_node.run(["sh", "-c", f"rm -f {RUN}/logs/*"])  # of a restore that may have failed
 
@@ -243,3 +247,16 @@ def test_deleted_file_at_top_of_shm_is_captured_and_restored(swap_node: Node) ->
     pod = restored(swap_node, own_spec("ghost at the top"), annotations=wishes())
     held = ask(pod, "/held")["gone"]
     assert (held["ok"], held["deleted"]) == (True, True)
+
+
+@pytest.mark.attack(
+    "a neighbour puts another file, and then a link, where CRIU makes a deleted file"
+)
+def test_no_deleted_file_is_made_beside_a_neighbour(swap_node: Node) -> None:
+    source = source_with_deleted(swap_node, "ghost beside", path="/dev/shm/gone")
+    taken = published(source)
+    source.remove(grace_s=0)
+    idle = "import time\nprint('armed', flush=True)\ntime.sleep(1000)"
+    pod = attacked(swap_node, with_neighbour(own_spec("ghost beside"), idle), taken)
+    told = said(swap_node, pod.container("main").id[:12], "a deleted file cannot be made again")
+    assert "another container of the pod" in told

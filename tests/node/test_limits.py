@@ -109,7 +109,7 @@ def test_restore_without_a_turn_starts_cold_and_blames_no_snapshot(swap_node: No
             for number in range(3):
                 pod = start(swap_node, "turns", f"replica-{number}")
                 assert_cold(pod.container())
-                said(swap_node, pod.container().id[:12], "no turn for the restore", "starts cold")
+                said(swap_node, pod.container().id[:12], "restore queue timed out", "starts cold")
         assert not swap_node.path(f"/var/lib/quickthaw/quarantine/{taken.id}.json").exists()
         with ThreadPoolExecutor(4) as threads:
             names = [f"one-of-{number}" for number in range(4)]

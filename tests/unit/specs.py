@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]
 OF_CAPTURE = {
-    "processes": WITHIN_SPEC, "volume_files": '{"files":[],"sockets_in":[]}',
+    "processes": WITHIN_SPEC, "volume_files": '{"files":[],"made":[],"sockets_in":[]}',
     "descriptors": '{"lowest_port":0,"pings":false}',
 }  # fmt: skip
 """Facts that a capture adds to the facts of its container."""
@@ -123,9 +123,11 @@ CONTENT = '{"secret volume tls":"content 1"}'
 def facts(given: Spec, number: str = "1", *, node: Node = NODE) -> dict[str, str]:
     """Returns all that the gate compares of a container with this spec on this node."""
     gpus = gpu.fact(given, node.gpus)
+    power = power_facts(given, is_host=no_host)
     return {
-        **power_facts(given, is_host=no_host), **workload(number, given), **node.host,
-        **({"gpu": gpus} if gpus else {}), "volume_content": CONTENT,
+        **power, **workload(number, given), **node.host, **({"gpu": gpus} if gpus else {}),
+        **gpu.host_facts(given, gpu.chosen(given, node.gpus), power["namespaces"]),
+        "volume_content": CONTENT,
     }  # fmt: skip
 
 

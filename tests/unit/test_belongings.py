@@ -10,6 +10,7 @@ import os
 import struct
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,7 @@ from shim.criu.images import DamagedImage
 from shim.daemon.company import Company
 from shim.kernel import mounts, sysvipc
 from shim.kernel.namespaces import CLONE_NEWIPC, CLONE_NEWNS
+from shim.kernel.stopping import Stop
 from shim.kernel.sysvipc import Object
 from tests.unit import rootfs_trees as trees
 
@@ -274,6 +276,18 @@ def test_listing_another_ipc_namespace_leaves_our_own_unchanged() -> None:
     assert found[0].name == f"shm:{found[0].number}"
 
 
+def test_list_of_objects_is_read_no_further_than_its_limit() -> None:
+    def many() -> Iterator[str]:
+        yield "key semid perms"
+        for number in range(100):
+            assert number <= 7, "it reads on"
+            yield f"0 {number} 600"
+
+    assert len(list(sysvipc.listed("sem", islice(many(), 4), 7))) == 3
+    with pytest.raises(ValueError, match="too many"):
+        list(sysvipc.listed("sem", many(), 7))
+
+
 def test_attached_segment_counts_as_held() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.shmat.restype = ctypes.c_void_p
@@ -282,7 +296,7 @@ def test_attached_segment_counts_as_held() -> None:
     try:
         held = belongings._Held()
         own = object.__new__(Belongings)
-        own._device = 0
+        own._device, own._stop = 0, Stop()
         own._look_at(os.getpid(), held)
         assert number in held.segments
     finally:

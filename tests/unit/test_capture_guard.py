@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hook.thaw import ABANDONED, DONE, READY
+from shim.capture import guard as guarding
 from shim.contract import journal
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,16 @@ def guard(freezer: Path, within_s: float) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
+
+
+def test_guard_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = tmp_path / "hook"
+    hook.write_text("#!/bin/sh\necho ready\nexec sleep 60\n")
+    hook.chmod(0o755)
+    monkeypatch.setattr(guarding, "_HOOK", str(hook))
+    monkeypatch.setattr(guarding, "_ENDS_WITHIN_S", 0.1)
+    with guarding.guarded("abc", str(tmp_path), time.monotonic() + 60) as dismiss:
+        assert dismiss()
 
 
 def state(freezer: Path) -> str:

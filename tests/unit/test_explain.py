@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -165,8 +166,12 @@ def test_missing_snapshot_is_an_error(on_disk: Path) -> None:
 def ask_daemon(store: Store, wish: Wish, **request: str) -> dict[str, Any]:
     registry = Registry()
     registry.add(a_container(wish))
-    explaining = Explaining(store, registry, a_decider(store))
+    explaining = Explaining(store, registry, a_decider(store), Mock(gpu_findings=_no_gpus))
     return dict(asyncio.run(_answer(explaining, {"pod": "pod", **request})))
+
+
+async def _no_gpus(*_: object) -> list[object]:
+    return []
 
 
 async def _answer(explaining: Explaining, request: dict[str, str]) -> Any:

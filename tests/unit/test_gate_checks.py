@@ -329,7 +329,7 @@ def test_facts_that_grant_power_are_compared_twice() -> None:
 def test_every_case_above_names_a_check_and_every_check_has_a_case() -> None:
     tested = {case[1] for case in POWER} | {case[1] for case in NODES}
     tested |= {code for case in PAIRED for code in case[1]} | {case[0] for case in OTHERS}
-    tested |= {"args", "cwd", "env", "hugepages", "image_digest", "gpu"}
+    tested |= {"args", "cwd", "env", "hugepages", "image_digest", "gpu", *gpu.HOST_FACTS}
     assert tested == {row.code for row in CHECKS}
 
 
@@ -375,6 +375,80 @@ def gpu_refused(there: dict[str, Any] | None, here: dict[str, Any] | None) -> li
 def test_gpus_must_be_of_the_same_kind(here: dict[str, Any] | None, code: list[str]) -> None:
     assert gpu_refused(GPUS, here) == code
     assert gpu_refused(here, GPUS) == code
+
+
+@pytest.mark.parametrize(
+    ("code", "node_here", "given_spec"),
+    [
+        ("gpu_exclusive", {**GPUS, "gpus": [{**H100, "exclusive": True}]}, gpu_spec(0, number="2")),
+        ("gpu_mps", GPUS, {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/mps"}),
+    ],
+)
+def test_gpu_setup_that_forbids_a_restore_is_refused_alone(
+    code: str, node_here: dict[str, Any], given_spec: dict[str, Any]
+) -> None:
+    node = on(gpus=node_here)
+    request = gpu_spec(0, number="2")
+    if code == "gpu_mps":
+        request["process"]["env"] += [f"{name}={value}" for name, value in given_spec.items()]
+    snapshot = captured(gpu_spec(0), node=on(gpus=GPUS))
+    assert code in refused(snapshot, wanted(request, node=node))
+    assert code not in refused(snapshot, wanted(request, node=node), without=code)
+
+
+def test_gpu_process_in_the_network_of_the_node_cannot_be_restored() -> None:
+    found = gpu.chosen(gpu_spec(0), GPUS)
+    assert gpu.host_facts(gpu_spec(0), found, '{"network":"new"}')["gpu_host_network"] == gpu.NONE
+    assert gpu.host_facts(gpu_spec(0), found, '{"network":"host"}')["gpu_host_network"] != gpu.NONE
+
+
+def device(minor: int, path: str = "") -> dict[str, Any]:
+    return {"path": path or f"/dev/nvidia{minor}", "type": "c", "major": 195, "minor": minor}
+
+
+def rule(minor: int) -> dict[str, Any]:
+    return {"allow": True, "type": "c", "major": 195, "minor": minor, "access": "rw"}
+
+
+def pod_with(minors: list[int], *others: dict[str, Any], env: str = "") -> Spec:
+    made = changed("linux/devices", [*map(device, minors), *others], "2")
+    made["linux"]["resources"]["devices"] = [*map(rule, minors), rule(255)]
+    made["process"]["env"] += [f"NVIDIA_VISIBLE_DEVICES={env}"] if env else []
+    return made
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [([0], [3]), ([0, 1], [7, 2]), ([1, 0], [0, 1])]
+)  # fmt: skip
+def test_identity_of_gpus_is_neither_power_nor_workload(one: list[int], other: list[int]) -> None:
+    here = pod_with(one, env=",".join(f"GPU-{minor}" for minor in one))
+    there = pod_with(other, env=",".join(map(str, other)))
+    assert facts(here, "2") == facts(there, "2")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pod_with([0, 1]),
+        pod_with([0], device(8, "/dev/sda")),
+        pod_with([0], {**device(1), "major": 8}),
+        pod_with([0], {**device(1), "type": "b"}),
+        pod_with([0], device(4, "/dev/nvidia5")),
+        pod_with([0], env="all"),
+    ],
+)
+def test_number_of_gpus_and_other_devices_change_the_facts(other: Spec) -> None:
+    assert facts(pod_with([0]), "2") != facts(other, "2")
+
+
+def test_gpus_are_paired_with_their_like() -> None:
+    a, b, c = ({**H100, "minor": minor, "uuid": f"GPU-{minor}"} for minor in range(3))
+    big = {**c, "name": "NVIDIA H200"}
+    assert gpu.pairs([a, b], [a, b]) == [["GPU-0", "GPU-0"], ["GPU-1", "GPU-1"]]
+    assert gpu.pairs([a, big], [big, b]) == [["GPU-0", "GPU-1"], ["GPU-2", "GPU-2"]]
+    assert gpu.pairs([a], [big]) is None
+    assert gpu.pairs([a], [a, b]) is None
+    assert gpu.pairs([{**a, "uuid": ""}], [b]) is None
 
 
 def test_gpu_with_mig_fits_nowhere() -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from shim.capture.source import Source
 
 
+EMPTY = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir"
+
+
 class Pod:
     """The parts of a source that `check` reads."""
 
@@ -23,8 +26,14 @@ class Pod:
     spec = {  # noqa: RUF012
         "mounts": [
             {"destination": "/dev/shm/", "type": "bind", "source": "/a", "options": ["rbind"]},
-            {"destination": "/data", "type": "bind", "source": "/b", "options": ["rbind"]},
-            {"destination": "/data/in", "type": "bind", "source": "/c", "options": ["rbind"]},
+            {"destination": "/data", "type": "bind", "source": f"{EMPTY}/b", "options": ["rbind"]},
+            {
+                "destination": "/data/in",
+                "type": "bind",
+                "source": f"{EMPTY}/c",
+                "options": ["rbind"],
+            },
+            {"destination": "/host", "type": "bind", "source": "/srv", "options": ["rbind"]},
             {"destination": "/run", "type": "tmpfs", "source": "tmpfs"},
         ]
     }
@@ -42,6 +51,7 @@ class Pod:
         ("/data/in/x", 0o100600, ""),
         ("/data/in/d/x", 0o100600, "in a directory below /data/in"),
         ("/data/d/x", 0o100600, "in a directory below /data"),
+        ("/host/x", 0o100600, "can be another pod's, too"),
         ("/run/d/x", 0o104666, ""),
         ("/srv/d/x", 0o104666, ""),
         ("/database/d/x", 0o104666, ""),

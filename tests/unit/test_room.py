@@ -196,7 +196,7 @@ def test_snapshot_in_use_or_with_a_ticket_stays(
                 container="abc", snapshot=one, fallback="cold", deadline_s=1, turns=1,
                 turn_wait_s=1, turn_hold_s=60, pod_namespace="",
                 pod_name="", pod_uid="", container_name="",
-                resume="",
+                resume="", gpu_pairs=[],
             )
         )  # fmt: skip
     if use == "named":
@@ -376,6 +376,22 @@ def test_estimate_counts_memory_and_files(tmp_path: Path) -> None:
     assert 8 * MIB <= found.content_bytes < 9 * MIB
     assert found.entries == 3
     assert found.size_bytes == found.content_bytes + 3 * limits.ENTRY_BYTES
+
+
+def test_an_estimate_has_deleted_files_that_are_open(tmp_path: Path) -> None:
+    before = estimate.deleted([os.getpid()], Stop())
+    path = tmp_path / "gone"
+    with path.open("wb") as file:
+        file.write(os.urandom(MIB))
+        file.flush()
+        assert estimate.deleted([os.getpid()], Stop()) == before, "it has a name"
+        path.unlink()
+        with open(os.dup(file.fileno()), "wb"):
+            found = estimate.deleted([os.getpid(), os.getpid()], Stop()).less(before)
+    assert (found.content_bytes, found.entries) == (MIB, 1)
+    with open(os.memfd_create("x"), "wb") as file:
+        file.write(bytes(MIB))
+        assert estimate.deleted([os.getpid()], Stop()) == before, "it is memory"
 
 
 def test_container_beyond_snapshot_limits_is_refused_before_any_copy(

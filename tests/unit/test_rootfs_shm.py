@@ -303,3 +303,30 @@ def test_too_small_tmpfs_is_reported_and_left_unchanged(pods: Path) -> None:
         shmfill.build(snapshot, small, put, container="c")
     _undo(small, put, placed=False)
     assert os.listdir(small) == []
+
+
+def test_links_of_a_neighbour_do_not_make_the_undo_fail(pods: Path) -> None:
+    for name in ("a", "d"):
+        os.mkdir(f"{pods}/old/{name}")
+        (pods / "old" / name / "f").write_bytes(b"f")
+    (pods / "old" / "last").write_bytes(b"f")
+    put = _fill(_capture(pods), f"{pods}/new")
+    outside = pods / "outside"
+    outside.mkdir()
+    (outside / "f").write_bytes(b"the node's")
+    os.rename(f"{pods}/new/d", f"{pods}/new/theirs")
+    os.symlink(outside, f"{pods}/new/d")
+    os.symlink(outside, f"{pods}/new/.quickthaw.c")
+    _undo(f"{pods}/new", put)
+    assert os.listdir(outside) == ["f"]
+    assert sorted(os.listdir(f"{pods}/new")) == [".quickthaw.c", "theirs"]
+
+
+def test_what_a_neighbour_puts_into_the_private_directory_stays(pods: Path) -> None:
+    (pods / "old" / "f").write_bytes(b"f")
+    target = f"{pods}/new"
+    snapshot = _capture(pods)
+    shmfill.build(snapshot, target, ["f"], container="c")
+    (pods / "new/.quickthaw.c/theirs").write_bytes(b"x")
+    _undo(target, ["f"], placed=False)
+    assert os.listdir(f"{target}/.quickthaw.c") == ["theirs"]

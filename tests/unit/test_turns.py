@@ -137,7 +137,7 @@ def test_restore_that_waits_too_long_gets_no_turn_and_leaves_the_queue(
     began = time.monotonic()
     started.append(Restore(directory, most=1, wait=0.4))
     started.append(Restore(directory, most=1))
-    assert started[1].says().startswith("no turn: no turn for the restore")
+    assert started[1].says().startswith("no turn: restore queue timed out")
     assert 0.3 < time.monotonic() - began < 5
     started[0].end()
     assert started[2].says() == "in"

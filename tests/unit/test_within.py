@@ -156,7 +156,8 @@ def changed(volume: Path, *files: dict[str, Any], sockets_in: Sequence[str] = ()
         {"destination": "/data", "type": "bind", "source": str(volume), "options": ["rbind"]},
         {"destination": "/data/tmp", "type": "tmpfs", "source": "tmpfs"},
     ]
-    return volumes.changed({"mounts": mounts}, {"files": files, "sockets_in": sockets_in})
+    fact = {"files": [*files], "made": [], "sockets_in": [*sockets_in]}
+    return volumes.changed({"mounts": mounts}, fact)
 
 
 def test_link_in_a_volume_is_found(volume: Path) -> None:
@@ -201,6 +202,14 @@ def test_fifo_in_the_same_place_is_reported_without_blocking(volume: Path) -> No
     assert "is of another type" in changed(volume, record)[0]
 
 
+def test_unreadable_file_in_a_volume_is_reported(volume: Path) -> None:
+    """As one of a server that does not answer; here a name is too long."""
+    path = f"/data/{'x' * 300}"
+    record = recorded(volume, "/data/sub/file") | {"path": path}
+    told = f"{path} cannot be looked at: File name too long"
+    assert changed(volume, record, sockets_in=[path]) == [told, told]
+
+
 def test_mount_inside_of_a_volume_does_not_belong_to_the_volume(volume: Path) -> None:
     (volume / "tmp").symlink_to("/etc")
     record = recorded(volume, "/data/tmp/passwd")
@@ -211,7 +220,8 @@ def test_a_fact_of_another_version_fits_no_container() -> None:
     facts: list[object] = [
         ["/data/f"],
         {"files": []},
-        {"files": [{"path": "/f"}], "sockets_in": []},
+        {"files": [{"path": "/f"}], "made": [], "sockets_in": []},
+        {"files": [], "made": 7, "sockets_in": []},
         7,
     ]
     for fact in facts:

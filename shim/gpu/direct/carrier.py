@@ -1,0 +1,260 @@
+"""Program: holds device memory of one container on its way, and copies it to files or from them.
+
+A process of its own: it has a CUDA context, which costs half a GiB of device memory and can hang,
+and both are gone when it is killed. Started with the number of a SOCK_SEQPACKET socket. The first
+message brings the descriptors of the control directory and of the payload's directory. One JSON
+object a request, one an answer, in turn; `failed` says that it failed and why, `lost` that memory
+of a process may be missing.
+
+    begin   (first, with the descriptors) {}
+    load    about, pairs, digests     fills new memory from the files, beside what follows
+    close   pids, within_s            gates of these processes; open again when one does not close
+    take    within_s                  memory of all of them is here; saving to the files begins
+    give    pids, within_s            all of it back: what was taken, or loaded when it is loaded
+    open    within_s                  gates
+    saved   within_s                  waits for the files; answers `about`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import sys
+import time
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)).removesuffix("/shim/gpu/direct"))
+
+from shim.gpu.direct import mover
+from shim.gpu.direct.device import Driver, DriverError, Gpu, processors
+from shim.gpu.direct.load import Load
+from shim.gpu.direct.mover import Ring
+from shim.gpu.direct.pieces import Piece, groups
+from shim.gpu.direct.save import Save
+from shim.gpu.direct.session import Door, Lost, NotOurs, Refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.gpu.direct.device import Memory
+    from shim.gpu.direct.session import Session
+
+SILENT_S = 20.0
+"""A library whose host says nothing for so long opens the gate by itself."""
+_MOST_BYTES = 8 << 20
+_RESCUE_S = 150.0
+_TRY_S = 10.0
+
+
+class Gpus:
+    """Contexts by UUID, each with its ring; made when they are used."""
+
+    def __init__(self) -> None:
+        self._driver: Driver | None = None
+        self._rings: dict[bytes, Ring] = {}
+
+    def ring(self, uuid: bytes, *, of: int = 1) -> Ring:
+        """of: how many GPUs share the processors."""
+        if uuid not in self._rings:
+            self._driver = self._driver or Driver()
+            gpu = Gpu(self._driver, uuid)
+            gpu.use()
+            self._rings[uuid] = Ring(gpu, max(2, processors() // of))
+        self._rings[uuid].gpu.use()
+        return self._rings[uuid]
+
+    def gpu(self, uuid: bytes) -> Gpu:
+        """Its context is the thread's afterwards."""
+        return self.ring(uuid).gpu
+
+
+class Carrier:
+    """control_dirfd, payload_dirfd: see the module. Serves one container, once."""
+
+    def __init__(self, control_dirfd: int, payload_dirfd: int) -> None:
+        self._door = Door(control_dirfd)
+        self._payload_dirfd = payload_dirfd
+        self._gpus = Gpus()
+        self._sessions: dict[int, Session] = {}
+        self._pids: dict[int, int] = {}  # host's number to the process's own
+        self._taken: dict[int, dict[bytes, list[Piece]]] = {}
+        self._save: Save | None = None
+        self._load: Load | None = None
+
+    def do(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One verb. Raises what the modules raise."""
+        until = time.monotonic() + float(request.get("within_s", 0.0))
+        match request.get("do"):
+            case "load":
+                self._load = Load(self._gpus, self._payload_dirfd, request)
+            case "close":
+                return self._close(request["pids"], until)
+            case "take":
+                return self._take(until)
+            case "give":
+                return self._give(request["pids"], until)
+            case "open":
+                return self._open(until)
+            case "saved":
+                return self._saved(until)
+            case unknown:
+                raise ValueError(f"no such verb: {unknown!r:.40}")
+        return {}
+
+    def _close(self, pids: list[int], until: float) -> dict[str, Any]:
+        """Those without a library of ours, or without large memory, need no gate."""
+        seen = {}
+        for pid in [each for each in pids if each not in self._sessions]:
+            with contextlib.suppress(NotOurs):
+                self._sessions[pid] = self._door.call(pid, until)
+        for pid, session in self._sessions.items():
+            within_s = max(0.05, until - time.monotonic())
+            session.close_gate(within_s, SILENT_S, until + 1.0)
+            self._pids[pid] = session.hello.pid
+            seen[str(pid)] = session.hello.seen
+        return {"seen": seen}
+
+    def _take(self, until: float) -> dict[str, Any]:
+        for pid, session in self._sessions.items():
+            taken: dict[bytes, list[Piece]] = {}
+            for batch in session.lend(until):
+                for lent in batch:
+                    try:
+                        memory = self._gpus.gpu(lent.uuid).imported(lent.fd, lent.octets)
+                    except BaseException:
+                        os.close(lent.fd)
+                        raise
+                    piece = Piece(lent.number, memory, lent.fd)
+                    taken.setdefault(lent.uuid, []).append(piece)
+            self._taken[pid] = taken
+        for session in self._sessions.values():
+            session.drop(until)
+        self._hang_up()
+        about = self._about()
+        self._save = Save(self._gpus, self._payload_dirfd, about, self._all_taken())
+        return {"octets": sum(n for each in about["processes"] for _, n, _ in each["pieces"])}
+
+    def _all_taken(self) -> dict[bytes, list[Memory]]:
+        found: dict[bytes, list[Memory]] = {}
+        for taken in self._taken.values():
+            for uuid, pieces in taken.items():
+                found.setdefault(uuid, []).extend(piece.memory for piece in pieces)
+        return found
+
+    def _about(self) -> dict[str, Any]:
+        """The order is that of the payload: of each GPU, process by process, piece by piece."""
+        gpus = sorted({uuid for taken in self._taken.values() for uuid in taken})
+        return {
+            "chunk": mover.CHUNK_BYTES,
+            "files": mover.FILES,
+            "gpus": [uuid.hex() for uuid in gpus],
+            "processes": [
+                {
+                    "pid": self._pids[pid],
+                    "pieces": [
+                        [piece.number, piece.memory.octets, gpus.index(uuid)]
+                        for uuid, pieces in sorted(taken.items())
+                        for piece in pieces
+                    ],
+                }
+                for pid, taken in self._taken.items()
+            ],
+        }
+
+    def _give(self, pids: list[int], until: float) -> dict[str, Any]:
+        if self._load is not None:
+            self._give_loaded(self._load.by_process(until), pids, until)
+        elif self._save is not None:
+            self._save.wait(until)
+        for pid, taken in list(self._taken.items()):
+            pieces = [piece for every in taken.values() for piece in every]
+            self._fill(self._call(pid, until), pieces, until)
+            del self._taken[pid]
+        return {}
+
+    def _give_loaded(self, loaded: dict[int, list[Piece]], pids: list[int], until: float) -> None:
+        for pid in pids:
+            with contextlib.suppress(NotOurs):
+                session = self._call(pid, until)
+                self._fill(session, loaded.pop(session.hello.pid, []), until)
+        if loaded:
+            raise Lost(f"no process for the memory of {sorted(loaded)}")
+
+    def _call(self, pid: int, until: float) -> Session:
+        """A library that is talked to already calls no second time."""
+        if pid in self._sessions:
+            self._sessions.pop(pid).close()
+        self._sessions[pid] = self._door.call(pid, until)
+        return self._sessions[pid]
+
+    def _fill(self, session: Session, pieces: list[Piece], until: float) -> None:
+        """A few at a time, each let go before the next: there need not be room for all twice."""
+        away = 0
+        for group in groups(pieces):
+            lent = [(piece.number, piece.descriptor()) for piece in group]
+            away, _ = session.fill(lent, own=True, until=until)
+            for piece in group:
+                piece.close()
+        if away:
+            raise Lost(f"{away} pieces of process {session.pid} are away")
+
+    def rescue(self) -> None:
+        """Give memory of the source back when the commanding process has died. The driver's guard
+        lets the source run again; calls of the driver in the source wait until then.
+        """
+        until = time.monotonic() + _RESCUE_S
+        while self._taken and time.monotonic() < until:
+            with contextlib.suppress(OSError, NotOurs, Lost):
+                self._give(list(self._taken), time.monotonic() + _TRY_S)
+                self._open(time.monotonic() + _TRY_S)
+
+    def _open(self, until: float) -> dict[str, Any]:
+        for session in self._sessions.values():
+            session.open_gate(until)
+        self._hang_up()
+        return {}
+
+    def _hang_up(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+        self._sessions = {}
+
+    def _saved(self, until: float) -> dict[str, Any]:
+        if self._save is None:
+            return {"about": self._about()}
+        self._save.wait(until)
+        if self._save.error is not None:
+            raise OSError(f"device memory was not saved: {self._save.error}")
+        return {"about": self._save.about}
+
+
+_KNOWN = (OSError, EOFError, ValueError, LookupError, DriverError, NotOurs, Refused, Lost)
+
+
+def serve(ours: socket.socket) -> None:
+    """Until the other end is closed."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # pieces come with one each
+    _, fds, _, _ = socket.recv_fds(ours, _MOST_BYTES, 2)
+    if len(fds) != 2:
+        raise ValueError(f"{len(fds)} descriptors")
+    carrier = Carrier(*fds)
+    answer: dict[str, Any] = {}
+    while True:
+        ours.send(json.dumps(answer).encode())
+        data = ours.recv(_MOST_BYTES)
+        if not data:
+            carrier.rescue()
+            return
+        try:
+            answer = carrier.do(json.loads(data))
+        except _KNOWN as error:
+            answer = {"failed": f"{type(error).__name__}: {error}", "lost": isinstance(error, Lost)}
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))

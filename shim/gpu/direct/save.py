@@ -1,0 +1,68 @@
+"""Saves device memory to the payload's files, in threads beside everything else. Lean."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+
+from shim.gpu.direct import mover
+from shim.gpu.direct.mover import Move
+from shim.kernel.beneath import open_beneath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
+    from shim.gpu.direct.carrier import Gpus
+    from shim.gpu.direct.device import Memory
+
+
+class Save:
+    """about: what the loader must know; its files are made here. error: why it failed."""
+
+    def __init__(
+        self, gpus: Gpus, dirfd: int, about: Mapping[str, Any],
+        memory: Mapping[bytes, Sequence[Memory]],
+    ) -> None:  # fmt: skip
+        self.about = about
+        self.error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(gpus, dirfd, index, uuid, pieces))
+            for index, (uuid, pieces) in enumerate(sorted(memory.items()))
+        ]
+        for uuid in memory:
+            gpus.ring(uuid, of=len(memory))
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
+
+    def wait(self, until: float) -> None:
+        """Until all is saved, or failed. Raises TimeoutError."""
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                raise TimeoutError("device memory was not saved in time")
+
+    def _guarded(
+        self, gpus: Gpus, dirfd: int, index: int, uuid: bytes, memory: Sequence[Memory]
+    ) -> None:
+        try:
+            with opened(dirfd, index, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fds:
+                chunks = mover.layout([piece.octets for piece in memory])
+                Move(gpus.ring(uuid), memory, fds).save(chunks)
+        except BaseException as error:  # noqa: BLE001 - raised by whoever waits for it
+            self.error = self.error or error
+
+
+@contextlib.contextmanager
+def opened(dirfd: int, gpu: int, flags: int) -> Iterator[list[int]]:
+    """The files of one GPU, by its place in `about`. Raises OSError."""
+    mode = 0o600 if flags & os.O_CREAT else 0
+    with contextlib.ExitStack() as held:
+        yield [
+            held.enter_context(open_beneath(dirfd, mover.name(gpu, file), flags, mode)).fileno()
+            for file in range(mover.FILES)
+        ]

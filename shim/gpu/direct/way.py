@@ -1,0 +1,227 @@
+"""The way `direct`: large device memory goes around the driver. Lean. See docs/gpu.md.
+
+The library that the container has preloaded closes a gate in front of the driver's functions, so
+that no thread of the program is inside, and hands its memory to our carrier. The driver
+checkpoints the rest. Here are the two sides as the engine calls them; the work is the carrier's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import sys
+import time
+
+from shim.contract.errors import GpuNotCheckpointed, GpuNotRestored
+from shim.contract.paths import CONTROL
+from shim.gpu.direct.session import Door, Lost, NotOurs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
+
+    from shim.contract.errors import QuickthawError
+    from shim.gpu.helper import Spawn
+    from shim.gpu.way import Evacuation, Loading
+
+NAME = "direct"
+STAYS = "memory that stays"
+PROGRAM = f"{os.path.dirname(os.path.abspath(__file__))}/carrier.py"
+_MOST_BYTES = 8 << 20
+_ASK_S = 2.0
+_CLOSE_S = 5.0
+"""How long a call of the program, or a capture of a stream, may keep the gate open."""
+
+
+class Carrier:
+    """The program `carrier`, for one container. error: makes what a failure of it is."""
+
+    def __init__(
+        self, spawn: Spawn, container: str, payload_dirfd: int,
+        error: Callable[[str], QuickthawError],
+    ) -> None:  # fmt: skip
+        self._error = error
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = ours
+        with its:
+            self._child = spawn([sys.executable, "-ISE", PROGRAM, str(its.fileno())], its.fileno())
+        with _control(container) as control_dirfd:
+            socket.send_fds(ours, [b"{}"], [control_dirfd, payload_dirfd])
+        self._is_ready = False
+
+    def do(self, verb: str, until: float, **more: object) -> dict[str, Any]:
+        """The answer. Raises what `error` makes."""
+        if not self._is_ready:
+            self._hear(until)
+            self._is_ready = True
+        within_s = max(0.0, until - time.monotonic())
+        try:
+            self._socket.send(json.dumps({"do": verb, "within_s": within_s, **more}).encode())
+        except OSError as broken:
+            raise self._error(f"the carrier is gone: {broken}") from broken
+        return self._hear(until)
+
+    def _hear(self, until: float) -> dict[str, Any]:
+        left = max(0.0, until - time.monotonic()) + 1.0  # its own deadline is the better message
+        if not select.select([self._socket], [], [], left)[0]:
+            raise self._error("the carrier does not answer")
+        try:
+            data = self._socket.recv(_MOST_BYTES)
+        except OSError as broken:
+            raise self._error(f"the carrier is gone: {broken}") from broken
+        found: dict[str, Any] = json.loads(data) if data else {"failed": "the carrier has died"}
+        if "failed" in found:
+            raise self._error(str(found["failed"]))
+        return found
+
+    def end(self) -> None:
+        """It is gone afterwards, and with it its device memory. Idempotent."""
+        self._child.end()
+        self._socket.close()
+
+
+class _Evacuation:
+    """See `shim.gpu.way.Evacuation`. It undoes only what it began."""
+
+    splits = True
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._pids: list[int] = []
+        self._is_closed = self._is_taken = False
+
+    def prepare(self, pids: Sequence[int], until: float) -> None:
+        self._pids = list(pids)
+        self._is_closed = True
+        self._carrier.do("close", min(until, time.monotonic() + _CLOSE_S), pids=self._pids)
+
+    def evacuate(self, until: float) -> None:
+        self._is_taken = True
+        self._carrier.do("take", until)
+
+    def checkpointed(self, until: float) -> None:
+        """The carrier is saving already."""
+
+    def give_back(self, until: float) -> None:
+        if self._is_taken:
+            self._carrier.do("give", until, pids=self._pids)
+            self._is_taken = False
+
+    def resume(self, until: float) -> None:
+        if self._is_closed:
+            self._carrier.do("open", until)
+            self._is_closed = False
+
+    def finish(self, until: float) -> Mapping[str, object]:
+        about: Mapping[str, object] = self._carrier.do("saved", until)["about"]
+        return about
+
+
+class _Loading:
+    """See `shim.gpu.way.Loading`."""
+
+    def __init__(
+        self, carrier: Carrier, about: Mapping[str, object], pairs: Sequence[tuple[bytes, bytes]],
+        digests: Mapping[str, Sequence[str]],
+    ) -> None:  # fmt: skip
+        self._carrier, self._about, self._digests = carrier, about, digests
+        self._pairs = [(old.hex(), new.hex()) for old, new in pairs]
+
+    def begin(self, until: float) -> None:
+        self._carrier.do("load", until, about=self._about, pairs=self._pairs, digests=self._digests)
+
+    def give_back(self, pids: Sequence[int], until: float) -> None:
+        self._carrier.do("give", until, pids=list(pids))
+
+    def resume(self, until: float) -> None:
+        self._carrier.do("open", until)
+
+    def end(self) -> None:
+        self._carrier.end()
+
+
+_AGAINST = {
+    "peer access": "GPUs may use each other's memory (peer access): a tensor was copied from one "
+    "to another, or NCCL does; NCCL_P2P_DISABLE=1 NCCL_CUMEM_ENABLE=0 NCCL_CUMEM_HOST_ENABLE=0",
+    "imported handles": "memory of another process is mapped; have the workload close it",
+    "open IPC handles": "an IPC handle of another process is open; have the workload close it",
+    "shared IPC handles": "an IPC handle was made for another process",
+    "managed memory": "there is managed memory; use cudaMalloc",
+    "multicast": "there is multicast memory; NCCL_NVLS_ENABLE=0",
+    "external memory": "memory or semaphores of another API are imported",
+    "graphics": "graphics resources are registered",
+    "exported handles": "a handle of its memory was exported; NCCL_CUMEM_ENABLE=0",
+}
+"""Reasons by the word that the library has for them. Memory that stays is the driver's."""
+
+
+class DirectWay:
+    """See `shim.gpu.way.Way`. spawn: how the carrier is started. digests: of the payload's files
+    that nothing else vouches for, by name and chunk.
+    """
+
+    name = NAME
+
+    def __init__(
+        self, spawn: Spawn, container: str, digests: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self._spawn, self._container, self._digests = spawn, container, digests or {}
+
+    def against(self, pid: int) -> list[str] | None:
+        """Asks the library. Changes nothing in the process."""
+        try:
+            with (
+                _control(self._container) as control_dirfd,
+                Door(control_dirfd) as door,
+                door.call(pid, time.monotonic() + _ASK_S) as session,
+            ):
+                seen = session.hello.seen
+        except (NotOurs, Lost, OSError):
+            return None
+        return [f"{word}: {_AGAINST[word]}" if word in _AGAINST else word
+                for word in seen if word != STAYS]  # fmt: skip
+
+    @contextlib.contextmanager
+    def evacuation(self, container: str, payload_dirfd: int) -> Iterator[Evacuation]:
+        def failed(why: str) -> GpuNotCheckpointed:
+            return GpuNotCheckpointed(
+                "cannot take the GPU's memory away", container=container, why=why,
+                do="Let quickthaw.io/quiesce end the work on the GPU, or try again.",
+            )  # fmt: skip
+
+        carrier = Carrier(self._spawn, container, payload_dirfd, failed)
+        try:
+            yield _Evacuation(carrier)
+        finally:
+            carrier.end()
+
+    @contextlib.contextmanager
+    def loading(
+        self, container: str, payload_dirfd: int, about: Mapping[str, object],
+        pairs: Sequence[tuple[bytes, bytes]],
+    ) -> Iterator[Loading]:  # fmt: skip
+        def failed(why: str) -> GpuNotRestored:
+            return GpuNotRestored(
+                "the GPU's memory was not loaded", container=container, why=why,
+                do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
+            )  # fmt: skip
+
+        carrier = Carrier(self._spawn, container, payload_dirfd, failed)
+        try:
+            yield _Loading(carrier, about, pairs, self._digests)
+        finally:
+            carrier.end()
+
+
+@contextlib.contextmanager
+def _control(container: str) -> Iterator[int]:
+    """The container's control directory. Raises OSError."""
+    fd = os.open(f"{CONTROL}/{container}", os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,71 @@
+"""The way `driver`: what the CUDA driver stages is ordinary memory, and travels with it. Lean.
+
+Nothing is parked or taken away: the driver's checkpoint puts the content of device memory into
+private memory of the process, which a capture copies and a page server fills like all other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from shim.gpu.way import Evacuation, Loading
+
+NAME = "driver"
+
+
+class _Nothing:
+    """Both sides of a way that leaves everything to the driver."""
+
+    splits = False
+
+    def prepare(self, pids: Sequence[int], until: float) -> None: ...
+
+    def evacuate(self, until: float) -> None: ...
+
+    def checkpointed(self, until: float) -> None: ...
+
+    def finish(self, until: float) -> Mapping[str, object]:
+        del until
+        return {}
+
+    def begin(self, until: float) -> None: ...
+
+    def end(self) -> None: ...
+
+    def resume(self, until: float) -> None: ...
+
+
+class _Evacuation(_Nothing):
+    def give_back(self, until: float) -> None: ...
+
+
+class _Loading(_Nothing):
+    def give_back(self, pids: Sequence[int], until: float) -> None: ...
+
+
+class DriverWay:
+    """See `shim.gpu.way.Way`."""
+
+    name = NAME
+
+    def against(self, pid: int) -> list[str] | None:
+        """The driver tells nothing about what a process has called."""
+        del pid
+        return None
+
+    @contextlib.contextmanager
+    def evacuation(self, container: str, payload_dirfd: int) -> Iterator[Evacuation]:
+        del container, payload_dirfd
+        yield _Evacuation()
+
+    @contextlib.contextmanager
+    def loading(
+        self, container: str, payload_dirfd: int, about: Mapping[str, object],
+        pairs: Sequence[tuple[bytes, bytes]],
+    ) -> Iterator[Loading]:  # fmt: skip
+        del container, payload_dirfd, about, pairs
+        yield _Loading()

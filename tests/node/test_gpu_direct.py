@@ -1,0 +1,111 @@
+"""Containers whose device memory goes around the driver; with a stand-in for the CUDA driver."""
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.node.gpus import SHARED_MEMORY, checked, gpu_probe, gpus, in_use, octets, uuid
+from tests.node.node import Node
+from tests.node.podspec import ContainerSpec
+from tests.node.swapping import (
+    SnapshotRef,
+    ask,
+    captured,
+    first_answer,
+    nothing_left,
+    restored,
+    wishes,
+)
+
+DIRECT = wishes(gpu="direct")
+MIB = 24
+"""Of each process on each device: from 8 MiB on the library takes it."""
+QUICK_S = 3.0
+"""A driver's restore changes the address space thousands of times. It waited for the page server
+each time, 10 s in all on an H200, as long as that held the userfaultfds.
+"""
+
+
+@pytest.fixture(scope="module")
+def gpu_node(swap_node: Node) -> Iterator[Node]:
+    """A node with two GPUs."""
+    with gpus(swap_node):
+        yield swap_node
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays(gpu_node: Node) -> Iterator[None]:
+    """Neither on the node nor on its GPUs."""
+    with nothing_left(gpu_node):
+        yield
+    assert set(in_use(gpu_node).values()) == {0}
+
+
+def direct_probe(*minors: int, env: dict[str, str]) -> ContainerSpec:
+    return gpu_probe(*minors, env={"MIB": str(MIB), **env})
+
+
+def taken_and_gone(node: Node, spec: ContainerSpec) -> tuple[SnapshotRef, dict[str, Any]]:
+    """A snapshot of the way direct, and what its source, which survived, told of its GPUs."""
+    taken = captured(node, spec, annotations=DIRECT, before=checked)
+    there = checked(taken.source) | {"nonce": ask(taken.source, "/state")["nonce"]}
+    taken.source.remove(grace_s=0)
+    assert payload_bytes(taken) == len(there["processes"]) * MIB << 20
+    return taken, there
+
+
+def steps(node: Node) -> dict[str, float]:
+    """Seconds of the steps of the last restore, as the journal has them."""
+    line = [line for line in node.journal().splitlines() if "restored from" in line][-1]
+    found: dict[str, float] = ast.literal_eval(line[line.index("{") :])
+    return found
+
+
+def payload_bytes(taken: SnapshotRef) -> int:
+    """Of device memory in the snapshot's files."""
+    return sum(path.stat().st_size for path in (taken.directory / "memory").glob("gpu*.data"))
+
+
+def test_device_memory_goes_around_the_driver_and_comes_back(gpu_node: Node) -> None:
+    spec = direct_probe(0, env={"CASE": "direct"})
+    _, there = taken_and_gone(gpu_node, spec)
+    for name in ("first", "second"):  # the second one with marks: nothing is hashed again
+        replica = restored(gpu_node, spec, annotations=DIRECT, name=name)
+        assert first_answer(replica)["nonce"] == there["nonce"]
+        assert checked(replica)["processes"] == there["processes"]
+        assert in_use(gpu_node)[0] > MIB << 20
+        assert steps(gpu_node)["gpu"] < QUICK_S
+        replica.remove(grace_s=0)
+
+
+def test_it_goes_to_another_gpu(gpu_node: Node) -> None:
+    spec = direct_probe(0, env={"CASE": "direct other", "NVIDIA_VISIBLE_DEVICES": uuid(0)})
+    _, there = taken_and_gone(gpu_node, spec)
+    other = direct_probe(1, env={"CASE": "direct other", "NVIDIA_VISIBLE_DEVICES": uuid(1)})
+    replica = restored(gpu_node, other, annotations=DIRECT)
+    assert first_answer(replica)["nonce"] == there["nonce"]
+    assert checked(replica)["processes"][0]["uuids"] == [octets(1)]
+    assert in_use(gpu_node)[0] == 0
+
+
+def test_several_processes_on_several_gpus(gpu_node: Node) -> None:
+    spec = direct_probe(0, 1, env={"CASE": "direct many", "CHILDREN": "2", **SHARED_MEMORY})
+    _, there = taken_and_gone(gpu_node, spec)
+    replica = restored(gpu_node, spec, annotations=DIRECT)
+    assert first_answer(replica)["nonce"] == there["nonce"]
+    assert checked(replica)["processes"] == there["processes"]
+
+
+def test_a_restored_container_is_captured_again(gpu_node: Node) -> None:
+    spec = direct_probe(0, env={"CASE": "direct again"})
+    taken_and_gone(gpu_node, spec)
+    replica = restored(gpu_node, spec, annotations=DIRECT)
+    first_answer(replica)
+    gpu_node.run(["quickthaw", "capture", replica.spec.name])
+    there = checked(replica) | {"nonce": ask(replica, "/state")["nonce"]}
+    replica.remove(grace_s=0)
+    again = restored(gpu_node, spec, annotations=DIRECT, name="second")
+    assert first_answer(again)["nonce"] == there["nonce"]
+    assert checked(again)["processes"] == there["processes"]
