@@ -1,7 +1,7 @@
 """`make attacks`: runs every attack against nodes with the installed package, prints a table.
 
-An attack is an end-to-end test with the marker `attack`, whose text says in a sentence what is
-tried. The attack is held when its test passes. The table and build/attacks.json say so for each.
+An attack is an end-to-end test with the marker `attack`, whose text describes the attack in a
+sentence. The attack is held when its test passes, as the table and build/attacks.json show.
 
     SUITE=forky   forky, trixie, or both with a comma between them
     K=EXPR        only attacks that EXPR takes, as pytest -k
@@ -32,7 +32,7 @@ TESTS: Final = str(Path(__file__).parent / "node")
 
 @dataclass(slots=True)
 class Attack:
-    """The outcome of one attack. `held`: the node, its pods and the source came to no harm."""
+    """The outcome of an attack. `held`: the node, its pods and the source came to no harm."""
 
     text: str
     case: str
@@ -43,7 +43,7 @@ class Attack:
 
 
 class Attacks:
-    """A pytest plugin that leaves nothing but attacks, and notes how each one ended."""
+    """A pytest plugin that selects attacks alone, and records the end of each."""
 
     def __init__(self) -> None:
         self.found: dict[str, Attack] = {}
@@ -81,7 +81,7 @@ def _text(item: pytest.Item) -> str:
 
 
 def _case(name: str) -> str:
-    """Returns the parameters of a test without the node's suite, "" when it has none."""
+    """Returns the parameters of a test without the node's suite, "" when there are none."""
     parameters = name.partition("[")[2].rstrip("]").split("-")
     return "-".join(each for each in parameters if each not in SUITES)
 

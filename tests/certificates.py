@@ -53,7 +53,7 @@ def certified(
 
 
 class Authority:
-    """A certificate authority, and what it has certified."""
+    """A certificate authority, and the certificates that it issued."""
 
     def __init__(self, directory: Path) -> None:
         key = key_of()

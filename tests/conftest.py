@@ -1,4 +1,4 @@
-"""What holds for every test: a skip is a failure in CI, and nothing stays on this machine."""
+"""Rules for every test: a skip is a failure in CI, and nothing stays on this machine."""
 
 import os
 from collections.abc import Generator, Iterator
@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from tests.node.inventory import take_host
 
-# How long an example takes says more about what else the machine does than about our code.
+# The time of an example depends more on other work of the machine than on our code.
 settings.register_profile("quickthaw", deadline=None)
 settings.load_profile("quickthaw")
 
@@ -18,7 +18,9 @@ settings.load_profile("quickthaw")
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Locally a machine may lack what a test needs; in CI it then lacks a test."""
+    """Turns a skip into a failure in CI: locally a machine may lack the needs of a test, CI may
+    not.
+    """
     del item, call
     report = yield
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
@@ -32,7 +34,7 @@ def _reason(longrepr: Any) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_on_this_machine() -> Iterator[None]:
-    """When the last node is down there is no mount, cgroup, link, process or file of any node.
+    """Checks after the last node that no mount, cgroup, link, process or file of any node is left.
 
     Set up before every other fixture of the session, so torn down after all of them.
     """

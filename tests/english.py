@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 TOP: Final = Path(__file__).parents[1]
-NOT_YET: Final = ("docs", "tests")
+NOT_YET: Final[tuple[str, ...]] = ()
 """Folders that the rules have not reached. A folder that passes must leave the list."""
 _WORD: Final = re.compile(r"[A-Za-z][\w'-]*")
 _CODE: Final = re.compile(r"```.*?```|`[^`\n]*`|^\s*\|.*$|^    .*$", re.DOTALL | re.MULTILINE)
@@ -35,7 +35,7 @@ _PASSIVE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Figures of one text, or of several together. `begins` has the sentences that are wrong."""
+    """Figures of a text, or of several together. `begins` has the wrong sentences."""
 
     words: int
     clefts: int

@@ -1,8 +1,8 @@
 """Runs pytest several times side by side: python3 -m tests.side_by_side 'ARGUMENTS' 'ARGUMENTS' …
 
 The nodes of the two suites wait most of the time, each for its own containerd. A run that begins
-with `nice` gives way to the others. What a run prints is shown when it ends; the exit status is the
-worst of all. The line at the end has the sums.
+with `nice` gives way to the others. The output of a run appears when the run ends; the exit status
+is the worst of all. The line at the end has the sums.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _start(stack: contextlib.ExitStack, run: str) -> tuple[subprocess.Popen[str]
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Of a run that is given up, as by Ctrl-C: it takes its nodes away itself."""
+    """Ends a run that is given up, as by Ctrl-C: the run takes its nodes away itself."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

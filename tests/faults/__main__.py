@@ -1,10 +1,10 @@
-"""`make faults`: everything that can fail is made to fail on a real node; writes build/faults.json.
+"""`make faults`: makes every part fail on a real node; writes build/faults.json.
 
     FAULTS=EXPR   only cases whose PHASE/FAULT begins like one word of EXPR, which may have a `*`
                   (`restore.shm,*CRIU,*/kill`)
     SUITE=forky   forky, trixie, or both with a comma between them
 
-Exit status 1 when a pod was stuck, something stayed behind, or a container was not what it must be.
+Exit status 1 when a pod was stuck, something stayed behind, or a container was wrong.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from tests.workers import images
 
 RESULT: Final = BUILD.parent / "faults.json"
 STRIKES: Final = 4
-"""How often a fault is tried whose moment is missed: CRIU may live for 50 ms."""
+"""How often a fault whose moment was missed is retried: CRIU may live for 50 ms."""
 _LINES: Final = 20
-"""Of what is wrong with a case: the rest is in the file."""
+"""Lines of a failure in the printed output: the file has the rest."""
 LEVELS: Final = ("INFO ", "WARNING ", "ERROR ", "CRITICAL ")
 PACKAGES: Final = BUILD.parent / "packages"
 
@@ -76,7 +76,7 @@ def _is_meant(case: Case, words: list[str]) -> bool:
 def _on_suite(
     suite: str, cases: list[Case], out: Console, figures: Figures
 ) -> list[dict[str, Any]]:
-    """figures: are taken after each case; what a daemon took that a case has ended is not in it."""
+    """figures: taken after each case; they lack the cost of a daemon that a case has ended."""
     (deb,) = PACKAGES.glob("*.deb")
     archive = images.build("probe")
     with Node(suite) as node:
@@ -112,7 +112,7 @@ def _on_ground(
 
 
 def one(ground: Ground, case: Case) -> dict[str, Any]:
-    """Run one case, and look at everything that it must leave as it was."""
+    """Run a case, and check everything that the case must leave as before."""
     began = time.monotonic()
     with ground.daemon_log() as said:
         try:
@@ -139,7 +139,9 @@ def one(ground: Ground, case: Case) -> dict[str, Any]:
 
 
 def _seen(ground: Ground, case: Case) -> restoring.Seen:
-    """Run it until the fault has struck. Raises what the case raises, Missed the last time."""
+    """Run the case until the fault has struck. Raises what the case raises; Missed after the last
+    try.
+    """
     for _ in range(STRIKES - 1):
         try:
             return _runner(case)(ground, case)
@@ -158,7 +160,7 @@ def _runner(case: Case) -> Callable[[Ground, Case], restoring.Seen]:
 
 
 def _tracebacks(said: list[str]) -> list[str]:
-    """Each traceback of the journal from its first line to the next message."""
+    """Returns each traceback of the journal from its first line to the next message."""
     found: list[list[str]] = []
     for line in said:
         if line.startswith("Traceback"):
@@ -174,7 +176,7 @@ def _reason(said: list[str]) -> str:
 
 
 def _reset(ground: Ground) -> list[str]:
-    """After a case that is stuck: the next one is to begin on clean ground."""
+    """Clean up after a case that is stuck: the next case must begin on clean ground."""
     try:
         ground.disarm()
         ground.restart_daemon()
@@ -196,7 +198,7 @@ def _machine(suites: list[str]) -> dict[str, Any]:
 
 
 def _table(found: list[dict[str, Any]]) -> Table:
-    """How the cases of each phase ended."""
+    """Returns the outcomes of the cases of each phase."""
     table = Table(title="Faults")
     for heading in ("phase", "cases", "restored", "cold", "killed", "wrong", "slowest s"):
         table.add_column(heading, justify="left" if heading == "phase" else "right")

@@ -1,4 +1,6 @@
-"""A case of a capture: the source goes on whatever happens, and what is published is whole."""
+"""A case of a capture: the source goes on whatever happens, and each published snapshot is
+whole.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ WISHES: Final = wishes(**CALLS)
 HAPPENS_WITHIN_S: Final = 20.0
 RECOVERED_WITHIN_S: Final = PATIENT_S + 10.0
 MUCH_MIB: Final = 150
-"""Memory that a dump takes long enough for to be disturbed."""
+"""Memory whose dump takes long enough to be disturbed."""
 
 
 def run(ground: Ground, case: Case) -> Seen:
-    """A whole case. Raises WentWrong, AssertionError."""
+    """Run a whole case. Raises WentWrong, AssertionError."""
     if case.phase.startswith("store.remove"):
         return _removal(ground, case)
     ground.arm(case.armed())
@@ -42,7 +44,7 @@ def run(ground: Ground, case: Case) -> Seen:
 
 
 def source(ground: Ground, case: Case, **fields: str) -> Pod:
-    """A pod that is captured as soon as it answers."""
+    """Starts a pod whose capture begins as soon as the pod answers."""
     wanted = wishes(**{**CALLS, **fields})
     return ground.node.kubelet.run_pod("source", [ground.spec(case.name)], annotations=wanted)
 
@@ -64,7 +66,9 @@ def disturbed(
 
 
 def source_killed(ground: Ground, case: Case, kill: Callable[[Pod], None]) -> Seen:
-    """The same where the source dies: kubelet starts it again, and that one is captured."""
+    """Run the case of a source that dies: kubelet starts the source again, and the daemon captures
+    that attempt.
+    """
     before = published(ground)
     pod, _ = _big_source(ground, case, kill)
     pod.container().restart()
@@ -84,7 +88,9 @@ def _big_source(ground: Ground, case: Case, disturb: Callable[[Pod], None]) -> t
 
 
 def recovered(ground: Ground, pod: Pod, nonce: str, before: set[str]) -> Seen:
-    """The fault is over: the next daemon makes the snapshot, and the next pod starts from it."""
+    """Check after the fault: the next daemon makes the snapshot, and the next pod starts from
+    it.
+    """
     seen = Seen(source_state=ground.state_of(pod, nonce))
     ground.disarm()
     ground.restart_daemon(capture_s=PATIENT_S)
@@ -114,7 +120,7 @@ def recovered(ground: Ground, pod: Pod, nonce: str, before: set[str]) -> Seen:
 
 
 def published(ground: Ground) -> set[str]:
-    """The names in the store."""
+    """Returns the names in the store."""
     return set(os.listdir(ground.node.path(SNAPSHOTS)))
 
 
@@ -125,12 +131,12 @@ def forget(ground: Ground, names: set[str]) -> None:
 
 
 def case_began(ground: Ground, pod: Pod) -> bool:
-    """Whether the capture of the pod has a staging directory, or is further than that."""
+    """Returns whether the capture of the pod has a staging directory, or is further than that."""
     return bool(os.listdir(ground.node.path(STAGING))) or over(ground, pod)
 
 
 def over(ground: Ground, pod: Pod) -> bool:
-    """Whether the capture of the pod has ended in some way, or its daemon has."""
+    """Returns whether the capture of the pod, or its daemon, has ended in some way."""
     short = f"({pod.container().id[:12]})"
     told = [line for line in ground.node.journal().splitlines() if short in line]
     ends = ("captured as ", "no snapshot was made")

@@ -1,6 +1,6 @@
 """The matrix: every fault point with every action that makes sense there, and faults from outside.
 
-Pure: what happens in a case is `restoring`'s, `capturing`'s and `outside`'s.
+Pure: `restoring`, `capturing` and `outside` run the cases.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from shim.contract.faults import ACTIONS, POINTS
 RESTORED: Final = "restored"
 COLD: Final = "cold"
 KILLED: Final = "killed"
-"""The first attempt failed; kubelet's next one started cold."""
+"""The first attempt failed; kubelet's next attempt started cold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As FAULTS= selects it."""
+        """Returns the name by which FAULTS= selects the case."""
         return f"{self.phase}/{self.fault}"
 
     @property
     def kind(self) -> str:
-        """`restore`, `memory`, `hook`, `daemon`, `capture`, `store` or `outside`."""
+        """Returns `restore`, `memory`, `hook`, `daemon`, `capture`, `store` or `outside`."""
         return self.phase.partition(".")[0] if self.phase in POINTS else "outside"
 
     @property
@@ -44,11 +44,11 @@ class Case:
 
     @property
     def is_after_success(self) -> bool:
-        """Whether the restored process runs when it strikes."""
+        """Returns whether the restored process runs when the fault strikes."""
         return self.phase in (*_AFTER_SUCCESS, "memory.filling", "memory.filled")
 
     def armed(self) -> list[dict[str, object]]:
-        """The content of the file that arms it."""
+        """Returns the content of the file that arms the fault."""
         armed: list[dict[str, object]] = []
         if self.phase in POINTS:
             armed.append({"point": self.phase, "action": self.fault})
@@ -58,7 +58,7 @@ class Case:
 
 
 _AFTER_SUCCESS: Final = ("restore.outcome", "restore.outcome.written")
-"""The container runs restored; only the word of it is lost."""
+"""The container runs restored; only the report of the restore is lost."""
 _NEEDS_FAILURE: Final = ("restore.undo", "restore.undone", "restore.cold")
 _MEMORY: Final = {
     "memory.started": (COLD,), "memory.told": (COLD,), "memory.filling": (KILLED, COLD),
@@ -83,9 +83,9 @@ def _of_restore() -> Iterator[Case]:
 
 
 def _of_memory() -> Iterator[Case]:
-    """The page server fails: a cold start before the processes run, then their end.
+    """Yields failures of the page server: a cold start before the processes run, then their end.
 
-    Not where it fills shared memory, of which this container has none: see
+    Not during the filling of shared memory, of which this container has none: see
     tests/node/test_memory_shared.py.
     """
     for point in _MEMORY:
@@ -135,11 +135,13 @@ _HANGS: Final = (
     "capture.shm.copied",
     "store.synced",
 )
-"""Where a capture that hangs is of interest: before, in and after the frozen window."""
+"""Points at which a hanging capture is of interest: before, in and after the frozen window."""
 
 
 def _of_capture() -> Iterator[Case]:
-    """The outcome is how the next pod starts, when the fault is over."""
+    """Yields cases of a capture. The outcome is the start of the next pod when the fault is
+    over.
+    """
     for point in POINTS:
         if point.startswith(("capture.", "store.")) and not point.startswith("store.remove"):
             yield Case(point, "error", (RESTORED,))
@@ -205,12 +207,13 @@ OUTSIDE: Final = {
     ("capture: store", "full"): (RESTORED,),
     ("capture: source", "killed while CRIU dumps"): (RESTORED,),
 }
-"""Faults that are not of our own making. A PID in use cannot be made: a container that is captured
-has a PID namespace of its own, and the new one is empty. The machine's clock is everybody's: the
-snapshot's time is changed instead."""
+"""Faults from outside of quickthaw. A PID in use cannot be made: a container that quickthaw can
+capture has a PID namespace of its own, and the new namespace is empty. The clock is the whole
+machine's: the case changes the snapshot's time instead.
+"""
 
 
 def matrix() -> list[Case]:
-    """All cases, in the order in which they are run."""
+    """Returns all cases, in their order."""
     outside = [Case(phase, fault, expected) for (phase, fault), expected in OUTSIDE.items()]
     return [*_of_restore(), *_of_memory(), *_of_hook(), *_of_daemon(), *_of_capture(), *outside]

@@ -1,4 +1,4 @@
-"""Faults from outside: something happens to a snapshot, before or while it is restored."""
+"""Faults from outside: damage to a snapshot, before or during its restore."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tests.node.kubelet import Container
 
 
 def damaged(damage: Callable[[Path], None]) -> Scene:
-    """Something happens to the snapshot before the pod is created."""
+    """Damages the snapshot before the pod is created."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         damage(ground.snapshot.directory)
@@ -29,7 +29,7 @@ def _truncate(directory: Path) -> None:
 
 
 def _flip(directory: Path) -> None:
-    """One bit, with size and times as they were."""
+    """Flips a bit, and keeps size and times."""
     _flip_bit(directory / "criu" / "pages-1.img")
 
 
@@ -48,7 +48,10 @@ def _flip_bit(image: Path) -> None:
 
 
 def memory_damaged(ground: Ground, case: Case) -> Seen:
-    """It may be found after the first answer: nobody asks before all was looked at."""
+    """Damages memory. The check may find the damage after the first answer.
+
+    The pod answers before the page server has checked all memory.
+    """
 
     def when_started(container: Container) -> None:
         ground.wait(
@@ -73,7 +76,7 @@ def _remove_diff(directory: Path) -> None:
 
 
 def removed_while_read(ground: Ground, case: Case) -> Seen:
-    """The images go when CRIU has begun."""
+    """Removes the images when CRIU has begun."""
 
     def during(_: Container) -> None:
         when_there(ground, "criu", "swrk")

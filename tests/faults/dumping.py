@@ -13,7 +13,7 @@ from tests.node.swapping import ask, first_answer
 
 
 def criu_at_dump(number: signal.Signals) -> Scene:
-    """CRIU gets a signal while it dumps."""
+    """Sends CRIU a signal during the dump."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         return capturing.disturbed(
@@ -24,7 +24,7 @@ def criu_at_dump(number: signal.Signals) -> Scene:
 
 
 def daemon_at_dump(ground: Ground, case: Case) -> Seen:
-    """quickthawd is killed, or stopped for a while, when the source is frozen."""
+    """Kills quickthawd, or stops it for a while, when the source is frozen."""
     number = signal.SIGKILL if "killed" in case.fault else signal.SIGSTOP
 
     def disturb(_: Pod) -> None:
@@ -35,7 +35,7 @@ def daemon_at_dump(ground: Ground, case: Case) -> Seen:
 
 
 def containerd_at_dump(ground: Ground, case: Case) -> Seen:
-    """containerd is restarted when the source is frozen."""
+    """Restarts containerd when the source is frozen."""
 
     def disturb(_: Pod) -> None:
         when_there(ground, "criu", "swrk")
@@ -45,7 +45,7 @@ def containerd_at_dump(ground: Ground, case: Case) -> Seen:
 
 
 def store_is_full(ground: Ground, case: Case) -> Seen:
-    """Where a capture is put together there is room for a part of it."""
+    """Gives the directory of captures in progress room for a part of the capture."""
     before = capturing.published(ground)
     pod = capturing.source(ground, case, capture_when="signal")
     nonce = first_answer(pod)["nonce"]
@@ -58,7 +58,7 @@ def store_is_full(ground: Ground, case: Case) -> Seen:
 
 
 def source_dies(ground: Ground, case: Case) -> Seen:
-    """The container is killed while it is dumped; kubelet starts it again."""
+    """Kills the container during the dump; kubelet starts it again."""
 
     def disturb(pod: Pod) -> None:
         when_there(ground, "criu", "swrk")

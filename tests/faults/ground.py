@@ -1,4 +1,4 @@
-"""The node on which all cases of a run take place, one snapshot for them, and what may not stay."""
+"""The node for all cases of a run, a snapshot for them, and the check for left-overs."""
 
 import contextlib
 import http.client
@@ -36,15 +36,15 @@ STAGING: Final = "/var/lib/quickthaw/staging"
 BUNDLES: Final = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 CONFIG: Final = "/etc/quickthaw/quickthaw.d/faults.toml"
 CAPTURE_S: Final = 3
-"""How long a capture may take here, so that one that hangs is soon over."""
+"""The time limit of a capture here, so that a hanging capture is soon over."""
 PATIENT_S: Final = 30
-"""How long one may take that is to succeed, whatever else the machine does."""
+"""The time limit of a capture that must succeed, whatever else the machine does."""
 RESTORE: Final = {"quickthaw.io/restore": "auto", "quickthaw.io/deadline": "2s"}
 IN_SHM: Final = "/dev/shm/of-the-snapshot"
 IN_ROOTFS: Final = "/var/tmp/of-the-snapshot"
 IPV6_PORT: Final = 8002
 MEMORY_MIB: Final = 40
-"""What the captured process has beside its interpreter, so that a limit can be too small."""
+"""Memory of the captured process beside its interpreter, so that a limit can be too small."""
 SERVES_WITHIN_S: Final = 5.0
 GONE_WITHIN_S: Final = 10.0
 CHECKED_WITHIN_S: Final = 60.0
@@ -53,15 +53,15 @@ LOOK_EVERY_S: Final = 0.01
 
 
 class WentWrong(Exception):
-    """The system did not do what it must. The message says what."""
+    """The system failed a requirement. The message names the failure."""
 
 
 class Missed(WentWrong):
-    """What was to be disturbed was over before it was seen: nothing was tried."""
+    """The process or state to disturb was over before the test saw it: nothing was tried."""
 
 
 class Ground:
-    """node: with the product and the probe's image. source: it serves all the time."""
+    """node: with the product and the probe's image. source: serves all the time."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -73,13 +73,13 @@ class Ground:
             node, self.spec(), annotations=wanted, before=self._made_ready
         )
         self.source = self.snapshot.source
-        # A host directory: what damages the snapshot is followed by a copy back.
+        # A host directory: a copy back follows each damage to the snapshot.
         self._pristine = node.kept("pristine")
         shutil.copytree(self.snapshot.directory, self._pristine, symlinks=True)
         self.before = node.inventory()
 
     def close(self) -> list[str]:
-        """Remove what is left of it; what stays nevertheless."""
+        """Remove source and snapshot of the run; returns left-overs that stay nevertheless."""
         self.disarm()
         self.restart_daemon(capture_s=None)
         self.source.remove(grace_s=0)
@@ -88,11 +88,13 @@ class Ground:
 
     @staticmethod
     def spec(case: str = "", **fields: Any) -> ContainerSpec:
-        """The workload of a case, which only its own snapshot is for; the shared one without."""
+        """Returns the workload of a case, which only its own snapshot fits; without a name, the
+        shared workload.
+        """
         return probe(env={"CASE": case} if case else {}, **fields)
 
     def _made_ready(self, pod: Pod) -> None:
-        """State of every kind that a restore has to bring along, and a cold start must not."""
+        """Makes state of every kind that a restore must bring along, and a cold start must not."""
         self.cold = self.facts(pod)
         ask(pod, f"/allocate?mib={MEMORY_MIB}")
         for path in (IN_SHM, IN_ROOTFS):
@@ -102,7 +104,9 @@ class Ground:
 
     @staticmethod
     def facts(pod: Pod) -> dict[str, Any]:
-        """What a container that starts cold finds, whatever was tried before it."""
+        """Returns the files that a container finds after a cold start, whatever was tried
+        before.
+        """
         return {
             "mounts": ask(pod, "/mounts"),
             "restored.json": ask(pod, "/restored"),
@@ -112,14 +116,14 @@ class Ground:
         }
 
     def not_right(self, pod: Pod) -> list[str]:
-        """What is wrong with a pod that runs, beside what every ground looks at."""
+        """Returns the faults of a running pod, beside the checks of every ground."""
         del pod
         return []
 
     # Faults
 
     def arm(self, wanted: Sequence[dict[str, object]]) -> None:
-        """For every program that starts from now on."""
+        """Arms a fault for every program that starts from now on."""
         path = self.node.path(FAULTS)
         new = path.with_name("faults.json.new")
         new.write_text(json.dumps({"faults": list(wanted)}))
@@ -127,13 +131,14 @@ class Ground:
         new.rename(path)
 
     def disarm(self) -> None:
-        """For every program that starts from now on."""
+        """Disarms the fault for every program that starts from now on."""
         self.node.path(FAULTS).unlink(missing_ok=True)
 
     def restart_daemon(self, *, capture_s: int | None = CAPTURE_S) -> None:
-        """SIGKILL it, if it runs, as systemd's watchdog would, and wait until the next serves.
+        """Send SIGKILL to a running daemon, as systemd's watchdog would, and wait until the next
+        daemon serves.
 
-        capture_s: None for a daemon that is configured as it comes.
+        capture_s: None for a daemon with the default configuration.
         """
         self._end_daemon()
         self.node.path(CONFIG).unlink(missing_ok=True)
@@ -152,14 +157,14 @@ class Ground:
             try:
                 self.node.kill_daemon()
                 return
-            except ProcessLookupError:  # it has just killed itself, and is not reaped yet
+            except ProcessLookupError:  # the daemon has just killed itself, and is not reaped yet
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(LOOK_EVERY_S)
 
     @property
     def daemon_dead(self) -> bool:
-        """Whether the daemon has ended by itself."""
+        """Returns whether the daemon has ended by itself."""
         try:
             state = Path(f"/proc/{self.node.daemon_pid}/stat").read_text().rpartition(")")[2]
         except (FileNotFoundError, ProcessLookupError):
@@ -167,14 +172,15 @@ class Ground:
         return state.split()[0] == "Z"
 
     def mend_snapshot(self) -> None:
-        """Put the shared snapshot back as it was."""
+        """Put the shared snapshot back."""
         shutil.rmtree(self.snapshot.directory, ignore_errors=True)
         shutil.copytree(self._pristine, self.snapshot.directory, symlinks=True)
         for path in (self._pristine, *self._pristine.rglob("*")):
             copy = self.snapshot.directory / path.relative_to(self._pristine)
             status = path.lstat()
             os.chown(copy, status.st_uid, status.st_gid, follow_symlinks=False)
-        # What is damaged goes to quarantine at once, unless the daemon did not see it.
+        # A damaged snapshot goes to quarantine at once, unless the daemon did not notice the
+        # damage.
         if self.node.path(f"{QUARANTINE}/{self.snapshot.id}.json").exists():
             self.node.run([QUICKTHAW, "quarantine", "release", self.snapshot.id])
 
@@ -186,10 +192,10 @@ class Ground:
                 raise WentWrong(what)
             time.sleep(LOOK_EVERY_S)
 
-    # What is looked at
+    # Checks
 
     def state_of(self, pod: Pod, nonce: str) -> str:
-        """How a source of a capture fares: `serves`, or what is wrong with it."""
+        """Returns the state of a capture's source: `serves`, or its fault."""
         try:
             found = first_answer(pod, within_s=SERVES_WITHIN_S)["nonce"]
         except (OSError, http.client.HTTPException) as error:
@@ -197,7 +203,7 @@ class Ground:
         return "serves" if found == nonce else "was started anew"
 
     def not_whole(self) -> list[str]:
-        """What is published and damaged, by id and reason."""
+        """Returns damaged published snapshots, by id and reason."""
         wrong = []
         for path in self.node.path(SNAPSHOTS).iterdir():
             dirfd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -214,7 +220,7 @@ class Ground:
         return wrong
 
     def left_overs(self, before: Any = None) -> list[str]:
-        """What is there and was not before, a moment after the last pod went."""
+        """Returns left-overs, a moment after the last pod went."""
         deadline = time.monotonic() + GONE_WITHIN_S
         while (left := self._left(before or self.before)) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -236,7 +242,7 @@ class Ground:
 
     @contextlib.contextmanager
     def daemon_log(self) -> Iterator[list[str]]:
-        """What the daemon says in the `with`, by line, complete after it."""
+        """Yields the daemon's journal lines of the `with`, complete after it."""
         lines: list[str] = []
         said = len(self.node.journal())
         try:
@@ -246,14 +252,16 @@ class Ground:
 
 
 def _may_stay(path: str, snapshots: Sequence[str]) -> bool:
-    """What is kept for a snapshot stays while the snapshot does, and logs longer."""
+    """Returns the paths that may stay: a snapshot's files while the snapshot does, and logs
+    longer.
+    """
     if path.startswith(OF_SNAPSHOTS):
         return any(each in path for each in snapshots)
     return path.startswith((f"{LOGS}/", FAULTS))
 
 
 def freezer_state(container: Container) -> str:
-    """`THAWED`, `FROZEN` or why it is not known."""
+    """Returns `THAWED`, `FROZEN` or the reason why the state is not known."""
     try:
         lines = Path(f"/proc/{container.host_pid}/cgroup").read_text().splitlines()
     except (OSError, ProcessLookupError) as error:

@@ -1,4 +1,4 @@
-"""Faults from outside: what others on a node do to CRIU, our processes, the store and the pod."""
+"""Faults from outside: others on a node disturb CRIU, our processes, the store and the pod."""
 
 import signal
 from typing import Final
@@ -11,7 +11,7 @@ from tests.faults.restoring import Seen
 
 
 def run(ground: Ground, case: Case) -> Seen:
-    """A whole case, and everything put back. Raises WentWrong, AssertionError."""
+    """Run a whole case, and put everything back. Raises WentWrong, AssertionError."""
     try:
         return SCENES[case.phase, case.fault](ground, case)
     finally:

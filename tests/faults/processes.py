@@ -19,14 +19,16 @@ HAPPENS_WITHIN_S: Final = 10.0
 LOOK_EVERY_S: Final = 0.001
 KILL: Final = signal.SIGKILL
 HANG_A_WHILE: Final[list[dict[str, object]]] = [{"point": "restore.told", "action": "hang"}]
-"""For what is to happen in the middle of a swap: its deadline ends it."""
+"""A hang in the middle of a swap, which the swap's deadline ends."""
 Scene = Callable[[Ground, Case], Seen]
 
 
 def pids_of(ground: Ground, *words: str) -> list[int]:
-    """Processes of the node, as the host numbers them, whose command line has all `words`."""
+    """Returns processes of the node, as the host numbers them, whose command line has all
+    `words`.
+    """
     found = []
-    # One hierarchy is enough, and quick enough to see a process that lives for 50 ms.
+    # A single hierarchy is enough, and quick enough to see a process that lives for 50 ms.
     procs = ground.node.cgroups[0].rglob("cgroup.procs")
     for pid in {pid for path in procs for pid in path.read_text().split()}:
         with contextlib.suppress(OSError):
@@ -47,14 +49,14 @@ def when_there(ground: Ground, *words: str) -> list[int]:
 
 
 def send(pids: list[int], number: signal.Signals) -> None:
-    """A signal to each that is still there."""
+    """Send a signal to each process that is still there."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def criu_at_restore(number: signal.Signals) -> Scene:
-    """CRIU gets a signal while it restores."""
+    """Sends CRIU a signal during the restore."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         def during(_: Container) -> None:
@@ -66,7 +68,7 @@ def criu_at_restore(number: signal.Signals) -> Scene:
 
 
 def shim_at_restore(number: signal.Signals) -> Scene:
-    """quickthaw-runc gets a signal while CRIU restores."""
+    """Sends quickthaw-runc a signal while CRIU restores."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         def during(container: Container) -> None:
@@ -79,7 +81,9 @@ def shim_at_restore(number: signal.Signals) -> Scene:
 
 
 def _front(ground: Ground, container: Container) -> list[int]:
-    """quickthaw-runc and not its guard, which has the same command line and is its child."""
+    """Returns quickthaw-runc and not its guard, which has the same command line and is its
+    child.
+    """
     found = pids_of(ground, "front.py", " create ", container.id)
     return [pid for pid in found if _parent(pid) not in found]
 
@@ -98,7 +102,7 @@ def _is_init(pid: int) -> bool:
 
 
 def restored_process(ground: Ground, case: Case) -> Seen:
-    """The restored init dies while the resume call is under way."""
+    """Kills the restored init during the resume call."""
 
     def during(container: Container) -> None:
         when_there(ground, "sleep 60")
@@ -110,7 +114,7 @@ def restored_process(ground: Ground, case: Case) -> Seen:
 
 
 def page_server(number: signal.Signals, point: str) -> Scene:
-    """The page server gets a signal when it has come to a fault point, where it is held."""
+    """Sends the page server a signal at a fault point that holds the server."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         def strike(container: Container) -> None:
@@ -127,7 +131,7 @@ def page_server(number: signal.Signals, point: str) -> Scene:
 
 
 def its_guard(number: signal.Signals) -> Scene:
-    """The guard of a page server gets a signal; the server goes on."""
+    """Sends the guard of a page server a signal; the server goes on."""
 
     def scene(ground: Ground, case: Case) -> Seen:
         def during(container: Container) -> None:
@@ -139,11 +143,11 @@ def its_guard(number: signal.Signals) -> Scene:
 
 
 def _named(ground: Ground, container: Container, name: str) -> list[int]:
-    """Waits for it: the process is a fork of quickthaw-runc with a name of its own."""
+    """Waits for the page server: a fork of quickthaw-runc with a name of its own."""
     deadline = time.monotonic() + HAPPENS_WITHIN_S
     while time.monotonic() < deadline:
         named = [pid for pid in pids_of(ground, "front.py", container.id) if comm(pid) == name]
-        # A guard is called like its server until it has given itself a name.
+        # A guard has its server's name until it has given itself a name.
         if found := [pid for pid in named if _parent(pid) not in named]:
             return found
         time.sleep(LOOK_EVERY_S)
@@ -157,7 +161,7 @@ def comm(pid: int) -> str:
 
 
 def daemon(ground: Ground, case: Case) -> Seen:
-    """quickthawd is killed or stopped, at the moment that the case names."""
+    """Kills or stops quickthawd, at the moment that the case names."""
     stopped = "stopped" in case.fault
     number = signal.SIGSTOP if stopped else signal.SIGKILL
 
@@ -178,7 +182,7 @@ def daemon(ground: Ground, case: Case) -> Seen:
 
 
 def containerd_restarts(ground: Ground, case: Case) -> Seen:
-    """containerd is restarted while a swap hangs; StartContainer is then kubelet's to repeat."""
+    """Restarts containerd while a swap hangs; kubelet must then repeat StartContainer."""
 
     def during(container: Container) -> None:
         told = ground.node.path(f"{RUN}/control/{container.id}/restored.json")

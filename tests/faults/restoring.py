@@ -1,4 +1,4 @@
-"""A case of a restore: a pod is started as kubelet does, something goes wrong, the pod runs."""
+"""A case of a restore: a pod starts as under kubelet, a fault strikes, the pod runs."""
 
 import json
 import re
@@ -30,25 +30,25 @@ Disturb = Callable[[Container], None]
 
 @dataclass(slots=True)
 class Seen:
-    """How a case went. wrong: what the system must not do."""
+    """The outcome of a case. wrong: failures of requirements on the system."""
 
     outcome: str = ""
     source_state: str = "serves"
     reason: str = ""
     wrong: list[str] = field(default_factory=list)
     tries: list[str] = field(default_factory=list)
-    """What kubelet was told by the attempts that failed."""
+    """The errors that kubelet got from the failed attempts."""
 
 
 @dataclass(slots=True)
 class Plan:
-    """What is special about a case.
+    """The special actions of a case.
 
-    during: called while StartContainer runs, first attempt. when_started: after it, before the
-    first answer. after_failure: when the first attempt
-    has failed. when_running: when the pod runs, before it is looked at: undoes what would be taken
-    for a left-over. after: when it was looked at. faults: armed beside the case's own. had_run:
-    the attempt that failed had a running process.
+    during: called while StartContainer runs, first attempt. when_started: after StartContainer,
+    before the first answer. after_failure: after the failure of the first attempt. when_running:
+    when the pod runs, before its check: undoes changes that the check would take for left-overs.
+    after: after the check. faults: armed beside the case's own. had_run: the attempt that failed
+    had a running process.
     """
 
     annotations: dict[str, str] = field(default_factory=lambda: dict(RESTORE))
@@ -66,7 +66,7 @@ class Plan:
 
 
 def start(ground: Ground, plan: Plan, seen: Seen) -> Pod:
-    """Start a pod until its container answers. Raises WentWrong when it is stuck."""
+    """Start a pod until its container answers. Raises WentWrong when the pod is stuck."""
     kubelet, spec = ground.node.kubelet, plan.spec or ground.spec()
     pod = kubelet.make_pod("replica", [spec], annotations=plan.annotations)
     pod.run_sandbox()
@@ -83,7 +83,7 @@ def start(ground: Ground, plan: Plan, seen: Seen) -> Pod:
 
 
 def _attempt(ground: Ground, pod: Pod, plan: Plan, seen: Seen) -> bool:
-    """One turn of kubelet's loop. False when it has to make another."""
+    """Run a turn of kubelet's loop. Returns False when another turn is needed."""
     container, first = pod.container(), not seen.tries
     try:
         container.create()
@@ -130,12 +130,12 @@ def _ended(container: Container) -> bool:
 
 
 def short(error: BaseException) -> str:
-    """What kubelet would write into an event."""
+    """Returns the message that kubelet would write into an event."""
     return str(error.details() if isinstance(error, grpc.Call) else repr(error))[:300]
 
 
 def _judge(ground: Ground, pod: Pod, plan: Plan, seen: Seen) -> None:
-    """The outcome, and whether the container is what it must be then."""
+    """Record the outcome, and check that the container fits the outcome."""
     state = first_answer(pod)
     restored = state["nonce"] == ground.snapshot.nonce
     seen.wrong += ground.not_right(pod)
@@ -154,10 +154,10 @@ def _judge(ground: Ground, pod: Pod, plan: Plan, seen: Seen) -> None:
 
 
 def _not_cold(ground: Ground, pod: Pod, *, inherits_shm: bool) -> list[str]:
-    """In what the container differs from one for which no swap was tried.
+    """Returns the differences between the container and a container without a swap.
 
-    inherits_shm: an attempt before it ran; what that had in the pod's /dev/shm is still there, as
-    it is after any container that ended.
+    inherits_shm: an earlier attempt ran; its files in the pod's /dev/shm are still there, as after
+    any container that ended.
     """
     found = ground.facts(pod)
     left_out = {"mounts", *(["/dev/shm"] if inherits_shm else [])}
@@ -181,9 +181,9 @@ def _not_cold(ground: Ground, pod: Pod, *, inherits_shm: bool) -> list[str]:
 
 
 def _strange_lines(container: Container) -> list[str]:
-    """Lines of the container's log that it has not written, but for runc's about its restore.
+    """Returns foreign lines in the container's log, except runc's about its restore.
 
-    runc writes the error it ends with both to its own log and to its standard error. That is the
+    runc writes its final error both to its own log and to its standard error. That is the
     container's, and has to be: the restored process inherits it.
     """
     log = runtime_log(container)
@@ -194,20 +194,20 @@ def _strange_lines(container: Container) -> list[str]:
 
 
 def network_namespace(pod: Pod) -> str:
-    """Where the node has the sandbox's network namespace, once a container was created."""
+    """Returns the path of the sandbox's network namespace, once a container was created."""
     namespaces = pod.container().info()["runtimeSpec"]["linux"]["namespaces"]
     (path,) = [str(each["path"]) for each in namespaces if each["type"] == "network"]
     return path
 
 
 def _drop_ipv6(pod: Pod) -> None:
-    """What was captured listens on an IPv6 address: the hook has something to do then."""
+    """Removes the IPv6 address on which the captured process listens, so that the hook has work."""
     inside = ["nsenter", f"--net={network_namespace(pod)}", "ip", "-6", "address", "flush"]
     pod.node.run([*inside, "dev", "eth0", "scope", "global"])
 
 
 def end(pod: Pod, seen: Seen) -> None:
-    """The container ends with a code of its own, and the pod goes."""
+    """Ends the container with an exit code of its own, and removes the pod."""
     try:
         answer(pod, f"/exit?code={EXIT_CODE}")
     except OSError:
@@ -222,7 +222,7 @@ def end(pod: Pod, seen: Seen) -> None:
 
 
 def run(ground: Ground, case: Case, plan: Plan | None = None) -> Seen:
-    """A whole case: arm, start, end, disarm. Raises WentWrong."""
+    """Run a whole case: arm, start, end, disarm. Raises WentWrong."""
     plan, seen = plan or Plan(), Seen()
     plan.drop_ipv6 = plan.drop_ipv6 or case.kind == "hook"
     plan.had_run = plan.had_run or case.is_after_success
@@ -244,6 +244,6 @@ def run(ground: Ground, case: Case, plan: Plan | None = None) -> Seen:
 
 
 def shm_file(pod: Pod) -> Any:
-    """The pod's /dev/shm entry that the snapshot brings, as the host's path."""
+    """Returns the pod's /dev/shm entry that the snapshot brings, as the host's path."""
     sandbox = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{pod.sandbox_id}/shm"
     return pod.node.path(f"{sandbox}/{IN_SHM.rpartition('/')[2]}")

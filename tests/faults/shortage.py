@@ -16,7 +16,7 @@ from tests.node.swapping import RUN
 
 @contextlib.contextmanager
 def small_tmpfs(ground: Ground, inside: str, size: str) -> Iterator[None]:
-    """A file system of `size` over a directory of the node, with what was in it."""
+    """Mounts a file system of `size` over a directory of the node, with the directory's content."""
     ground.node.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", inside])
     try:
         yield
@@ -25,13 +25,13 @@ def small_tmpfs(ground: Ground, inside: str, size: str) -> Iterator[None]:
 
 
 def run_is_full(ground: Ground, case: Case) -> Seen:
-    """There is room for the container's directory, and none for CRIU's view of the images."""
+    """Leaves room for the container's directory, and none for CRIU's view of the images."""
     with small_tmpfs(ground, f"{RUN}/containers", "16k"):
         return restoring.run(ground, case)
 
 
 def shm_is_full(ground: Ground, case: Case) -> Seen:
-    """The pod's /dev/shm has no room for what the captured one held."""
+    """Leaves the pod's /dev/shm no room for the captured files."""
     filler = []
 
     def before_start(container: Container) -> None:
@@ -49,7 +49,7 @@ def shm_is_full(ground: Ground, case: Case) -> Seen:
 
 
 def shm_is_taken(ground: Ground, case: Case) -> Seen:
-    """A file of another content has the name of one of the snapshot's."""
+    """Gives a file with other content the name of a file of the snapshot."""
 
     def before_start(container: Container) -> None:
         restoring.shm_file(container.pod).write_text("somebody's")
@@ -64,13 +64,15 @@ def shm_is_taken(ground: Ground, case: Case) -> Seen:
 
 
 def memory_too_small(ground: Ground, case: Case) -> Seen:
-    """The new pod's limit is enough for a cold start, and below what was captured."""
+    """Sets a limit that suffices for a cold start, and is below the captured use."""
     spec = ground.spec(memory_limit_bytes=32 << 20)
     return restoring.run(ground, case, Plan(spec=spec))
 
 
 def mount_is_missing(ground: Ground, case: Case) -> Seen:
-    """A host path that a container mounts goes between its create and its start, and is back."""
+    """Removes a host path that a container mounts between its create and its start, and brings it
+    back.
+    """
     path = ground.node.path("/srv/of-the-pod")
     path.mkdir(exist_ok=True)
     spec = ground.spec("mount", mounts=[VolumeMount("/srv", HostPath("/srv/of-the-pod"))])
@@ -93,7 +95,7 @@ def mount_is_missing(ground: Ground, case: Case) -> Seen:
 
 
 def netns_is_gone(ground: Ground, case: Case) -> Seen:
-    """The sandbox's network namespace has lost its name when the container is started.
+    """Removes the name of the sandbox's network namespace before the start of the container.
 
     runc cannot start anything there: kubelet makes a new sandbox, which here is a new pod.
     """
@@ -123,9 +125,9 @@ def netns_is_gone(ground: Ground, case: Case) -> Seen:
 
 
 def clock_jumped(ground: Ground, case: Case) -> Seen:
-    """The machine's clock is everybody's: instead of it the restored process' start is moved.
+    """Moves the times of the snapshot's files, because the clock is the whole machine's.
 
-    restored.json tells how long the process was away; an hour ahead must not become negative.
+    restored.json has the time of the process's absence; an hour ahead must not become negative.
     """
     for path in ground.snapshot.directory.rglob("*"):
         status = path.lstat()

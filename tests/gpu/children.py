@@ -62,7 +62,9 @@ class Worker:
         return worker
 
     def await_ready(self, timeout_s: float) -> None:
-        """What it says of itself is in `ready`. Raises RuntimeError, and it is dead."""
+        """Start the program; `ready` has its description of itself. Raises RuntimeError; the
+        program is then dead.
+        """
         self.ready = self._wait(0, timeout_s)
         if not self.ready.get("ready"):
             self.kill()

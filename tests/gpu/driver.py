@@ -66,13 +66,13 @@ UnlockArgs._fields_ = [("reserved", ctypes.c_uint64 * 8)]
 
 
 class Driver(Protocol):
-    """What the probe asks of a driver. Every `code` is a CUresult."""
+    """The calls that the probe makes of a driver. Every `code` is a CUresult."""
 
     def init(self) -> int:
         """cuInit."""
 
     def version(self) -> int:
-        """What cuDriverGetVersion says, 13000 for CUDA 13.0."""
+        """Returns the answer of cuDriverGetVersion, 13000 for CUDA 13.0."""
 
     def uuids(self) -> list[bytes]:
         """The visible devices."""

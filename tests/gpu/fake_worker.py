@@ -37,7 +37,7 @@ class Payload:
         (self.home / "state.new").rename(self.home / "state")
 
     def obey(self) -> None:
-        """What the driver asks for, when it does."""
+        """Obey the request of the driver, if there is one."""
         try:
             wanted = (self.home / "driver").read_text()
         except FileNotFoundError:

@@ -79,7 +79,7 @@ def call(pid: int, number: int, *arguments: int) -> int:
 
 
 def _syscall_at(pid: int, rip: int) -> int:
-    """Where there is a syscall instruction: just behind us, or the first in the vdso."""
+    """Returns the address of a syscall instruction: just behind us, or the first in the vdso."""
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         if os.pread(memory.fileno(), 2, rip - 2) == _SYSCALL:
             return rip - 2

@@ -63,7 +63,7 @@ def kept(scene: Scene) -> dict[str, Any]:
 
 
 def no_cuda(scene: Scene) -> dict[str, Any]:
-    """What the calls say about a process that does not use CUDA, and about none."""
+    """Returns the answers of the calls for a process without CUDA, and for no process."""
     with scene.helper() as helper:
         us = helper.pid if scene.fake else 1
         return {

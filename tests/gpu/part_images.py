@@ -175,7 +175,9 @@ class Trip:
 
 
 def refused(scene: Scene, helper: Helper) -> dict[str, Any]:
-    """What CRIU says to a process that the driver has not checkpointed: running, then locked."""
+    """Returns CRIU's answers for a process that the driver has not checkpointed: running, then
+    locked.
+    """
     with scene.cuda("512") as worker, temporary(scene.scratch / "images") as images:
         found = {"running": scene.criu.dump(worker.pid, images, "--leave-running")}
         helper.do("lock", worker.pid, timeout_ms=5000)

@@ -29,7 +29,7 @@ def device_used_mib() -> int | str:
 
 
 def host_mib() -> dict[str, int]:
-    """What /proc/meminfo says that matters here."""
+    """Returns the figures of /proc/meminfo that matter here, in MiB."""
     with open("/proc/meminfo") as file:
         known = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in file}
     return {name: known[name] for name in ("MemTotal", "MemAvailable", "Shmem", "Cached")}

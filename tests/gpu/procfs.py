@@ -1,4 +1,4 @@
-"""What /proc shows of a process under test: areas, descriptors, threads; and what changed."""
+"""The state of a process under test from /proc: areas, descriptors, threads; and its changes."""
 
 import contextlib
 import os
@@ -87,7 +87,7 @@ def areas(pid: int) -> list[Area]:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What every descriptor is open on."""
+    """Returns the targets of all descriptors."""
     found = {}
     for entry in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
@@ -162,7 +162,7 @@ def grouped(found: list[Area]) -> list[str]:
 
 
 def changes(before: Look, after: Look) -> dict[str, Any]:
-    """What a step did to a process, for the results."""
+    """Returns the effects of a step on a process, for the results."""
     more, less = grown(before.areas, after.areas), gone(before.areas, after.areas)
     opened = {n: p for n, p in after.descriptors.items() if before.descriptors.get(n) != p}
     closed = {n: p for n, p in before.descriptors.items() if after.descriptors.get(n) != p}

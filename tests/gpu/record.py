@@ -1,4 +1,4 @@
-"""What was found: one JSON file, complete after each finding, and a table for people."""
+"""The findings: a JSON file, complete after each finding, and a table for people."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What every part works with: where things are, and the processes under test by name."""
+"""The common scene of every part: the places of things, and the processes under test by name."""
 
 import contextlib
 import sys
@@ -108,7 +108,9 @@ def checkpointed(scene: Scene, helper: Helper, worker: Worker) -> Iterator[list[
 
 
 def staging_areas(before: Look, after: Look) -> list[Area]:
-    """Where the device's memory is now: what has grown by a MiB or more, less what was there."""
+    """Returns the present areas of the device's memory: areas that grew by a MiB or more, except
+    earlier areas.
+    """
     old = [area for area in before.areas if area.rss]
     return [rest for area in grown(before.areas, after.areas, MIB) for rest in without(area, old)]
 

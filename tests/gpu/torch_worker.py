@@ -36,7 +36,7 @@ def blocks(layout: str) -> list[Any]:
 
 
 def expected(index: int, at: int, block: Any) -> Any:
-    """What the slice at `at` of block `index` must be."""
+    """Returns the right content of the slice at `at` of block `index`."""
     end = min(at + SLICE, block.numel())
     return (torch.arange(at, end, device="cuda") + index) * 0x9E3779B97F4A7C1
 

@@ -21,7 +21,7 @@ SYS_ADMIN: Final = 1 << 21
 
 @contextlib.contextmanager
 def shared_directory(node: Node) -> Iterator[None]:
-    """SHARED is there, for everybody to write, inside of the `with`."""
+    """Makes SHARED, which everybody may write to, inside of the `with`."""
     node.path(SHARED).mkdir(parents=True)
     node.path(SHARED).chmod(0o777)
     yield
@@ -31,7 +31,7 @@ def shared_directory(node: Node) -> Iterator[None]:
 def product_without(
     node: Node, *codes: str, of_daemon: bool = True
 ) -> contextlib.AbstractContextManager[None]:
-    """The installed gate lacks these checks inside of the `with`: what an attacker dreams of."""
+    """Leaves these checks out of the installed gate inside of the `with`: an attacker's dream."""
 
     def taken_out(text: str) -> str:
         assert all(f'"{code}"' in text for code in codes)
@@ -41,7 +41,7 @@ def product_without(
 
 
 def line_taken_out(line: str) -> Callable[[str], str]:
-    """An edit for `mutant`: the one line that begins like this does nothing."""
+    """Returns an edit for `mutant`: the single line that begins like this does nothing."""
 
     def edit(text: str) -> str:
         found = [each for each in text.splitlines() if each.strip().startswith(line)]
@@ -55,14 +55,14 @@ def line_taken_out(line: str) -> Callable[[str], str]:
 def mutant(
     node: Node, path: str, edit: Callable[[str], str], *, of_daemon: bool = True
 ) -> Iterator[None]:
-    """One installed source is another one inside of the `with`: for the runtime and, restarted, the
-    daemon.
+    """Replaces an installed source by another inside of the `with`: for the runtime and, restarted,
+    the daemon.
     """
     source = node.path(f"{INSTALLED}/{path}")
     pattern = f"__pycache__/{source.stem}.*"
     kept = {each: each.read_bytes() for each in [source, *source.parent.glob(pattern)]}
     try:
-        for compiled in source.parent.glob(pattern):  # unchecked: else it would be run as it is
+        for compiled in source.parent.glob(pattern):  # unchecked: else it runs as it is
             compiled.unlink()
         source.write_text(edit(source.read_text()))
         if of_daemon:
@@ -83,7 +83,7 @@ def restart_daemon(node: Node) -> None:
 
 
 def status_of(container: Container) -> dict[str, str]:
-    """/proc/PID/status of its init, as the host sees it."""
+    """Returns /proc/PID/status of the container's init, as the host sees it."""
     return parsed(Path(f"/proc/{container.host_pid}/status").read_text())
 
 
@@ -93,7 +93,7 @@ def parsed(status: str) -> dict[str, str]:
 
 
 def own_spec(case: str, **fields: Any) -> ContainerSpec:
-    """A probe that no other case's snapshot is for."""
+    """Returns a probe that no other case's snapshot fits."""
     return probe(env={"CASE": case}, **fields)
 
 
@@ -104,7 +104,7 @@ def own_snapshot(node: Node, case: str, fields: dict[str, Any], **rest: Any) -> 
 
 
 def start_victim(node: Node, case: str, fields: dict[str, Any], snapshot: str, **rest: Any) -> Pod:
-    """A pod that names the snapshot, and answers."""
+    """Starts a pod that names the snapshot, and waits for its answer."""
     annotations = {"quickthaw.io/restore": f"sha256:{snapshot}"}
     pod = node.kubelet.run_pod(
         "victim", [own_spec(case, **fields)], annotations=annotations, **rest
@@ -124,7 +124,7 @@ null = os.open("/dev/null", os.O_RDWR)
 for fd in (0, 1, 2):
     os.dup2(null, fd)
 """
-"""A process of `exec` that leaves it: it becomes a child of the container's init."""
+"""Makes a process of `exec` leave the exec: it becomes a child of the container's init."""
 
 
 def run_helper(container: Container, code: str) -> None:

@@ -1,7 +1,6 @@
-"""Base root file systems of the test nodes: Debian packages unpacked once, then only read.
+"""Base root file systems of the test nodes: Debian packages, unpacked once and then only read.
 
-Kept under build/node and named for what they were made from: another list of packages makes
-another directory.
+Kept under build/node and named for the list of packages: another list makes another directory.
 """
 
 import fcntl
@@ -17,13 +16,13 @@ from typing import Final
 BUILD: Final = Path(__file__).parents[2] / "build" / "node"
 
 NODE_PACKAGES: Final = (
-    "busybox-static",  # the pause image is made of it
+    "busybox-static",  # the source of the pause image
     "ca-certificates",
     "containerd",
     "containernetworking-plugins",
     "criu",
     "iproute2",
-    "iptables",  # CRIU locks a network with it
+    "iptables",  # CRIU locks a network with nft
     "nftables",
     "procps",
     "python3",
@@ -33,20 +32,22 @@ WORKER_PACKAGES: Final = ("python3", "ca-certificates")
 
 
 def node_root(suite: str, more: tuple[str, ...] = ()) -> Path:
-    """Root file system of a node of Debian `suite`, made when it is not there yet.
+    """Returns the root file system of a node of Debian `suite`, made if it is missing.
 
-    more: packages beside those that every node has.
+    more: packages beside the packages of every node.
     """
     return root_filesystem(suite, (*NODE_PACKAGES, *more))
 
 
 def worker_root(suite: str = "trixie") -> Path:
-    """Root file system that the workers' images are made from: Debian with Python."""
+    """Returns the root file system from which the workers' images are made: Debian with Python."""
     return root_filesystem(suite, WORKER_PACKAGES)
 
 
 def root_filesystem(suite: str, packages: tuple[str, ...]) -> Path:
-    """A minimal Debian `suite` with `packages`, under build/node. Takes half a minute when new."""
+    """Returns a minimal Debian `suite` with `packages`, under build/node. Takes half a minute when
+    new.
+    """
     named = hashlib.sha256("\n".join(("2", *packages)).encode()).hexdigest()[:10]
     path = BUILD / f"{suite}-{named}"
     with locked(BUILD / f"{suite}.lock"):
@@ -70,7 +71,7 @@ def _make(suite: str, packages: tuple[str, ...], path: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=BUILD))
     root = scratch / "root"
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
-    # A suite that is not released any more, or not yet, may have a Release file past its date.
+    # A suite before or after its time of support may have a Release file past its date.
     command += [
         '--aptopt=Acquire::Check-Valid-Until "false"',
         "--dpkgopt=path-exclude=/usr/share/doc/*",
@@ -87,7 +88,7 @@ def _make(suite: str, packages: tuple[str, ...], path: Path) -> None:
 
 
 def mirror() -> str:
-    """The Debian archive that this machine installs from. Raises RuntimeError when it has none."""
+    """Returns the Debian archive that this machine installs from. RuntimeError: it has none."""
     command = ["apt-get", "indextargets", "--format", "$(LABEL) $(SITE)", "Created-By: Packages"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for line in listed.splitlines():

@@ -1,8 +1,8 @@
-"""One cgroup per hierarchy for a test node, beneath the one that the tests run in.
+"""A cgroup per hierarchy for a test node, beneath the cgroup of the test run.
 
-The node's init starts in them and in a cgroup namespace whose root they are, so that everything
-the node makes is beneath them and removing them removes it all. Handles version 1, the hybrid of
-both, and version 2 alone.
+The node's init starts in these cgroups and in a cgroup namespace whose root they are, so that the
+node makes everything beneath them, and removing them removes everything. Handles version 1, the
+hybrid of both, and version 2 alone.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ NAME_PREFIX = "quickthaw-test-"
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """One mounted cgroup hierarchy of the host. `options` is what mount(2) needs to find it."""
+    """A mounted cgroup hierarchy of the host. `options` are the options that mount(2) needs."""
 
     version: int
     options: str
     mount_point: Path
     own: Path
-    """Where this process is, as a directory beneath `mount_point`."""
+    """The cgroup of this process, as a directory beneath `mount_point`."""
 
 
 def hierarchies() -> list[Hierarchy]:
-    """What /proc/self/cgroup names and /proc/self/mountinfo shows mounted."""
+    """Returns the hierarchies that /proc/self/cgroup names and /proc/self/mountinfo shows."""
     found = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -45,7 +45,7 @@ def _options(controllers: str) -> str:
 
 
 def _mounted(version: int, controllers: str) -> tuple[Path, str] | None:
-    """Mount point and root of a hierarchy. Format: proc_pid_mountinfo(5)."""
+    """Returns mount point and root of a hierarchy. Format: proc_pid_mountinfo(5)."""
     wanted = set(controllers.split(","))
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, after = line.split(" - ", 1)
@@ -59,7 +59,7 @@ def _mounted(version: int, controllers: str) -> tuple[Path, str] | None:
 
 
 def make(identity: str) -> list[Path]:
-    """The cgroups of node `identity`, one per hierarchy, ready to have processes in them."""
+    """Makes the cgroups of node `identity`, one per hierarchy, ready to have processes in them."""
     made = []
     for hierarchy in hierarchies():
         path = _place(hierarchy) / f"{NAME_PREFIX}{identity}"
@@ -70,15 +70,17 @@ def make(identity: str) -> list[Path]:
 
 
 def home(path: Path) -> Path:
-    """Where in its cgroup `path` a node's own processes are.
+    """Returns the cgroup of a node's own processes within the node's cgroup `path`.
 
-    With version 2 not in `path` itself: it would then have no controllers to give to containers.
+    With version 2 not `path` itself: `path` would then have no controllers for containers.
     """
     return path if (path / "tasks").exists() else path / "system"
 
 
 def inherit_cpuset(path: Path) -> None:
-    """A new cpuset of version 1 is empty, and nothing may run in an empty one."""
+    """Fill a new cpuset of version 1: a new cpuset is empty, and nothing may run in an empty
+    cpuset.
+    """
     for name in ("cpuset.cpus", "cpuset.mems"):
         if (path / name).exists() and (path / "cgroup.clone_children").exists():
             (path / name).write_text((path.parent / name).read_text())
@@ -86,36 +88,36 @@ def inherit_cpuset(path: Path) -> None:
 
 def _place(hierarchy: Hierarchy) -> Path:
     # Version 2 lets no cgroup have both processes and controllers for its children, except the
-    # root: beneath our own cgroup, which has us in it, the node would get no controllers.
+    # root: beneath our own cgroup, which has the test run in it, the node would get none.
     alone = hierarchy.version == 2 and hierarchy.mount_point == Path("/sys/fs/cgroup")
     return hierarchy.mount_point if alone else hierarchy.own
 
 
 def of_node(identity: str) -> list[Path]:
-    """The cgroups of node `identity` that exist."""
+    """Returns the cgroups of node `identity` that exist."""
     paths = [_place(each) / f"{NAME_PREFIX}{identity}" for each in hierarchies()]
     return [path for path in paths if path.is_dir()]
 
 
 def remove(path: Path) -> None:
-    """Remove a cgroup and all beneath it. Nothing may run in them any more (OSError: EBUSY)."""
+    """Remove a cgroup and its descendants. No process may run in them any more (OSError: EBUSY)."""
     for directory, _, _ in os.walk(path, topdown=False):
         with contextlib.suppress(FileNotFoundError):
             Path(directory).rmdir()
 
 
 def below(path: Path) -> Iterator[Path]:
-    """Every cgroup beneath `path`."""
+    """Yields every cgroup beneath `path`."""
     for directory, _, _ in os.walk(path):
         if Path(directory) != path:
             yield Path(directory)
 
 
 def processes(named: str) -> list[int]:
-    """Processes in cgroups of nodes whose name has `named`, also those that are just dying.
+    """Returns processes in cgroups of nodes whose name has `named`, also processes that are dying.
 
-    Read from /proc: cgroup.procs leaves the dying ones out, and they still hold mounts. Not those
-    that have ended and wait for their parent to notice.
+    Read from /proc: cgroup.procs leaves dying processes out, and they still hold mounts. Leaves out
+    zombies that wait for their parent.
     """
     found = []
     for process in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,4 @@
-"""Nodes for the tests: one per Debian suite and test session."""
+"""Nodes for the tests: a node per Debian suite and test session."""
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -19,12 +19,12 @@ SHELL_IMAGE = "quickthaw.test/shell:1"
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failure shows what the services of its node wrote last."""
+    """Adds the last log lines of a node's services to the report of a failure."""
     del call
     report = yield
     if report.failed and isinstance(item, pytest.Function):
         nodes = [each for each in item.funcargs.values() if isinstance(each, Node)]
-        for node in (each for each in nodes if each.pid > 0):  # a fixture may have ended it
+        for node in (each for each in nodes if each.pid > 0):  # a fixture may have ended the node
             report.sections.append((f"containerd on {node.suite}", node.containerd.service.tail()))
             report.sections.append((f"quickthawd on {node.suite}", node.journal()[-8000:]))
     return report
@@ -32,7 +32,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session", params=SUITES)
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    """A node with containerd, without our package."""
+    """Yields a node with containerd, without our package."""
     with Node(request.param) as node:
         node.start_containerd()
         yield node
@@ -40,7 +40,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def deb() -> Path:
-    """Our package, as `make packages` has built it."""
+    """Returns our package, as `make packages` has built it."""
     built = sorted(PACKAGES.glob("*.deb"))
     assert len(built) == 1, f"{PACKAGES} has {built}: run `make packages`"
     return built[0]
@@ -48,7 +48,7 @@ def deb() -> Path:
 
 @pytest.fixture(scope="session", params=SUITES)
 def quickthaw_node(request: pytest.FixtureRequest, deb: Path) -> Iterator[Node]:
-    """A node with our package installed, containerd calling it and the daemon running."""
+    """Yields a node with our package installed, containerd calling it and the daemon running."""
     with Node(request.param) as node:
         node.start_product(deb)
         yield node
@@ -56,7 +56,7 @@ def quickthaw_node(request: pytest.FixtureRequest, deb: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def shell_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image with nothing but busybox, which is a shell by default."""
+    """Returns an image with nothing but busybox, which is a shell by default."""
     busybox = (base.node_root("trixie") / "usr/bin/busybox").read_bytes()
     tools = ("sh", "cat", "echo", "id", "ls", "mount", "ps", "sleep", "wget")
     files = [File("/bin/busybox", busybox, 0o755)]
@@ -68,7 +68,7 @@ def shell_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shell_image(node: Node, shell_archive: Path) -> str:
-    """The name of an image with a shell, known to the node."""
+    """Returns the name of an image with a shell, known to the node."""
     if SHELL_IMAGE not in node.cri.image_names():
         node.import_image(shell_archive)
     return SHELL_IMAGE
@@ -76,7 +76,7 @@ def shell_image(node: Node, shell_archive: Path) -> str:
 
 @pytest.fixture(scope="session")
 def swap_node(quickthaw_node: Node) -> Node:
-    """A node with our package that knows the image of the probe worker."""
+    """Returns a node with our package that knows the image of the probe worker."""
     if swapping.PROBE not in quickthaw_node.cri.image_names():
         quickthaw_node.import_image(workers.build("probe"))
     return quickthaw_node
@@ -84,7 +84,7 @@ def swap_node(quickthaw_node: Node) -> Node:
 
 @pytest.fixture
 def nothing_left(swap_node: Node) -> Iterator[None]:
-    """The test's pods are removed after it, and it fails when anything else than snapshots stays.
+    """Removes the test's pods after the test, which fails when anything else than snapshots stays.
 
     For a whole module: `pytestmark = pytest.mark.usefixtures("nothing_left")`.
     """

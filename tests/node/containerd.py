@@ -1,4 +1,4 @@
-"""The node's containerd: its configuration, its CNI networks, its life."""
+"""The node's containerd: configuration, CNI networks, start and stop."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ from tests.node.units import Service, Unit
 SOCKET: Final = "/run/containerd/containerd.sock"
 UNIT: Final = Unit("containerd", ("/usr/bin/containerd",))
 DROP_IN: Final = "/usr/share/quickthaw/containerd/config-v2.toml"
-"""What our package ships for a config.toml of version 2, which both suites have."""
+"""The lines that our package ships for a config.toml of version 2, which both suites have."""
 POD_NETWORK_V4: Final = "10.88.0.0/16"
 POD_NETWORK_V6: Final = "fd00:88::/64"
 
@@ -60,9 +60,9 @@ CNI: Final = f"""\
 
 
 class Containerd:
-    """containerd on one node. `cri` is there while it runs.
+    """containerd on a node. `cri` exists while containerd runs.
 
-    With `swapping` the next start makes it call quickthaw-runc, which must be installed.
+    With `swapping` the next start makes containerd call quickthaw-runc, which must be installed.
     """
 
     def __init__(self, node: Enclosure) -> None:
@@ -85,15 +85,17 @@ class Containerd:
                 imported.write_text(drop_in)
         self._node.write("/etc/containerd/config.toml", config)
         self._node.write("/etc/cni/net.d/10-pods.conflist", CNI)
-        # No one else is on the bridge: waiting for duplicates would only delay each pod.
+        # Nobody else is on the bridge: waiting for duplicates would only delay each pod.
         self._node.write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")
 
     def _replaces_sections(self) -> bool:
-        """containerd 1 takes a plugin's section from the import alone, 2 merges the two."""
+        """Returns whether an import replaces sections: containerd 1 takes a plugin's section from
+        the import alone, 2 merges the two.
+        """
         return self._node.run(["containerd", "--version"]).split()[2].startswith("1.")
 
     def start(self) -> None:
-        """Start it, wait until CRI answers and the network is ready, and give it the pause image.
+        """Start containerd, wait for CRI and the network, and import the pause image.
 
         Raises ServiceFailed.
         """
@@ -108,18 +110,18 @@ class Containerd:
 
     @property
     def cri(self) -> Cri:
-        """The CRI client. Raises RuntimeError when containerd was not started."""
+        """Returns the CRI client. Raises RuntimeError when containerd was not started."""
         if self._cri is None:
             raise RuntimeError("containerd does not run")
         return self._cri
 
     def stop(self) -> None:
-        """SIGTERM. Containers go on: their shims are processes of their own."""
+        """Send SIGTERM. Containers go on: their shims are processes of their own."""
         self._hang_up()
         self.service.stop()
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self._hang_up()
         self.service.kill()
 
@@ -130,10 +132,10 @@ class Containerd:
             self._cri = None
 
     def restart(self) -> None:
-        """Stop and start it underneath running containers."""
+        """Restart containerd underneath running containers."""
         self.stop()
         self.start()
 
     def channel(self) -> grpc.Channel:
-        """A channel of one's own to containerd's API. The caller closes it."""
+        """Returns a new channel to containerd's API. The caller closes the channel."""
         return grpc.insecure_channel(f"unix:{self._node.path(SOCKET)}")

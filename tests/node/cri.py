@@ -1,4 +1,4 @@
-"""CRI, typed: one method per call that kubelet makes, records of protobuf in and out."""
+"""CRI, typed: a method per call that kubelet makes, records of protobuf in and out."""
 
 import json
 import time
@@ -48,7 +48,7 @@ class Cri:
                     pb.StatusRequest(), timeout=READY_WITHIN_S, wait_for_ready=True
                 )
             except grpc.RpcError as error:
-                # The socket is there before the plugin behind it, and that before it has recovered.
+                # The socket exists before the plugin behind it, and the plugin before its recovery.
                 if error.code() not in NOT_YET:
                     raise
             else:
@@ -58,114 +58,116 @@ class Cri:
         raise TimeoutError("containerd's CRI does not get ready")
 
     def version(self) -> pb.VersionResponse:
-        """Name and version of the runtime."""
+        """Call Version; returns name and version of the runtime."""
         return self.runtime.Version(pb.VersionRequest(), timeout=CALL_WITHIN_S)
 
     def run_pod_sandbox(self, config: pb.PodSandboxConfig, handler: str = "") -> str:
-        """RunPodSandbox; the sandbox's id. handler: the runtime, "" for the default one."""
+        """Call RunPodSandbox; returns the sandbox's id. handler: the runtime, "" for default."""
         request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
         return self.runtime.RunPodSandbox(request, timeout=CALL_WITHIN_S).pod_sandbox_id
 
     def stop_pod_sandbox(self, pod_id: str) -> None:
-        """StopPodSandbox: kill what runs in it, take its network down."""
+        """Call StopPodSandbox: kill the sandbox's processes, take its network down."""
         request = pb.StopPodSandboxRequest(pod_sandbox_id=pod_id)
         self.runtime.StopPodSandbox(request, timeout=CALL_WITHIN_S)
 
     def remove_pod_sandbox(self, pod_id: str) -> None:
-        """RemovePodSandbox."""
+        """Call RemovePodSandbox."""
         request = pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id)
         self.runtime.RemovePodSandbox(request, timeout=CALL_WITHIN_S)
 
     def pod_sandbox_status(self, pod_id: str) -> pb.PodSandboxStatus:
-        """PodSandboxStatus."""
+        """Call PodSandboxStatus."""
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id)
         return self.runtime.PodSandboxStatus(request, timeout=CALL_WITHIN_S).status
 
     def pod_sandboxes(self) -> Sequence[pb.PodSandbox]:
-        """ListPodSandbox."""
+        """Call ListPodSandbox."""
         return self.runtime.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=CALL_WITHIN_S).items
 
     def create_container(
         self, pod_id: str, config: pb.ContainerConfig, sandbox: pb.PodSandboxConfig
     ) -> str:
-        """CreateContainer; the container's id."""
+        """Call CreateContainer; returns the container's id."""
         request = pb.CreateContainerRequest(
             pod_sandbox_id=pod_id, config=config, sandbox_config=sandbox
         )
         return self.runtime.CreateContainer(request, timeout=CALL_WITHIN_S).container_id
 
     def start_container(self, container_id: str) -> None:
-        """StartContainer."""
+        """Call StartContainer."""
         request = pb.StartContainerRequest(container_id=container_id)
         self.runtime.StartContainer(request, timeout=CALL_WITHIN_S)
 
     def stop_container(self, container_id: str, grace_s: int) -> None:
-        """StopContainer: its stop signal, then SIGKILL after `grace_s`."""
+        """Call StopContainer: send the stop signal, then SIGKILL after `grace_s`."""
         request = pb.StopContainerRequest(container_id=container_id, timeout=grace_s)
         self.runtime.StopContainer(request, timeout=CALL_WITHIN_S + grace_s)
 
     def remove_container(self, container_id: str) -> None:
-        """RemoveContainer."""
+        """Call RemoveContainer."""
         request = pb.RemoveContainerRequest(container_id=container_id)
         self.runtime.RemoveContainer(request, timeout=CALL_WITHIN_S)
 
     def containers(self, pod_id: str = "") -> Sequence[pb.Container]:
-        """ListContainers, of one pod or of all."""
+        """Call ListContainers, for a single pod or for all."""
         wanted = pb.ContainerFilter(pod_sandbox_id=pod_id)
         request = pb.ListContainersRequest(filter=wanted)
         return self.runtime.ListContainers(request, timeout=CALL_WITHIN_S).containers
 
     def container_status(self, container_id: str) -> pb.ContainerStatus:
-        """ContainerStatus."""
+        """Call ContainerStatus."""
         request = pb.ContainerStatusRequest(container_id=container_id)
         return self.runtime.ContainerStatus(request, timeout=CALL_WITHIN_S).status
 
     def container_info(self, container_id: str) -> dict[str, Any]:
-        """What a verbose ContainerStatus adds: `pid`, `runtimeSpec`, `snapshotKey` and more."""
+        """Returns the additions of a verbose ContainerStatus: `pid`, `runtimeSpec`, `snapshotKey`
+        and more.
+        """
         request = pb.ContainerStatusRequest(container_id=container_id, verbose=True)
         answer = self.runtime.ContainerStatus(request, timeout=CALL_WITHIN_S)
         info: dict[str, Any] = json.loads(answer.info["info"])
         return info
 
     def container_stats(self, container_id: str) -> pb.ContainerStats:
-        """ContainerStats."""
+        """Call ContainerStats."""
         request = pb.ContainerStatsRequest(container_id=container_id)
         return self.runtime.ContainerStats(request, timeout=CALL_WITHIN_S).stats
 
     def all_container_stats(self) -> Sequence[pb.ContainerStats]:
-        """ListContainerStats."""
+        """Call ListContainerStats."""
         request = pb.ListContainerStatsRequest()
         return self.runtime.ListContainerStats(request, timeout=CALL_WITHIN_S).stats
 
     def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: int
     ) -> pb.ExecSyncResponse:
-        """ExecSync."""
+        """Call ExecSync."""
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=timeout_s)
         return self.runtime.ExecSync(request, timeout=CALL_WITHIN_S)
 
     def exec_url(self, container_id: str, command: Sequence[str], *, stdin: bool) -> str:
-        """Exec without a terminal: where its streams are served."""
+        """Call Exec without a terminal; returns the URL of the streams."""
         request = pb.ExecRequest(
             container_id=container_id, cmd=command, stdin=stdin, stdout=True, stderr=True
         )
         return self.runtime.Exec(request, timeout=CALL_WITHIN_S).url
 
     def attach_url(self, container_id: str, *, stdin: bool, tty: bool) -> str:
-        """Attach: where the streams of the container's own process are served."""
+        """Call Attach; returns the URL of the streams of the container's own process."""
         request = pb.AttachRequest(
             container_id=container_id, stdin=stdin, stdout=True, stderr=not tty, tty=tty
         )
         return self.runtime.Attach(request, timeout=CALL_WITHIN_S).url
 
     def reopen_container_log(self, container_id: str) -> None:
-        """ReopenContainerLog, after kubelet has rotated it."""
+        """Call ReopenContainerLog, as kubelet does after a rotation."""
         request = pb.ReopenContainerLogRequest(container_id=container_id)
         self.runtime.ReopenContainerLog(request, timeout=CALL_WITHIN_S)
 
     @contextmanager
     def events(self) -> "Iterator[grpc.CallIterator[pb.ContainerEventResponse]]":
-        """GetContainerEvents: what happens inside of the `with`."""
+        """Call GetContainerEvents; yields the events inside of the `with`."""
         events = self.runtime.GetContainerEvents(pb.GetEventsRequest())
         try:
             yield events
@@ -173,12 +175,12 @@ class Cri:
             events.cancel()  # type: ignore[no-untyped-call]  # the stubs forget its annotations
 
     def image_names(self) -> set[str]:
-        """ListImages: all tags."""
+        """Call ListImages; returns all tags."""
         answer = self.images.ListImages(pb.ListImagesRequest(), timeout=CALL_WITHIN_S)
         return {tag for image in answer.images for tag in image.repo_tags}
 
     def image_status(self, name: str) -> pb.Image | None:
-        """ImageStatus, None when there is no such image."""
+        """Call ImageStatus; returns None when there is no such image."""
         request = pb.ImageStatusRequest(image=pb.ImageSpec(image=name))
         answer = self.images.ImageStatus(request, timeout=CALL_WITHIN_S)
         return answer.image if answer.HasField("image") else None

@@ -1,8 +1,9 @@
-"""Capturing containers of other users on a machine where root lacks CAP_SYS_RESOURCE.
+"""Lets CRIU capture containers of other users on a machine where root lacks CAP_SYS_RESOURCE.
 
-CRIU reads the resource limits of every process that it dumps. For that prlimit(2) wants the
-capability, or that the caller's real user and group are those of the process: so CRIU gets them
-for a dump, with the effective ones and all capabilities still root's. CRIU itself is unchanged.
+CRIU reads the resource limits of every process that it dumps. For that, prlimit(2) wants the
+capability, or a caller whose real user and group are the process's: so CRIU gets this user and
+group for a dump, while the effective ids and all capabilities stay root's. CRIU itself is
+unchanged.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ os.execv("{MOVED}", ["criu", *sys.argv[1:]])
 
 
 def has_sys_resource() -> bool:
-    """Whether root of this machine has CAP_SYS_RESOURCE."""
+    """Returns whether root of this machine has CAP_SYS_RESOURCE."""
     status = Path("/proc/self/status").read_text()
     bounding = int(status.partition("CapBnd:")[2].split()[0], 16)
     return bool(bounding >> CAP_SYS_RESOURCE & 1)
@@ -36,11 +37,11 @@ def has_sys_resource() -> bool:
 
 @contextmanager
 def dumping(node: Node, uid: int, gid: int) -> Iterator[None]:
-    """Inside of the `with` the node's CRIU can dump processes of this user."""
+    """Lets the node's CRIU dump processes of this user inside of the `with`."""
     if has_sys_resource():
         yield
         return
-    node.run(["criu", "check"])  # what it learns of the kernel it keeps; nft refuses a real user
+    node.run(["criu", "check"])  # keeps facts of the kernel; nft refuses a real user
     node.path(CRIU).rename(node.path(MOVED))
     try:
         node.write(CRIU, SCRIPT.replace("GID", str(gid)).replace("UID", str(uid)))

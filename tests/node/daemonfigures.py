@@ -1,7 +1,7 @@
-"""What the daemon of a node takes, by its own account: for tests, `make faults`, `make soak`.
+"""The cost of a node's daemon, by the daemon's own account: for tests, `make faults`, `make soak`.
 
 figures = Figures()
-figures.take(node)      # as often as it is worth it, and before the daemon is ended
+figures.take(node)      # repeatedly, and before the daemon ends
 figures.as_json()
 """
 
@@ -33,7 +33,7 @@ class Figures:
     _slow_before: int = 0
 
     def take(self, node: Node) -> "Figures":
-        """Look now. Nothing is known of a daemon that does not answer but its memory."""
+        """Look now. Of a daemon that does not answer only the memory is known."""
         pid = node.daemon_pid
         if pid <= 0:
             return self
@@ -43,7 +43,7 @@ class Figures:
             return self
         loop: dict[str, Any] | None = json.loads(told.stdout)["daemon"].get("loop")
         if loop is None:
-            return self  # the daemon is away: the command line answers without it
+            return self  # the daemon is down: the command line answers instead
         if pid != self._of:
             self._of, self._slow_before = pid, self.slow_steps
         self.slow_steps = self._slow_before + int(loop["slow_steps"])
@@ -52,7 +52,7 @@ class Figures:
         return self
 
     def as_json(self) -> dict[str, float]:
-        """For a file of results."""
+        """Returns the figures for a file of results."""
         return {
             "greatest_step_s": self.step_s, "greatest_step_cpu_s": self.step_cpu_s,
             "slow_steps": self.slow_steps, "peak_memory_mib": round(self.peak_bytes / 2**20, 1),
@@ -67,7 +67,7 @@ class Figures:
 
 
 def peak_bytes(pid: int) -> int:
-    """VmHWM of a process, 0 when it has ended."""
+    """Returns VmHWM of a process, 0 when the process has ended."""
     try:
         rows = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):

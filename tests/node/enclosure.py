@@ -1,6 +1,6 @@
-"""The namespaces and cgroups that a test node is: its processes, files and connections.
+"""The namespaces and cgroups of a test node: processes, files and connections.
 
-Leaving the `with` kills its init, and with it everything that ever ran there.
+Leaving the `with` kills the node's init, and so every process of the node.
 """
 
 import contextlib
@@ -33,7 +33,8 @@ ON_DISK: Final = {
     "pods": "/var/log/pods",
     "quickthaw": "/var/lib/quickthaw",
 }
-"""What must not be on the node's overlay: an overlay's upperdir cannot lie on another overlay."""
+"""Directories outside of the node's overlay: an overlay's upperdir cannot lie on another overlay.
+"""
 ENVIRONMENT: Final = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
@@ -42,7 +43,7 @@ ENVIRONMENT: Final = {
 
 
 class CommandFailed(Exception):
-    """A command in the node ended with something else than 0. `done` has what it wrote."""
+    """A command in the node ended with another status than 0. `done` has the command's output."""
 
     def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
         command = " ".join(done.args)
@@ -51,7 +52,9 @@ class CommandFailed(Exception):
 
 
 class CommandStuck(Exception):
-    """A command in the node did not end in time. The message has what each process of it did."""
+    """A command in the node did not end in time. The message has the activity of each process of
+    it.
+    """
 
     def __init__(self, node: "Enclosure", pid: int, argv: Sequence[str], timeout_s: float) -> None:
         found = "\n".join(_doing(each) for each in (pid, *_children(pid)))
@@ -60,24 +63,24 @@ class CommandStuck(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """What a server in the node's network said."""
+    """The answer of a server in the node's network."""
 
     status: int
     body: bytes
 
     def json(self) -> Any:
-        """The body, parsed."""
+        """Returns the body, parsed."""
         return json.loads(self.body)
 
 
 class Enclosure:
-    """A Debian `suite` in namespaces of its own, with nothing running in it but its init.
+    """A Debian `suite` in namespaces of its own, with no process in it except its init.
 
     `pid` is the init as the host sees it, `cgroups` the node's cgroups, one per hierarchy, as host
-    paths, `homes` the ones that its processes start in.
+    paths, `homes` the cgroups that the node's processes start in.
 
-    packages: Debian packages that it has beside those of every node. on_disk: more directories
-    that must not be on the node's overlay, by a name for each (see ON_DISK).
+    packages: Debian packages beside the packages of every node. on_disk: more directories outside
+    of the node's overlay, by a name for each (see ON_DISK).
     """
 
     def __init__(
@@ -142,9 +145,9 @@ class Enclosure:
         }
 
     def _kill(self, launcher: subprocess.Popen[bytes]) -> None:
-        """Kill init, which takes all of the node along, and wait until it is gone."""
+        """Kill init, which takes all of the node along, and wait until init is gone."""
         if self.pid > 0 and launcher.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)  # the launcher has not reaped it: it is still ours
+            os.kill(self.pid, signal.SIGKILL)  # not reaped by the launcher: still ours
         else:
             launcher.kill()
         launcher.wait(UP_WITHIN_S)
@@ -153,24 +156,24 @@ class Enclosure:
     # Files
 
     def path(self, inside: str) -> Path:
-        """The host's path of a file in the node. No absolute symlink may be on the way to it.
+        """Returns the host's path of a file in the node. No absolute symlink may be on the way.
 
-        /var/run is such a symlink in Debian: it would be resolved in the host's root.
+        /var/run is such a symlink in Debian: the host's root would resolve it.
         """
         return Path(f"/proc/{self.pid}/root") / inside.lstrip("/")
 
     def write(self, inside: str, text: str) -> None:
-        """Make a file in the node, and its directories."""
+        """Make a file in the node, and the directories above it."""
         self.path(inside).parent.mkdir(parents=True, exist_ok=True)
         self.path(inside).write_text(text)
 
     def kept(self, name: str) -> Path:
-        """A host path for a log of this run, outside of what the node sees, gone with the node."""
+        """Returns a host path for a log of this run, unseen by the node, removed with the node."""
         assert self.pid > 0, "a node has a directory while it is up"
         return self._directory / name
 
     def host_pid(self, pid: int) -> int:
-        """The host's number of process `pid` of the node. Raises ProcessLookupError."""
+        """Returns the host's number of process `pid` of the node. Raises ProcessLookupError."""
         for status in Path("/proc").glob("[0-9]*/status"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 numbers = _namespace_pids(status.read_text())
@@ -183,7 +186,7 @@ class Enclosure:
 
     @property
     def name(self) -> str:
-        """Unique among the nodes of this machine."""
+        """Returns a name that is unique among the nodes of this machine."""
         return self._directory.name
 
     # Processes
@@ -196,7 +199,8 @@ class Enclosure:
         report_fd: int | None = None,
         **options: Any,
     ) -> subprocess.Popen[Any]:
-        """Start a command in the node. It dies with the returned process; signals reach it.
+        """Start a command in the node. The command dies with the returned process; signals reach
+        it.
 
         `report_fd` gets the command's own pid; `options` are Popen's.
         """
@@ -219,9 +223,9 @@ class Enclosure:
         environment: Mapping[str, str] | None = None,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the node to its end, whatever that is. Raises CommandStuck."""
-        # Files, not pipes: the end of a command is when it has ended, and not when everything
-        # that could have inherited a pipe of it has.
+        """Run a command in the node to its end, whatever its status. Raises CommandStuck."""
+        # Files, not pipes: the command ends when its process has ended, and not when every process
+        # that could have inherited a pipe has ended.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             with self.popen(
                 argv, environment=environment, stdin=stdin, stdout=out, stderr=err
@@ -255,7 +259,7 @@ class Enclosure:
         environment: Mapping[str, str] | None = None,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
     ) -> str:
-        """Run a command in the node; its standard output. Raises CommandFailed."""
+        """Run a command in the node; returns the standard output. Raises CommandFailed."""
         done = self.call(argv, timeout_s=timeout_s, environment=environment, stdin=stdin)
         if done.returncode:
             raise CommandFailed(done)
@@ -264,7 +268,7 @@ class Enclosure:
     # Network
 
     def connect(self, ip: str, port: int, *, timeout_s: float = 10) -> socket.socket:
-        """A TCP connection out of the node's network namespace, to a pod for example."""
+        """Opens a TCP connection out of the node's network namespace, to a pod for example."""
         family = socket.AF_INET6 if ":" in ip else socket.AF_INET
         connection = self._socket(family)
         try:
@@ -276,7 +280,7 @@ class Enclosure:
         return connection
 
     def _socket(self, family: socket.AddressFamily) -> socket.socket:
-        """A socket belongs to the namespace of the thread that makes it: one thread enters."""
+        """Enter the node with a single thread: a socket belongs to the namespace of its thread."""
         made: list[socket.socket | OSError] = []
         init_fd = os.pidfd_open(self.pid)
 
@@ -298,9 +302,9 @@ class Enclosure:
     def http_get(
         self, ip: str, port: int, path: str, *, timeout_s: float = 10, retry_s: float = 0
     ) -> HttpAnswer:
-        """GET http://IP:PORT/PATH from within the node. Raises OSError, as sockets do.
+        """Send GET http://IP:PORT/PATH from within the node. Raises OSError, as sockets do.
 
-        For `retry_s` a server that is not there yet, or hangs up, is asked again.
+        For `retry_s` asks a server again that is not there yet, or hangs up.
         """
         deadline = time.monotonic() + retry_s
         while True:
@@ -321,7 +325,7 @@ class Enclosure:
         *,
         timeout_s: float = 10,
     ) -> HttpAnswer:
-        """One HTTP request from within the node. Raises OSError or http.client.HTTPException."""
+        """Send an HTTP request within the node. Raises OSError or http.client.HTTPException."""
         client = http.client.HTTPConnection(ip, port)
         client.sock = self.connect(ip, port, timeout_s=timeout_s)
         try:
@@ -333,7 +337,9 @@ class Enclosure:
 
 
 def _namespace_pids(status: str) -> list[int]:
-    """A process's numbers, from the outermost pid namespace inwards. Source: proc_pid_status(5)."""
+    """Returns a process's numbers, from the outermost pid namespace inwards. Source:
+    proc_pid_status(5).
+    """
     for line in status.splitlines():
         if line.startswith("NSpid:"):
             return [int(number) for number in line.split()[1:]]
@@ -341,7 +347,7 @@ def _namespace_pids(status: str) -> list[int]:
 
 
 def _line(stream: IO[bytes]) -> str:
-    """The next line that the launcher writes, "" at its end. Raises TimeoutError."""
+    """Returns the next line of the launcher, "" at the end. Raises TimeoutError."""
     line = b""
     while not line.endswith(b"\n"):
         if not select.select([stream], [], [], UP_WITHIN_S)[0]:
@@ -367,7 +373,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _doing(pid: int) -> str:
-    """State and kernel stack of a process, to see where it hangs."""
+    """Returns state and kernel stack of a process, to show where the process hangs."""
     told = []
     for name in ("status", "wchan", "stack"):
         try:

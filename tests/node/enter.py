@@ -1,9 +1,9 @@
-"""Program: run one command inside a test node, as if it had been started there.
+"""Program: run a command inside a test node, as if the node had started it.
 
-Called by `node` with a JSON argument (see `Entry`) and the command. Standard streams are the
-caller's, signals are passed on, the exit status is the command's. The command dies with this
-program, and this program with its caller. With `report_fd` the command's pid, as the host sees
-it, is written there.
+`node` calls this program with a JSON argument (see `Entry`) and the command. Standard streams are
+the caller's, the program passes signals on, the exit status is the command's. The command dies with
+this program, and this program with its caller. `report_fd` gets the command's pid, as the host sees
+it.
 """
 
 import json
@@ -13,13 +13,13 @@ import sys
 from types import FrameType
 from typing import TypedDict
 
-# Runs by its path and isolated: nothing else says where its neighbours are.
+# Runs by its path and isolated: nothing else names the directory of its neighbours.
 sys.path.insert(0, os.path.abspath(f"{__file__}/../../.."))
 from tests.node import kernel
 
 
 class Entry(TypedDict):
-    """Where to, and with what."""
+    """The namespaces to enter, and the settings of the command."""
 
     parent_pid: int
     init_pid: int
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def run(argv: list[str], environment: dict[str, str]) -> None:
-    """Become the command; 127 when there is none."""
+    """Become the command; returns 127 when there is none."""
     os.chdir("/")
     try:
         os.execvpe(argv[0], argv, environment)
@@ -65,7 +65,7 @@ def run(argv: list[str], environment: dict[str, str]) -> None:
 
 
 def status(pid: int) -> int:
-    """The exit status of `pid`, which is waited for."""
+    """Wait for `pid`, and return its exit status."""
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
 

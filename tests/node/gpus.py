@@ -26,7 +26,7 @@ UUIDS: Final = ("stand-in-gpu-000", "stand-in-gpu-001")
 SHARED_MEMORY: Final = {
     "NCCL_P2P_DISABLE": "1", "NCCL_CUMEM_ENABLE": "0", "NCCL_CUMEM_HOST_ENABLE": "0",
 }  # fmt: skip
-"""What a pod with several CUDA processes says about itself."""
+"""The declaration of a pod with several CUDA processes about itself."""
 _CPUID_MAJOR: Final = 203
 _FUSE: Final = (10, 229)
 MODEL: Final = "143771 0 0 NVIDIA H200"
@@ -70,7 +70,7 @@ def gpus(node: Node, count: int = 2) -> Iterator[None]:
 
 
 def describe(node: Node, lines: Sequence[str]) -> None:
-    """What NVML tells of the node: MINOR TOTAL_MIB MIG COMPUTE_MODE NAME in each line."""
+    """Write NVML's answers about the node: MINOR TOTAL_MIB MIG COMPUTE_MODE NAME in each line."""
     node.write(f"{HOME}/devices", "".join(f"{line}\n" for line in lines))
     node.write(f"{HOME}/driver", f"{DRIVER}\n")
     for name in ("faults", "rate"):
@@ -106,7 +106,9 @@ def gpu_probe(*minors: int, env: dict[str, str] | None = None, **fields: Any) ->
 
 
 def checked(pod: Pod) -> dict[str, Any]:
-    """What the worker tells of its GPUs; every word on them is right. Raises AssertionError."""
+    """Returns the worker's report on its GPUs; every word on them is right. Raises
+    AssertionError.
+    """
     found: dict[str, Any] = ask(pod, "/gpu")
     assert found["wrong"] == 0, found
     return found

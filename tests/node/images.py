@@ -24,7 +24,7 @@ ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of a layer. `path` is absolute in the image; `link` makes it a symlink."""
+    """A file of a layer. `path` is absolute in the image; `link` makes the file a symlink."""
 
     path: str
     content: bytes = b""
@@ -34,7 +34,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What an image says about how it is run."""
+    """The run configuration of an image."""
 
     entrypoint: Sequence[str] = ()
     command: Sequence[str] = ()
@@ -43,7 +43,7 @@ class ImageConfig:
     user: str = ""
 
     def as_json(self) -> dict[str, object]:
-        """The `config` object of an OCI image configuration."""
+        """Returns the `config` object of an OCI image configuration."""
         path = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         environment = [f"{k}={v}" for k, v in {**path, **self.environment}.items()]
         return {
@@ -56,11 +56,11 @@ class ImageConfig:
 
 
 Layer = Path | Sequence[File]
-"""A directory whose content is the layer, or its files."""
+"""A directory whose content is the layer, or the layer's files."""
 
 
 def layer_of_files(files: Iterable[File]) -> bytes:
-    """A layer's tar: the same bytes for the same files. Directories are made as needed."""
+    """Returns a layer's tar: the same bytes for the same files. Makes directories as needed."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         made: set[str] = set()
@@ -151,7 +151,9 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def pause_image() -> Path:
-    """The sandbox image, for the processes that keep a pod's namespaces: busybox, asleep."""
+    """Returns the sandbox image, for the processes that keep a pod's namespaces: busybox,
+    asleep.
+    """
     path = BUILD / "images" / "pause.tar"
     with locked(BUILD / "pause.lock"):
         if not path.exists():
@@ -163,7 +165,7 @@ def pause_image() -> Path:
 
 
 def import_image(node: Enclosure, archive: Path) -> None:
-    """Give an image layout's tar to the node's containerd, where CRI sees it."""
+    """Import an image layout's tar into the node's containerd, where CRI sees the image."""
     with archive.open("rb") as file:
         command = ["ctr", "--namespace", "k8s.io", "images", "import", "-"]
         node.run(command, stdin=file, timeout_s=300)

@@ -1,4 +1,5 @@
-"""Process 1 of a test node: says that the node is up, then reaps orphans until it is killed.
+"""Process 1 of a test node: reports that the node is up, then reaps orphans until a signal kills
+it.
 
 Runs with the node's own Python, from its text: nothing of it is installed there.
 """

@@ -1,6 +1,6 @@
-"""What exists on a node, and because of it on the host, to compare before and after.
+"""The objects on a node, and on the host because of the node, to compare before and after.
 
-A difference is something that a test, and therefore the product, has left behind.
+A difference is an object that a test, and therefore the product, has left behind.
 """
 
 import json
@@ -28,22 +28,23 @@ WATCHED: Final = (
     "/tmp",
     "/var/tmp",
 )
-"""Directories whose names are compared. Not all of /: containerd keeps its own books there."""
+"""Directories whose names a comparison reads. Not all of /: containerd keeps its own books there.
+"""
 KEPT_LINKS: Final = ("cni0",)
-"""The first pod makes the bridge, and it stays."""
+"""The first pod makes the bridge, and the bridge stays."""
 KEPT_FILES: Final = (
     "/run/cni/networks/pods",
-    "/run/cni/networks/pods/last_reserved_ip.0",  # host-local: which address it gave last
+    "/run/cni/networks/pods/last_reserved_ip.0",  # host-local: the last address that it gave
     "/run/cni/networks/pods/last_reserved_ip.1",
     "/run/cni/networks/pods/lock",
     "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
 )
-"""What containerd and CNI make with the first pod and keep."""
+"""Objects that containerd and CNI make with the first pod and keep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Names of what there is, each a sorted tuple, so that a failed `==` reads well."""
+    """Names of objects, each a sorted tuple, so that a failed `==` reads well."""
 
     processes: tuple[str, ...]
     mounts: tuple[str, ...]
@@ -53,7 +54,7 @@ class Inventory:
     files: tuple[str, ...]
 
     def less(self, other: "Inventory") -> dict[str, list[str]]:
-        """What is here and not in `other`, by kind. Empty when nothing was left."""
+        """Returns the objects that `other` lacks, by kind. Empty when nothing was left."""
         left = {
             each.name: sorted(set(getattr(self, each.name)) - set(getattr(other, each.name)))
             for each in fields(self)
@@ -62,7 +63,7 @@ class Inventory:
 
 
 def take(node: Enclosure) -> Inventory:
-    """Everything of the node's that outlives a call."""
+    """Returns everything of the node's that outlives a call."""
     return Inventory(
         processes=_processes(node),
         mounts=_mounts(node),
@@ -74,9 +75,9 @@ def take(node: Enclosure) -> Inventory:
 
 
 def _processes(node: Enclosure) -> tuple[str, ...]:
-    """How many processes of each command line are in the node's cgroups.
+    """Returns the number of processes of each command line in the node's cgroups.
 
-    No pids: a daemon that was restarted is no left-over. Not those that bring a command in, either.
+    No pids: a restarted daemon is no left-over. Leaves out processes that bring a command in, too.
     """
     found: Counter[str] = Counter()
     for pid in pids(node):
@@ -91,7 +92,7 @@ def _processes(node: Enclosure) -> tuple[str, ...]:
 
 
 def pids(node: Enclosure) -> set[int]:
-    """The processes in the node's cgroups, as the host numbers them."""
+    """Returns the processes in the node's cgroups, as the host numbers them."""
     return {
         int(pid)
         for path in node.cgroups
@@ -101,7 +102,7 @@ def pids(node: Enclosure) -> set[int]:
 
 
 def _mounts(node: Enclosure) -> tuple[str, ...]:
-    """Mount point and kind, in the node and in namespaces that a process of the node made."""
+    """Returns mounts and their kinds, in the node and in namespaces that its processes made."""
     lines = Path(f"/proc/{node.pid}/mountinfo").read_text().splitlines()
     return tuple(sorted(f"{line.split()[4]} {line.split(' - ')[1].split()[0]}" for line in lines))
 
@@ -112,7 +113,9 @@ def _cgroups(node: Enclosure) -> tuple[str, ...]:
 
 
 def _network_namespaces(node: Enclosure) -> tuple[str, ...]:
-    """Those that a process is in, and those that a mount keeps (they show among the mounts)."""
+    """Returns namespaces that a process is in. (A namespace that a mount keeps shows among the
+    mounts.)
+    """
     found = set()
     for pid in pids(node):
         try:
@@ -140,7 +143,7 @@ def _files(node: Enclosure) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class HostInventory:
-    """What nodes could leave on the machine that the tests run on."""
+    """Objects that nodes could leave on the machine of the test run."""
 
     mounts: tuple[str, ...]
     cgroups: tuple[str, ...]
@@ -150,7 +153,9 @@ class HostInventory:
 
 
 def take_host(test_pid: int) -> HostInventory:
-    """What is on this machine of the nodes of process `test_pid`, and what they could change."""
+    """Returns the objects of the nodes of process `test_pid` on this machine, and all that they
+    could change.
+    """
     named = of_process(test_pid)
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     made = [

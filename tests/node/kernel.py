@@ -1,4 +1,4 @@
-"""What entering and leaving namespaces needs of the kernel. Standard library only.
+"""Kernel calls to enter and leave namespaces. Standard library only.
 
 Imported by `launch` and `enter`, which run as programs of their own.
 """
@@ -37,27 +37,27 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """Call unshare(2)."""
     _checked(libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
 def setns(fd: int, flags: int) -> None:
-    """setns(2): `fd` is a namespace's file, or a pidfd for all that `flags` name."""
+    """Call setns(2): `fd` is a namespace's file, or a pidfd for all that `flags` name."""
     _checked(libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)), "setns")
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
-    """mount(2)."""
+    """Call mount(2)."""
     names = [os.fsencode(text) for text in (source, target, kind)]
     data = os.fsencode(options) if options else None
     _checked(libc.mount(*names, ctypes.c_ulong(flags), data), f"mount {kind or source} at {target}")
 
 
 def pivot_root(new_root: str) -> None:
-    """Make `new_root`, a mount point, the root of this mount namespace and drop the old one."""
+    """Make `new_root`, a mount point, the root of this mount namespace and drop the old root."""
     os.chdir(new_root)
     number = ctypes.c_long(SYS_PIVOT_ROOT[os.uname().machine])
-    # The old root is stacked over the new one and taken off: no directory for it is needed.
+    # The old root lies over the new root and is then taken off: no directory for it is needed.
     # Source: pivot_root(2), "pivot_root(".", ".")".
     _checked(libc.syscall(number, b".", b"."), f"pivot_root {new_root}")
     _checked(libc.umount2(b".", ctypes.c_int(MNT_DETACH)), "umount the old root")
@@ -65,14 +65,14 @@ def pivot_root(new_root: str) -> None:
 
 
 def join_cgroups(paths: list[str]) -> None:
-    """Move this process into the cgroups `paths`, one of each hierarchy."""
+    """Move this process into the cgroups `paths`, a cgroup of each hierarchy."""
     for path in paths:
         with open(f"{path}/cgroup.procs", "w") as file:
             file.write("0")
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Be killed when the parent is gone, also when it was before this call."""
+    """Have the kernel kill this process when its parent ends, or now if the parent has ended."""
     _checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -25,14 +25,14 @@ LOOK_EVERY_S: Final = 0.02
 
 
 class Kubelet:
-    """The pods of one node."""
+    """The pods of a node."""
 
     def __init__(self, node: "Node") -> None:
         self.node = node
         self.pods: list[Pod] = []
 
     def started(self) -> None:
-        """What kubelet does once containerd answers: cgroups of its own, the node's pod network."""
+        """Do kubelet's work once containerd answers: make its cgroups, the node's pod network."""
         for quality in ("besteffort", "burstable"):
             self.make_cgroup(f"/kubepods/{quality}")
         network = pb.NetworkConfig(pod_cidr="10.88.0.0/16,fd00:88::/64")
@@ -42,7 +42,7 @@ class Kubelet:
         self.node.cri.runtime.UpdateRuntimeConfig(request, timeout=10)
 
     def run_pod(self, name: str, containers: Sequence[ContainerSpec], **rest: Any) -> "Pod":
-        """Run a pod and start its containers. `rest` are fields of PodSpec."""
+        """Run a pod and start the containers of the pod. `rest` are fields of PodSpec."""
         pod = self.make_pod(name, containers, **rest)
         pod.run_sandbox()
         for container in pod.containers.values():
@@ -51,7 +51,9 @@ class Kubelet:
         return pod
 
     def make_pod(self, name: str, containers: Sequence[ContainerSpec], **rest: Any) -> "Pod":
-        """A pod that nothing was done for yet: see Pod.run_sandbox and Container.create."""
+        """Returns a pod for which nothing was done yet: see Pod.run_sandbox and
+        Container.create.
+        """
         pod = Pod(self, PodSpec(name, containers, **rest))
         self.pods.append(pod)
         return pod
@@ -78,7 +80,7 @@ class Kubelet:
 
 
 class Pod:
-    """One pod: a sandbox and its containers. As a context manager it is removed on leaving."""
+    """A pod: a sandbox and its containers. Leaving the context manager removes the pod."""
 
     def __init__(self, kubelet: Kubelet, spec: PodSpec) -> None:
         self.spec = spec
@@ -101,15 +103,17 @@ class Pod:
 
     @property
     def ip(self) -> str:
-        """The pod's IPv4 address."""
+        """Returns the pod's IPv4 address."""
         return self.ips[0]
 
     def container(self, name: str = "main") -> "Container":
-        """One of its containers."""
+        """Returns a container of the pod."""
         return self.containers[name]
 
     def run_sandbox(self) -> None:
-        """Volumes and cgroup, RunPodSandbox, then the pod's /etc/hosts, which needs its address."""
+        """Make volumes and cgroup, call RunPodSandbox, then write the pod's /etc/hosts, which needs
+        the address.
+        """
         self.kubelet.make_cgroup(podspec.cgroup_parent(self.spec, self.uid))
         self.node.path(self.config.log_directory).mkdir(parents=True, mode=0o755)
         for volume in self._volumes():
@@ -129,7 +133,7 @@ class Pod:
         return [volume for volume in by_path.values() if not isinstance(volume, HostPath)]
 
     def volume(self, volume: Volume) -> Path:
-        """A volume of this pod as a path of the host."""
+        """Returns a volume of this pod as a path of the host."""
         return self.node.path(podspec.volume_path(volume, self.uid))
 
     def _make_volume(self, volume: Volume) -> None:
@@ -178,7 +182,7 @@ def _in_memory(volume: Volume) -> bool:
 
 
 class Container:
-    """One container of a pod, over all its restarts. `id` is the latest attempt's."""
+    """A container of a pod, over all its restarts. `id` is the latest attempt's."""
 
     def __init__(self, pod: Pod, spec: ContainerSpec) -> None:
         self.pod = pod
@@ -191,7 +195,9 @@ class Container:
         self._node = pod.node
 
     def create(self) -> str:
-        """ImageStatus, CreateContainer; the new container's id. Raises grpc.RpcError."""
+        """Call ImageStatus, CreateContainer; returns the new container's id. Raises
+        grpc.RpcError.
+        """
         image = self._node.cri.image_status(self.spec.image)
         if image is None:
             raise LookupError(f"{self.spec.image} was not imported to {self._node.name}")
@@ -207,16 +213,19 @@ class Container:
         return self.id
 
     def start(self) -> float:
-        """StartContainer; when it was called, by time.perf_counter(). Raises grpc.RpcError."""
+        """Call StartContainer; returns the time of the call, by time.perf_counter(). Raises
+        grpc.RpcError.
+        """
         self.start_called_s = time.perf_counter()
         self._node.cri.start_container(self.id)
         self.start_took_s = time.perf_counter() - self.start_called_s
         return self.start_called_s
 
     def restart(self) -> str:
-        """Replace a container that has ended by its next attempt, as kubelet's sync does.
+        """Replace an ended container by its next attempt, as kubelet's sync does.
 
-        The new id. The one before stays until the pod goes, older ones are removed.
+        Gives the container a new id. The attempt before stays until the pod goes; older attempts
+        are removed.
         """
         self.wait_exit()
         old = [each.id for each in self._all() if each.id != self.id]
@@ -232,76 +241,80 @@ class Container:
         return [each for each in listed if each.metadata.name == self.spec.name]
 
     def stop(self, grace_s: int | None = None) -> pb.ContainerStatus:
-        """StopContainer with the pod's grace period or `grace_s`; how it ended."""
+        """Call StopContainer with the pod's grace period or `grace_s`; returns the exit."""
         grace = self.pod.spec.grace_s if grace_s is None else grace_s
         self._node.cri.stop_container(self.id, grace)
         return self.status()
 
     def status(self) -> pb.ContainerStatus:
-        """ContainerStatus: state, exit_code, reason and more."""
+        """Call ContainerStatus; returns state, exit_code, reason and more."""
         return self._node.cri.container_status(self.id)
 
     def info(self) -> dict[str, Any]:
-        """The runtime's own view: `pid` (in the node), `runtimeSpec`, `snapshotKey` and more."""
+        """Returns the runtime's own view: `pid` (in the node), `runtimeSpec`, `snapshotKey` and
+        more.
+        """
         return self._node.cri.container_info(self.id)
 
     def stats(self) -> pb.ContainerStats:
-        """ContainerStats."""
+        """Call ContainerStats."""
         return self._node.cri.container_stats(self.id)
 
     @property
     def host_pid(self) -> int:
-        """Its init as the host sees it. Raises ProcessLookupError when it has ended."""
+        """Returns the container's init as the host sees it. Raises ProcessLookupError after its
+        end.
+        """
         return self._node.host_pid(int(self.info()["pid"]))
 
     @property
     def running(self) -> bool:
-        """Whether CRI says that it runs."""
+        """Returns whether CRI reports the container as running."""
         return self.status().state == pb.CONTAINER_RUNNING
 
     def wait_exit(self, timeout_s: float = 60) -> pb.ContainerStatus:
-        """Wait until it has ended; how. Raises TimeoutError."""
+        """Wait until the container has ended; returns the exit. Raises TimeoutError."""
         self._wait(lambda: self.status().state == pb.CONTAINER_EXITED, "has not ended", timeout_s)
         return self.status()
 
     def exec(self, command: Sequence[str], timeout_s: int = 30) -> pb.ExecSyncResponse:
-        """ExecSync: `stdout`, `stderr` (bytes) and `exit_code`."""
+        """Call ExecSync; returns `stdout`, `stderr` (bytes) and `exit_code`."""
         return self._node.cri.exec_sync(self.id, command, timeout_s)
 
     def output(self, command: Sequence[str], timeout_s: int = 30) -> str:
-        """Standard output of a command in the container that has to succeed."""
+        """Returns the standard output of a command in the container that must succeed."""
         done = self.exec(command, timeout_s)
         if done.exit_code:
             raise RuntimeError(f"{command} ended with {done.exit_code}: {done.stderr.decode()}")
         return done.stdout.decode()
 
     def exec_stream(self, command: Sequence[str], *, stdin: bool = False) -> Stream:
-        """Exec with its streams, as `kubectl exec` has it."""
+        """Exec with streams, as `kubectl exec` does."""
         return Stream.open(self._node, self._node.cri.exec_url(self.id, command, stdin=stdin))
 
     def attach(self) -> Stream:
-        """The streams of its own process from now on, as `kubectl attach` has it."""
+        """Attach to the streams of the container's own process, as `kubectl attach` does."""
         url = self._node.cri.attach_url(self.id, stdin=self.spec.stdin, tty=self.spec.tty)
         return Stream.open(self._node, url)
 
     @property
     def log_path(self) -> Path:
-        """The current attempt's log as a path of the host."""
+        """Returns the current attempt's log as a path of the host."""
         directory = self.pod.config.log_directory
         return self._node.path(f"{directory}/{self.spec.name}/{self.attempt}.log")
 
     def log_lines(self) -> list[logs.LogLine]:
-        """All whole lines of the current attempt."""
+        """Returns all whole lines of the current attempt."""
         if not self.log_path.exists():
             return []
         return logs.parse(self.log_path.read_bytes().decode(errors="replace"))
 
     def logs(self) -> str:
-        """What it wrote, as text."""
+        """Returns the container's output, as text."""
         return "".join(f"{line.text}\n" for line in self.log_lines())
 
     def wait_log(self, text: str, timeout_s: float = 60) -> str:
-        """Wait until `text` is in its log; the first line that has it. Raises TimeoutError."""
+        """Wait until `text` is in the log; returns the first line with it. Raises TimeoutError."""
         self._wait(lambda: text in self.logs(), f"does not log {text!r}", timeout_s)
         return next(line.text for line in self.log_lines() if text in line.text)
 

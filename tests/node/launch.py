@@ -1,9 +1,9 @@
-"""Program: make a test node's namespaces and mounts, then become the parent of its init.
+"""Program: make a test node's namespaces and mounts, then become the parent of the node's init.
 
-Called by `node` with one JSON argument (see `Plan`). It and the init die with the caller: the
-init is process 1 of a pid namespace, so that the kernel then kills everything in the node, and
-the mount and network namespaces go with their last process. Writes the init's pid to standard
-output; the init adds "up".
+`node` calls this program with a JSON argument (see `Plan`). The program and the init die with the
+caller: the init is process 1 of a pid namespace, so that the kernel then kills everything in the
+node, and the mount and network namespaces go with their last process. Writes the init's pid to
+standard output; the init adds "up".
 """
 
 import json
@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import TypedDict
 
-# Runs by its path and isolated: nothing else says where its neighbours are.
+# Runs by its path and isolated: nothing else names the directory of its neighbours.
 sys.path.insert(0, os.path.abspath(f"{__file__}/../../.."))
 from tests.node import kernel
 
@@ -28,12 +28,12 @@ class Hierarchy(TypedDict):
 
 
 class Plan(TypedDict):
-    """What the caller wants. All paths are the host's."""
+    """The caller's wishes. All paths are the host's."""
 
     parent_pid: int
     cgroups: list[str]
     homes: list[str]
-    """Where processes go after the cgroup namespace is made, whose root `cgroups` becomes."""
+    """The cgroups of processes after the cgroup namespace exists, whose root `cgroups` becomes."""
     hierarchies: list[Hierarchy]
     lower: str
     upper: str
@@ -45,7 +45,7 @@ class Plan(TypedDict):
 
 
 def mount_root(plan: Plan) -> None:
-    """The overlay over the base, and everything below it but the cgroups."""
+    """Make the overlay over the base, and everything below it except the cgroups."""
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     root = plan["merged"]
     layers = f"lowerdir={plan['lower']},upperdir={plan['upper']},workdir={plan['work']}"
@@ -64,7 +64,9 @@ def mount_root(plan: Plan) -> None:
 
 
 def make_dev(dev: str) -> None:
-    """Device nodes as the host has them, /dev/pts, /dev/shm and /dev/mqueue of the node's own."""
+    """Make device nodes as the host has them, /dev/pts, /dev/shm and /dev/mqueue of the
+    node's own.
+    """
     for name in NODES:
         if os.path.exists(f"/dev/{name}"):
             like = os.stat(f"/dev/{name}")
@@ -84,7 +86,7 @@ def make_dev(dev: str) -> None:
 
 
 def mount_cgroups(plan: Plan) -> None:
-    """Every hierarchy of the host where the host has it, each showing only the node's part."""
+    """Mount every hierarchy at the host's place; each mount shows only the node's part."""
     root = plan["merged"]
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     if all(each["mount_point"] != "/sys/fs/cgroup" for each in plan["hierarchies"]):
@@ -100,7 +102,7 @@ def mount_cgroups(plan: Plan) -> None:
 
 
 def become_init(plan: Plan) -> None:
-    """In the new namespaces: mount, change root, run the init."""
+    """Mount in the new namespaces, change root, run the init."""
     with open(os.path.dirname(os.path.abspath(__file__)) + "/init.py") as file:
         program = file.read()
     usual_mask = os.umask(0)

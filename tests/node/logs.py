@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One whole line that a container wrote, without its end. `time` is RFC 3339 with ns."""
+    """A whole line that a container wrote, without its end. `time` is RFC 3339 with ns."""
 
     time: str
     stream: str
@@ -17,7 +17,7 @@ class LogLine:
 
 
 def parse(content: str) -> list[LogLine]:
-    """All whole lines of a log file. Raises ValueError when a line is not CRI's."""
+    """Returns all whole lines of a log file. Raises ValueError when a line is not CRI's."""
     lines: list[LogLine] = []
     begun: dict[str, str] = {}
     for raw in content.split("\n")[:-1]:  # only a line feed ends a line

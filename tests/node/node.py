@@ -1,4 +1,4 @@
-"""A test node as the tests use it: containerd, the product as it is installed, and a kubelet."""
+"""A test node as the tests use it: containerd, the installed product, and a kubelet."""
 
 import time
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ CONNECTS_WITHIN_S: Final = 20.0
 
 
 class Node(Enclosure):
-    """One node: `with Node("forky") as node`. Nothing runs on it at first.
+    """A node: `with Node("forky") as node`. Nothing runs on the node at first.
 
     The order of a real node's life: `install_deb`, `start_containerd`, `start_daemon`, pods.
     """
@@ -39,14 +39,14 @@ class Node(Enclosure):
 
     @property
     def cri(self) -> Cri:
-        """The CRI client of the running containerd."""
+        """Returns the CRI client of the running containerd."""
         return self.containerd.cri
 
     def install_deb(self, deb: Path) -> str:
-        """Install our package with dpkg; what dpkg wrote. Raises CommandFailed.
+        """Install our package with dpkg; returns the output of dpkg. Raises CommandFailed.
 
-        containerd calls quickthaw-runc from its next start on, until `containerd.swapping` is
-        set to False and it is started again.
+        containerd calls quickthaw-runc from its next start on, until `containerd.swapping` is set
+        to False and containerd starts again.
         """
         inside = f"/var/tmp/{deb.name}"
         self.path(inside).write_bytes(deb.read_bytes())
@@ -56,15 +56,15 @@ class Node(Enclosure):
         return wrote
 
     def start_containerd(self) -> None:
-        """Start containerd with what configuration there is now. Raises ServiceFailed."""
+        """Start containerd with the present configuration. Raises ServiceFailed."""
         self.containerd.start()
         self.kubelet.started()
 
     def restart_containerd(self) -> None:
         """Stop containerd and start it again; containers run on.
 
-        When quickthawd runs it has connected again: a pod that came before that would start cold.
-        Raises TimeoutError with the journal.
+        Waits until a running quickthawd has connected again: a pod that came before that would
+        start cold. Raises TimeoutError with the journal.
         """
         before, waits = self._connections(), self.daemon_pid > 0
         self.containerd.restart()
@@ -100,25 +100,25 @@ class Node(Enclosure):
         self._daemon.start()
 
     def stop_daemon(self) -> int:
-        """SIGTERM to quickthawd; its exit status."""
+        """Send SIGTERM to quickthawd; returns the exit status."""
         return self._daemon.stop() if self._daemon else 0
 
     def kill_daemon(self) -> int:
-        """SIGKILL to quickthawd, and to nothing that it started."""
+        """Send SIGKILL to quickthawd, and not to the processes that it started."""
         return self._daemon.kill() if self._daemon else 0
 
     @property
     def daemon_pid(self) -> int:
-        """quickthawd as the host sees it, -1 while it does not run."""
+        """Returns quickthawd's pid as the host sees it, -1 while quickthawd does not run."""
         return self._daemon.pid if self._daemon else -1
 
     def journal(self) -> str:
-        """All that quickthawd wrote since the node is up."""
+        """Returns all output of quickthawd since the start of the node."""
         return self._daemon.journal() if self._daemon else ""
 
     @contextmanager
     def daemon_stopped(self) -> Iterator[None]:
-        """Without quickthawd inside of the `with`."""
+        """Stops quickthawd inside of the `with`."""
         self.stop_daemon()
         try:
             yield
@@ -126,5 +126,5 @@ class Node(Enclosure):
             self.start_daemon()
 
     def inventory(self) -> Inventory:
-        """What is there now that a test could leave behind."""
+        """Returns the present objects that a test could leave behind."""
         return take(self)

@@ -1,4 +1,4 @@
-"""What tests of a restored container's memory need: its page server, and faults in what starts."""
+"""Access to a restored container's page server, and faults for the programs that start."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from tests.node.swapping import RUN, wait_until
 
 @contextlib.contextmanager
 def armed(node: Node, point: str, action: str) -> Iterator[None]:
-    """A fault in whatever starts in the `with`."""
+    """Arms a fault in each program that starts in the `with`."""
     path = node.path(f"{RUN}/faults.json")
     path.write_text(json.dumps({"faults": [{"point": point, "action": action}]}))
     path.chmod(0o600)
@@ -23,13 +23,13 @@ def armed(node: Node, point: str, action: str) -> Iterator[None]:
 
 
 def processes(container: Container, name: str) -> list[int]:
-    """Our processes of that name, as the host numbers them, for one container."""
+    """Returns our processes of that name, as the host numbers them, for a container."""
     found = []
     for path in container.pod.node.cgroups[0].rglob("cgroup.procs"):
         for pid in path.read_text().split():
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_text()
-                # One that is ending has no command any more.
+                # A process that is ending has no command any more.
                 if command and Path(f"/proc/{pid}/comm").read_text().strip() == name:
                     assert container.id in command
                     found.append(int(pid))

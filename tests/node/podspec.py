@@ -1,6 +1,6 @@
-"""What a pod's author writes, and the CRI messages that kubelet makes of it.
+"""A pod author's spec, and the CRI messages that kubelet makes of it.
 
-Pure: paths on the node are computed here and made by `kubelet`.
+Pure: this module computes paths on the node, and `kubelet` makes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ class VolumeMount:
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpec:
-    """One container of a pod. `command` replaces the image's entrypoint, `args` its command."""
+    """A container of a pod. `command` replaces the image's entrypoint, `args` its command."""
 
     image: str
     name: str = "main"
@@ -109,7 +109,7 @@ class ContainerSpec:
 
 @dataclass(frozen=True, slots=True)
 class PodSpec:
-    """A pod. What is not given is as the API server would default it."""
+    """A pod. Missing fields have the API server's defaults."""
 
     name: str
     containers: Sequence[ContainerSpec]
@@ -125,8 +125,9 @@ class PodSpec:
 
     @property
     def quality(self) -> str:
-        """The quality-of-service class, which is a directory of cgroups. Guaranteed is not told
-        from burstable: it would be one directory less.
+        """Returns the quality-of-service class, which is a directory of cgroups.
+
+        Does not tell Guaranteed from Burstable: Guaranteed would be a directory less.
         """
         limited = any(c.memory_limit_bytes or c.cpu_limit_cores for c in self.containers)
         asked = any(c.cpu_request_cores for c in self.containers)
@@ -134,17 +135,17 @@ class PodSpec:
 
 
 def cgroup_parent(spec: PodSpec, uid: str) -> str:
-    """The pod's cgroup, as kubelet's cgroupfs driver names it."""
+    """Returns the pod's cgroup, as kubelet's cgroupfs driver names it."""
     return f"/kubepods/{spec.quality}/pod{uid}"
 
 
 def log_directory(spec: PodSpec, uid: str) -> str:
-    """Where the pod's logs are on the node."""
+    """Returns the directory of the pod's logs on the node."""
     return f"{LOGS}/{spec.namespace}_{spec.name}_{uid}"
 
 
 def volume_path(volume: Volume, uid: str) -> str:
-    """Where kubelet keeps a volume of pod `uid` on the node."""
+    """Returns the directory in which kubelet keeps a volume of pod `uid` on the node."""
     match volume:
         case HostPath(path):
             return path
@@ -155,7 +156,7 @@ def volume_path(volume: Volume, uid: str) -> str:
 
 
 def namespaces(spec: PodSpec) -> pb.NamespaceOption:
-    """Which namespaces are the pod's, the container's own, or the node's."""
+    """Returns the owners of namespaces: the pod, the container, or the node."""
     return pb.NamespaceOption(
         network=pb.NODE if spec.host_network else pb.POD,
         pid=pb.POD if spec.share_processes else pb.CONTAINER,
@@ -164,7 +165,7 @@ def namespaces(spec: PodSpec) -> pb.NamespaceOption:
 
 
 def pod_labels(spec: PodSpec, uid: str) -> dict[str, str]:
-    """The labels that name the pod, on its sandbox and on its containers."""
+    """Returns the labels that name the pod, on its sandbox and on its containers."""
     return {
         "io.kubernetes.pod.name": spec.name,
         "io.kubernetes.pod.namespace": spec.namespace,
@@ -173,7 +174,9 @@ def pod_labels(spec: PodSpec, uid: str) -> dict[str, str]:
 
 
 def sandbox_config(spec: PodSpec, uid: str, seen: str) -> pb.PodSandboxConfig:
-    """The sandbox of `spec`; `seen` is when kubelet learnt of the pod (RFC 3339)."""
+    """Returns the sandbox of `spec`; `seen` is the time at which kubelet learnt of the pod (RFC
+    3339).
+    """
     default = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
     annotations = {"kubernetes.io/config.seen": seen, "kubernetes.io/config.source": "api"}
     search = f"{spec.namespace}.svc.cluster.local svc.cluster.local cluster.local"
@@ -200,7 +203,7 @@ def sandbox_config(spec: PodSpec, uid: str, seen: str) -> pb.PodSandboxConfig:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What is decided on the node for one start of a container."""
+    """The node's own choices for a single start of a container."""
 
     uid: str
     attempt: int
@@ -210,7 +213,7 @@ class Placement:
 
 
 def container_config(spec: PodSpec, container: ContainerSpec, at: Placement) -> pb.ContainerConfig:
-    """One container of `spec`, as kubelet asks for it."""
+    """Returns a container of `spec`, as kubelet asks for it."""
     return pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=container.name, attempt=at.attempt),
         image=pb.ImageSpec(image=at.image_ref, user_specified_image=container.image),
@@ -268,13 +271,13 @@ def _mounts(spec: PodSpec, container: ContainerSpec, at: Placement) -> list[pb.M
 
 
 def service_account(spec: PodSpec) -> ConfigMap:
-    """The projected volume that every pod gets, with a token of its own."""
+    """Returns the projected volume that every pod gets, with a token for this pod."""
     files = {"ca.crt": "no certificate\n", "namespace": spec.namespace, "token": spec.name}
     return ConfigMap("kube-api-access-x7f2q", files, kind="projected")
 
 
 def _resources(spec: PodSpec, container: ContainerSpec) -> pb.LinuxContainerResources:
-    """kubelet's numbers: 1024 shares are a core, and a period is 100 ms."""
+    """Returns kubelet's numbers: 1024 shares are a core, and a period is 100 ms."""
     asked = container.cpu_request_cores or container.cpu_limit_cores
     return pb.LinuxContainerResources(
         cpu_period=100_000,

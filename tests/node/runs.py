@@ -1,7 +1,8 @@
-"""Directories of test nodes that run, and what to do about those that no longer do.
+"""Directories of running test nodes, and the removal of directories of ended runs.
 
-Each run has build/node/runs/ID and holds a lock on it for as long as any process of it lives. A
-run that was killed holds no lock: the next one removes its directory and its cgroups.
+Each run has build/node/runs/ID and holds a lock on the directory for as long as any process of the
+run lives. A killed run holds no lock: the next run removes the directory and the cgroups of the
+killed run.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ GONE_WITHIN_S = 10.0
 
 @contextmanager
 def run_directory(name: str) -> Iterator[Path]:
-    """A fresh directory RUNS/NAME-PID-RANDOM, gone afterwards with the cgroups of its name."""
+    """Makes a fresh directory RUNS/NAME-PID-RANDOM; removes it and its cgroups afterwards."""
     with locked(BUILD / "runs.lock"):
         sweep()
         RUNS.mkdir(exist_ok=True)
@@ -41,12 +42,12 @@ def run_directory(name: str) -> Iterator[Path]:
 
 
 def of_process(pid: int) -> str:
-    """What the names of all runs of the test process `pid` have, and no other's."""
+    """Returns the part that is in the names of all runs of test process `pid`, and no other's."""
     return f"-{pid}-"
 
 
 def sweep() -> None:
-    """Remove what runs that were killed have left."""
+    """Remove the left-overs of killed runs."""
     for path in RUNS.glob("*"):
         lock = _try_lock(path)
         if lock is not None:
@@ -72,9 +73,10 @@ def remove(path: Path) -> None:
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the run's lock, or None while the run lives.
+    """Returns a descriptor that holds the run's lock, or None while the run lives.
 
-    Inherited by no one: the node's processes die with the test run, which therefore is the run.
+    No process inherits the descriptor: the node's processes die with the test run, which therefore
+    is the run.
     """
     fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -86,7 +88,9 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _kill(pid: int) -> None:
-    """SIGKILL, and wait for the end. Raises ProcessLookupError when there is no such process."""
+    """Send SIGKILL, and wait for the end. Raises ProcessLookupError when there is no such
+    process.
+    """
     process_fd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(process_fd, signal.SIGKILL)

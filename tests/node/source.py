@@ -1,7 +1,8 @@
-"""The source of a capture as the kernel sees it, to compare it before and after.
+"""The source of a capture as the kernel sees it, to compare before and after.
 
 A capture freezes processes, has CRIU run code of its own in them, and reads all of their memory.
-Afterwards they must be as they were: what they hold, what they need, how they run.
+Afterwards they must be as before: in the objects that they hold, in their needs, in their way of
+running.
 """
 
 import os
@@ -19,7 +20,7 @@ KINDS: Final = (
 )
 """Of smaps_rollup. Not the shares of files: other pods map the same libraries."""
 COUNTERS: Final[tuple[str, ...]] = ("rss", "anon", "shmem", "rss_huge", "anon_thp", "swap")
-"""Of memory.stat, version 1 and 2. Not the page cache, which the kernel drops when it likes."""
+"""Of memory.stat, version 1 and 2. Not the page cache, which the kernel drops at will."""
 STATUS: Final = (
     *("State", "TracerPid", "Uid", "Gid", "Groups", "NSpid", "Threads", "NoNewPrivs", "Seccomp"),
     *("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"),
@@ -53,8 +54,8 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A container. kills: of the OOM killer in its cgroup. standing: the freezer's state when it
-    does not run.
+    """A container. kills: by the OOM killer in its cgroup. standing: the freezer's state when the
+    container does not run.
     """
 
     processes: dict[int, Process]
@@ -64,7 +65,7 @@ class Source:
 
 
 def look(container: Container) -> Source:
-    """The container as it is now. Raises OSError when a process ends meanwhile."""
+    """Reads the container as it is now. Raises OSError when a process ends meanwhile."""
     processes = {pid: _process(pid) for pid in members(container)}
     memory = directory(container, "memory.stat")
     stat = _numbers(memory / "memory.stat")
@@ -73,9 +74,9 @@ def look(container: Container) -> Source:
 
 
 def settled(container: Container, *, stopped: bool = False) -> Source:
-    """The container once it stands still: connections are closed, threads of requests have ended.
+    """Reads the container once it stands still: connections closed, threads of requests ended.
 
-    stopped: some processes may be so. Raises AssertionError with what goes on.
+    stopped: some processes may be stopped. Raises AssertionError with the activity that goes on.
     """
     deadline = time.monotonic() + STANDS_WITHIN_S
     while True:
@@ -92,7 +93,7 @@ def settled(container: Container, *, stopped: bool = False) -> Source:
 
 
 def killed(container: Container) -> int:
-    """How many of its processes the OOM killer has killed; -1 when its cgroup is gone."""
+    """Returns how many of the processes the OOM killer has killed; -1 when the cgroup is gone."""
     try:
         return _kills(directory(container, "memory.stat"))
     except FileNotFoundError:
@@ -100,7 +101,7 @@ def killed(container: Container) -> int:
 
 
 def directory(container: Container, control: str) -> Path:
-    """The container's cgroup in the hierarchy that has the control."""
+    """Returns the container's cgroup in the hierarchy that has the control."""
     for top in container.pod.node.cgroups:
         for found in top.rglob(f"*{container.id}*"):
             if (found / control).exists():
@@ -109,15 +110,15 @@ def directory(container: Container, control: str) -> Path:
 
 
 def members(container: Container) -> list[int]:
-    """Its processes, as the host numbers them."""
+    """Returns the container's processes, as the host numbers them."""
     text = (directory(container, "cgroup.procs") / "cgroup.procs").read_text()
     return sorted(int(pid) for pid in text.split())
 
 
 def harm(before: Source, after: Source, *, stopped: bool = False) -> list[str]:
-    """Everything in which the container is not as it was, beyond the bounds. Empty: no harm.
+    """Returns every difference of the container from before, beyond the bounds. Empty: no harm.
 
-    stopped: some processes may be so.
+    stopped: some processes may be stopped.
     """
     found = []
     if before.processes.keys() != after.processes.keys():
@@ -133,7 +134,7 @@ def harm(before: Source, after: Source, *, stopped: bool = False) -> list[str]:
 
 
 def wrong(source: Source, *, stopped: bool = False) -> list[str]:
-    """Everything that no container may be like after its capture, however it was before."""
+    """Returns faults that no container may have after its capture, whatever its state before."""
     found = []
     if source.standing:
         found.append(f"it is frozen: {source.standing}")
@@ -154,7 +155,7 @@ def wrong(source: Source, *, stopped: bool = False) -> list[str]:
 
 
 def assert_unharmed(container: Container, before: Source, *, stopped: bool = False) -> None:
-    """The container is as it was, soon at least: what it had begun may have to end first.
+    """Assert that the container is as before, soon at least: begun work may have to end first.
 
     Raises AssertionError with every difference.
     """
@@ -162,7 +163,9 @@ def assert_unharmed(container: Container, before: Source, *, stopped: bool = Fal
 
 
 def assert_sound(container: Container) -> None:
-    """Nothing is wrong with the source of a capture, however it was before. Raises as above."""
+    """Assert that nothing is wrong with the source of a capture, whatever its state before. Raises
+    as above.
+    """
     _assert_soon(lambda: wrong(look(container)))
 
 
@@ -245,7 +248,7 @@ def _areas(proc: Path) -> dict[str, str]:
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """The rows of a file of names and numbers."""
+    """Returns the rows of a file of names and numbers."""
     found = {}
     for line in path.read_text().splitlines():
         words = line.replace(":", " ").split()
@@ -262,7 +265,7 @@ def _kills(memory: Path) -> int:
 
 
 def frozen(container: Container) -> str:
-    """The state of its freezer; empty when it runs."""
+    """Returns the state of the container's freezer; empty when the container runs."""
     for control, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
         try:
             state = (directory(container, control) / control).read_text().strip()

@@ -1,7 +1,7 @@
-"""Exec and attach over the URL that CRI gives, the way the API server's clients do.
+"""Exec and attach over CRI's URL, in the way of the API server's clients.
 
 A WebSocket (RFC 6455) with subprotocol v4.channel.k8s.io: the first byte of a message is its
-channel, and channel 3 carries how it ended, as JSON.
+channel, and channel 3 carries the exit, as JSON.
 """
 
 import base64
@@ -22,18 +22,19 @@ HEAD_WITHIN_S: Final = 10.0
 
 
 class StreamRefused(Exception):
-    """The streaming server did not switch to a WebSocket. The message is its answer."""
+    """The streaming server did not switch to a WebSocket. The message is the server's answer."""
 
 
 @dataclass
 class Stream:
-    """One exec or attach session. `output` grows as the other side writes."""
+    """An exec or attach session. `output` grows as the other side writes."""
 
     _connection: socket.socket
     _pending: bytearray = field(default_factory=bytearray)
     output: dict[int, bytes] = field(default_factory=lambda: {STDOUT: b"", STDERR: b""})
     status: dict[str, object] | None = None
-    """How it ended, once it has: `status`, and `details` with the exit code of an exec."""
+    """The exit, once the session has ended: `status`, and `details` with the exit code of an exec.
+    """
     closed: bool = False
 
     @classmethod
@@ -78,17 +79,19 @@ class Stream:
         self._connection.close()
 
     def write(self, data: bytes) -> None:
-        """To the process's standard input."""
+        """Write to the process's standard input."""
         self._send(BINARY, bytes([STDIN]) + data)
 
     def _send(self, opcode: int, payload: bytes) -> None:
-        """One frame. A client's frames are masked; the mask may be zeros."""
+        """Send a frame. A client's frames are masked; the mask may be zeros."""
         size = len(payload)
         length = bytes([0x80 | size]) if size < 126 else struct.pack(">BH", 0x80 | 126, size)
         self._connection.sendall(bytes([0x80 | opcode]) + length + bytes(4) + payload)
 
     def read_until(self, text: bytes, *, timeout_s: float = 30) -> bytes:
-        """Standard output so far, as soon as `text` is in it. Raises TimeoutError or EOFError."""
+        """Returns standard output so far, as soon as `text` is in it. Raises TimeoutError or
+        EOFError.
+        """
         deadline = time.monotonic() + timeout_s
         while text not in self.output[STDOUT]:
             if not self._frame(deadline):
@@ -96,7 +99,7 @@ class Stream:
         return self.output[STDOUT]
 
     def read_all(self, *, timeout_s: float = 30) -> bytes:
-        """Standard output until the end of the stream. Raises TimeoutError."""
+        """Returns standard output until the end of the stream. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while self._frame(deadline):
             pass
@@ -121,7 +124,7 @@ class Stream:
         return not self.closed
 
     def _take(self) -> tuple[int, bytes] | None:
-        """The first whole frame of what was received."""
+        """Returns the first whole frame of the received bytes."""
         if len(self._pending) < 2:
             return None
         size, start = self._pending[1] & 0x7F, 2

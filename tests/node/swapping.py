@@ -1,4 +1,4 @@
-"""What every test of the swap needs: pods of the probe worker, captured and restored."""
+"""Helpers for every test of the swap: pods of the probe worker, captured and restored."""
 
 import json
 import time
@@ -35,9 +35,9 @@ OF_SNAPSHOTS: Final = (
     f"{STORE}/used/",
     f"{STORE}/working-sets/",
 )
-"""What is here stays while a snapshot does."""
+"""Directories whose content stays while a snapshot does."""
 PER_CONTAINER: Final = ("tickets", "swapped", "containers", "control", "outcomes")
-"""What /run/quickthaw has nothing in when no container of ours exists."""
+"""Directories of /run/quickthaw that are empty when no container of ours exists."""
 LOOK_EVERY_S: Final = 0.02
 PUBLISHED_WITHIN_S: Final = 60.0
 SAID_WITHIN_S: Final = 5.0
@@ -46,35 +46,37 @@ GONE_WITHIN_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRef:
-    """A published snapshot and the pod that it was taken of, which may have been removed."""
+    """A published snapshot and its source pod, which may have been removed."""
 
     node: Node
     id: str
     source: Pod
     nonce: str
-    """What only the captured process can know; empty when the workload is no probe."""
+    """A secret that only the captured process can know; empty when the workload is no probe."""
     cold_s: float
-    """From StartContainer of the source to its first answer; 0 when it is no probe."""
+    """From StartContainer of the source to its first answer; 0 when the source is no probe."""
 
     @property
     def directory(self) -> Path:
-        """The snapshot's directory as a path of the host."""
+        """Returns the snapshot's directory as a path of the host."""
         return self.node.path(f"{SNAPSHOTS}/{self.id}")
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest as it lies there."""
+        """Returns the manifest in the store."""
         manifest: dict[str, Any] = json.loads((self.directory / "manifest.json").read_text())
         return manifest
 
 
 def wishes(snapshot: str = "auto", capture_when: str = WHEN_HEALTHY, **more: str) -> dict[str, str]:
-    """The pod's annotations. An underscore in a name of `more` stands for a hyphen."""
+    """Returns the pod's annotations. An underscore in a name of `more` stands for a hyphen."""
     named = {"snapshot": snapshot, "capture-when": capture_when, **more}
     return {PREFIX + name.replace("_", "-"): value for name, value in named.items()}
 
 
 def probe(**fields: Any) -> ContainerSpec:
-    """A container with the probe worker (tests/workers/probe.py); `fields` are ContainerSpec's."""
+    """Returns a container with the probe worker (tests/workers/probe.py); `fields` are
+    ContainerSpec's.
+    """
     return ContainerSpec(PROBE, **fields)
 
 
@@ -90,9 +92,9 @@ def captured(
     before: Callable[[Pod], object] | None = None,
     **rest: Any,
 ) -> SnapshotRef:
-    """Run a pod cold and wait until its snapshot is published. The pod is left running, and sound.
+    """Run a pod cold and wait until its snapshot is published. Leaves the pod running, and sound.
 
-    before: called with the running pod; with `capture-when` signal or file it can make the
+    before: called with the running pod; with `capture-when` signal or file, `before` can make the
     container ready. rest: fields of PodSpec. Raises AssertionError with the journal.
     """
     chosen = wishes() if annotations is None else annotations
@@ -108,7 +110,7 @@ def captured(
 
 
 def published(pod: Pod, container: str = "main") -> str:
-    """Wait until the container is captured, and see that it is sound; the snapshot's id.
+    """Wait until the container is captured, and check that it is sound; returns the snapshot's id.
 
     Raises AssertionError.
     """
@@ -138,7 +140,7 @@ def restored(
     annotations: Mapping[str, str] | None = None,
     **rest: Any,
 ) -> Pod:
-    """Run a pod and make sure that its container `main` is a restored one.
+    """Run a pod and assert that its container `main` is restored.
 
     rest: fields of PodSpec. Raises AssertionError with the journal and CRIU's log.
     """
@@ -149,19 +151,21 @@ def restored(
 
 
 def is_restored(container: Container) -> bool:
-    """Whether a swap of this container, under its present id, succeeded."""
+    """Returns whether a swap of this container, under its present id, succeeded."""
     return container.pod.node.path(f"{RUN}/swapped/{container.id}").exists()
 
 
 def assert_restored(container: Container) -> None:
-    """The swap happened, and the journal says so. Raises AssertionError with the journal."""
+    """Assert that the swap happened, and that the journal says so. Raises AssertionError with the
+    journal.
+    """
     node, name = container.pod.node, container.pod.spec.name
     assert is_restored(container), _told(node, f"{name} was not restored")
     said(node, f"({container.id[:12]}) restored from ")
 
 
 def assert_cold(container: Container) -> None:
-    """The container runs and is no restored one. Raises AssertionError with the journal."""
+    """Assert that the container runs, not restored. Raises AssertionError with the journal."""
     node, name = container.pod.node, container.pod.spec.name
     assert not is_restored(container), _told(node, f"{name} was restored")
     assert container.running, _told(node, f"{name} does not run")
@@ -171,17 +175,19 @@ def assert_cold(container: Container) -> None:
 
 
 def first_answer(pod: Pod, path: str = "/state", *, port: int = PORT, within_s: float = 30) -> Any:
-    """Ask until there is an answer, for `within_s` seconds; its JSON. Raises OSError."""
+    """Ask until there is an answer, for `within_s` seconds; returns the answer's JSON. Raises
+    OSError.
+    """
     return pod.node.http_get(pod.ip, port, path, retry_s=within_s).json()
 
 
 def answer(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> HttpAnswer:
-    """One request to the probe, whatever it answers. Raises OSError."""
+    """Send a request to the probe, whatever its answer. Raises OSError."""
     return pod.node.http("POST" if body else "GET", pod.ip, port, path, body)
 
 
 def ask(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> Any:
-    """The JSON of an answer with status 200. Raises OSError, AssertionError."""
+    """Returns the JSON of an answer with status 200. Raises OSError, AssertionError."""
     got = answer(pod, path, body, port=port)
     assert got.status == 200, f"{path}: {got.status} {got.body.decode()}"
     return got.json()
@@ -191,7 +197,7 @@ def ask(pod: Pod, path: str, body: bytes = b"", *, port: int = PORT) -> Any:
 
 
 def said(node: Node, *parts: str, within_s: float = SAID_WITHIN_S) -> str:
-    """Wait for a line of the daemon's journal with all `parts`; the last one that has them."""
+    """Wait for a line of the daemon's journal with all `parts`; returns the last such line."""
 
     def lines() -> list[str]:
         return [line for line in node.journal().splitlines() if all(part in line for part in parts)]
@@ -201,17 +207,21 @@ def said(node: Node, *parts: str, within_s: float = SAID_WITHIN_S) -> str:
 
 
 def restore_log(container: Container) -> Path:
-    """CRIU's log of the container's restore, as a path of the host, while the container exists."""
+    """Returns CRIU's log of the container's restore, as a path of the host, while the container
+    exists.
+    """
     return container.pod.node.path(f"{CONTAINERS}/{container.id}/{CONTAINER_WORK}/restore.log")
 
 
 def runtime_log(container: Container) -> Path:
-    """runc's log of the restore, a JSON object in each line, as `restore_log` is CRIU's."""
+    """Returns runc's log of the restore, a JSON object in each line, as `restore_log` returns
+    CRIU's.
+    """
     return restore_log(container).with_name("runc.log")
 
 
 def lines_about(node: Node, container: Container) -> list[str]:
-    """The journal's lines about the container under its present id."""
+    """Returns the journal's lines about the container under its present id."""
     return [line for line in node.journal().splitlines() if container.id[:12] in line]
 
 
@@ -231,13 +241,13 @@ def wait_until(
 
 
 def _told(node: Node, what: str) -> str:
-    """`what`, with the end of the journal and of CRIU's logs."""
+    """Returns `what`, with the end of the journal and of CRIU's logs."""
     logs = f"for f in */{CONTAINER_WORK}/*.log; do echo == $f; grep -a Error $f; tail -n 5 $f; done"
     told = node.call(["sh", "-c", f"cd {RUN}/containers && {logs}"]).stdout
     return f"{what}\n{node.journal()[-4000:]}\n{told[-4000:]}"
 
 
-# What stays
+# Objects that stay
 
 
 @contextmanager
@@ -268,6 +278,6 @@ def nothing_left(node: Node) -> Iterator[None]:
 
 
 def wipe_snapshots(node: Node) -> None:
-    """Take every snapshot away. The daemon is started again: it has its index in memory."""
+    """Remove every snapshot. Restarts the daemon, which has its index in memory."""
     with node.daemon_stopped():
         node.run(["sh", "-c", f"rm -rf {SNAPSHOTS}/* {VERIFIED}/*"])

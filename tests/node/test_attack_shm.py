@@ -1,6 +1,7 @@
-"""What a neighbour in the pod does to /dev/shm, to reach the node through whoever fills it.
+"""Attacks of a neighbour in the pod on /dev/shm, aimed at the node through the process that fills
+it.
 
-All containers of a pod share /dev/shm. The swap fills it, as root, while they run.
+All containers of a pod share /dev/shm. The swap fills /dev/shm, as root, while they run.
 """
 
 from collections.abc import Iterator
@@ -97,17 +98,17 @@ while time.monotonic() < until:
                 if not entry.is_symlink():
                     put_link(top.path, entry.name)
 """
-"""Puts a link to a file of the node in the place of whatever appears, wherever it may."""
+"""Puts a link to a file of the node in the place of every file that appears."""
 
 
 def with_neighbour(main: ContainerSpec, code: str, **power: Any) -> list[ContainerSpec]:
-    """The containers of a pod; the neighbour is started first."""
+    """Returns the containers of a pod; the neighbour starts first."""
     command = ["python3", "-c", code]
     return [probe(name="neighbour", command=command, env={"PORT": "8001"}, **power), main]
 
 
 def attacked(node: Node, specs: list[ContainerSpec], snapshot: str) -> Pod:
-    """A pod whose neighbour is at work already when `main` is restored."""
+    """Starts a pod whose neighbour is at work already when `main` is restored."""
     annotations = {"quickthaw.io/restore.main": f"sha256:{snapshot}"}
     pod = node.kubelet.make_pod("victim", specs, annotations=annotations)
     pod.run_sandbox()
@@ -121,7 +122,7 @@ def attacked(node: Node, specs: list[ContainerSpec], snapshot: str) -> Pod:
 
 
 def facts_of(path: Path) -> tuple[int, int, int, int, bytes]:
-    """All that the attack could change of it."""
+    """Returns everything of the file that the attack could change."""
     status = path.stat()
     return status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, path.read_bytes()
 
@@ -135,7 +136,7 @@ def prepared_victim(node: Node) -> Path:
 
 @pytest.mark.attack("a neighbour in the pod changes a file of the node through fifos in /dev/shm")
 @pytest.mark.parametrize("neighbour", NEIGHBOURS)
-def test_fifos_in_shm_that_become_links_change_no_file_of_the_node(
+def test_link_that_replaces_fifo_in_shm_changes_no_file_of_the_node(
     swap_node: Node, neighbour: str
 ) -> None:
     def plant(pod: Pod) -> None:
@@ -160,7 +161,7 @@ def test_fifos_in_shm_that_become_links_change_no_file_of_the_node(
 
 
 def nothing_of_ours(container: Container) -> list[str]:
-    """Names in /dev/shm that only the swap itself can have made."""
+    """Returns names in /dev/shm that only the swap itself can have made."""
     listed = container.output(["ls", "-A", "/dev/shm"]).split()
     return [name for name in listed if name.startswith(".quickthaw")]
 
@@ -190,7 +191,7 @@ time.sleep(1000)
 
 
 def source_with_deleted(node: Node, case: str, *, path: str, mode: str = "") -> Pod:
-    """A container that keeps a file open whose name is gone, ready to be captured."""
+    """Starts a container that keeps a file open whose name is gone, ready for its capture."""
     pod = node.kubelet.run_pod(
         "source", [own_spec(case)], annotations=wishes(capture_when="signal")
     )
@@ -205,7 +206,7 @@ def source_with_deleted(node: Node, case: str, *, path: str, mode: str = "") -> 
 
 
 @pytest.mark.attack("a neighbour has CRIU make a deleted file in a directory of the node")
-def test_a_deleted_file_below_a_directory_of_shm_is_made_nowhere_on_the_node(
+def test_deleted_file_in_shm_subdirectory_is_made_nowhere_on_the_node(
     swap_node: Node,
 ) -> None:
     source = source_with_deleted(swap_node, "ghost", path="/dev/shm/d/gone")
@@ -231,7 +232,7 @@ def test_a_deleted_file_below_a_directory_of_shm_is_made_nowhere_on_the_node(
 
 
 @pytest.mark.parametrize("mode", ["0o4600", "0o666"])
-def test_a_deleted_file_whose_mode_criu_sets_by_name_is_not_captured(
+def test_deleted_file_whose_mode_criu_sets_by_name_is_not_captured(
     swap_node: Node, mode: str
 ) -> None:
     source = source_with_deleted(swap_node, f"ghost {mode}", path="/dev/shm/gone", mode=mode)
@@ -239,7 +240,7 @@ def test_a_deleted_file_whose_mode_criu_sets_by_name_is_not_captured(
     assert f"its mode {int(mode, 8):04o} has bits of 7022" in line
 
 
-def test_a_deleted_file_of_shm_is_captured_where_nobody_can_be_in_the_way(swap_node: Node) -> None:
+def test_deleted_file_at_top_of_shm_is_captured_and_restored(swap_node: Node) -> None:
     source = source_with_deleted(swap_node, "ghost at the top", path="/dev/shm/gone")
     published(source)
     source.remove(grace_s=0)

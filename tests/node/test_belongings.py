@@ -1,4 +1,4 @@
-"""Of a pod's /dev/shm and IPC namespace a snapshot has what is the container's own."""
+"""A snapshot has the container's own objects of the pod's /dev/shm and IPC namespace."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -24,7 +24,7 @@ from tests.node.swapping import (
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 MARK: Final = "the-neighbours-secret"
-"""It is put together in the neighbour: its arguments are in nobody's snapshot."""
+"""Joined together in the neighbour: no snapshot has the neighbour's arguments."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,7 +67,7 @@ os.close(kept.pop())
 print("went on", flush=True)
 time.sleep(1000)
 """
-"""What another container has in /dev/shm and in the IPC namespace, also of the same names."""
+"""Objects of another container in /dev/shm and in the IPC namespace, also of the same names."""
 
 
 def pair(case: str) -> list[ContainerSpec]:
@@ -76,7 +76,7 @@ def pair(case: str) -> list[ContainerSpec]:
 
 
 def started(node: Node, case: str, name: str, annotations: dict[str, str]) -> Pod:
-    """The pod; its neighbour has made everything before `main` is created."""
+    """Starts the pod; its neighbour has made everything before `main` is created."""
     pod = node.kubelet.make_pod(name, pair(case), annotations=annotations)
     pod.run_sandbox()
     for each in ("neighbour", "main"):
@@ -89,14 +89,16 @@ def started(node: Node, case: str, name: str, annotations: dict[str, str]) -> Po
 
 
 def of_main(**more: str) -> dict[str, str]:
-    """Only `main` opts in."""
+    """Returns annotations by which only `main` opts in."""
     annotations = wishes(capture_when="signal", **more)
     annotations["quickthaw.io/snapshot.main"] = annotations.pop("quickthaw.io/snapshot")
     return annotations
 
 
 def hold(pod: Pod, *, port: int = 8000, name: str = "own") -> None:
-    """Have the probe keep a file open, one mapped, and one that it alone can have made."""
+    """Have the probe keep a file open, map another, and keep a third that it alone can have
+    made.
+    """
     ask(pod, f"/hold?name={name}&path=/dev/shm/{name}&size=9000&seed=1", port=port)
     ask(pod, f"/hold?name={name}-m&path=/dev/shm/{name}-m&size=9000&seed=2&map=1", port=port)
     ask(pod, f"/hold?name={name}-d&path=/dev/shm/{name}-d&size=9000&seed=3&delete=1", port=port)
@@ -109,7 +111,7 @@ def held_is_right(pod: Pod, *, port: int = 8000) -> None:
 
 
 def neighbours_names(pod: Pod) -> list[str]:
-    """What the neighbour itself sees of its own."""
+    """Returns the neighbour's own view of its objects."""
     code = """
 import os
 secret = b"-".join([b"the", b"neighbours", b"secret"])
@@ -123,7 +125,7 @@ for top, _, names in os.walk("/dev/shm"):
 
 
 @pytest.mark.attack("a snapshot brings a neighbour's /dev/shm and System V objects to another pod")
-def test_nothing_of_a_neighbour_is_in_a_snapshot(swap_node: Node) -> None:
+def test_snapshot_has_no_object_of_a_neighbour(swap_node: Node) -> None:
     source = started(swap_node, "neighbour", "source", of_main())
     hold(source)
     source.container("neighbour").output(["touch", "/dev/shm/go-on"])
@@ -176,7 +178,7 @@ WHO_KNOWS: Final[dict[str, str]] = {
 
 
 @pytest.mark.parametrize("name", WHO_KNOWS)
-def test_what_two_containers_can_have_made_is_refused_by_its_name(
+def test_object_that_two_containers_can_have_made_is_refused_by_name(
     swap_node: Node, name: str
 ) -> None:
     source = started(swap_node, f"whose {name}", "source", of_main())
@@ -187,7 +189,7 @@ def test_what_two_containers_can_have_made_is_refused_by_its_name(
     assert neighbours_names(source), "and nothing happened to either"
 
 
-def test_a_neighbours_file_that_is_open_in_both_is_refused_by_its_name(swap_node: Node) -> None:
+def test_neighbours_file_that_both_have_open_is_refused_by_name(swap_node: Node) -> None:
     source = started(swap_node, "in both", "source", of_main())
     ask(source, "/hold?name=theirs&path=/dev/shm/early&size=10&seed=1")
     ask(source, "/ready")
@@ -196,12 +198,12 @@ def test_a_neighbours_file_that_is_open_in_both_is_refused_by_its_name(swap_node
 
 
 def closed(pod: Pod) -> None:
-    """What only one container can have made comes along though nobody has it open."""
+    """Objects that only this container can have made come along though nobody has them open."""
     ask(pod, "/write?path=/dev/shm/sem.named&size=32&seed=1")
     ask(pod, "/mkdir?path=/dev/shm/empty")
 
 
-def test_what_a_container_made_before_others_came_is_its_own(swap_node: Node) -> None:
+def test_object_made_before_other_containers_came_is_captured(swap_node: Node) -> None:
     fields: dict[str, Any] = {"name": "later", "env": {"PORT": "8001"}}
     annotations = of_main()
     pod = swap_node.kubelet.make_pod(
@@ -226,7 +228,7 @@ def test_what_a_container_made_before_others_came_is_its_own(swap_node: Node) ->
     assert ask(replica, "/read?path=/dev/shm")["entries"] == ["empty", "sem.named"]
 
 
-def test_who_came_and_went_while_the_daemon_was_away_is_known(swap_node: Node) -> None:
+def test_container_that_came_and_went_while_daemon_was_down_is_known(swap_node: Node) -> None:
     specs = [own_spec("away"), probe(name="later", command=["true"])]
     pod = swap_node.kubelet.make_pod("source", specs, annotations=of_main())
     pod.run_sandbox()

@@ -1,4 +1,4 @@
-"""The bench measures: one small worker, two rounds, without podman."""
+"""The bench measures: a small worker, two rounds, without podman."""
 
 from tests.bench.parts import Bench
 from tests.bench.plan import Plan
@@ -12,7 +12,7 @@ VARIABLES = {
 }  # fmt: skip
 
 
-def test_every_way_is_measured_in_every_round() -> None:
+def test_bench_measures_every_way_in_every_round() -> None:
     results = Results()
     bench = Bench(Plan.of(VARIABLES), results, print, lambda: None)
     bench.run()

@@ -1,4 +1,4 @@
-"""Restores that fail because of the pod or its author: the snapshot is not to blame."""
+"""Failures of a restore that the pod or its author causes do not count against the snapshot."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -44,7 +44,9 @@ def victim_spec(case: str) -> ContainerSpec:
 
 
 def victims_snapshot(node: Node, case: str) -> SnapshotRef:
-    """Of a container with a file in its volume open, and one in /dev/shm."""
+    """Returns the snapshot of a container with an open file in its volume, and another in
+    /dev/shm.
+    """
     node.run(["sh", "-c", f"rm -rf {SHARED}/own && mkdir {SHARED}/own && chmod 777 {SHARED}/own"])
 
     def prepare(pod: Pod) -> None:
@@ -69,7 +71,7 @@ time.sleep(3600)
 
 
 def nothing(_pod: Pod) -> None:
-    """The annotations are enough."""
+    """Does nothing: the annotations are enough."""
 
 
 def left_over(pod: Pod) -> None:
@@ -94,14 +96,18 @@ CAUSES: Final[dict[str, tuple[dict[str, str], int, Callable[[Pod], None], str]]]
     "volume": ({}, 8005, volume_changed, "own/file"),
     "port": ({}, 8000, port_taken, "the container starts cold"),
 }  # fmt: skip
-"""What an author can do: annotations, the port of a sidecar, an action, and what is told."""
+"""An author's ways to make a restore fail: annotations, the port of a sidecar, an action, and the
+words of the report.
+"""
 
 
 @pytest.mark.attack(
     "two pods that fail by their own doing put the snapshot of others in quarantine"
 )
 @pytest.mark.parametrize("case", CAUSES)
-def test_what_a_pod_causes_does_not_blame_the_snapshot(swap_node: Node, case: str) -> None:
+def test_failure_that_the_pod_causes_does_not_blame_the_snapshot(
+    swap_node: Node, case: str
+) -> None:
     taken = victims_snapshot(swap_node, case)
     annotations, port, cause, told = CAUSES[case]
     side = probe(name="side", env={"PORT": str(port)})
@@ -127,7 +133,7 @@ def test_what_a_pod_causes_does_not_blame_the_snapshot(swap_node: Node, case: st
 
 
 def ask_again(node: Node, case: str) -> None:
-    """The volume is as it was at the capture."""
+    """Gives the volume its state of the capture."""
     if case == "volume":
         node.path(f"{SHARED}/own/file").write_bytes(bytes(4096))
 
@@ -139,7 +145,7 @@ def quarantined(node: Node) -> list[dict[str, Any]]:
     return rows
 
 
-def test_one_pod_that_fails_again_and_again_is_one_cause(swap_node: Node) -> None:
+def test_pod_that_fails_repeatedly_counts_once(swap_node: Node) -> None:
     """A container that kubelet restarts tries the same snapshot in the same pod."""
     from tests.node.pageserver import armed
 

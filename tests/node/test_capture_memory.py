@@ -1,4 +1,6 @@
-"""The memory of a captured container is that of one moment, whatever it does meanwhile."""
+"""The memory of a captured container is consistent: of a single moment, whatever it does
+meanwhile.
+"""
 
 import textwrap
 import time
@@ -33,7 +35,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 WHEN_TOLD = wishes(capture_when="signal")
 PAGES = 8192
 PORTS = (8000, 8001)
-"""Of two processes of one container, one forked by the other."""
+"""Of two processes of a container; the second is a fork of the first."""
 WRITER = """
     import mmap, os, random, threading, time
     from workers.serving import Identity, LineLog, Server
@@ -83,7 +85,7 @@ WRITER = """
 
 
 def writer() -> ContainerSpec:
-    """Two processes that write to their memory all the time, and look whether it is right."""
+    """Returns two processes that write to their memory all the time, and check the content."""
     program = 'printf %s "$PROGRAM" > /srv/writer.py; exec python3 /srv/writer.py'
     return ContainerSpec(
         PROBE, command=["sh", "-c", program], env={"PROGRAM": textwrap.dedent(WRITER)}
@@ -112,11 +114,11 @@ def goes_on(pod: Pod, port: int) -> None:
 
 @pytest.fixture
 def snapshot(swap_node: Node) -> SnapshotRef:
-    """A snapshot of it."""
+    """Returns a snapshot of the writing processes."""
     return captured(swap_node, writer(), annotations=WHEN_TOLD, before=all_written)
 
 
-def test_a_process_that_writes_all_the_time_is_captured_as_of_one_moment(
+def test_memory_of_a_writing_process_is_captured_at_a_single_moment(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     began = {port: ask(snapshot.source, "/done", port=port) for port in PORTS}
@@ -129,7 +131,7 @@ def test_a_process_that_writes_all_the_time_is_captured_as_of_one_moment(
     assert all(began[port]["wrong"] == [] for port in PORTS)
 
 
-def test_pages_of_zeros_take_no_room(swap_node: Node) -> None:
+def test_pages_of_zeros_take_no_room_in_the_snapshot(swap_node: Node) -> None:
     program = """
         import mmap, threading
         from workers.serving import Identity, LineLog, Server

@@ -37,14 +37,14 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 MIB: Final = 1 << 20
 GROWS_AT_MOST: Final = 100 * MIB
-"""The daemon, whatever a pod has in its file system. 100,000 entries take half of it."""
+"""Of the daemon, whatever files a pod has. 100,000 entries take half of it."""
 BY_SIGNAL: Final = wishes(capture_when="signal")
 ENDS_WITHIN_S: Final = 90
 
 
 @pytest.fixture
 def figures(swap_node: Node) -> Iterator[Figures]:
-    """Of a daemon that has just started; at the end no step of its loop was slow."""
+    """Yields figures of a fresh daemon; at the end no step of its loop was slow."""
     restart_daemon(swap_node)
     pid, before = swap_node.daemon_pid, peak_bytes(swap_node.daemon_pid)
     found = Figures()
@@ -53,13 +53,13 @@ def figures(swap_node: Node) -> Iterator[Figures]:
     print(found)
     assert swap_node.daemon_pid == pid, "the daemon was ended"
     assert found.peak_bytes - before < GROWS_AT_MOST, str(found)
-    # By processor time: the machine of the tests has other work, and the clock has that in it.
+    # By processor time: the machine of the tests has other work, which the clock includes.
     assert found.step_cpu_s < SLOW_S, str(found)
     wipe_snapshots(swap_node)
 
 
 def attacker(node: Node, case: str, code: str, **fields: Any) -> Pod:
-    """A pod that opted in, runs `code`, and is then ready for its capture."""
+    """Starts a pod that opted in, runs `code`, and is then ready for its capture."""
     spec = probe(env={"CASE": case}, **fields)
     pod = node.kubelet.run_pod("attacker", [spec], annotations=BY_SIGNAL)
     first_answer(pod)
@@ -94,7 +94,7 @@ for number in range({files}):
 
 
 @pytest.mark.attack("files in very long paths fill the node's memory through the daemon")
-def test_names_are_not_kept_with_their_paths(swap_node: Node, figures: Figures) -> None:
+def test_listing_has_names_without_the_paths_above_them(swap_node: Node, figures: Figures) -> None:
     with attacker(swap_node, "deep", DEEP.format(depth=190, files=1500)) as pod:
         not_captured(pod, "bytes of path: a snapshot holds 3800 at most")
     figures.take(swap_node)
@@ -162,7 +162,7 @@ FROZEN_AT_MOST_S: Final = 5.0
 @pytest.mark.attack(
     "open files without a name among many files keep everything frozen for a minute"
 )
-def test_files_that_lost_a_name_are_found_in_one_walk(swap_node: Node, figures: Figures) -> None:
+def test_single_walk_finds_all_files_that_lost_a_name(swap_node: Node, figures: Figures) -> None:
     def fill(pod: Pod) -> None:
         container = pod.container()
         container.output(["python3", "-c", MANY.format(files=30_000)], timeout_s=300)
@@ -188,7 +188,7 @@ def frozen_of(pod: Pod) -> float | None:
 
 
 @pytest.mark.attack("a pod that goes in the midst of its long capture ends the daemon")
-def test_a_capture_ends_soon_after_its_pod_has(swap_node: Node, figures: Figures) -> None:
+def test_capture_ends_soon_after_its_pod(swap_node: Node, figures: Figures) -> None:
     with attacker(swap_node, "gone", MANY.format(files=90_000)) as pod:
         ask(pod, "/ready")
         staging = swap_node.path(f"{STORE}/staging")
@@ -199,7 +199,7 @@ def test_a_capture_ends_soon_after_its_pod_has(swap_node: Node, figures: Figures
 
 
 @pytest.mark.attack("what a capture left makes the next start of the daemon slow")
-def test_a_start_does_not_wait_for_what_was_left(swap_node: Node) -> None:
+def test_daemon_start_does_not_wait_for_the_removal_of_left_overs(swap_node: Node) -> None:
     left = swap_node.path(f"{STORE}/staging/left")
     swap_node.stop_daemon()
     for directory in range(30):
@@ -220,14 +220,14 @@ COUNT: Final = 60_000
 
 
 def long_spec(letter: str) -> ContainerSpec:
-    """The probe with many arguments that it does not look at."""
+    """Returns the probe with many arguments that it does not read."""
     command = ["python3", "-m", "workers.probe"]
     arguments = [f"{letter}{number}" for number in range(COUNT)]
     return probe(env={"CASE": "arguments"}, command=command, args=arguments)
 
 
 @pytest.mark.attack("arguments without number keep the daemon from all other pods")
-def test_a_long_spec_costs_nobody_else_anything(swap_node: Node, figures: Figures) -> None:
+def test_long_spec_costs_the_daemon_little(swap_node: Node, figures: Figures) -> None:
     taken = captured(swap_node, long_spec("a"))
     taken.source.remove(grace_s=0)
     node = swap_node
@@ -245,7 +245,7 @@ def test_a_long_spec_costs_nobody_else_anything(swap_node: Node, figures: Figure
 
 
 @pytest.mark.attack("a command that prints for ever fills the daemon's memory")
-def test_what_a_command_prints_is_not_kept(swap_node: Node, figures: Figures) -> None:
+def test_daemon_does_not_keep_the_output_of_a_command(swap_node: Node, figures: Figures) -> None:
     code = "[print('x' * 65536) for _ in range(8000)]"
     wish = wishes(capture_when=f'exec:python3 -c "{code}; exit(1)"')
     with swap_node.kubelet.run_pod("yes", [probe(env={"CASE": "yes"})], annotations=wish):
@@ -256,7 +256,7 @@ def test_what_a_command_prints_is_not_kept(swap_node: Node, figures: Figures) ->
 
 
 @pytest.mark.attack("variables that look like Services are compared with each other")
-def test_many_variables_cost_nobody_anything(swap_node: Node, figures: Figures) -> None:
+def test_many_variables_cost_the_daemon_little(swap_node: Node, figures: Figures) -> None:
     env = {
         f"S{number}_SERVICE_{what}": "1" for number in range(20_000) for what in ("HOST", "PORT")
     }
@@ -267,7 +267,7 @@ def test_many_variables_cost_nobody_anything(swap_node: Node, figures: Figures) 
 # Logs
 
 
-def test_the_log_of_a_failed_restore_goes_with_its_snapshot(swap_node: Node) -> None:
+def test_log_of_a_failed_restore_is_removed_with_its_snapshot(swap_node: Node) -> None:
     taken = captured(swap_node, probe(env={"CASE": "log"}))
     taken.source.remove(grace_s=0)
     log = swap_node.path(f"{RUN}/logs/{taken.id}.log")

@@ -82,7 +82,7 @@ def blocks_in(directory: Path) -> int:
 
 
 def resident(process: Path) -> int:
-    """Anonymous memory, in bytes, if it is a quickthaw-runc."""
+    """Returns anonymous memory, in bytes, if the process is a quickthaw-runc."""
     try:
         if b"quickthaw/front.py" not in (process / "cmdline").read_bytes():
             return 0
@@ -93,7 +93,7 @@ def resident(process: Path) -> int:
 
 
 def with_deleted(node: Node, case: str, count: int, size: int) -> str:
-    """A ready pod that has so many deleted files open; its short id."""
+    """Starts a ready pod that has so many deleted files open; returns its short id."""
     pod = node.kubelet.run_pod(
         "source", [own_spec(case)], annotations=wishes(capture_when="signal")
     )
@@ -108,7 +108,7 @@ def with_deleted(node: Node, case: str, count: int, size: int) -> str:
 
 
 @pytest.mark.attack("500 deleted files of 1,000 KiB take 1 GB of the node's memory at a restore")
-def test_deleted_files_take_no_memory_of_the_node_at_a_restore(swap_node: Node) -> None:
+def test_open_deleted_files_take_no_memory_of_the_node_at_a_restore(swap_node: Node) -> None:
     with_deleted(swap_node, "deleted", COUNT, KIB << 10)
     (source,) = swap_node.kubelet.pods
     taken = published(source)
@@ -123,6 +123,6 @@ def test_deleted_files_take_no_memory_of_the_node_at_a_restore(swap_node: Node) 
 
 
 @pytest.mark.attack("thousands of small deleted files take the node's memory at each restore")
-def test_very_many_small_deleted_files_are_not_captured(swap_node: Node) -> None:
+def test_container_with_very_many_small_deleted_files_is_not_captured(swap_node: Node) -> None:
     short = with_deleted(swap_node, "many", 900, 40 << 10)
     said(swap_node, short, "no snapshot was made", "small images are", within_s=30)

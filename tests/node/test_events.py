@@ -1,6 +1,6 @@
 """Kubernetes events as the installed daemon sends them, to an HTTPS server on the node.
 
-It is no API server: what it is sent is compared with the documented schema in tests/unit.
+The server is no API server: tests/unit compares the events with the documented schema.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ server.serve_forever()
 
 @pytest.fixture(scope="module")
 def told(swap_node: Node) -> Iterator[Path]:
-    """The file with what the server was told, one request a line."""
+    """Yields the file with the received requests, a request on each line."""
     directory = swap_node.path(DIRECTORY)
     directory.mkdir()
     Authority(directory)
@@ -100,7 +100,7 @@ def configured(node: Node) -> Iterator[None]:
 
 
 def events(told: Path, pod: str) -> dict[str, dict[str, Any]]:
-    """What was told of a pod, by the reason."""
+    """Returns the events of a pod, by their reason."""
     lines = told.read_text().splitlines() if told.exists() else []
     found = [json.loads(line)["body"] for line in lines]
     return {
@@ -108,7 +108,7 @@ def events(told: Path, pod: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_a_pod_is_told_what_became_of_it(swap_node: Node, told: Path) -> None:
+def test_events_report_the_fate_of_a_pod(swap_node: Node, told: Path) -> None:
     spec = probe(env={"CASE": "events"})
     captured(swap_node, spec).source.remove(grace_s=0)
     pod = restored(swap_node, spec)

@@ -1,4 +1,4 @@
-"""Some of what `make faults` tries, one of each kind: see tests/faults."""
+"""Some cases of `make faults`, a case of each kind: see tests/faults."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def ground(swap_node: Node) -> Iterator[Ground]:
-    """The node with a snapshot whose source runs, which no case may disturb."""
+    """Yields the node with a snapshot whose source runs, which no case may disturb."""
     made = Ground(swap_node)
     yield made
     assert made.close() == []
@@ -36,12 +36,12 @@ def ground(swap_node: Node) -> Iterator[Ground]:
 @pytest.mark.parametrize(
     "case", [each for each in matrix() if each.name in CASES], ids=lambda case: case.name
 )
-def test_the_pod_runs_and_nothing_is_left(ground: Ground, case: Case) -> None:
+def test_pod_runs_after_a_fault_and_nothing_is_left(ground: Ground, case: Case) -> None:
     result = one(ground, case)
     assert result["wrong"] == []
     assert result["left_overs"] == []
     assert result["source_state"] == "serves"
 
 
-def test_every_case_that_is_named_exists() -> None:
+def test_every_named_case_exists() -> None:
     assert set(CASES) <= {each.name for each in matrix()}

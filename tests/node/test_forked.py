@@ -37,12 +37,12 @@ SPEC: Final[ContainerSpec] = probe(
 
 @pytest.fixture(scope="module")
 def snapshot(swap_node: Node) -> Iterator[tuple[SnapshotRef, list[float]]]:
-    """And what its source needed, in MiB."""
+    """Yields the snapshot, and the memory that its source needed, in MiB."""
     pod = swap_node.kubelet.run_pod("source", [SPEC], annotations=RESTORE)
     first_answer(pod, "/health")
     wait_until(lambda: answer(pod, "/first").status == 200, "it is not full", swap_node)
     assert ask(pod, "/children") == {"ok": True, "children": CHILDREN}
-    # Some pages that are not shared any more, in the middle of those that are.
+    # Some pages that are not shared any more, in the middle of shared pages.
     assert ask(pod, "/touch?n=100&seed=3")["touched"] == 100
     needed = needed_mib(pod.container())
     swap_node.run([QUICKTHAW, "capture", "source"])
@@ -53,7 +53,7 @@ def snapshot(swap_node: Node) -> Iterator[tuple[SnapshotRef, list[float]]]:
 
 
 def needed_mib(container: Container) -> list[float]:
-    """By each of its processes, the least first; what several share counts once in all."""
+    """Returns the memory of each process, the least first; shared memory counts once in all."""
     found = []
     (cgroup,) = container.pod.node.cgroups[0].rglob(f"*{container.id}*")
     for pid in (cgroup / "cgroup.procs").read_text().split():
@@ -63,7 +63,7 @@ def needed_mib(container: Container) -> list[float]:
     return sorted(found)
 
 
-def test_they_need_no_more_memory_than_in_the_source(
+def test_restored_family_needs_no_more_memory_than_its_source(
     swap_node: Node, snapshot: tuple[SnapshotRef, list[float]]
 ) -> None:
     taken, source = snapshot
@@ -75,7 +75,7 @@ def test_they_need_no_more_memory_than_in_the_source(
     before, after = sum(source), sum(replica)
     print(f"{swap_node.suite}: {before:.1f} MiB in the source, {after:.1f} MiB in the replica")
     assert MIB < before < 2 * MIB
-    # What requests need meanwhile: 2 to 5 MiB, once 12 beside all other tests.
+    # Memory of requests meanwhile: 2 to 5 MiB, once 12 beside all other tests.
     assert after < before * 1.1, (
         f"a part of what is shared was copied: MiB by process {source} in the source, {replica}"
     )
@@ -83,7 +83,9 @@ def test_they_need_no_more_memory_than_in_the_source(
     assert stored < 2 * MIB, "what is shared is stored once"
 
 
-def test_each_has_its_own_pages(swap_node: Node, snapshot: tuple[SnapshotRef, list[float]]) -> None:
+def test_forked_processes_keep_their_own_pages(
+    swap_node: Node, snapshot: tuple[SnapshotRef, list[float]]
+) -> None:
     pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
     assert_restored(pod.container())
     assert ask(pod, "/checksum")["ok"]
@@ -95,10 +97,10 @@ def test_each_has_its_own_pages(swap_node: Node, snapshot: tuple[SnapshotRef, li
 
 
 @pytest.mark.parametrize("action", ["kill", "hang"])
-def test_a_restore_that_fails_leaves_nothing(
+def test_failed_restore_of_a_family_leaves_nothing(
     swap_node: Node, snapshot: tuple[SnapshotRef, list[float]], action: str
 ) -> None:
-    """Though CRIU's log does not say where its tree is: see shim/criu/mntns.py."""
+    """Holds although CRIU's log does not name CRIU's tree: see shim/criu/mntns.py."""
     with armed(swap_node, "memory.told", action):
         pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
     assert not is_restored(pod.container()), snapshot

@@ -1,4 +1,4 @@
-"""What goes wrong with GPUs ends as said: the source serves or starts anew, the target is cold."""
+"""Failures with GPUs end as documented: the source serves or starts anew, the target is cold."""
 
 import json
 import time
@@ -94,7 +94,7 @@ def test_a_helper_that_dies_in_a_capture_is_replaced(gpu_node: Node, call: str) 
     checked(pod)
 
 
-def test_work_that_does_not_end_leaves_the_source_serving(gpu_node: Node) -> None:
+def test_endless_device_work_leaves_the_source_serving(gpu_node: Node) -> None:
     pod = ready_source(gpu_node, two_processes("works on"))
     ask(pod, "/gpu/busy?ms=14000")
     assert "still has work on the GPU" in failed(gpu_node, pod)
@@ -170,7 +170,7 @@ def replica_of(node: Node, spec: ContainerSpec, **more: str) -> tuple[Pod, str]:
 
 
 def started(pod: Pod) -> dict[str, Any]:
-    """What the worker in it says first."""
+    """Starts a pod; returns the first answer of its worker."""
     pod.run_sandbox()
     pod.container().create()
     pod.container().start()

@@ -17,11 +17,11 @@ STEPS = (
     ("helper without cuInit", "container cuda"),
     ("wrong order", "killed in each state", "two processes", "NVML"),
 )
-"""Of every part those that tell something without a GPU."""
+"""The parts that report something without a GPU."""
 
 
 @pytest.mark.timeout(600)
-def test_every_part_ends_and_what_went_through_criu_is_right() -> None:
+def test_every_part_ends_and_processes_that_criu_restored_are_right() -> None:
     subprocess.run([sys.executable, "-m", "tests.gpu.bundle"], cwd=ROOT, check=True)
     with Enclosure("forky") as node:
         shutil.copytree(BUNDLE, node.path("/bundle"))

@@ -1,4 +1,6 @@
-"""What could be checkpointed and never restored is refused before the source is touched."""
+"""A container that could be checkpointed and never restored is refused before the capture touches
+it.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -56,12 +58,12 @@ def told(node: Node, pod: Pod, *codes: str, do: str) -> Pod:
 
 
 def explained(node: Node, pod: Pod) -> Mapping[str, Any]:
-    """What `quickthaw explain` says about a capture, by code."""
+    """Returns the rows of `quickthaw explain` about a capture, by code."""
     answer = json.loads(node.call([QUICKTHAW, "explain", pod.spec.name, "--json"]).stdout)
     return {row["code"]: row for row in answer["capture"]}
 
 
-def test_several_processes_that_may_share_memory(gpu_node: Node) -> None:
+def test_several_cuda_processes_that_may_share_memory_are_refused(gpu_node: Node) -> None:
     spec = gpu_probe(0, env={"CASE": "sharing", "CHILDREN": "1"})
     pod = refused(gpu_node, spec, "gpu_sharing", do="NCCL_P2P_DISABLE=1 NCCL_CUMEM_ENABLE=0")
     row = explained(gpu_node, pod)["gpu_sharing"]
@@ -69,24 +71,24 @@ def test_several_processes_that_may_share_memory(gpu_node: Node) -> None:
     assert "NCCL_P2P_DISABLE=1" in row["do"]
 
 
-def test_two_gpus_in_one_process(gpu_node: Node) -> None:
+def test_process_with_contexts_on_two_gpus_is_refused(gpu_node: Node) -> None:
     spec = gpu_probe(0, 1, env={"CASE": "peers", "DEVICES": "0,1"})
     pod = refused(gpu_node, spec, "gpu_peers", do="CUDA_VISIBLE_DEVICES")
     assert explained(gpu_node, pod)["gpu_driver"]["fits"]
 
 
-def test_the_nodes_network(gpu_node: Node) -> None:
+def test_gpu_pod_in_the_network_of_the_node_is_refused(gpu_node: Node) -> None:
     spec = gpu_probe(0, env={"CASE": "network", "PORT": "8000", "LISTEN": "127.0.0.1"})
     pod = gpu_node.kubelet.run_pod("source", [spec], annotations=wishes(), host_network=True)
     said(gpu_node, f"({pod.container().id[:12]})", "gpu_host_network: ", "hostNetwork", within_s=30)
 
 
-def test_mps(gpu_node: Node) -> None:
+def test_pod_under_mps_is_refused(gpu_node: Node) -> None:
     env = {"CASE": "mps", "CUDA_MPS_PIPE_DIRECTORY": "/tmp/mps"}
     refused(gpu_node, gpu_probe(0, env=env), "gpu_mps", do="without MPS")
 
 
-def test_a_memory_limit_that_does_not_hold_what_is_staged(gpu_node: Node) -> None:
+def test_memory_limit_without_room_for_staging_memory_is_refused(gpu_node: Node) -> None:
     env = {"CASE": "limit", "MIB": "64"}
     spec = gpu_probe(0, env=env, memory_limit_bytes=160 << 20)
     refused(gpu_node, spec, "gpu_host_memory", do="Raise the memory limit")
@@ -96,7 +98,9 @@ def test_a_memory_limit_that_does_not_hold_what_is_staged(gpu_node: Node) -> Non
     ("line", "code", "do"),
     [("0 143771 1 0", "gpu_mig", "not split"), ("0 143771 0 3", "gpu_exclusive", "-c DEFAULT")],
 )
-def test_how_the_gpu_is_set_up(gpu_node: Node, line: str, code: str, do: str) -> None:
+def test_gpu_with_mig_or_in_exclusive_mode_is_refused(
+    gpu_node: Node, line: str, code: str, do: str
+) -> None:
     describe(gpu_node, [f"{line} NVIDIA H200", f"1 {MODEL}"])
     restart_daemon(gpu_node)
     try:
@@ -106,7 +110,7 @@ def test_how_the_gpu_is_set_up(gpu_node: Node, line: str, code: str, do: str) ->
         restart_daemon(gpu_node)
 
 
-def test_a_driver_that_is_too_old(gpu_node: Node) -> None:
+def test_too_old_driver_is_refused(gpu_node: Node) -> None:
     gpu_node.write("/run/cuda-standin/driver", "535.104.05\n")
     try:
         spec = gpu_probe(0, env={"CASE": "old driver"})
@@ -116,7 +120,7 @@ def test_a_driver_that_is_too_old(gpu_node: Node) -> None:
 
 
 @pytest.mark.parametrize("code", ["gpu_exclusive", "gpu_mig"])
-def test_a_gpu_that_was_set_up_otherwise_since_the_capture(gpu_node: Node, code: str) -> None:
+def test_gpu_with_another_setup_than_at_the_capture_is_refused(gpu_node: Node, code: str) -> None:
     spec = gpu_probe(0, env={"CASE": f"since {code}", **SHARED_MEMORY})
     captured(gpu_node, spec).source.remove(grace_s=0)
     mig, mode = (1, 0) if code == "gpu_mig" else (0, 3)

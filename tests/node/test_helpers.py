@@ -23,12 +23,12 @@ FORMS: Final = {
     "exec": ("exec:sleep 3600", b"\0exec\0"),
     "log": ("log:never", b"logwatch.py"),
 }
-"""`capture-when`, and what the command line of its helper has in it."""
+"""`capture-when`, and a part of the command line of its helper."""
 QUIET_S: Final = 3.0
 
 
 def helpers(node: Node, word: bytes) -> dict[int, Path]:
-    """The processes of the node's root whose command line has `word`, by their host pid."""
+    """Returns processes of the node's root whose command line has `word`, by their host pid."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
@@ -43,7 +43,7 @@ def helpers(node: Node, word: bytes) -> dict[int, Path]:
 
 
 def waiting_pod(node: Node, form: str) -> tuple[Pod, dict[int, Path]]:
-    """A pod that is never ready, and the helper that looks whether it is."""
+    """Starts a pod that is never ready; returns it and the helper that checks its readiness."""
     condition, word = FORMS[form]
     pod = node.kubelet.run_pod(
         "waits", [own_spec(f"waits-{form}")], annotations=wishes(capture_when=condition)
@@ -54,12 +54,12 @@ def waiting_pod(node: Node, form: str) -> tuple[Pod, dict[int, Path]]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_helper_ends_with_the_daemon_and_is_no_favourite_of_the_node(
+def test_helper_ends_with_the_daemon_and_lacks_its_oom_protection(
     swap_node: Node, form: str
 ) -> None:
-    """A daemon that is killed cannot end them; a node out of memory should end them early."""
+    """A killed daemon cannot end helpers; a node out of memory should end helpers early."""
     waiting_pod(swap_node, form)
-    # A helper that was started just now is still on its way.
+    # A helper that started just now is still on its way.
     wait_until(lambda: scores(swap_node, form) >= {500}, "it is none of the first", swap_node)
     swap_node.kill_daemon()
     try:
@@ -73,7 +73,7 @@ def test_a_helper_ends_with_the_daemon_and_is_no_favourite_of_the_node(
 
 
 def scores(node: Node, form: str) -> set[int]:
-    """What the OOM killer knows of the helpers: 500, where the daemon has -999."""
+    """Returns the OOM killer's scores of the helpers: 500; the daemon has -999."""
     found = set()
     for entry in helpers(node, FORMS[form][1]).values():
         with contextlib.suppress(OSError):
@@ -82,7 +82,7 @@ def scores(node: Node, form: str) -> set[int]:
 
 
 @pytest.mark.attack("a probe is led into the node's network by a process that has its pod's number")
-def test_a_number_that_is_another_process_now_is_not_entered(swap_node: Node) -> None:
+def test_helper_does_not_enter_a_process_that_took_over_the_pid(swap_node: Node) -> None:
     """The daemon hangs, the container ends, and its number becomes a process of the node."""
     pod, _ = waiting_pod(swap_node, "http")
     number, host_pid = pod.container().info()["pid"], pod.container().host_pid

@@ -1,4 +1,4 @@
-"""A snapshot that is not to the byte what was captured is not used: the pod starts cold."""
+"""A snapshot that differs from its capture in a single byte is not used: the pod starts cold."""
 
 import ast
 import contextlib
@@ -39,7 +39,7 @@ MANY = 8 << 20
 
 @pytest.fixture(scope="module")
 def shared(swap_node: Node) -> Iterator[SnapshotRef]:
-    """One with files of its own in rootfs/ and shm/. Its source is gone."""
+    """Yields a snapshot with files of its own in rootfs/ and shm/. Its source is gone."""
 
     def write(pod: Pod) -> None:
         ask(pod, "/write?path=/srv/small&size=5000&seed=1")
@@ -61,7 +61,9 @@ def start_pod(node: Node) -> Pod:
 
 @contextlib.contextmanager
 def put_back(taken: SnapshotRef) -> Iterator[Path]:
-    """The snapshot's directory, which is afterwards as it was, but for its inodes."""
+    """Yields the snapshot's directory, and restores its content afterwards, except inode
+    numbers.
+    """
     saved = taken.directory.parent.parent / "saved"
     copy(taken.directory, saved)
     try:
@@ -79,7 +81,9 @@ def copy(source: Path, target: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit in the middle. The times are put back, as somebody would who hides it."""
+    """Flips a bit in the middle, and puts the times back, as an attacker would who hides the
+    change.
+    """
     status = path.stat()
     with path.open("r+b") as file:
         file.seek(status.st_size // 2)
@@ -111,7 +115,7 @@ DAMAGES: tuple[tuple[str, Callable[[Path], object], str], ...] = (
     ("path", "damage", "why"), DAMAGES, ids=[f"{change.__name__}-{p}" for p, change, _ in DAMAGES]
 )
 @pytest.mark.attack("Someone changes, adds or removes a file of a snapshot in the store")
-def test_a_changed_snapshot(
+def test_changed_snapshot_is_refused_and_goes_to_quarantine(
     swap_node: Node, shared: SnapshotRef, path: str, damage: Callable[[Path], object], why: str
 ) -> None:
     with put_back(shared) as directory:
@@ -123,13 +127,13 @@ def test_a_changed_snapshot(
 
 
 def verify(node: Node, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    """Exit status and rows of `quickthaw verify`."""
+    """Returns exit status and rows of `quickthaw verify`."""
     done = node.call(["quickthaw", "verify", "--json", *arguments])
     rows: list[dict[str, Any]] = json.loads(done.stdout)["snapshots"]
     return done.returncode, rows
 
 
-def test_verify_tells_what_is_whole(swap_node: Node, shared: SnapshotRef) -> None:
+def test_verify_reports_whole_and_damaged_snapshots(swap_node: Node, shared: SnapshotRef) -> None:
     status, (row,) = verify(swap_node, shared.id[:12])
     assert (status, row["result"], row["signature"]["state"]) == (0, "whole", "valid")
     assert row["hashed_bytes"] > MANY, "marks spare it nothing"
@@ -141,7 +145,7 @@ def test_verify_tells_what_is_whole(swap_node: Node, shared: SnapshotRef) -> Non
     assert verify(swap_node)[0] == 0
 
 
-def test_what_was_not_changed_is_restored_with_and_without_marks(
+def test_unchanged_snapshot_is_restored_with_and_without_marks(
     swap_node: Node, shared: SnapshotRef
 ) -> None:
     marks = swap_node.path(f"{VERIFIED}/{shared.id}")
@@ -150,7 +154,7 @@ def test_what_was_not_changed_is_restored_with_and_without_marks(
         pod = start_pod(swap_node)
         assert_restored(pod.container())
         assert ask(pod, "/state")["nonce"] == shared.nonce
-        # The page server marks what it has filled, when all is there.
+        # The page server marks the memory that it has filled, when all is there.
         wait_until(
             lambda: {"criu", "memory", "rootfs", "shm"} == {path.name for path in marks.iterdir()},
             "not everything got marks", swap_node,
@@ -158,9 +162,7 @@ def test_what_was_not_changed_is_restored_with_and_without_marks(
         swap_node.kubelet.remove_pods()
 
 
-def test_after_a_boot_the_daemon_makes_the_marks_again(
-    swap_node: Node, shared: SnapshotRef
-) -> None:
+def test_daemon_makes_the_marks_again_after_a_boot(swap_node: Node, shared: SnapshotRef) -> None:
     marks = swap_node.path(f"{VERIFIED}/{shared.id}")
     stale = swap_node.path(f"{VERIFIED}/{'0' * 64}")
     with swap_node.daemon_stopped():
@@ -177,7 +179,9 @@ ROUNDS = 5
 
 
 def steps_of(node: Node) -> tuple[float, float]:
-    """Seconds of the steps that check, and of the whole restore of a pod that is then removed."""
+    """Returns the seconds of the steps that check, and of the whole restore of a pod; removes the
+    pod.
+    """
     with start_pod(node) as pod:
         line = said(node, f"({pod.container().id[:12]}) restored from ")
     seconds, steps = line.partition(" in ")[2].split(" s ", 1)
@@ -185,7 +189,7 @@ def steps_of(node: Node) -> tuple[float, float]:
     return told["check"] + told["hash"], float(seconds)
 
 
-def test_what_was_verified_before_is_not_read_again(swap_node: Node, shared: SnapshotRef) -> None:
+def test_verified_content_is_not_read_again(swap_node: Node, shared: SnapshotRef) -> None:
     marks = swap_node.path(f"{VERIFIED}/{shared.id}")
     with_marks, without = [], []
     steps_of(swap_node)
@@ -201,7 +205,7 @@ def test_what_was_verified_before_is_not_read_again(swap_node: Node, shared: Sna
         print(f"{swap_node.suite}, {name}: check {statistics.median(checks) * 1000:.1f} ms "
               f"({min(checks) * 1000:.1f} to {max(checks) * 1000:.1f}) of a restore's "
               f"{statistics.median(wholes) * 1000:.0f} ms")  # fmt: skip
-    # The least of each: the suites run side by side, and what disturbs only adds. The step has
+    # The least of each: the suites run side by side, and other work only adds. The step has
     # imports, too, beside the start of the runtime.
     share = min(check for check, _ in with_marks) / min(check for check, _ in without)
     assert share < 0.9, "what was verified before is not read again"

@@ -1,4 +1,4 @@
-"""However a test run ends, its nodes go, and the next run finds nothing of it."""
+"""However a test run ends, its nodes go, and the next run finds nothing of them."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ GONE_WITHIN_S = 20.0
 
 @dataclass(frozen=True)
 class Ended:
-    """A test run that ended, and what it had made."""
+    """An ended test run, and the objects that it had made."""
 
     pid: int
     status: int
@@ -45,7 +45,7 @@ class Ended:
 
 
 def run_and_end(archive: Path, how: str, number: int | None) -> Ended:
-    """A test run with a pod, which ends by itself or by signal `number`."""
+    """Runs a test with a pod, which ends by itself or by signal `number`."""
     command = [sys.executable, "-c", RUN, str(archive), how]
     with subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         assert run.stdout is not None
@@ -58,7 +58,7 @@ def run_and_end(archive: Path, how: str, number: int | None) -> Ended:
 
 
 @pytest.mark.parametrize(("how", "number"), [("raises", None), ("is interrupted", signal.SIGINT)])
-def test_a_run_that_fails_leaves_nothing(shell_archive: Path, how: str, number: int | None) -> None:
+def test_failed_run_leaves_nothing(shell_archive: Path, how: str, number: int | None) -> None:
     ended = run_and_end(shell_archive, how, number)
     assert ended.status != 0
     after = take_host(ended.pid)
@@ -66,7 +66,7 @@ def test_a_run_that_fails_leaves_nothing(shell_archive: Path, how: str, number: 
     assert after.mounts == ended.had.mounts
 
 
-def test_a_killed_run_takes_its_processes_along(shell_archive: Path) -> None:
+def test_killed_run_takes_its_processes_along(shell_archive: Path) -> None:
     ended = run_and_end(shell_archive, "is killed", signal.SIGKILL)
     assert ended.status == -signal.SIGKILL
     assert ended.had.processes
@@ -76,7 +76,7 @@ def test_a_killed_run_takes_its_processes_along(shell_archive: Path) -> None:
         time.sleep(0.05)
 
 
-def test_the_next_run_sweeps_what_a_killed_one_left(shell_archive: Path) -> None:
+def test_next_run_removes_the_left_overs_of_a_killed_run(shell_archive: Path) -> None:
     ended = run_and_end(shell_archive, "is killed", signal.SIGKILL)
     assert ended.had.runs
     with Node("forky"):

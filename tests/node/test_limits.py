@@ -43,7 +43,7 @@ TURNS = f"{RUN}/turns"
 STAGING = "/var/lib/quickthaw/staging"
 DEADLINE_S = 2.0
 COLD_WITHIN_S = 4.0
-"""What the cold start takes beside the deadline, on a busy machine."""
+"""Time of the cold start beside the deadline, on a busy machine."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,7 +54,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 @contextlib.contextmanager
 def configured(node: Node, **values: object) -> Iterator[None]:
-    """The daemon has these values of its configuration inside of the `with`."""
+    """Gives the daemon these values of its configuration inside of the `with`."""
     text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
     node.path(DROP_IN).parent.mkdir(exist_ok=True)
     with node.daemon_stopped():
@@ -88,7 +88,7 @@ def start(node: Node, case: str, name: str = "replica", **more: str) -> Pod:
 
 @contextlib.contextmanager
 def turn_held(node: Node, number: int) -> Iterator[None]:
-    """Somebody goes on restoring, without an end."""
+    """Holds a turn, like a restore without an end."""
     node.path(TURNS).mkdir(exist_ok=True)
     script = f"exec 9>{TURNS}/{number}; flock 9; exec sleep 1000"
     held = node.popen(["sh", "-c", script])
@@ -102,7 +102,7 @@ def turn_held(node: Node, number: int) -> Iterator[None]:
         node.call(["sh", "-c", f"rm -f {TURNS}/{number}"])
 
 
-def test_who_gets_no_turn_starts_cold_and_blames_nobody(swap_node: Node) -> None:
+def test_restore_without_a_turn_starts_cold_and_blames_no_snapshot(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "turns")
     with configured(swap_node, max_restores_at_once=1, restore_wait_s=0.5):
         with turn_held(swap_node, 1):
@@ -147,9 +147,7 @@ def memory_is_there(log: Path) -> bool:
 
 
 @pytest.mark.parametrize("when", [criu_has_begun, processes_are_there, memory_is_there])
-def test_a_criu_that_hangs_ends_at_the_deadline(
-    swap_node: Node, when: Callable[[Path], bool]
-) -> None:
+def test_hanging_criu_ends_at_the_deadline(swap_node: Node, when: Callable[[Path], bool]) -> None:
     case = f"hangs-{when.__name__}"
     taken = own_snapshot(swap_node, case)
     annotations = RESTORE | {"quickthaw.io/deadline": f"{DEADLINE_S:g}s"}
@@ -177,7 +175,7 @@ def test_a_criu_that_hangs_ends_at_the_deadline(
 
 @contextlib.contextmanager
 def telling_criu(node: Node) -> Iterator[Path]:
-    """A criu that says who it is, for each time that it is called: the file with its pids."""
+    """Replaces criu by a program that reports each call; yields the file with its pids."""
     own = node.run(["sh", "-c", "readlink -f $(command -v criu)"]).strip()
     pids, path = node.path("/run/criu-pids"), node.path(own)
     real = path.with_name("criu.real")
@@ -192,7 +190,7 @@ def telling_criu(node: Node) -> Iterator[Path]:
 
 
 def stopped_criu(node: Node, pids: Path, when: Callable[[], bool]) -> int:
-    """Stop the criu that was called last as soon as `when`; which one that is."""
+    """Stop the criu that was called last as soon as `when`; returns its pid."""
     known: list[str] = []
     host_pid = 0
 
@@ -212,7 +210,9 @@ def stopped_criu(node: Node, pids: Path, when: Callable[[], bool]) -> int:
 
 
 def strangers(container: Container) -> list[str]:
-    """Who is in the container's cgroup and does not descend from its init: pid, name, state."""
+    """Returns processes in the container's cgroup that do not descend from its init: pid, name,
+    state.
+    """
     own = tree(container.host_pid)
     found = [pid for pid in everybody() if pid not in own and in_cgroup(pid, container.id)]
     told = []
@@ -233,7 +233,7 @@ def in_cgroup(pid: int, container: str) -> bool:
 
 
 @pytest.mark.parametrize("point", ["restore.check", "restore.rootfs.mounted", "restore.told"])
-def test_a_step_that_hangs_ends_soon_after_the_deadline(
+def test_hanging_step_ends_soon_after_the_deadline(
     swap_node: Node, hanging: SnapshotRef, point: str
 ) -> None:
     with armed(swap_node, point, "hang"):
@@ -254,7 +254,7 @@ def hanging(swap_node: Node) -> SnapshotRef:
 # How much snapshots may take
 
 
-def test_a_snapshot_that_is_too_big_is_not_made(swap_node: Node) -> None:
+def test_capture_above_max_snapshot_bytes_is_refused(swap_node: Node) -> None:
     with configured(swap_node, max_snapshot_bytes=1 << 20):
         pod = swap_node.kubelet.run_pod("source", [own_spec("big")], annotations=wishes())
         said(swap_node, pod.container().id[:12], "no snapshot of this size", "goes on serving")
@@ -262,7 +262,7 @@ def test_a_snapshot_that_is_too_big_is_not_made(swap_node: Node) -> None:
     assert list(swap_node.path(STAGING).iterdir()) == []
 
 
-def test_the_least_recently_used_makes_room(swap_node: Node) -> None:
+def test_least_recently_used_snapshot_is_evicted(swap_node: Node) -> None:
     wipe_snapshots(swap_node)
     first, second = own_snapshot(swap_node, "first"), own_snapshot(swap_node, "second")
     sizes = [sum(taken.manifest()["sizes"].values()) for taken in (first, second)]
@@ -294,7 +294,7 @@ def snapshots(node: Node) -> set[str]:
 
 
 @pytest.mark.attack("a pod keeps a snapshot from eviction by naming it, without ever fitting it")
-def test_a_container_that_only_names_a_snapshot_does_not_keep_it(swap_node: Node) -> None:
+def test_container_that_only_names_a_snapshot_does_not_keep_it(swap_node: Node) -> None:
     wipe_snapshots(swap_node)
     named = snapshot_of(swap_node, "default", "named")
     size = sum(named.manifest()["sizes"].values())
@@ -314,7 +314,7 @@ def test_a_container_that_only_names_a_snapshot_does_not_keep_it(swap_node: Node
 
 
 @pytest.mark.attack("a namespace fills the node with snapshots, and those of others have to go")
-def test_a_namespace_makes_room_at_its_own_expense(swap_node: Node) -> None:
+def test_capture_evicts_snapshots_of_its_own_namespace(swap_node: Node) -> None:
     wipe_snapshots(swap_node)
     victims = snapshot_of(swap_node, "victim", "theirs")
     first = snapshot_of(swap_node, "greedy", "first")
@@ -329,7 +329,7 @@ def test_a_namespace_makes_room_at_its_own_expense(swap_node: Node) -> None:
 
 @pytest.mark.attack("A pod whose capture never happens has other tenants' snapshots removed")
 @pytest.mark.parametrize("obstacle", ["quiesce", "stopped"])
-def test_capture_that_never_happens_removes_nothing(swap_node: Node, obstacle: str) -> None:
+def test_capture_that_never_happens_evicts_nothing(swap_node: Node, obstacle: str) -> None:
     wipe_snapshots(swap_node)
     taken = own_snapshot(swap_node, "stays")
     size = sum(taken.manifest()["sizes"].values())
@@ -352,8 +352,8 @@ def states(container: Container) -> list[str]:
 
 
 @pytest.mark.attack("A pod makes its capture look large, and other snapshots are removed for it")
-def test_memory_that_processes_share_is_estimated_once(swap_node: Node) -> None:
-    """Nine processes share 64 MiB; counted for each they would be 600."""
+def test_estimate_counts_shared_memory_once(swap_node: Node) -> None:
+    """Nine processes share 64 MiB; counted for each process the estimate would be 600."""
     wipe_snapshots(swap_node)
     spec = probe(
         command=["python3", "-m", "workers.memory"], env={"SIZE_MIB": "64", "CHILDREN": "8"}

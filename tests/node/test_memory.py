@@ -1,4 +1,6 @@
-"""Memory of a restored container: every byte comes back, and it never goes on with wrong ones."""
+"""Memory of a restored container: every byte comes back, and the container never runs with wrong
+bytes.
+"""
 
 import ctypes
 import mmap
@@ -55,21 +57,23 @@ def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
 
 
 def nonce_of(pod: Pod) -> str:
-    """What a worker says when its memory is full."""
+    """Wait until the worker's memory is full; returns the worker's nonce."""
     first_answer(pod, "/health")
     wait_until(lambda: answer(pod, "/first").status == 200, "it is not full", pod.node)
     return str(ask(pod, "/first")["nonce"])
 
 
 def start(node: Node) -> Pod:
-    """A pod that is started from the snapshot, and may not be able to answer."""
+    """Starts a pod from the snapshot, which may not be able to answer."""
     pod = node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
     assert_restored(pod.container())
     return pod
 
 
 def assert_killed_then_cold(pod: Pod, snapshot: SnapshotRef, why: str) -> None:
-    """The container dies, everybody is told, and what kubelet does next is a cold start."""
+    """Assert that the container dies, events and journal report this, and kubelet starts it
+    cold.
+    """
     container = pod.container()
     status = container.wait_exit(30)
     assert status.exit_code == 128 + signal.SIGKILL
@@ -81,7 +85,7 @@ def assert_killed_then_cold(pod: Pod, snapshot: SnapshotRef, why: str) -> None:
     assert nonce_of(pod) != snapshot.nonce
 
 
-def test_every_byte_comes_back_and_nothing_of_ours_stays(
+def test_every_byte_comes_back_and_the_page_server_ends(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     pod = start(swap_node)
@@ -95,7 +99,7 @@ def test_every_byte_comes_back_and_nothing_of_ours_stays(
     assert swap_node.path(f"{STORE}/working-sets/{snapshot.id}.json").exists()
 
 
-def test_what_was_not_hashed_since_the_boot_is_hashed_before_it_is_used(
+def test_memory_not_hashed_since_boot_is_hashed_before_use(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     marks = swap_node.path(f"{VERIFIED}/{snapshot.id}/memory")
@@ -107,7 +111,7 @@ def test_what_was_not_hashed_since_the_boot_is_hashed_before_it_is_used(
     wait_until(marks.exists, "the memory got no marks", swap_node)
 
 
-def test_a_page_server_that_is_killed_takes_the_container_with_it(
+def test_killed_page_server_takes_the_container_with_it(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     with armed(swap_node, "memory.filling", "hang"):
@@ -117,7 +121,7 @@ def test_a_page_server_that_is_killed_takes_the_container_with_it(
     assert_killed_then_cold(pod, snapshot, "the page server was killed")
 
 
-def test_a_page_server_that_does_not_move_takes_the_container_with_it(
+def test_stuck_page_server_takes_the_container_with_it(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     with armed(swap_node, "memory.filling", "hang"):
@@ -126,7 +130,7 @@ def test_a_page_server_that_does_not_move_takes_the_container_with_it(
 
 
 @pytest.mark.parametrize("action", ["kill", "hang", "error"])
-def test_a_page_server_that_fails_before_the_restore_is_over_is_a_cold_start(
+def test_page_server_failure_before_the_end_of_restore_is_a_cold_start(
     swap_node: Node, snapshot: SnapshotRef, action: str
 ) -> None:
     with armed(swap_node, "memory.told", action):
@@ -139,7 +143,7 @@ def test_a_page_server_that_fails_before_the_restore_is_over_is_a_cold_start(
     assert not processes(pod.container(), "quickthaw-guard")
 
 
-def test_filling_goes_on_without_the_daemon(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_memory_is_filled_while_the_daemon_is_down(swap_node: Node, snapshot: SnapshotRef) -> None:
     pod = start(swap_node)
     swap_node.kill_daemon()
     swap_node.start_daemon()
@@ -148,7 +152,9 @@ def test_filling_goes_on_without_the_daemon(swap_node: Node, snapshot: SnapshotR
     wait_filled(pod.container())
 
 
-def test_reading_begins_with_the_sandbox(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_snapshot_is_read_ahead_from_sandbox_creation_on(
+    swap_node: Node, snapshot: SnapshotRef
+) -> None:
     """Image pull, network and reading overlap: see shim/daemon/prefetch."""
     data = snapshot.directory / "memory/space-1.data"
     evict(data)
@@ -159,14 +165,14 @@ def test_reading_begins_with_the_sandbox(swap_node: Node, snapshot: SnapshotRef)
 
 
 def evict(path: Path) -> None:
-    """Take one file out of the page cache."""
+    """Evict a file from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident(path: Path) -> float:
-    """The share of a file that is in the page cache. Source: mincore(2)."""
+    """Returns the share of a file that is in the page cache. Source: mincore(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     size = path.stat().st_size
@@ -179,7 +185,7 @@ def resident(path: Path) -> float:
     return sum(each & 1 for each in there) / pages
 
 
-def test_a_container_that_ends_while_it_is_filled_ends_its_page_server(
+def test_page_server_ends_with_a_container_that_is_being_filled(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     began = time.monotonic()

@@ -39,7 +39,7 @@ SPEC: Final[ContainerSpec] = probe(
 
 
 def full(pod: Pod) -> str:
-    """Wait until the worker has written everything; its nonce."""
+    """Wait until the worker has written everything; returns its nonce."""
     wait_until(lambda: first_answer(pod, "/first")["ok"], "it is not full", pod.node)
     return str(ask(pod, "/first")["nonce"])
 
@@ -67,17 +67,17 @@ def assert_whole(pod: Pod, snapshot: SnapshotRef) -> None:
     assert not processes(pod.container(), "quickthaw-shm")
 
 
-def test_every_kind_comes_back(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_every_kind_of_shared_memory_comes_back(swap_node: Node, snapshot: SnapshotRef) -> None:
     memory = snapshot.directory / "memory"
     data = sorted(memory.glob("shared-*.data"))
-    assert len(data) == 4, data  # a memfd, a sealed one, anonymous memory, a segment
-    # What is zeros is not stored: that is 32 MiB of 80.
+    assert len(data) == 4, data  # a memfd, a sealed memfd, anonymous memory, a segment
+    # The snapshot does not store zeros: they are 32 MiB of 80.
     assert 46 << 20 < sum(path.stat().st_blocks * 512 for path in data) < 50 << 20
     pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
     assert_whole(pod, snapshot)
 
 
-def test_what_was_not_hashed_since_the_boot_is_hashed_before_it_is_used(
+def test_shared_memory_not_hashed_since_boot_is_hashed_before_use(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     marks = swap_node.path(f"{VERIFIED}/{snapshot.id}/memory")
@@ -87,7 +87,7 @@ def test_what_was_not_hashed_since_the_boot_is_hashed_before_it_is_used(
     wait_until(marks.exists, "the memory got no marks", swap_node)
 
 
-def test_a_restored_container_can_be_captured_and_restored_again(
+def test_restored_container_can_be_captured_and_restored_again(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     pod = swap_node.kubelet.run_pod("again", [SPEC], annotations=RESTORE)
@@ -115,9 +115,7 @@ def assert_cold(pod: Pod, snapshot: SnapshotRef) -> None:
 
 
 @pytest.mark.parametrize("action", ["kill", "error", "hang"])
-def test_a_filler_that_fails_is_a_cold_start(
-    swap_node: Node, snapshot: SnapshotRef, action: str
-) -> None:
+def test_failed_filler_is_a_cold_start(swap_node: Node, snapshot: SnapshotRef, action: str) -> None:
     with armed(swap_node, "memory.shared", action):
         pod = swap_node.kubelet.run_pod(
             "replica", [SPEC], annotations=RESTORE | {"quickthaw.io/deadline": "3s"}
@@ -125,14 +123,14 @@ def test_a_filler_that_fails_is_a_cold_start(
     assert_cold(pod, snapshot)
 
 
-def test_memory_is_charged_to_the_container(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_shared_memory_is_charged_to_the_container(swap_node: Node, snapshot: SnapshotRef) -> None:
     pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
     assert_whole(pod, snapshot)
     used = pod.container().stats().memory.working_set_bytes.value
     assert used > 70 << 20
 
 
-def test_spoiled_content_is_a_cold_start_and_the_snapshots_end(
+def test_damaged_shared_memory_is_a_cold_start_and_quarantines_the_snapshot(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     data = max(

@@ -61,7 +61,7 @@ class Table:
             self._devices.setdefault(each.device, name)
 
     def rows(self) -> dict[str, list[dict[str, object]]]:
-        """All that one can see of each mount, by its place."""
+        """Returns all visible properties of each mount, by its place."""
         by_id = {each.mount_id: each.target for each in self._mounts}
         self._inodes = {}
         for path in ("/dev/null", "/dev/zero", "/dev/ptmx", "/proc", "/sys"):
@@ -74,7 +74,7 @@ class Table:
 
     def _row(self, mount: Mount, parent: str) -> dict[str, object]:
         status = os.stat(f"/proc/{self._pid}/root{mount.target}")
-        layers = ("lowerdir", "upperdir", "workdir", "index")  # the diff is one more layer
+        layers = ("lowerdir", "upperdir", "workdir", "index")  # the diff is another layer
         options = [f"{name}={value}" for name, value in mount.pairs() if name not in layers]
         # Where cgroups are of v1, the runtime binds other directories of them at a restore: see
         # docs/security.md, Not protected.
@@ -109,7 +109,7 @@ def table(container: Container) -> dict[str, list[dict[str, object]]]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_restored_container_has_the_mounts_of_a_cold_one(swap_node: Node, shape: str) -> None:
+def test_restored_container_has_the_mounts_of_a_cold_container(swap_node: Node, shape: str) -> None:
     fields = SHAPES[shape]
     with criu_user.dumping(swap_node, fields.get("user", 0), fields.get("group", 0)):
         taken = own_snapshot(swap_node, f"mounts {shape}", fields)
@@ -131,7 +131,7 @@ def test_a_restored_container_has_the_mounts_of_a_cold_one(swap_node: Node, shap
 
 
 @pytest.mark.attack("a restored container changes the mode of the node's /dev/null")
-def test_a_restored_container_changes_only_its_own_null_device(swap_node: Node) -> None:
+def test_restored_container_changes_only_its_own_null_device(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "null", {})
     pod = start_victim(swap_node, "null", {}, taken.id)
     assert_restored(pod.container())

@@ -1,4 +1,6 @@
-"""Snapshots belong to a Kubernetes namespace: nobody else learns of them, and people name it."""
+"""Snapshots belong to a Kubernetes namespace: other namespaces learn nothing of them, and people
+name the namespace.
+"""
 
 import json
 import re
@@ -34,8 +36,8 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 
 def told_to(node: Node, wanted: str, secret: str) -> str:
-    """The journal's reason for the cold start of a pod of `curious` that names an id, without what
-    is its own.
+    """Returns the journal's reason for the cold start of a pod of `curious` that names an id,
+    without its own names.
     """
     annotations = {"quickthaw.io/restore": f"sha256:{wanted}"}
     spec = probe(env={"CASE": "tenant", "PASSWORD": secret})
@@ -48,7 +50,7 @@ def told_to(node: Node, wanted: str, secret: str) -> str:
 
 
 @pytest.mark.attack("a pod asks by id what snapshots another namespace has, and what is in them")
-def test_another_namespaces_id_answers_as_one_that_does_not_exist(swap_node: Node) -> None:
+def test_id_of_another_namespace_gets_the_answer_of_an_unknown_id(swap_node: Node) -> None:
     spec = probe(env={"CASE": "tenant", "PASSWORD": "correct"})
     taken = captured(swap_node, spec, namespace="victim")
     taken.source.remove(grace_s=0)
@@ -74,7 +76,7 @@ def quickthaw(node: Node, *arguments: str) -> Any:
     return json.loads(node.run([QUICKTHAW, *arguments, "--json"]))
 
 
-def test_a_name_that_two_namespaces_have_is_no_name_without_the_namespace(swap_node: Node) -> None:
+def test_command_refuses_a_name_of_two_namespaces_without_namespace(swap_node: Node) -> None:
     ids = {}
     for namespace in ("team-a", "team-b"):
         spec = probe(env={"CASE": "named"})
@@ -95,7 +97,7 @@ def test_a_name_that_two_namespaces_have_is_no_name_without_the_namespace(swap_n
         assert found["manifest"]["id"] == ids["team-a"]
     (row,) = quickthaw(swap_node, "verify", "warm", "-n", "team-b")["snapshots"]
     assert row["id"] == ids["team-b"]
-    # Whoever compares a pod means the snapshot of its own namespace.
+    # A person who compares a pod means the snapshot of the pod's namespace.
     pod = swap_node.kubelet.run_pod(
         "compared", [probe(env={"CASE": "named"})], namespace="team-a",
         annotations={"quickthaw.io/restore": "warm"},

@@ -1,4 +1,4 @@
-"""The node itself: what every other test of this directory takes for granted."""
+"""The node itself: properties that every other test of this directory takes for granted."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def shell(image: str, script: str) -> ContainerSpec:
     return ContainerSpec(image, args=["-c", script])
 
 
-def test_a_pod_runs_and_its_log_arrives(node: Node, shell_image: str) -> None:
+def test_pod_runs_and_its_log_arrives(node: Node, shell_image: str) -> None:
     pod = node.kubelet.run_pod("hello", [shell(shell_image, "echo hello; echo oops >&2; exit 7")])
     ended = pod.container().wait_exit()
     assert ended.exit_code == 7
@@ -34,13 +34,13 @@ def test_a_pod_runs_and_its_log_arrives(node: Node, shell_image: str) -> None:
     assert by_stream == {("stdout", "hello"), ("stderr", "oops")}
 
 
-def test_a_command_runs_in_a_container(node: Node, shell_image: str) -> None:
+def test_command_runs_in_a_container(node: Node, shell_image: str) -> None:
     pod = node.kubelet.run_pod("exec", [shell(shell_image, "sleep 1000")])
     done = pod.container().exec(["/bin/sh", "-c", "echo $HOSTNAME; echo no >&2; exit 3"])
     assert (done.stdout, done.stderr, done.exit_code) == (b"exec\n", b"no\n", 3)
 
 
-def test_streams_of_exec_and_attach(node: Node, shell_image: str) -> None:
+def test_exec_and_attach_carry_all_streams(node: Node, shell_image: str) -> None:
     script = "while read line; do echo got $line; done"
     spec = ContainerSpec(shell_image, args=["-c", script], stdin=True)
     container = node.kubelet.run_pod("attach", [spec]).container()
@@ -53,7 +53,7 @@ def test_streams_of_exec_and_attach(node: Node, shell_image: str) -> None:
     assert '"3"' in json.dumps(done.status)
 
 
-def test_events_tell_what_happens(node: Node, shell_image: str) -> None:
+def test_cri_events_report_the_life_of_a_container(node: Node, shell_image: str) -> None:
     with node.cri.events() as events:
         pod = node.kubelet.run_pod("events", [shell(shell_image, "exit 0")])
         container = pod.container().id
@@ -70,7 +70,7 @@ def test_events_tell_what_happens(node: Node, shell_image: str) -> None:
     ]
 
 
-def test_limits_and_figures(node: Node, shell_image: str) -> None:
+def test_limits_are_in_the_spec_and_statistics_arrive(node: Node, shell_image: str) -> None:
     args = ["-c", "sleep 1000"]
     spec = ContainerSpec(shell_image, args=args, memory_limit_bytes=64 << 20, cpu_limit_cores=0.5)
     container = node.kubelet.run_pod("limits", [spec]).container()
@@ -80,7 +80,7 @@ def test_limits_and_figures(node: Node, shell_image: str) -> None:
     assert 0 < container.stats().memory.working_set_bytes.value < 64 << 20
 
 
-def test_pods_have_addresses_that_the_node_reaches(node: Node, shell_image: str) -> None:
+def test_node_reaches_the_addresses_of_pods(node: Node, shell_image: str) -> None:
     serve = "while :; do printf 'HTTP/1.0 200 OK\\r\\n\\r\\nhere' | busybox nc -l -p 8000; done"
     pod = node.kubelet.run_pod("web", [shell(shell_image, f"echo up; {serve}")])
     pod.container().wait_log("up")
@@ -93,7 +93,7 @@ def test_pods_have_addresses_that_the_node_reaches(node: Node, shell_image: str)
     assert "ndots:5" in pod.container().output(["/bin/cat", "/etc/resolv.conf"])
 
 
-def test_volumes_are_mounted(node: Node, shell_image: str) -> None:
+def test_volumes_of_every_kind_are_mounted(node: Node, shell_image: str) -> None:
     node.write("/srv/host/file", "from the host")
     settings = ConfigMap("settings", {"key": "value"})
     mounts = [
@@ -111,7 +111,7 @@ def test_volumes_are_mounted(node: Node, shell_image: str) -> None:
     assert (pod.volume(EmptyDir("memory", in_memory=True)) / "a").read_text() == "kept\n"
 
 
-def test_a_restart_is_a_new_attempt_with_a_log_of_its_own(node: Node, shell_image: str) -> None:
+def test_restart_is_a_new_attempt_with_a_log_of_its_own(node: Node, shell_image: str) -> None:
     pod = node.kubelet.run_pod("again", [shell(shell_image, "echo once; exit 1")])
     container = pod.container()
     first = container.id
@@ -122,7 +122,7 @@ def test_a_restart_is_a_new_attempt_with_a_log_of_its_own(node: Node, shell_imag
     assert first not in {each.id for each in node.cri.containers(pod.sandbox_id)}
 
 
-def test_stop_gives_the_grace_period(node: Node, shell_image: str) -> None:
+def test_stop_waits_for_the_grace_period(node: Node, shell_image: str) -> None:
     script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done"
     pod = node.kubelet.run_pod("stop", [shell(shell_image, script)])
     pod.container().wait_log("up")
@@ -130,7 +130,7 @@ def test_stop_gives_the_grace_period(node: Node, shell_image: str) -> None:
     assert pod.container().logs() == "up\nbye\n"
 
 
-def test_a_container_outlives_containerd(node: Node, shell_image: str) -> None:
+def test_container_outlives_containerd(node: Node, shell_image: str) -> None:
     pod = node.kubelet.run_pod("stays", [shell(shell_image, "sleep 1000")])
     pid = pod.container().host_pid
     node.restart_containerd()
@@ -140,8 +140,8 @@ def test_a_container_outlives_containerd(node: Node, shell_image: str) -> None:
     assert pod.container().wait_exit().exit_code == 137
 
 
-def test_the_host_is_left_alone(node: Node) -> None:
-    """A second node comes and goes beside the first one."""
+def test_node_leaves_the_host_alone(node: Node) -> None:
+    """A second node comes and goes beside the first."""
     before = take_host(os.getpid())
     with Node(node.suite) as second:
         second.start_containerd()
@@ -149,7 +149,7 @@ def test_the_host_is_left_alone(node: Node) -> None:
     assert take_host(os.getpid()) == before
 
 
-def test_a_command_that_hangs_is_named_with_what_it_does(node: Node) -> None:
+def test_error_names_a_hanging_command_and_its_activity(node: Node) -> None:
     with pytest.raises(CommandStuck, match=r"(?s)`sleep 60` in .* S .* S "):
         node.call(["sleep", "60"], timeout_s=0.5)
     deadline = time.monotonic() + 10

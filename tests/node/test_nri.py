@@ -30,7 +30,7 @@ def nothing_stays_behind(node: Node) -> Iterator[None]:
 
 
 class Watcher(Plugin):
-    """Writes down what it is told, about one pod. `creating` says what CreateContainer does."""
+    """Records the received events of a single pod. `creating` is the action in CreateContainer."""
 
     def __init__(self, pod: str, creating: str = "adjusts") -> None:
         self.pod, self.creating = pod, creating
@@ -118,7 +118,7 @@ class Watcher(Plugin):
 
 @contextmanager
 def plugin(node: Node, watcher: Watcher) -> Iterator[Watcher]:
-    """`watcher` as a plugin of the node's containerd, on a thread of its own; synchronized."""
+    """Runs `watcher` as a plugin of the node's containerd, on a thread of its own; synchronized."""
     loop = asyncio.new_event_loop()
     serving = loop.create_task(
         serve(
@@ -146,7 +146,7 @@ def sleeper(image: str) -> ContainerSpec:
     return ContainerSpec(image, args=["-c", "sleep 1000"])
 
 
-def test_every_event_of_a_pod_arrives_in_order(node: Node, shell_image: str) -> None:
+def test_all_events_of_a_pod_arrive_in_order(node: Node, shell_image: str) -> None:
     with plugin(node, Watcher("events")) as watcher:
         pod = node.kubelet.run_pod(
             "events", [sleeper(shell_image)], annotations={"quickthaw.io/snapshot": "auto"}
@@ -158,7 +158,7 @@ def test_every_event_of_a_pod_arrives_in_order(node: Node, shell_image: str) -> 
     assert watcher.troubles == []
 
 
-def test_an_adjustment_of_any_size_is_in_the_spec_of_the_container(
+def test_adjustment_of_any_size_reaches_the_spec_of_the_container(
     node: Node, shell_image: str
 ) -> None:
     node.path("/srv").mkdir(exist_ok=True)
@@ -172,7 +172,7 @@ def test_an_adjustment_of_any_size_is_in_the_spec_of_the_container(
 
 
 @pytest.mark.parametrize("creating", ["raises", "hangs"])
-def test_a_handler_that_fails_is_reported_and_the_pod_runs(
+def test_failing_handler_is_reported_and_the_pod_runs(
     node: Node, shell_image: str, creating: str
 ) -> None:
     with plugin(node, Watcher(creating, creating)) as watcher:
@@ -184,7 +184,7 @@ def test_a_handler_that_fails_is_reported_and_the_pod_runs(
     assert not any(isinstance(state, Lost) for state in watcher.states)
 
 
-def test_a_plugin_that_blocks_is_dropped_and_comes_back_and_the_pod_runs(
+def test_containerd_drops_a_blocking_plugin_which_reconnects_and_the_pod_runs(
     node: Node, shell_image: str
 ) -> None:
     with plugin(node, Watcher("blocks", "blocks")) as watcher:
@@ -196,7 +196,7 @@ def test_a_plugin_that_blocks_is_dropped_and_comes_back_and_the_pod_runs(
         assert pod.container().id in containers
 
 
-def test_a_restarted_containerd_is_joined_again_with_what_runs(
+def test_plugin_joins_a_restarted_containerd_and_learns_of_running_containers(
     node: Node, shell_image: str
 ) -> None:
     with plugin(node, Watcher("after")) as watcher:

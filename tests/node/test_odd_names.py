@@ -1,4 +1,4 @@
-"""Names that are no text: a workload may call its threads, files and directories anything."""
+"""Names that are not text: a workload may give its threads, files and directories any bytes."""
 
 from collections.abc import Iterator
 from typing import Final

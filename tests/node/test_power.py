@@ -1,9 +1,9 @@
 """Power never comes with a snapshot: attacks on the installed product, on a real node.
 
-Each attack captures a container that has something which the victim's pod does not ask for, and
-names that snapshot in a pod without it. The gate must refuse it, by the names of its checks; and
-with these checks taken out of the installed product the attack must succeed, measured on the
-restored process: so it is those checks, and nothing else, that keep the power away.
+Each attack captures a container that has a power which the victim's pod does not ask for, and names
+that snapshot in a pod without the power. The gate must refuse the snapshot, by the names of its
+checks. With these checks taken out of the installed product the attack must succeed, measured on
+the restored process: so these checks, and nothing else, keep the power away.
 """
 
 import json
@@ -54,9 +54,9 @@ def volume(path: str = SHARED, *, read_only: bool = False) -> VolumeMount:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """strong: what the captured container has. weak: what the victim's pod asks for instead.
+    """strong: the power of the captured container. weak: the wish of the victim's pod instead.
 
-    codes: the checks that refuse it. gained: whether a restored container has the power.
+    codes: the checks that refuse the snapshot. gained: whether a restored container has the power.
     """
 
     name: str
@@ -98,7 +98,7 @@ ATTACKS: Final = [
 
 
 def explained(node: Node, pod: Pod, snapshot: str) -> tuple[int, dict[str, Any]]:
-    """Exit status and answer of `quickthaw explain`."""
+    """Returns exit status and answer of `quickthaw explain`."""
     argv = [COMMAND, "explain", f"default/{pod.spec.name}", "--snapshot", snapshot, "--json"]
     done = node.call(argv)
     return done.returncode, json.loads(done.stdout)
@@ -106,7 +106,7 @@ def explained(node: Node, pod: Pod, snapshot: str) -> tuple[int, dict[str, Any]]
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 @pytest.mark.attack("A pod with less power asks for the snapshot of a pod with more")
-def test_an_attack_is_refused_by_its_checks_and_by_nothing_else(
+def test_attack_is_refused_by_its_checks_and_by_no_other_check(
     swap_node: Node, attack: Attack
 ) -> None:
     taken = own_snapshot(swap_node, attack.name, attack.strong, **attack.of_strong or {})
@@ -126,7 +126,7 @@ def test_an_attack_is_refused_by_its_checks_and_by_nothing_else(
         attacked.remove(grace_s=0)
 
 
-def test_an_equal_pod_is_restored_with_the_same_power_and_no_more(swap_node: Node) -> None:
+def test_equal_pod_is_restored_with_exactly_the_captured_power(swap_node: Node) -> None:
     fields = {"no_new_privs": True, "drop_capabilities": ["ALL"]}
     taken = own_snapshot(swap_node, "equal", fields)
     pod = start_victim(swap_node, "equal", fields, taken.id)

@@ -56,7 +56,7 @@ os.unlink("/data/socket")
 open("/data/got", "w").close()
 time.sleep(1000)
 """
-"""The part of the captured container: it keeps what it gets."""
+"""The part of the captured container: it keeps the received descriptor."""
 GIVE: Final = """
 import ctypes, os, socket, struct, time
 from socket import *
@@ -147,7 +147,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 
 def with_passed(node: Node, case: str, made: str) -> tuple[Pod, str]:
-    """A pod of which one container, without power, keeps what its neighbour has made."""
+    """Starts a pod with a container without power that keeps the descriptor of its neighbour."""
     mounts = [VolumeMount("/data", HostPath(SHARED))]
     neighbour = probe(
         name="giver", mounts=mounts, env={"PORT": "8001"}, add_capabilities=["NET_ADMIN"],
@@ -170,7 +170,9 @@ def with_passed(node: Node, case: str, made: str) -> tuple[Pod, str]:
 def with_helper(
     node: Node, case: str, fields: dict[str, Any], code: str, sysctls: dict[str, str]
 ) -> str:
-    """The snapshot of a pod with a process more, which runs `code` and then makes /tmp/made."""
+    """Returns the snapshot of a pod with an additional process, which runs `code` and then makes
+    /tmp/made.
+    """
     annotations = wishes(capture_when="signal")
     pod = node.kubelet.run_pod(
         "source", [own_spec(case, **fields)], annotations=annotations, sysctls=sysctls
@@ -186,7 +188,7 @@ def with_helper(
 
 @pytest.mark.attack("a neighbour passes a socket, device or file that takes power to open")
 @pytest.mark.parametrize("passed", PASSED, ids=lambda passed: passed[0])
-def test_a_passed_descriptor_is_refused_by_its_name(
+def test_passed_descriptor_is_refused_by_name(
     swap_node: Node, passed: tuple[str, str, str, str]
 ) -> None:
     case, made, *words = passed
@@ -198,7 +200,7 @@ def test_a_passed_descriptor_is_refused_by_its_name(
 
 
 @pytest.mark.attack("a packet socket of a neighbour sends frames from a pod without power")
-def test_a_packet_socket_would_come_back_without_our_look(swap_node: Node) -> None:
+def test_packet_socket_comes_back_when_the_check_is_removed(swap_node: Node) -> None:
     def blind(text: str) -> str:
         line = "by_network = opened.check_images("
         assert text.count(line) == 1
@@ -229,7 +231,7 @@ time.sleep(1000)
 
 
 @pytest.mark.attack("a process keeps a low port that only the captured pod's network gave it")
-def test_a_port_that_the_new_pods_network_does_not_give_is_a_cold_start(swap_node: Node) -> None:
+def test_low_port_that_the_new_pod_may_not_bind_is_a_cold_start(swap_node: Node) -> None:
     fields = {"drop_capabilities": ["ALL"]}
     taken = with_helper(swap_node, "port", fields, LOW_PORT, FROM_0)
     fit = start_victim(swap_node, "port", fields, taken, sysctls=FROM_0)

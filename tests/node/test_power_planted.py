@@ -1,4 +1,4 @@
-"""What pods and their authors plant for the node's root to read, follow or open."""
+"""Files that pods and their authors plant for the node's root to read, follow or open."""
 
 import contextlib
 import time
@@ -47,8 +47,8 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 @pytest.mark.attack(
     "A pod replaces its open file in a volume by a link to a file that it may not open"
 )
-def test_a_link_in_a_volume_does_not_open_a_file_for_a_restored_process(swap_node: Node) -> None:
-    """Its own file is replaced, after the capture, by a link to one that it may not open."""
+def test_link_in_a_volume_opens_no_file_for_a_restored_process(swap_node: Node) -> None:
+    """After the capture a link to a forbidden file replaces the process's own file."""
     swap_node.run(["sh", "-c", f"""
         mkdir -p {SHARED}/own {SHARED}/secret && chmod 777 {SHARED}/own
         head -c 4096 /dev/zero >{SHARED}/secret/key && chown 1000 {SHARED}/secret/key
@@ -98,7 +98,7 @@ def test_a_link_in_a_volume_does_not_open_a_file_for_a_restored_process(swap_nod
 
 
 def no_second_look(text: str) -> str:
-    """An edit for `mutant`: the files are not held, and CRIU does not ask."""
+    """Returns an edit for `mutant`: the swap does not hold the files, and CRIU does not ask."""
     line = "watch = opened.watched(captured, check, self.bundle.spec, self.ticket.container, held)"
     assert text.count(line) == 1
     return text.replace(line, "watch = None")
@@ -120,11 +120,11 @@ SPOOFED: Final = {
     "quickthaw.io.snapshot": "auto",
     "run.oci.hooks.stdout": f"{SHARED}/hooks",
 }
-"""What a pod's author could hope that somebody reads."""
+"""Annotations that a pod's author could hope for somebody to read."""
 
 
 @pytest.mark.attack("A pod names files and CRIU options of the node in its annotations")
-def test_a_pods_own_annotations_name_no_file_of_the_nodes(swap_node: Node) -> None:
+def test_annotations_of_a_pod_name_no_file_of_the_node(swap_node: Node) -> None:
     """Also where the administrator's containerd passes all annotations on to the OCI spec."""
     evil = swap_node.path(f"{SHARED}/criu.conf")
     evil.write_text("log-file /srv/power/written-by-criu\naction-script /srv/power/run\n")
@@ -146,7 +146,7 @@ def test_a_pods_own_annotations_name_no_file_of_the_nodes(swap_node: Node) -> No
 
 @contextlib.contextmanager
 def all_annotations_passed(node: Node) -> Iterator[None]:
-    """containerd's runtime table has `pod_annotations = ["*"]` inside of the `with`."""
+    """Gives containerd's runtime table `pod_annotations = ["*"]` inside of the `with`."""
     plain = containerd.Containerd.configure
 
     def configure(self: containerd.Containerd) -> None:
@@ -167,7 +167,7 @@ def all_annotations_passed(node: Node) -> Iterator[None]:
 
 
 @pytest.mark.attack("A container plants links, fifos and many files in its control directory")
-def test_what_a_container_plants_in_its_control_directory_is_nothing(swap_node: Node) -> None:
+def test_planted_files_in_the_control_directory_have_no_effect(swap_node: Node) -> None:
     """Links, a fifo and a ticket where the node's own root writes and reads."""
     annotations = wishes(capture_when="signal") | {"quickthaw.io/on-restart": "restore"}
     target = swap_node.path("/etc/planted")
@@ -204,7 +204,7 @@ OWN_MODE: Final = "/chmod?path=/own/file&mode=0o600"
 def opened_in_a_volume(
     node: Node, case: str, fields: dict[str, Any], helper: str | None = None
 ) -> str:
-    """The snapshot of a pod that has /own/file open, which its user alone may open."""
+    """Returns the snapshot of a pod that has /own/file open, which its user alone may open."""
     node.run(["sh", "-c", f"""
         rm -rf {SHARED}/own && mkdir -p {SHARED}/own && chmod 777 {SHARED}/own
     """])  # fmt: skip
@@ -228,7 +228,7 @@ OWN: Final[dict[str, Any]] = {
 
 
 @pytest.mark.attack("another tenant's file is renamed to the name of one that a process had open")
-def test_a_file_of_somebody_else_is_not_opened_in_the_place_of_an_own_one(swap_node: Node) -> None:
+def test_file_of_another_user_is_not_opened_instead_of_the_captured_file(swap_node: Node) -> None:
     taken = opened_in_a_volume(swap_node, "renamed", OWN)
     fit = start_victim(swap_node, "renamed", OWN, taken)
     assert_restored(fit.container())
@@ -246,7 +246,7 @@ def test_a_file_of_somebody_else_is_not_opened_in_the_place_of_an_own_one(swap_n
 
 
 @pytest.mark.attack("a fifo in the place of an open file blocks CRIU, and every other restore")
-def test_a_fifo_in_the_place_of_an_open_file_holds_nobody_up(swap_node: Node) -> None:
+def test_fifo_in_the_place_of_an_open_file_blocks_no_restore(swap_node: Node) -> None:
     taken = opened_in_a_volume(swap_node, "fifo", OWN)
     swap_node.run(["sh", "-c", f"cd {SHARED}/own && rm file && mkfifo -m 600 file"])
     began = time.monotonic()
@@ -258,8 +258,10 @@ def test_a_fifo_in_the_place_of_an_open_file_holds_nobody_up(swap_node: Node) ->
 
 @pytest.mark.attack("a file is renamed over an open one after quickthaw has looked at it")
 @pytest.mark.parametrize("put", ["theirs", "alike"])
-def test_a_rename_after_the_look_is_seen_before_a_process_runs(swap_node: Node, put: str) -> None:
-    """Without the look at what CRIU has opened, the process would write to the other file."""
+def test_rename_after_the_check_is_found_before_a_process_runs(swap_node: Node, put: str) -> None:
+    """Without the check of the files that CRIU has opened, the process would write to the other
+    file.
+    """
     taken = opened_in_a_volume(swap_node, f"race {put}", OWN)
     owner = 1000 if put == "theirs" else 0
     swap_node.run(["sh", "-c", f"""
@@ -285,7 +287,7 @@ def test_a_rename_after_the_look_is_seen_before_a_process_runs(swap_node: Node, 
 
 
 @pytest.mark.attack("a pod's deadline of an hour holds a turn for an hour")
-def test_a_turn_is_given_back_whatever_the_pod_says(swap_node: Node) -> None:
+def test_restore_gives_its_turn_back_whatever_the_pods_deadline(swap_node: Node) -> None:
     reads = KEEPS_OPEN.replace("os.O_RDWR", "os.O_RDONLY").replace("os.pwrite", "len")
     taken = opened_in_a_volume(swap_node, "hold", OWN, reads)
 

@@ -41,7 +41,7 @@ from tests.node.swapping import (
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 SETTLED_S: Final = 0.3
-"""The helper in the container looks at its keyring every 0.05 s."""
+"""The helper in the container reads its keyring every 0.05 s."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,7 +68,7 @@ def session_keyring(pod: Pod) -> str:
 
 
 @pytest.mark.attack("A restored process looks for keys of the node in its session keyring")
-def test_a_restored_process_has_no_keyring_of_the_nodes(swap_node: Node) -> None:
+def test_restored_process_has_no_keyring_of_the_node(swap_node: Node) -> None:
     annotations = wishes(capture_when="signal")
     spec = own_spec("keyring", seccomp="Unconfined")
     source = swap_node.kubelet.run_pod("source", [spec], annotations=annotations)
@@ -93,7 +93,7 @@ def test_a_restored_process_has_no_keyring_of_the_nodes(swap_node: Node) -> None
         attacked.remove(grace_s=0)
 
 
-def test_the_score_of_the_oom_killer_is_the_new_pods(swap_node: Node) -> None:
+def test_restored_process_has_the_oom_score_of_the_new_pod(swap_node: Node) -> None:
     def score() -> int:
         pod = start_victim(swap_node, "oom", {}, taken.id)
         assert_restored(pod.container())
@@ -111,10 +111,10 @@ def test_the_score_of_the_oom_killer_is_the_new_pods(swap_node: Node) -> None:
 @pytest.mark.attack(
     "A process with more power than the spec gives joins the container before the capture"
 )
-def test_a_process_from_outside_is_not_captured(swap_node: Node) -> None:
-    """As a debugging container that shares the PID namespace leaves one behind.
+def test_container_with_a_process_from_outside_is_not_captured(swap_node: Node) -> None:
+    """A debugging container that shares the PID namespace leaves such a process behind.
 
-    Without our look CRIU captures it, with all its capabilities.
+    Without this check CRIU captures the process, with all its capabilities.
     """
     pod, nonce = with_a_stranger(swap_node)
     ask(pod, "/ready")
@@ -136,7 +136,7 @@ def test_a_process_from_outside_is_not_captured(swap_node: Node) -> None:
 
 
 def with_a_stranger(node: Node) -> tuple[Pod, str]:
-    """A pod without capabilities, with a process in its PID namespace that has all."""
+    """Starts a pod without capabilities; a process in its PID namespace has all."""
     spec = own_spec("outside", drop_capabilities=["ALL"])
     annotations = wishes(capture_when="signal")
     pod = node.kubelet.run_pod("source", [spec], annotations=annotations)
@@ -144,7 +144,7 @@ def with_a_stranger(node: Node) -> tuple[Pod, str]:
     pid = str(pod.container().info()["pid"])
     enter = ["nsenter", "-t", pid, "-m", "-p", "-n", "-i", "-u", "-C", "python3", "-c"]
     node.run([*enter, f"{HELPER}time.sleep(1000)"])
-    # CRIU itself does not take a process of another cgroup: it is the container's, too.
+    # CRIU itself refuses a process of another cgroup: this process is in the container's, too.
     (stranger,) = [
         int(found["Pid"])
         for found in statuses_in(pod.container())
@@ -155,7 +155,7 @@ def with_a_stranger(node: Node) -> tuple[Pod, str]:
 
 
 def join_cgroups(pid: int, *, of_pid: int) -> None:
-    """Put a process into the cgroups of another one."""
+    """Put a process into the cgroups of another process."""
     for line in Path(f"/proc/{of_pid}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         for hierarchy in cgroups.hierarchies():
@@ -165,7 +165,7 @@ def join_cgroups(pid: int, *, of_pid: int) -> None:
 
 
 def statuses_in(container: Container) -> list[dict[str, str]]:
-    """/proc/PID/status of each process in its PID namespace."""
+    """Returns /proc/PID/status of each process in the container's PID namespace."""
     own = os.readlink(f"/proc/{container.host_pid}/ns/pid")
     found = []
     for path in Path("/proc").glob("[0-9]*"):
@@ -176,8 +176,8 @@ def statuses_in(container: Container) -> list[dict[str, str]]:
 
 
 @pytest.mark.attack("A process brings along a file of another root")
-def test_a_file_of_another_root_is_not_captured(swap_node: Node) -> None:
-    """A descriptor that another container handed over: its path means another file here."""
+def test_descriptor_from_another_root_is_not_captured(swap_node: Node) -> None:
+    """Another container handed the descriptor over: its path means another file here."""
     shared = VolumeMount("/data", HostPath(SHARED))
     annotations = wishes(capture_when="signal")
     specs = [

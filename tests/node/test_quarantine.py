@@ -61,7 +61,7 @@ def quickthaw(node: Node, *arguments: str) -> Any:
 
 @contextlib.contextmanager
 def failing_criu(node: Node) -> Iterator[None]:
-    """A criu that can nothing of what runc asks of it."""
+    """Replaces criu by a program that fails everything that runc asks of it."""
     own = node.run(["sh", "-c", "readlink -f $(command -v criu)"]).strip()
     path = node.path(own)
     real = path.with_name("criu.real")
@@ -84,7 +84,9 @@ def in_quarantine(node: Node) -> dict[str, Any]:
     return {row["id"]: row for row in quickthaw(node, "quarantine", "ls")["quarantined"]}
 
 
-def test_two_failures_are_too_many_and_a_release_forgives(swap_node: Node) -> None:
+def test_second_failure_quarantines_the_snapshot_and_release_resets_the_count(
+    swap_node: Node,
+) -> None:
     taken = own_snapshot(swap_node, "fails")
     counted = swap_node.path(f"{STORE}/health/{taken.id}.json")
     with armed(swap_node, "restore.criu.called", "error"):  # every restore that comes to CRIU
@@ -98,7 +100,7 @@ def test_two_failures_are_too_many_and_a_release_forgives(swap_node: Node) -> No
     (row,) = in_quarantine(swap_node).values()
     assert (row["id"], row["failures"], row["damaged"]) == (taken.id, 2, False)
     assert row["error_class"] == "SwapFailed"
-    # Nobody tries it any more, and nobody captures the like of it again.
+    # No pod tries the snapshot any more, and the daemon captures no like container.
     pod = started(swap_node, "fails", wishes())
     said(swap_node, f"({pod.container().id[:12]}) starts cold", "is in quarantine")
     said(swap_node, f"({pod.container().id[:12]}) is not captured", "quarantine release")
@@ -116,7 +118,7 @@ def test_two_failures_are_too_many_and_a_release_forgives(swap_node: Node) -> No
     assert not counted.exists()
 
 
-def test_a_failure_while_the_daemon_is_away_counts(swap_node: Node) -> None:
+def test_failure_while_the_daemon_is_down_counts(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "away")
     with armed(swap_node, "restore.criu.called", "error"):  # every restore that comes to CRIU
         fails(swap_node, "away")
@@ -134,7 +136,7 @@ def test_a_failure_while_the_daemon_is_away_counts(swap_node: Node) -> None:
     assert not os.listdir(swap_node.path(f"{STORE}/quarantine"))
 
 
-def test_a_damaged_snapshot_goes_at_once_and_is_replaced(swap_node: Node) -> None:
+def test_damaged_snapshot_is_quarantined_at_once_and_replaced(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "damaged")
     image = taken.directory / "criu" / "pages-1.img"
     os.truncate(image, image.stat().st_size // 2)
@@ -150,7 +152,7 @@ def test_a_damaged_snapshot_goes_at_once_and_is_replaced(swap_node: Node) -> Non
     assert (states[taken.id], states[new]) == ("quarantined", "ready")
 
 
-def test_a_pods_own_fault_is_not_the_snapshots(swap_node: Node) -> None:
+def test_failure_of_the_pod_does_not_quarantine_the_snapshot(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "innocent")
     late = {**RESTORE, "quickthaw.io/deadline": "0.01s"}
     for _ in range(3):
@@ -162,7 +164,7 @@ def test_a_pods_own_fault_is_not_the_snapshots(swap_node: Node) -> None:
     assert_restored(started(swap_node, "innocent").container())
 
 
-def test_a_node_without_a_working_criu_blames_no_snapshot(swap_node: Node) -> None:
+def test_broken_criu_of_the_node_blames_no_snapshot(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "criu")
     with failing_criu(swap_node):
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""When a container is captured, what it is asked around it, and what a restored one is told."""
+"""The time of a capture, the calls around it, and the facts that a restored container learns."""
 
 import time
 from dataclasses import dataclass
@@ -31,7 +31,9 @@ NOT_YET_S = 0.6
 
 @dataclass(frozen=True)
 class Form:
-    """A form of `capture-when`, for a probe on `port`, and the request that makes it true."""
+    """A form of `capture-when`, for a probe on `port`, and the request that makes the probe
+    ready.
+    """
 
     port: int
     value: str
@@ -49,7 +51,7 @@ FORMS = {
 """One container of a pod each. The annotation without a container's name is for none of them."""
 
 
-def test_containers_are_captured_when_they_are_ready_and_not_before(swap_node: Node) -> None:
+def test_containers_are_captured_only_when_they_are_ready(swap_node: Node) -> None:
     specs = [
         probe(name=name, env={"CASE": name, "WARM": "0", "PORT": str(form.port)})
         for name, form in FORMS.items()
@@ -72,12 +74,12 @@ def test_containers_are_captured_when_they_are_ready_and_not_before(swap_node: N
 
 
 def called(pod: Pod) -> list[str]:
-    """The calls that the probe got by HTTP, in order."""
+    """Returns the calls that the probe got by HTTP, in order."""
     names: list[str] = ask(pod, "/called")
     return names
 
 
-def test_http_calls_come_before_and_after_capture_and_after_restore(swap_node: Node) -> None:
+def test_http_calls_precede_and_follow_a_capture_and_follow_a_restore(swap_node: Node) -> None:
     spec = probe(env={"CASE": "http calls"})
     annotations = wishes(
         quiesce=f"http POST :{PORT}/quiesce?level=1", resume=f"http POST :{PORT}/resume"
@@ -89,7 +91,7 @@ def test_http_calls_come_before_and_after_capture_and_after_restore(swap_node: N
     assert called(source) == ["quiesce", "resume"]
 
 
-def test_exec_calls_come_before_and_after_capture_and_after_restore(swap_node: Node) -> None:
+def test_exec_calls_precede_and_follow_a_capture_and_follow_a_restore(swap_node: Node) -> None:
     spec = probe(env={"CASE": "exec calls"})
     annotations = wishes(
         quiesce="exec:sh -c 'echo quiesce >> /srv/calls'",
@@ -102,7 +104,7 @@ def test_exec_calls_come_before_and_after_capture_and_after_restore(swap_node: N
 
 
 @pytest.mark.parametrize("call", ["http POST :8000/quiesce", "exec:sh -c 'echo no >&2; exit 3'"])
-def test_a_failing_quiesce_leaves_the_source_serving(swap_node: Node, call: str) -> None:
+def test_failing_quiesce_leaves_the_source_serving(swap_node: Node, call: str) -> None:
     spec = probe(env={"CASE": f"failing {call}"})
     annotations = wishes(capture_when="signal", quiesce=call, resume=f"http POST :{PORT}/resume")
     pod = swap_node.kubelet.run_pod("source", [spec], annotations=annotations)
@@ -117,7 +119,7 @@ def test_a_failing_quiesce_leaves_the_source_serving(swap_node: Node, call: str)
     assert ask(pod, "/state")["nonce"] == nonce
 
 
-def test_a_failing_resume_on_the_source_leaves_it_serving(swap_node: Node) -> None:
+def test_failing_resume_on_the_source_leaves_it_serving(swap_node: Node) -> None:
     spec = probe(env={"CASE": "resume fails on the source"})
     annotations = wishes(capture_when="signal", resume=f"http POST :{PORT}/resume")
     pod = swap_node.kubelet.run_pod("source", [spec], annotations=annotations)
@@ -128,7 +130,7 @@ def test_a_failing_resume_on_the_source_leaves_it_serving(swap_node: Node) -> No
     assert ask(pod, "/count")["counter"] == 1
 
 
-def test_a_failing_resume_at_restore_is_a_cold_start(swap_node: Node) -> None:
+def test_failing_resume_at_restore_is_a_cold_start(swap_node: Node) -> None:
     spec = probe(env={"CASE": "resume fails at restore"})
     annotations = wishes(resume="exec:test ! -e /run/quickthaw/restored.json")
     snapshot = captured(swap_node, spec, annotations=annotations)
@@ -145,11 +147,11 @@ def test_a_failing_resume_at_restore_is_a_cold_start(swap_node: Node) -> None:
 
 
 def told_spec(pod_name: str) -> ContainerSpec:
-    """A probe with a variable that is another in each pod."""
+    """Returns a probe with a variable that is another in each pod."""
     return probe(env={"CASE": "told", "POD_NAME": pod_name})
 
 
-def test_a_restored_process_is_told_who_it_is_now(swap_node: Node) -> None:
+def test_restored_process_can_read_its_new_names_and_environment(swap_node: Node) -> None:
     snapshot = captured(swap_node, told_spec("source"), namespace="team")
     assert ask(snapshot.source, "/restored") is None
     pod = restored(swap_node, told_spec("replica-7"), name="replica-7", namespace="team")
@@ -170,6 +172,7 @@ def test_a_restored_process_is_told_who_it_is_now(swap_node: Node) -> None:
     assert 0 < away_s < time.time() - snapshot.manifest()["created_at"] + 1
     assert environment["POD_NAME"] == environment["HOSTNAME"] == "replica-7"
     assert environment["CASE"] == "told"
-    # Its environment proper is the captured one: nobody can change that of a running process.
+    # The environment proper is the captured environment: nobody can change that of a running
+    # process.
     assert ask(pod, "/env")["environ"]["POD_NAME"] == "source"
     assert ask(pod, "/read?path=/run/quickthaw/restored.json")["mode"] == "0o400"

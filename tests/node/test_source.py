@@ -1,4 +1,4 @@
-"""A capture does no harm to its source: it needs, holds and does afterwards what it did before."""
+"""A capture does no harm to its source: needs, open objects and behaviour are as before."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -33,7 +33,7 @@ SHM: Final = VolumeMount("/dev/shm", EmptyDir("shm", in_memory=True))
 
 
 def worker(name: str, **fields: object) -> ContainerSpec:
-    """A container of one of tests/workers."""
+    """Returns a container of a worker from tests/workers."""
     return probe(command=["python3", "-m", f"workers.{name}"], **fields)
 
 
@@ -58,7 +58,7 @@ WORKERS: Final[dict[str, ContainerSpec]] = {
     "fork": worker("fork", mounts=(SHM,)),
     "storm": worker("storm", env={"SIZE_MIB": "24"}),
 }
-"""Those that run in the image of the probe; `make demo` looks at its inference server."""
+"""The workers that run in the probe's image; `make demo` checks its inference server."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 
 def settled(node: Node, spec: ContainerSpec) -> Pod:
-    """A pod that has become ready, and answers nobody any more."""
+    """Starts a pod that has become ready, and answers no request any more."""
     pod = node.kubelet.run_pod("source", [spec], annotations=RESTORE)
     first_answer(pod, "/state")
     wait_until(lambda: answer(pod, "/health").status == 200, "it is not ready", node, within_s=60)
@@ -76,14 +76,14 @@ def settled(node: Node, spec: ContainerSpec) -> Pod:
 
 
 @pytest.mark.parametrize("name", list(WORKERS))
-def test_the_source_is_as_it_was(swap_node: Node, name: str) -> None:
+def test_source_is_the_same_after_a_capture(swap_node: Node, name: str) -> None:
     pod = settled(swap_node, WORKERS[name])
     before = source.settled(pod.container())
     swap_node.run([QUICKTHAW, "capture", "source"])
     published(pod)
     source.assert_unharmed(pod.container(), before)
     nonce = ask(pod, "/state")["nonce"]
-    # Once more: what the first capture has changed for good would be hidden by the bounds.
+    # Once more: the bounds would hide lasting changes by the first capture.
     before = source.settled(pod.container())
     swap_node.run([QUICKTHAW, "capture", "source"])
     source.assert_unharmed(pod.container(), before)
@@ -91,7 +91,7 @@ def test_the_source_is_as_it_was(swap_node: Node, name: str) -> None:
 
 
 @pytest.mark.attack("A workload that forks makes its capture use up the memory of its container")
-def test_forked_processes_share_their_memory_after_a_capture(swap_node: Node) -> None:
+def test_forked_processes_of_the_source_share_memory_after_a_capture(swap_node: Node) -> None:
     pod = settled(swap_node, LIMITED)
     before = source.settled(pod.container())
     needed = sum(each.memory["Pss_Anon"] for each in before.processes.values()) / 2**20
@@ -105,7 +105,7 @@ def test_forked_processes_share_their_memory_after_a_capture(swap_node: Node) ->
 
 
 @pytest.mark.attack("A process is killed for lack of memory while it is captured")
-def test_source_whose_processes_are_killed_meanwhile_is_not_published(swap_node: Node) -> None:
+def test_capture_is_not_published_when_the_oom_killer_hit_the_source(swap_node: Node) -> None:
     spec = probe(env={"CASE": "killed"}, memory_limit_bytes=LIMIT_MIB << 20)
     hog = "sh -c 'python3 -c \"bytes([1]) * (600 << 20)\"; true'"
     annotations = {**RESTORE, f"{PREFIX}quiesce": f"exec:{hog}"}
@@ -118,13 +118,13 @@ def test_source_whose_processes_are_killed_meanwhile_is_not_published(swap_node:
 
 
 def reads_pinned(text: str) -> str:
-    """The product as it was: all memory is read by pinning its pages."""
+    """Mutates the product to its former fault: it reads all memory by pinning pages."""
     assert text.count("if self._is_shared(wanted, size):") == 1
     return text.replace("if self._is_shared(wanted, size):", "if not size:")
 
 
-def test_source_that_its_capture_kills_is_not_published(swap_node: Node) -> None:
-    """With the fault put back for which processes were killed: their limit is used up."""
+def test_capture_that_kills_its_source_is_not_published(swap_node: Node) -> None:
+    """With the fault put back that led to kills: the processes' limit is used up."""
     with mutant(swap_node, "shim/kernel/othermemory.py", reads_pinned):
         pod = settled(swap_node, LIMITED)
         assert refused(swap_node, "") != 0, "and the exit status tells where that was noticed"
@@ -133,7 +133,7 @@ def test_source_that_its_capture_kills_is_not_published(swap_node: Node) -> None
 
 
 def refused(node: Node, why: str) -> int:
-    """Ask for a capture that is refused; the exit status."""
+    """Ask for a capture that is refused; returns the exit status."""
     done = node.call([QUICKTHAW, "capture", "source"])
     assert why in done.stderr, done.stderr
     return done.returncode

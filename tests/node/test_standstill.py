@@ -33,7 +33,7 @@ from tests.node.test_limits import stopped_criu, telling_criu
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 FROZEN_AT_MOST_S: Final = 11.0
-"""The estimate of a small worker, 10 s, and what it takes to thaw."""
+"""The estimate of a small worker, 10 s, and the time of a thaw."""
 LOOKED: Final = "/run/quickthaw/looked"
 HELPER: Final = """
 with open("/tmp/helper", "w") as file:
@@ -57,7 +57,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 
 def with_helper(node: Node, name: str = "source", **annotations: str) -> tuple[Pod, int]:
-    """A pod with a second process, and that one as the host numbers it."""
+    """Returns a pod with a second process, and that process as the host numbers it."""
     pod = node.kubelet.run_pod(name, [probe()], annotations=RESTORE | annotations)
     first_answer(pod)
     container = pod.container()
@@ -73,7 +73,7 @@ def with_helper(node: Node, name: str = "source", **annotations: str) -> tuple[P
 
 
 def capture(node: Node, name: str = "source") -> tuple[int, str, float]:
-    """Ask for a capture: exit status, message, seconds."""
+    """Ask for a capture; returns exit status, message, seconds."""
     began = time.monotonic()
     done = node.call([QUICKTHAW, "capture", name])
     return done.returncode, done.stderr, time.monotonic() - began
@@ -110,7 +110,7 @@ def watched(container: Container) -> Iterator[Callable[[], float]]:
 
 
 @pytest.mark.attack("A pod stops one of its processes, and its capture never ends")
-def test_stopped_process_is_refused_by_name(swap_node: Node) -> None:
+def test_container_with_a_stopped_process_is_refused_by_name(swap_node: Node) -> None:
     pod, helper = with_helper(swap_node)
     stop(helper)
     before = source.settled(pod.container(), stopped=True)
@@ -124,8 +124,8 @@ def test_stopped_process_is_refused_by_name(swap_node: Node) -> None:
     assert capture(swap_node)[0] == 0
 
 
-def test_process_that_quiesce_stops_is_refused_by_name(swap_node: Node) -> None:
-    """Between the first look and the freeze there is the call to the workload."""
+def test_container_whose_process_quiesce_stops_is_refused_by_name(swap_node: Node) -> None:
+    """The call to the workload is between the first check and the freeze."""
     stopping = {f"{PREFIX}quiesce": "exec:sh -c 'kill -STOP $(cat /tmp/helper)'"}
     pod, _ = with_helper(swap_node, **stopping)
     with watched(pod.container()) as frozen_s:
@@ -135,7 +135,7 @@ def test_process_that_quiesce_stops_is_refused_by_name(swap_node: Node) -> None:
     assert "(python3) is stopped" in told
 
 
-def test_traced_process_is_refused_by_name(swap_node: Node) -> None:
+def test_container_with_a_traced_process_is_refused_by_name(swap_node: Node) -> None:
     pod, helper = with_helper(swap_node)
     with traced(swap_node, helper), watched(pod.container()) as frozen_s:
         status, told, _ = capture(swap_node)
@@ -147,7 +147,7 @@ def test_traced_process_is_refused_by_name(swap_node: Node) -> None:
 
 @contextlib.contextmanager
 def traced(node: Node, pid: int) -> Iterator[None]:
-    """A debugger of the node's looks at the process, which runs on."""
+    """Lets a debugger of the node trace the process, which runs on."""
     rows = Path(f"/proc/{pid}/status").read_text().splitlines()
     (numbers,) = (row.split()[1:] for row in rows if row.startswith("NSpid:"))
     tracer = node.popen(["python3", "-c", TRACER, numbers[1]], stdin=subprocess.PIPE)
@@ -160,7 +160,7 @@ def traced(node: Node, pid: int) -> Iterator[None]:
 
 
 def waits_after_the_look(text: str) -> str:
-    """The product with a pause between its last look at the processes and the freeze."""
+    """Mutates the product: a pause between its last check of the processes and the freeze."""
     line = "    standstill.check(source, own_freezer(source).pids())\n"
     assert text.count(line) == 1
     pause = (
@@ -171,7 +171,7 @@ def waits_after_the_look(text: str) -> str:
 
 
 @pytest.mark.attack("A pod stops a process just before the freeze, and stands still for ever")
-def test_process_that_is_stopped_in_the_last_moment_freezes_nothing_for_long(
+def test_process_stopped_in_the_last_moment_freezes_nothing_for_long(
     swap_node: Node,
 ) -> None:
     with mutant(swap_node, "shim/capture/dump.py", waits_after_the_look):
@@ -201,8 +201,8 @@ def test_process_that_is_stopped_in_the_last_moment_freezes_nothing_for_long(
 
 
 @pytest.mark.parametrize("seen", [b"Seized task", b"Putting parasite blob", b"Dumping pages"])
-def test_criu_that_hangs_is_ended_with_the_window(swap_node: Node, seen: bytes) -> None:
-    """Wherever it is, the source goes on. CRIU's code may stay in it, but in no snapshot."""
+def test_hanging_criu_is_ended_with_the_frozen_window(swap_node: Node, seen: bytes) -> None:
+    """Wherever CRIU hangs, the source goes on. CRIU's code may stay in it, but in no snapshot."""
     pod, _ = with_helper(swap_node)
     nonce = ask(pod, "/state")["nonce"]
     log = swap_node.path(f"{CONTAINERS}/{pod.container().id}/{CONTAINER_WORK}/dump.log")

@@ -40,7 +40,7 @@ WHEN_TOLD = wishes(capture_when="signal")
 GIB = 1 << 30
 MTIME_NS = 1_234_567_890_123_456_789
 CHANGES = (
-    # What is new, with all that an inode can have.
+    # New entries, with all attributes that an inode can have.
     "/write?path=/srv/new/file&size=70000&seed=2",
     "/xattr?path=/srv/new/file&name=user.origin&value=probe",
     "/mtime?path=/srv/new/file&ns={MTIME_NS}",
@@ -56,14 +56,14 @@ CHANGES = (
     "/mkdir?path=/srv/new/directory/below",
     "/mtime?path=/srv/new/directory&ns={MTIME_NS}",
     "/xattr?path=/srv/new/directory&name=user.of&value=a directory",
-    # What the image has: changed, gone, and hidden by a new directory of its name.
+    # Entries of the image: changed, gone, and hidden by a new directory of their name.
     "/write?path=/etc/issue&size=300&seed=4",
     "/chmod?path=/etc/issue.net&mode=0o600",
     "/delete?path=/etc/debian_version",
     "/delete?path=/etc/dpkg",
     "/opaque?path=/etc/apt",
     "/write?path=/etc/apt/new&size=20",
-    # What processes hold.
+    # Entries that processes hold.
     "/hold?name=open&path=/srv/open&size=5000&seed=5",
     "/hold?name=deleted&path=/srv/deleted&size=1500000&seed=6&delete=1",
     "/hold?name=mapped&path=/srv/mapped&size=9000&seed=7&map=1",
@@ -72,14 +72,16 @@ CHANGES = (
 
 
 def change(pod: Pod) -> None:
-    """Have the probe change its root file system in every way, then be ready."""
+    """Have the probe change its root file system in every way, then report itself ready."""
     for request in CHANGES:
         ask(pod, quote(request.format(MTIME_NS=MTIME_NS), safe="/?=&"))
     ask(pod, "/ready")
 
 
 def tree(pod: Pod, path: str) -> dict[str, dict[str, Any]]:
-    """Everything below `path` as the container sees it, without what no copy keeps."""
+    """Returns everything below `path` as the container sees it, without attributes that no copy
+    keeps.
+    """
     found = ask(pod, f"/tree?path={path}")
     return {name: kept(facts) for name, facts in found.items()}
 
@@ -91,7 +93,7 @@ def kept(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in lost}
 
 
-def test_the_root_file_system_is_the_captured_one_in_every_detail(swap_node: Node) -> None:
+def test_restored_root_file_system_equals_the_captured_in_every_detail(swap_node: Node) -> None:
     spec = probe(env={"CASE": "files"})
     source = captured(swap_node, spec, annotations=WHEN_TOLD, before=change).source
     pod = restored(swap_node, spec, annotations=WHEN_TOLD)
@@ -123,7 +125,9 @@ def test_the_root_file_system_is_the_captured_one_in_every_detail(swap_node: Nod
 
 
 def writes_are_its_own(source: Pod, pod: Pod) -> None:
-    """What a restored container changes, also of the captured diff, no other one sees."""
+    """Assert that no other container sees a restored container's changes, also of the captured
+    diff.
+    """
     before = tree(source, "/srv")
     for request in ("/append?name=open&text=more", "/append?name=deleted&text=more"):
         assert ask(pod, request)["ok"]
@@ -136,12 +140,12 @@ def writes_are_its_own(source: Pod, pod: Pod) -> None:
     assert answer(source, "/read?path=/etc/dpkg").status == 409
 
 
-# A lot of it
+# A large diff
 
 
 @pytest.fixture(scope="module")
 def large(swap_node: Node) -> Iterator[SnapshotRef]:
-    """Of a container that has written 1 GiB to its root file system."""
+    """Yields a snapshot of a container that has written 1 GiB to its root file system."""
 
     def write(pod: Pod) -> None:
         for number in range(4):
@@ -158,13 +162,13 @@ LARGE, SMALL = probe(env={"CASE": "large"}), probe(env={"CASE": "small"})
 
 
 def start_s(node: Node, spec: ContainerSpec) -> float:
-    """How long StartContainer takes for a container that is restored."""
+    """Returns the seconds of StartContainer for a restored container."""
     with restored(node, spec, annotations=WHEN_TOLD) as pod:
         first_answer(pod)
         return pod.container().start_took_s
 
 
-def test_a_gib_of_changed_files_costs_no_more_than_a_few(
+def test_frozen_and_restore_time_do_not_grow_with_the_size_of_the_diff(
     swap_node: Node, large: SnapshotRef
 ) -> None:
     small = captured(swap_node, SMALL, annotations=WHEN_TOLD, before=lambda pod: ask(pod, "/ready"))
@@ -181,7 +185,9 @@ def test_a_gib_of_changed_files_costs_no_more_than_a_few(
     assert medians["large"] < 2 * medians["small"] + 0.1, times
 
 
-def test_a_gib_of_changed_files_is_there_and_shared(swap_node: Node, large: SnapshotRef) -> None:
+def test_restored_containers_share_a_gib_of_changed_files(
+    swap_node: Node, large: SnapshotRef
+) -> None:
     pod = restored(swap_node, LARGE, annotations=WHEN_TOLD)
     quarter = ask(pod, "/read?path=/srv/large-3")
     wanted = hashlib.sha256(content(3, GIB // 4)).hexdigest()
@@ -194,7 +200,7 @@ def test_a_gib_of_changed_files_is_there_and_shared(swap_node: Node, large: Snap
 
 
 def with_volumes(setting: str) -> ContainerSpec:
-    """A probe with one of each kind of volume; `setting` is in its ConfigMap."""
+    """Returns a probe with a volume of each kind; `setting` is in its ConfigMap."""
     mounts = [
         VolumeMount("/disk", EmptyDir("disk")),
         VolumeMount("/memory", EmptyDir("memory", in_memory=True)),
@@ -213,7 +219,7 @@ def use_volumes(pod: Pod) -> None:
     ask(pod, "/ready")
 
 
-def test_a_restored_container_sees_its_own_pods_volumes(swap_node: Node) -> None:
+def test_restored_container_sees_the_volumes_of_its_own_pod(swap_node: Node) -> None:
     host = swap_node.path("/srv/host")
     host.mkdir(exist_ok=True)
     source = captured(
@@ -241,14 +247,14 @@ def test_a_restored_container_sees_its_own_pods_volumes(swap_node: Node) -> None
 
 
 def options(pod: Pod) -> dict[str, set[str]]:
-    """Every mount's, as far as they are about what may be done."""
+    """Returns the options of every mount that permit or forbid something."""
     return {
         each["destination"]: set(each["options"].split(",")) - {"relatime"}
         for each in ask(pod, "/mounts")
     }
 
 
-def test_a_file_that_is_open_in_a_volume_of_the_old_pod_is_a_cold_start(swap_node: Node) -> None:
+def test_open_file_in_a_volume_of_the_old_pod_is_a_cold_start(swap_node: Node) -> None:
     mount = VolumeMount("/disk", EmptyDir("disk"))
     spec = probe(env={"CASE": "open in a volume"}, mounts=[mount])
 
@@ -264,4 +270,4 @@ def test_a_file_that_is_open_in_a_volume_of_the_old_pod_is_a_cold_start(swap_nod
     assert "disk/open" in line
     log = swap_node.path(line.rpartition("CRIU's log: ")[2].rstrip("."))
     assert "disk/open" in log.read_text(errors="replace")
-    log.unlink()  # it outlives the container, so that people can read it
+    log.unlink()  # the log outlives the container, so that people can read it

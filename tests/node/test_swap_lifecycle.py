@@ -1,4 +1,4 @@
-"""The life of a restored container, as kubelet sees it: like that of any other."""
+"""The life of a restored container, as kubelet sees it: like that of any other container."""
 
 import contextlib
 import datetime
@@ -37,18 +37,20 @@ from tests.node.swapping import (
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 START_S = 2
-"""What the shared workload needs to be ready, beside Python's own start."""
+"""The shared workload's needs until it is ready, beside Python's own start."""
 
 
 def slow_probe(**fields: object) -> ContainerSpec:
-    """A probe whose cold start takes START_S."""
+    """Returns a probe whose cold start takes START_S."""
     script = f"sleep {START_S}; exec python3 -m workers.probe"
     return probe(command=["sh", "-c", script], **fields)
 
 
 @pytest.fixture(scope="module")
 def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
-    """The one that most tests of this file start their pods from; its source is gone."""
+    """Yields the snapshot that most tests of this file start their pods from; its source is
+    gone.
+    """
     with nothing_left(swap_node):
         taken = captured(swap_node, slow_probe())
     yield taken
@@ -56,12 +58,12 @@ def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
 
 
 def numbers(lines: list[LogLine]) -> list[int]:
-    """Those that the probe numbers its lines with."""
+    """Returns the line numbers of the probe's log."""
     return [int(line.text.split()[0]) for line in lines]
 
 
 def kill_with(container: Container, path: str) -> pb.ContainerStatus:
-    """Ask the probe for something that it does not survive; how it ended."""
+    """Ask the probe for an action that ends it; returns its exit."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         answer(container.pod, path)
     return container.wait_exit(timeout_s=20)
@@ -70,7 +72,7 @@ def kill_with(container: Container, path: str) -> pb.ContainerStatus:
 # The swap itself
 
 
-def test_the_second_pod_is_the_first_ones_process(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_second_pod_has_the_process_of_the_first(swap_node: Node, snapshot: SnapshotRef) -> None:
     pod = restored(swap_node, slow_probe())
     state = first_answer(pod)
     assert (state["nonce"], state["pid"]) == (snapshot.nonce, 1)
@@ -82,14 +84,14 @@ def test_the_second_pod_is_the_first_ones_process(swap_node: Node, snapshot: Sna
     assert os.readlink(f"{status}/exe").startswith("/usr/bin/python3"), "its init is the worker"
 
 
-def test_ten_pods_one_after_another(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_ten_pods_are_restored_one_after_another(swap_node: Node, snapshot: SnapshotRef) -> None:
     for number in range(10):
         with restored(swap_node, slow_probe(), name=f"replica-{number}") as pod:
             assert first_answer(pod)["nonce"] == snapshot.nonce
             assert ask(pod, "/count")["counter"] == 1, "each starts from the snapshot's own state"
 
 
-def test_four_pods_at_once(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_four_pods_are_restored_at_once(swap_node: Node, snapshot: SnapshotRef) -> None:
     names = [f"replica-{number}" for number in range(4)]
     with ThreadPoolExecutor(len(names)) as threads:
         pods = list(threads.map(lambda n: restored(swap_node, slow_probe(), name=n), names))
@@ -99,7 +101,7 @@ def test_four_pods_at_once(swap_node: Node, snapshot: SnapshotRef) -> None:
         assert ask(pod, "/state")["nonce"] == snapshot.nonce
 
 
-def test_the_log_goes_on_where_the_capture_was(swap_node: Node) -> None:
+def test_log_continues_at_the_point_of_the_capture(swap_node: Node) -> None:
     spec = probe(env={"TICK_MS": "5"})
     source = captured(swap_node, spec).source
     pod = restored(swap_node, spec)
@@ -109,7 +111,7 @@ def test_the_log_goes_on_where_the_capture_was(swap_node: Node) -> None:
     assert numbers(theirs) == list(range(1, len(theirs) + 1)), "the source's log has them all"
     first = numbers(ours)[0]
     assert numbers(ours) == list(range(first, first + len(ours)))
-    # The captured point is where the source stood still: its longest pause.
+    # The captured point is the point of the source's standstill: its longest pause.
     times = [datetime.datetime.fromisoformat(line.time) for line in theirs]
     pauses = [later - earlier for earlier, later in pairwise(times)]
     longest = pauses.index(max(pauses))
@@ -117,10 +119,12 @@ def test_the_log_goes_on_where_the_capture_was(swap_node: Node) -> None:
     assert ask(pod, "/state")["lines"] <= numbers(pod.container().log_lines())[-1] + 1
 
 
-# What is the pod's own
+# Properties of the pod itself
 
 
-def test_the_names_and_addresses_are_the_new_pods(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_names_and_addresses_are_those_of_the_new_pod(
+    swap_node: Node, snapshot: SnapshotRef
+) -> None:
     pod = restored(swap_node, slow_probe(), name="other")
     first_answer(pod)
     seen, source_ip = ask(pod, "/net"), snapshot.source.ip
@@ -136,7 +140,7 @@ def test_the_names_and_addresses_are_the_new_pods(swap_node: Node, snapshot: Sna
     assert answer(pod, "/read?path=/etc/hosts").json()["text"] == hosts
 
 
-def test_one_container_of_two_is_restored(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_single_container_of_two_is_restored(swap_node: Node, snapshot: SnapshotRef) -> None:
     side = probe(name="side", env={"PORT": "8001"})
     chosen = {"quickthaw.io/restore.main": "auto"}
     pod = swap_node.kubelet.run_pod("two", [slow_probe(), side], annotations=chosen)
@@ -151,7 +155,7 @@ def test_one_container_of_two_is_restored(swap_node: Node, snapshot: SnapshotRef
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_its_exit_code_reaches_kubelet(swap_node: Node, snapshot: SnapshotRef, code: int) -> None:
+def test_exit_code_reaches_kubelet(swap_node: Node, snapshot: SnapshotRef, code: int) -> None:
     container = restored(swap_node, slow_probe()).container()
     first_answer(container.pod)
     ended = kill_with(container, f"/exit?code={code}")
@@ -165,7 +169,7 @@ def test_sigkill_is_reported_as_137(swap_node: Node, snapshot: SnapshotRef) -> N
     assert (ended.exit_code, ended.reason) == (137, "Error")
 
 
-def test_the_new_pods_memory_limit_holds(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_memory_limit_of_the_new_pod_holds(swap_node: Node, snapshot: SnapshotRef) -> None:
     limit = 96 << 20
     container = restored(swap_node, slow_probe(memory_limit_bytes=limit)).container()
     with open(f"/proc/{container.host_pid}/cgroup") as file:
@@ -177,17 +181,17 @@ def test_the_new_pods_memory_limit_holds(swap_node: Node, snapshot: SnapshotRef)
     assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
 
 
-# What is done with it while it runs
+# Operations on a running container
 
 
-def test_exec_attach_and_stats(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_exec_attach_and_statistics_work(swap_node: Node, snapshot: SnapshotRef) -> None:
     container = restored(swap_node, slow_probe()).container()
     first_answer(container.pod)
     done = container.exec(["sh", "-c", "echo out; echo err >&2; exit 3"])
     assert (done.stdout, done.stderr, done.exit_code) == (b"out\n", b"err\n", 3)
     assert container.output(["sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline"]).startswith("python3")
     with container.attach() as attached:
-        ask(container.pod, "/tick?ms=20")  # again and again: the stream attaches when it likes
+        ask(container.pod, "/tick?ms=20")  # again and again: the stream attaches at any time
         assert b" tick " in attached.read_until(b" tick ")
     with container.exec_stream(["cat"], stdin=True) as stream:
         stream.write(b"both ways\n")
@@ -206,7 +210,7 @@ def test_attached_stdin_reaches_the_restored_process(swap_node: Node) -> None:
         assert b"stdin from outside\n" in attached.read_until(b"stdin from outside\n")
 
 
-def test_stop_runs_the_handler_within_the_grace_period(
+def test_stop_lets_the_signal_handler_run_within_the_grace_period(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     polite, deaf = (restored(swap_node, slow_probe(), name=name) for name in ("polite", "deaf"))
@@ -220,7 +224,7 @@ def test_stop_runs_the_handler_within_the_grace_period(
     assert deaf.container().stop(grace_s=1).exit_code == 137
 
 
-def test_events_are_those_of_any_container(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_events_equal_the_events_of_any_container(swap_node: Node, snapshot: SnapshotRef) -> None:
     with swap_node.cri.events() as events:
         container = restored(swap_node, slow_probe()).container()
         first_answer(container.pod)
@@ -241,7 +245,7 @@ def test_events_are_those_of_any_container(swap_node: Node, snapshot: SnapshotRe
 # Restarts
 
 
-def test_a_restart_is_cold(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_restart_is_a_cold_start(swap_node: Node, snapshot: SnapshotRef) -> None:
     container = restored(swap_node, slow_probe()).container()
     first_answer(container.pod)
     kill_with(container, "/exit?code=1")
@@ -251,9 +255,7 @@ def test_a_restart_is_cold(swap_node: Node, snapshot: SnapshotRef) -> None:
     said(swap_node, container.id[:12], "kubelet restarts it")
 
 
-def test_a_restart_is_restored_where_the_pod_says_so(
-    swap_node: Node, snapshot: SnapshotRef
-) -> None:
+def test_restart_is_restored_if_the_pod_asks_for_it(swap_node: Node, snapshot: SnapshotRef) -> None:
     wanted = wishes(on_restart="restore")
     container = restored(swap_node, slow_probe(), annotations=wanted).container()
     first_answer(container.pod)
@@ -280,7 +282,7 @@ def test_restored_containers_outlive_containerd(swap_node: Node, snapshot: Snaps
     assert first_answer(another)["nonce"] == snapshot.nonce
 
 
-def test_a_restored_container_can_be_captured(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_restored_container_can_be_captured(swap_node: Node, snapshot: SnapshotRef) -> None:
     first = restored(swap_node, slow_probe(), name="first")
     first_answer(first)
     ask(first, "/count")

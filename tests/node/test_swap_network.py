@@ -1,4 +1,4 @@
-"""Sockets and addresses: a restored process answers where its new pod is reached."""
+"""Sockets and addresses: a restored process answers on the addresses of its new pod."""
 
 import json
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ ON_IPV4, ON_IPV6 = 8001, 8002
 
 
 def listener() -> ContainerSpec:
-    """A probe on 0.0.0.0, on :: and on its pod's IPv4 address."""
+    """Returns a probe on 0.0.0.0, on :: and on its pod's IPv4 address."""
     return probe(env={"LISTEN": f"0.0.0.0,::,pod@{ON_IPV4}"})
 
 
@@ -42,7 +42,7 @@ def listen_on_ipv6(pod: Pod) -> None:
 
 @pytest.fixture(scope="module")
 def snapshot(swap_node: Node) -> Iterator[SnapshotRef]:
-    """Of a probe that listens on every kind of address; its source is gone."""
+    """Yields a snapshot of a probe that listens on every kind of address; its source is gone."""
     with nothing_left(swap_node):
         taken = captured(swap_node, listener(), annotations=WISHES, before=listen_on_ipv6)
     yield taken
@@ -62,7 +62,7 @@ def test_listening_sockets_answer_on_the_new_pods_addresses(
     assert set(ask(pod, "/net")["listeners"]) == {"0.0.0.0@8000", "::@8000", *bound}
 
 
-def test_outgoing_connections_come_from_the_new_address(
+def test_outgoing_connections_come_from_the_address_of_the_new_pod(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     server = swap_node.kubelet.run_pod("server", [listener()])
@@ -85,7 +85,7 @@ def test_the_manifest_has_the_network_of_the_capture(snapshot: SnapshotRef) -> N
     assert network["bound_addresses"] == sorted(snapshot.source.ips)
 
 
-def test_an_address_of_a_family_that_the_new_pod_lacks_is_bindable_while_it_runs(
+def test_address_of_a_family_that_the_new_pod_lacks_is_bindable(
     swap_node: Node, snapshot: SnapshotRef
 ) -> None:
     pod = swap_node.kubelet.make_pod("ipv4-only", [listener()], annotations=WISHES)
@@ -110,13 +110,13 @@ def test_an_address_of_a_family_that_the_new_pod_lacks_is_bindable_while_it_runs
 
 
 def network_namespace(pod: Pod) -> str:
-    """Where the node has the sandbox's network namespace, once a container was created."""
+    """Returns the path of the sandbox's network namespace, once a container was created."""
     namespaces = pod.container().info()["runtimeSpec"]["linux"]["namespaces"]
     (path,) = [str(each["path"]) for each in namespaces if each["type"] == "network"]
     return path
 
 
-def test_a_restored_server_answers_on_loopback(swap_node: Node, snapshot: SnapshotRef) -> None:
+def test_restored_server_answers_on_loopback(swap_node: Node, snapshot: SnapshotRef) -> None:
     pod = restored(swap_node, listener(), annotations=WISHES)
     fetched = json.loads(ask(pod, "/fetch?host=127.0.0.1&port=8000")["body"])
     assert fetched["local"] == ["127.0.0.1", 8000]

@@ -56,12 +56,14 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 
 def own_spec(case: str, **fields: Any) -> ContainerSpec:
-    """A probe that no other case's snapshot is for."""
+    """Returns a probe that no other case's snapshot fits."""
     return probe(env={"CASE": case}, **fields)
 
 
 def own_snapshot(node: Node, case: str) -> SnapshotRef:
-    """A snapshot for `own_spec(case)` alone, which a test may damage. Its source is gone."""
+    """Returns a snapshot for `own_spec(case)` alone, which a test may damage. Its source is
+    gone.
+    """
     taken = captured(node, own_spec(case))
     taken.source.remove(grace_s=0)
     return taken
@@ -69,12 +71,12 @@ def own_snapshot(node: Node, case: str) -> SnapshotRef:
 
 @pytest.fixture(scope="module")
 def shared(swap_node: Node) -> SnapshotRef:
-    """One for the tests that do not touch it."""
+    """Returns a snapshot for the tests that do not change it."""
     return own_snapshot(swap_node, "shared")
 
 
 def start_pod(node: Node, case: str, **more: str) -> Pod:
-    """A pod that may only be restored, and is ready."""
+    """Starts a pod that may only be restored, and is ready."""
     annotations = RESTORE | {f"quickthaw.io/{name}": value for name, value in more.items()}
     pod = node.kubelet.run_pod("replica", [own_spec(case)], annotations=annotations)
     first_answer(pod)
@@ -82,7 +84,7 @@ def start_pod(node: Node, case: str, **more: str) -> Pod:
 
 
 def left_of(node: Node, container: str) -> list[str]:
-    """What /run/quickthaw has about a container, but for how its swap ended."""
+    """Returns the files in /run/quickthaw about a container, except the outcome of its swap."""
     found = node.run(["find", RUN, "-name", f"*{container}*"]).split()
     return [path for path in found if "/outcomes/" not in path]
 
@@ -91,7 +93,9 @@ def left_of(node: Node, container: str) -> list[str]:
 
 
 def given_specs(node: Node) -> dict[str, bytes]:
-    """config.json of a pod's sandbox and container, without what differs from pod to pod."""
+    """Returns config.json of a pod's sandbox and container, without fields that differ from pod to
+    pod.
+    """
     with node.kubelet.run_pod("plain", [probe(memory_limit_bytes=256 << 20)]) as pod:
         container = pod.container()
         own = {pod.sandbox_id: b"SANDBOX", container.id: b"CONTAINER", pod.uid: b"UID"}
@@ -108,7 +112,7 @@ def given_specs(node: Node) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def plain_runc(node: Node) -> Iterator[None]:
-    """containerd calls runc itself, and no daemon is there, inside of the `with`."""
+    """Lets containerd call runc itself, without a daemon, inside of the `with`."""
     with node.daemon_stopped():
         node.containerd.swapping = False
         node.restart_containerd()
@@ -119,14 +123,14 @@ def plain_runc(node: Node) -> Iterator[None]:
             node.restart_containerd()
 
 
-def test_a_pod_without_annotations_is_what_it_is_without_us(swap_node: Node) -> None:
+def test_pod_without_annotations_is_the_same_as_without_quickthaw(swap_node: Node) -> None:
     ours = given_specs(swap_node)
     with plain_runc(swap_node):
         plain = given_specs(swap_node)
     assert ours == plain
 
 
-def test_a_container_with_a_terminal_is_not_captured(swap_node: Node) -> None:
+def test_container_with_a_terminal_is_not_captured(swap_node: Node) -> None:
     spec = own_spec("terminal", tty=True, stdin=True)
     pod = swap_node.kubelet.run_pod("source", [spec], annotations=wishes())
     said(swap_node, pod.container().id[:12], "it has a terminal", "goes on serving")
@@ -136,7 +140,7 @@ def test_a_container_with_a_terminal_is_not_captured(swap_node: Node) -> None:
 # The daemon is away
 
 
-def test_without_the_daemon_pods_start_cold(swap_node: Node) -> None:
+def test_pods_start_cold_while_the_daemon_is_down(swap_node: Node) -> None:
     with swap_node.daemon_stopped():
         pod = swap_node.kubelet.run_pod("early", [own_spec("early")], annotations=wishes())
         assert_cold(pod.container())
@@ -145,7 +149,7 @@ def test_without_the_daemon_pods_start_cold(swap_node: Node) -> None:
     assert ask(pod, "/state")["nonce"] == nonce
 
 
-def test_a_daemon_that_hangs_delays_no_pod_for_long(swap_node: Node, shared: SnapshotRef) -> None:
+def test_hanging_daemon_delays_no_pod_for_long(swap_node: Node, shared: SnapshotRef) -> None:
     os.kill(swap_node.daemon_pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
@@ -160,7 +164,7 @@ def test_a_daemon_that_hangs_delays_no_pod_for_long(swap_node: Node, shared: Sna
     assert_restored(again.container())
 
 
-def test_a_ticket_outlives_the_daemon_and_poststop_needs_none(swap_node: Node) -> None:
+def test_ticket_outlives_the_daemon_and_poststop_needs_no_daemon(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "ticket")
     pod = swap_node.kubelet.make_pod("replica", [own_spec("ticket")], annotations=RESTORE)
     pod.run_sandbox()
@@ -177,7 +181,7 @@ def test_a_ticket_outlives_the_daemon_and_poststop_needs_none(swap_node: Node) -
         swap_node.start_daemon()
 
 
-def test_a_daemon_that_was_killed_takes_up_who_waits(swap_node: Node) -> None:
+def test_restarted_daemon_captures_containers_that_were_waiting(swap_node: Node) -> None:
     annotations = wishes(capture_when="signal")
     pod = swap_node.kubelet.run_pod("source", [own_spec("waits")], annotations=annotations)
     nonce = first_answer(pod)["nonce"]
@@ -190,7 +194,7 @@ def test_a_daemon_that_was_killed_takes_up_who_waits(swap_node: Node) -> None:
 
 
 @pytest.mark.parametrize("when", ["dump.log", "pages-1.img"])
-def test_a_daemon_that_is_killed_while_it_captures_freezes_nobody(
+def test_daemon_killed_during_a_capture_leaves_no_container_frozen(
     swap_node: Node, when: str
 ) -> None:
     annotations = wishes(capture_when="signal")
@@ -212,7 +216,7 @@ def test_a_daemon_that_is_killed_while_it_captures_freezes_nobody(
     assert os.listdir(swap_node.path(STAGING)) == []
 
 
-def test_a_daemon_that_was_killed_knows_what_was_restored(swap_node: Node) -> None:
+def test_restarted_daemon_knows_restored_containers(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "known")
     pod = start_pod(swap_node, "known")
     swap_node.kill_daemon()
@@ -222,7 +226,9 @@ def test_a_daemon_that_was_killed_knows_what_was_restored(swap_node: Node) -> No
     assert pod.container().stop(grace_s=10).exit_code == 0
 
 
-def test_a_swap_that_is_killed_is_a_start_that_failed(swap_node: Node, shared: SnapshotRef) -> None:
+def test_killed_swap_is_a_failed_start_without_left_overs(
+    swap_node: Node, shared: SnapshotRef
+) -> None:
     pod = swap_node.kubelet.make_pod("replica", [own_spec("shared")], annotations=RESTORE)
     pod.run_sandbox()
     container = pod.container()
@@ -232,7 +238,7 @@ def test_a_swap_that_is_killed_is_a_start_that_failed(swap_node: Node, shared: S
         starting = thread.submit(container.start)
         wait_until(log.exists, "CRIU does not run", swap_node, every_s=0.001)
         for pid in swapping_pids(container.id):
-            with contextlib.suppress(ProcessLookupError):  # ended, because another one was killed
+            with contextlib.suppress(ProcessLookupError):  # ended, because another start was killed
                 os.kill(pid, signal.SIGKILL)
         with pytest.raises(grpc.RpcError):
             starting.result()
@@ -242,7 +248,7 @@ def test_a_swap_that_is_killed_is_a_start_that_failed(swap_node: Node, shared: S
 
 
 def swapping_pids(container: str) -> list[int]:
-    """The processes of `quickthaw-runc create` for the container."""
+    """Returns the processes of `quickthaw-runc create` for the container."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -269,7 +275,7 @@ def swapping_pids(container: str) -> list[int]:
         ({"restore": "sha256:0123456789ab"}, ("sha256:0123456789ab", "none has this id or name")),
     ],
 )
-def test_an_annotation_that_means_nothing(
+def test_malformed_annotation_is_a_cold_start_and_reported(
     swap_node: Node, annotations: dict[str, str], parts: tuple[str, ...]
 ) -> None:
     before = len(swap_node.journal())
@@ -284,14 +290,16 @@ def test_an_annotation_that_means_nothing(
 
 
 def truncate(image: Path) -> None:
-    """Half of it is left."""
+    """Cuts the file to half of its size."""
     os.truncate(image, image.stat().st_size // 2)
 
 
 @pytest.mark.parametrize(
     ("damage", "image"), [(truncate, "pages-1.img"), (os.unlink, "pages-1.img")]
 )
-def test_a_damaged_image(swap_node: Node, damage: Callable[[Path], None], image: str) -> None:
+def test_damaged_criu_image_is_a_cold_start(
+    swap_node: Node, damage: Callable[[Path], None], image: str
+) -> None:
     case = f"{damage.__name__}-{image}"
     taken = own_snapshot(swap_node, case)
     damage(taken.directory / "criu" / image)
@@ -307,7 +315,7 @@ def test_a_damaged_image(swap_node: Node, damage: Callable[[Path], None], image:
     assert sorted(taken.directory.rglob("*")) == before
 
 
-def test_a_manifest_of_a_newer_schema(swap_node: Node) -> None:
+def test_manifest_of_a_newer_schema_is_a_cold_start(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "newer")
     manifest = taken.directory / "manifest.json"
     known, following = rf'"schema": ?{SCHEMA}\b', f'"schema":{SCHEMA + 1}'
@@ -323,7 +331,9 @@ def test_a_manifest_of_a_newer_schema(swap_node: Node) -> None:
 
 
 @pytest.mark.parametrize("content", ["", '{"schema": 9}'])
-def test_a_corrupted_ticket(swap_node: Node, content: str, shared: SnapshotRef) -> None:
+def test_corrupted_ticket_is_a_cold_start(
+    swap_node: Node, content: str, shared: SnapshotRef
+) -> None:
     pod = swap_node.kubelet.make_pod("replica", [own_spec("shared")], annotations=RESTORE)
     pod.run_sandbox()
     container = pod.container()
@@ -336,14 +346,14 @@ def test_a_corrupted_ticket(swap_node: Node, content: str, shared: SnapshotRef) 
     said(swap_node, container.id[:12], "cannot read the ticket", "starts cold")
 
 
-def test_a_deadline_that_passes(swap_node: Node, shared: SnapshotRef) -> None:
+def test_swap_beyond_its_deadline_is_a_cold_start(swap_node: Node, shared: SnapshotRef) -> None:
     pod = start_pod(swap_node, "shared", deadline="0.01s")
     assert_cold(pod.container())
     assert ask(pod, "/state")["nonce"] != shared.nonce
     said(swap_node, pod.container().id[:12], "deadline passed", "starts cold")
 
 
-def test_a_pod_that_wants_no_cold_start_fails_visibly(swap_node: Node) -> None:
+def test_pod_that_forbids_cold_starts_fails_visibly(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "fail")
     (taken.directory / "criu" / "pages-1.img").unlink()
     annotations = {**RESTORE, "quickthaw.io/fallback": "fail"}

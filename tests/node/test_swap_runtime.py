@@ -1,4 +1,4 @@
-"""The real runtime: whichever the node's configuration names, and what is run in a container."""
+"""The real runtime of the node's configuration, and commands that run in the container."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 @contextmanager
 def own_runtime(node: Node) -> Iterator[None]:
-    """The node's operator configures another runtime than runc."""
+    """Configures another runtime than runc, as the node's operator would."""
     before = node.path(RUNTIME).read_text()
     node.write(OWN, SCRIPT)
     node.path(OWN).chmod(0o755)
@@ -43,7 +43,7 @@ def own_runtime(node: Node) -> Iterator[None]:
         node.run(["rm", "-f", OWN, CALLS])
 
 
-def test_the_configured_runtime_creates_captures_and_restores(swap_node: Node) -> None:
+def test_configured_runtime_creates_captures_and_restores(swap_node: Node) -> None:
     with own_runtime(swap_node):
         taken = captured(swap_node, probe())
         pod = restored(swap_node, probe())
@@ -57,7 +57,7 @@ def test_the_configured_runtime_creates_captures_and_restores(swap_node: Node) -
             assert verbs <= own, f"{sorted(verbs)} are calls of the configured runtime"
 
 
-def test_a_capture_gives_way_to_a_command_that_runs_in_the_container(swap_node: Node) -> None:
+def test_capture_waits_for_a_command_that_runs_in_the_container(swap_node: Node) -> None:
     busy = threading.Event()
 
     def begin(pod: Pod) -> None:
@@ -68,7 +68,7 @@ def test_a_capture_gives_way_to_a_command_that_runs_in_the_container(swap_node: 
         container = pod.container()
         threading.Thread(target=command).start()
         busy.wait()
-        time.sleep(0.5)  # until it runs: exec answers only at its end
+        time.sleep(0.5)  # until the command runs: exec answers only at its end
         container.exec(["/bin/sh", "-c", "touch /run/quickthaw/ready"])
 
     annotations = {"quickthaw.io/snapshot": "auto"}

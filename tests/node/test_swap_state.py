@@ -1,4 +1,4 @@
-"""What processes have in memory and share is there after a restore, and they may do as much."""
+"""Memory and shared objects of processes are there after a restore, with the same permissions."""
 
 import dataclasses
 import textwrap
@@ -41,19 +41,19 @@ WHEN_TOLD = wishes(capture_when="signal")
 
 
 def worker(name: str, **fields: Any) -> ContainerSpec:
-    """A container with another worker of the probe's image."""
+    """Returns a container with another worker of the probe's image."""
     return ContainerSpec(PROBE, command=["python3", "-m", f"workers.{name}"], **fields)
 
 
 def tell_ready(pod: Pod) -> None:
-    """What the workload would do: write `ready` in its control directory."""
+    """Write `ready` in the control directory, as the workload would."""
     pod.node.path(f"{RUN}/control/{pod.container().id}/ready").touch()
 
 
-# Processes, and what they share
+# Processes, and the objects that they share
 
 
-def test_a_family_of_processes_is_whole(swap_node: Node) -> None:
+def test_restored_family_of_processes_is_whole(swap_node: Node) -> None:
     snapshot = captured(swap_node, worker("fork"))
     source = snapshot.source
     pod = restored(swap_node, worker("fork"))
@@ -91,7 +91,7 @@ SPAWNED = """
 """Named semaphores, whose mapped name glibc has unlinked, and a mapped file without a name."""
 
 
-def test_semaphores_and_shared_memory_of_spawned_processes(swap_node: Node) -> None:
+def test_semaphores_and_shared_memory_of_spawned_processes_are_restored(swap_node: Node) -> None:
     program = 'printf %s "$PROGRAM" > /srv/spawned.py; exec python3 /srv/spawned.py'
     spec = ContainerSpec(
         PROBE, command=["sh", "-c", program], env={"PROGRAM": textwrap.dedent(SPAWNED)}
@@ -124,7 +124,7 @@ def fill(pod: Pod) -> None:
     ask(pod, "/ready")
 
 
-def test_memory_threads_and_shared_memory_go_on_in_both(swap_node: Node) -> None:
+def test_source_and_replica_both_continue_with_threads_and_shared_memory(swap_node: Node) -> None:
     spec = probe(env={"CASE": "busy"})
     source = captured(swap_node, spec, annotations=WHEN_TOLD, before=fill).source
     pod = restored(swap_node, spec, annotations=WHEN_TOLD)
@@ -143,7 +143,7 @@ def test_memory_threads_and_shared_memory_go_on_in_both(swap_node: Node) -> None
 
 
 def threads_go_on(pod: Pod) -> None:
-    """Each of the probe's threads counts on."""
+    """Assert that each of the probe's threads counts on."""
     before = ask(pod, "/threads")["threads"]
 
     def advanced() -> bool:
@@ -154,14 +154,14 @@ def threads_go_on(pod: Pod) -> None:
 
 
 def kept(tree: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What a copy keeps of files: not the device, and not the numbers of inodes."""
+    """Returns the attributes of files that a copy keeps: not the device and inode numbers."""
     return {
         name: {fact: value for fact, value in facts.items() if fact not in ("device", "inode")}
         for name, facts in tree.items()
     }
 
 
-def test_a_quarter_gib_of_memory_is_right_to_the_last_byte(swap_node: Node) -> None:
+def test_quarter_gib_of_memory_is_right_to_the_last_byte(swap_node: Node) -> None:
     spec = worker("memory", env={"SIZE_MIB": "256"})
     source = swap_node.kubelet.run_pod("source", [spec], annotations=wishes())
     published(source)
@@ -181,7 +181,7 @@ def test_a_quarter_gib_of_memory_is_right_to_the_last_byte(swap_node: Node) -> N
 # Pods of more shapes
 
 
-def test_two_containers_of_a_pod_are_swapped_each(swap_node: Node) -> None:
+def test_both_containers_of_a_pod_are_restored(swap_node: Node) -> None:
     specs = [
         probe(name="first", env={"CASE": "first"}),
         probe(name="second", env={"CASE": "second", "PORT": "8001"}),
@@ -197,7 +197,7 @@ def test_two_containers_of_a_pod_are_swapped_each(swap_node: Node) -> None:
         assert len(nonces) == 1
 
 
-def test_a_pod_that_shares_its_processes_stays_cold_and_is_told_why(swap_node: Node) -> None:
+def test_pod_with_shared_pid_namespace_starts_cold_and_learns_the_reason(swap_node: Node) -> None:
     spec = probe(env={"CASE": "shared processes"})
     pod = swap_node.kubelet.run_pod("pod", [spec], annotations=wishes(), share_processes=True)
     first_answer(pod)
@@ -207,7 +207,7 @@ def test_a_pod_that_shares_its_processes_stays_cold_and_is_told_why(swap_node: N
     assert ask(pod, "/count")["counter"] == 1
 
 
-def test_a_container_with_a_terminal_is_not_captured_and_is_told_why(swap_node: Node) -> None:
+def test_container_with_a_terminal_learns_why_it_is_not_captured(swap_node: Node) -> None:
     spec = probe(env={"CASE": "terminal"}, tty=True)
     pod = swap_node.kubelet.run_pod("pod", [spec], annotations=wishes())
     first_answer(pod)
@@ -236,7 +236,7 @@ HIDDEN = ("/proc/acpi", "/proc/scsi", "/sys/firmware")
 
 
 def hidden(pod: Pod) -> list[tuple[str, str, str, str]]:
-    """What is over them, and how it is mounted."""
+    """Returns the mounts over a path, and their options."""
     found = sorted(
         (each["destination"], each["type"], each["options"], each["super_options"])
         for each in ask(pod, "/mounts")
@@ -248,7 +248,7 @@ def hidden(pod: Pod) -> list[tuple[str, str, str, str]]:
 
 
 @pytest.mark.parametrize("power", POWERS)
-def test_a_restored_process_may_do_what_a_cold_one_may(swap_node: Node, power: str) -> None:
+def test_restored_process_has_the_permissions_of_a_cold_start(swap_node: Node, power: str) -> None:
     spec = probe(env={"CASE": power}, **POWERS[power])
     with criu_user.dumping(swap_node, spec.user or 0, spec.group or 0):
         source = captured(swap_node, spec).source
@@ -269,7 +269,7 @@ def test_a_restored_process_may_do_what_a_cold_one_may(swap_node: Node, power: s
         assert ask(pod, "/restored")["pod"] == "replica", "it can read what it is told"
 
 
-# What is no match
+# Pods that do not match
 
 
 def grow(pod: Pod) -> None:
@@ -280,7 +280,9 @@ def grow(pod: Pod) -> None:
 
 @pytest.fixture(scope="module")
 def plain(swap_node: Node, shell_archive: Path) -> Iterator[SnapshotRef]:
-    """Of the container that the following ones differ from in one thing each; it has a name."""
+    """Yields the named snapshot of the container from which each following spec differs in a
+    single property.
+    """
     if SHELL_IMAGE not in swap_node.cri.image_names():
         swap_node.import_image(shell_archive)
     with nothing_left(swap_node):
@@ -306,10 +308,10 @@ OTHERS: dict[str, tuple[Mapping[str, Any], str]] = {
     "root": ({"read_only_root": True}, "root_readonly"),
     "memory": ({"memory_limit_bytes": 48 << 20}, "memory"),
 }
-"""What another container asks for, and the fact that the journal names."""
+"""The spec of another container, and the fact that the journal names."""
 
 
-def test_a_container_that_differs_starts_cold_and_is_told_in_what(
+def test_container_that_differs_starts_cold_and_journal_names_the_fact(
     swap_node: Node, plain: SnapshotRef
 ) -> None:
     specs = [
@@ -328,7 +330,7 @@ def test_a_container_that_differs_starts_cold_and_is_told_in_what(
     assert_restored(pod.container("same"))
 
 
-def test_another_namespace_starts_cold(swap_node: Node, plain: SnapshotRef) -> None:
+def test_pod_of_another_namespace_starts_cold(swap_node: Node, plain: SnapshotRef) -> None:
     pod = swap_node.kubelet.run_pod(
         "other", [PLAIN], annotations=wishes("plain"), namespace="elsewhere"
     )
@@ -337,7 +339,7 @@ def test_another_namespace_starts_cold(swap_node: Node, plain: SnapshotRef) -> N
     assert first_answer(pod)["nonce"] != plain.nonce
 
 
-def test_a_pod_that_shares_processes_does_not_get_a_snapshot_of_one_that_does_not(
+def test_pod_with_shared_pid_namespace_does_not_fit_a_snapshot_without(
     swap_node: Node, plain: SnapshotRef
 ) -> None:
     pod = swap_node.kubelet.run_pod(
@@ -349,14 +351,16 @@ def test_a_pod_that_shares_processes_does_not_get_a_snapshot_of_one_that_does_no
 
 
 def per_pod(pod: Pod, service_ip: str) -> ContainerSpec:
-    """A probe with what kubelet puts into the environment of each pod: of itself, of services."""
+    """Returns a probe with kubelet's environment variables for each pod: of the pod, of
+    services.
+    """
     own = {"POD_NAME": pod.spec.name, "POD_UID": pod.uid, "POD_IP": pod.ip}
     links = {"SHOP_SERVICE_HOST": service_ip, "SHOP_SERVICE_PORT": "80"}
     links |= {"SHOP_PORT": f"tcp://{service_ip}:80", "SHOP_PORT_80_TCP_ADDR": service_ip}
     return probe(env={"CASE": "per pod", **own, **links})
 
 
-def test_what_differs_from_pod_to_pod_does_not_matter(swap_node: Node) -> None:
+def test_variables_that_differ_from_pod_to_pod_do_not_matter(swap_node: Node) -> None:
     for name, service_ip in (("source", "10.96.1.1"), ("replica", "10.96.2.2")):
         pod = swap_node.kubelet.make_pod(name, [probe()], annotations=wishes())
         pod.run_sandbox()  # kubelet, too, knows the address only then
@@ -373,7 +377,7 @@ def test_what_differs_from_pod_to_pod_does_not_matter(swap_node: Node) -> None:
             assert told["SHOP_SERVICE_HOST"] == "10.96.2.2"
 
 
-def test_a_container_without_a_snapshot_says_so_once(swap_node: Node) -> None:
+def test_missing_snapshot_is_reported_once(swap_node: Node) -> None:
     annotations = {"quickthaw.io/restore": "auto"}
     spec = probe(env={"CASE": "never captured"})
     pod = swap_node.kubelet.run_pod("alone", [spec], annotations=annotations)

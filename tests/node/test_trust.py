@@ -43,14 +43,14 @@ def no_snapshots_after_it(swap_node: Node) -> Iterator[None]:
 
 @pytest.fixture
 def keys_as_before(swap_node: Node) -> Iterator[None]:
-    """Whatever a test does to the keys of the node is undone."""
+    """Undoes every change by a test to the keys of the node."""
     swap_node.run(["cp", "-a", KEYS, "/root/keys"])
     yield
     swap_node.run(["sh", "-c", f"rm -rf {KEYS} && mv /root/keys {KEYS}"])
 
 
 def own_spec(case: str) -> ContainerSpec:
-    """A probe that no other case's snapshot is for."""
+    """Returns a probe that no other case's snapshot fits."""
     return probe(env={"CASE": case})
 
 
@@ -67,7 +67,7 @@ def start_pod(node: Node, case: str, annotations: dict[str, str] | None = None) 
 
 
 def starts_cold(node: Node, case: str, *told: str) -> None:
-    """A pod does, and the journal says why in one line."""
+    """Assert that a pod starts cold, and that the journal gives the reason in a single line."""
     pod = start_pod(node, case)
     assert_cold(pod.container())
     said(node, pod.container().id[:12], "starts cold", "signature", *told)
@@ -76,7 +76,7 @@ def starts_cold(node: Node, case: str, *told: str) -> None:
 
 
 def starts_warm(node: Node, taken: SnapshotRef, case: str) -> None:
-    """A pod is the captured process, come back."""
+    """Assert that a pod is the captured process, come back."""
     pod = start_pod(node, case)
     assert_restored(pod.container())
     assert ask(pod, "/state")["nonce"] == taken.nonce
@@ -84,20 +84,20 @@ def starts_warm(node: Node, taken: SnapshotRef, case: str) -> None:
 
 
 def keys(node: Node, *arguments: str) -> dict[str, Any]:
-    """`quickthaw keys` on the node."""
+    """Runs `quickthaw keys` on the node."""
     told: dict[str, Any] = json.loads(node.run(["quickthaw", "keys", *arguments, "--json"]))
     return told
 
 
 def listed(node: Node, snapshot: str) -> dict[str, Any]:
-    """Its line of `quickthaw ls`."""
+    """Returns the snapshot's line of `quickthaw ls`."""
     rows = json.loads(node.run(["quickthaw", "ls", "--json"]))["snapshots"]
     row: dict[str, Any] = next(row for row in rows if row["id"] == snapshot)
     return row
 
 
 def sign_again(node: Node, directory: Path, key: keyfile.PrivateKey) -> None:
-    """As another node would have signed the snapshot."""
+    """Signs the snapshot as another node would have."""
     with node.daemon_stopped():
         found = manifests.decode((directory / "manifest.json").read_bytes())
         (directory / "manifest.sig").write_bytes(signature.sign(found, key).encode())
@@ -113,7 +113,7 @@ def trust_foreign(node: Node) -> None:
 
 
 @on_a_node
-def test_a_snapshot_of_this_node_is_signed_and_restored(swap_node: Node) -> None:
+def test_snapshot_of_this_node_is_signed_and_restored(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "signed")
     (own,) = [key for key in keys(swap_node, "ls")["keys"] if key["role"] == "node"]
     assert signature.decode((taken.directory / "manifest.sig").read_bytes()).key == own["id"]
@@ -124,8 +124,8 @@ def test_a_snapshot_of_this_node_is_signed_and_restored(swap_node: Node) -> None
 
 @on_a_node
 @pytest.mark.attack("Someone rewrites the manifest of a snapshot in the store")
-def test_a_rewritten_manifest_is_not_believed(swap_node: Node) -> None:
-    """With a new id that fits the new content: only the signature tells that it was rewritten."""
+def test_rewritten_manifest_is_refused_by_its_signature(swap_node: Node) -> None:
+    """The new id fits the new content: only the signature reveals the rewriting."""
     taken = own_snapshot(swap_node, "rewritten")
     before = manifests.decode((taken.directory / "manifest.json").read_bytes()).as_json()
     del before["created"]
@@ -136,7 +136,7 @@ def test_a_rewritten_manifest_is_not_believed(swap_node: Node) -> None:
         (place / "manifest.json").write_bytes(forged.encode())
     starts_cold(swap_node, "rewritten", forged.id[:12], "it was changed")
     assert listed(swap_node, forged.id)["state"] == "untrusted"
-    # What the attack would have gained: nothing else than the signature stands in its way.
+    # The gain of the attack: nothing else than the signature stands in its way.
     sign_again(swap_node, place, node_key(swap_node))
     starts_warm(swap_node, taken, "rewritten")
 
@@ -144,10 +144,8 @@ def test_a_rewritten_manifest_is_not_believed(swap_node: Node) -> None:
 @on_a_node
 @pytest.mark.parametrize("what", ["changed", "another's"])
 @pytest.mark.attack("Someone replaces a snapshot between the decision and the restore")
-def test_what_is_put_in_its_place_after_the_decision_is_not_restored(
-    swap_node: Node, what: str
-) -> None:
-    """The daemon has verified the signature and is done: the swap has the digest to go by."""
+def test_snapshot_replaced_after_the_decision_is_not_restored(swap_node: Node, what: str) -> None:
+    """The daemon has verified the signature and is done: the swap relies on the digest."""
     case = f"replaced-{what[0]}"
     taken = own_snapshot(swap_node, case)
     other = own_snapshot(swap_node, f"{case}-other") if what == "another's" else None
@@ -168,11 +166,11 @@ def test_what_is_put_in_its_place_after_the_decision_is_not_restored(
     said(swap_node, container.id[:12], "cannot", "manifest", "the container starts cold")
     said(swap_node, taken.id[:12], "goes to quarantine")
     pod.remove(grace_s=0)
-    swap_node.run(["quickthaw", "rm", taken.id])  # and its record in the quarantine
+    swap_node.run(["quickthaw", "rm", taken.id])  # and its quarantine record
 
 
 @on_a_node
-def test_a_snapshot_without_a_signature_is_replaced_by_a_new_one(swap_node: Node) -> None:
+def test_unsigned_snapshot_is_replaced_by_a_new_snapshot(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "unsigned")
     with swap_node.daemon_stopped():
         (taken.directory / "manifest.sig").unlink()
@@ -189,7 +187,7 @@ def test_a_snapshot_without_a_signature_is_replaced_by_a_new_one(swap_node: Node
 
 
 @on_a_node
-def test_another_nodes_snapshot_is_used_while_its_key_is_trusted(swap_node: Node) -> None:
+def test_snapshot_of_another_node_is_used_while_its_key_is_trusted(swap_node: Node) -> None:
     taken = own_snapshot(swap_node, "foreign")
     sign_again(swap_node, taken.directory, FOREIGN)
     starts_cold(swap_node, "foreign", FOREIGN.public.id, "does not trust", "quickthaw keys trust")
@@ -200,7 +198,7 @@ def test_another_nodes_snapshot_is_used_while_its_key_is_trusted(swap_node: Node
 
 
 @on_a_node
-def test_a_newer_snapshot_that_is_not_trusted_is_not_passed_over_in_silence(
+def test_newer_untrusted_snapshot_is_skipped_and_reported(
     swap_node: Node,
 ) -> None:
     taken = own_snapshot(swap_node, "newer")
@@ -217,7 +215,7 @@ def test_a_newer_snapshot_that_is_not_trusted_is_not_passed_over_in_silence(
 
 
 @on_a_node
-def test_after_a_rotation_old_and_new_snapshots_are_restored(swap_node: Node) -> None:
+def test_snapshots_from_before_and_after_a_rotation_are_restored(swap_node: Node) -> None:
     old = own_snapshot(swap_node, "before")
     former = node_key(swap_node).public.id
     assert keys(swap_node, "rotate")["former"] == former
@@ -232,7 +230,7 @@ def test_after_a_rotation_old_and_new_snapshots_are_restored(swap_node: Node) ->
 
 
 @on_a_node
-def test_a_node_key_that_others_can_read_stops_captures_and_says_so(swap_node: Node) -> None:
+def test_node_key_that_others_can_read_stops_captures_and_is_reported(swap_node: Node) -> None:
     swap_node.path(f"{KEYS}/node.key").chmod(0o644)
     pod = start_pod(swap_node, "readable", wishes())
     line = said(swap_node, pod.container().id[:12], "could not be signed", "chmod 0600")
@@ -241,7 +239,7 @@ def test_a_node_key_that_others_can_read_stops_captures_and_says_so(swap_node: N
 
 
 @on_a_node
-def test_the_nodes_key_is_made_at_install_and_kept(swap_node: Node) -> None:
+def test_installation_makes_the_node_key_and_keeps_it(swap_node: Node) -> None:
     key = swap_node.path(f"{KEYS}/node.key")
     assert (key.stat().st_uid, key.stat().st_mode & 0o777) == (0, 0o600)
     assert swap_node.path(KEYS).stat().st_mode & 0o777 == 0o700
@@ -269,7 +267,7 @@ def test_keys_outlive_the_package_and_go_when_it_is_purged(suite: str, deb: Path
 
 
 @on_a_node
-def test_a_node_without_a_key_gets_one_when_the_daemon_starts(swap_node: Node) -> None:
+def test_daemon_makes_a_missing_node_key_at_its_start(swap_node: Node) -> None:
     with swap_node.daemon_stopped():
         swap_node.run(["rm", "-rf", KEYS])
     new = node_key(swap_node).public.id

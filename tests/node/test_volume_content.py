@@ -1,4 +1,6 @@
-"""A captured process has its Secrets in memory: with another one it is not restored."""
+"""A captured process has its Secrets in memory: a pod with another Secret is not restored
+from it.
+"""
 
 from collections.abc import Iterator
 
@@ -41,7 +43,9 @@ def with_secret(password: str, kind: str = "secret") -> ContainerSpec:
     "a pod with another Secret of the same name starts from a process with the old one"
 )
 @pytest.mark.parametrize("kind", ["secret", "configmap", "projected"])
-def test_another_secret_behind_the_same_volume_does_not_fit(swap_node: Node, kind: str) -> None:
+def test_snapshot_with_another_secret_behind_the_same_volume_does_not_fit(
+    swap_node: Node, kind: str
+) -> None:
     taken = captured(swap_node, with_secret("old", kind))
     taken.source.remove(grace_s=0)
     assert "old" not in (taken.directory / "manifest.json").read_text()
@@ -63,7 +67,7 @@ def test_another_secret_behind_the_same_volume_does_not_fit(swap_node: Node, kin
     )
     assert_restored(careless.container())
     careless.remove(grace_s=0)
-    # The rotated one gets a snapshot of its own.
+    # The pod with the rotated Secret gets a snapshot of its own.
     pod = swap_node.kubelet.run_pod("rotated", [with_secret("new", kind)], annotations=wishes())
     new = published(pod)
     pod.remove(grace_s=0)
@@ -74,7 +78,7 @@ def test_another_secret_behind_the_same_volume_does_not_fit(swap_node: Node, kin
         pod.remove(grace_s=0)
 
 
-def test_a_secret_that_changes_before_the_capture_is_not_captured(swap_node: Node) -> None:
+def test_container_whose_secret_changed_before_the_capture_is_not_captured(swap_node: Node) -> None:
     before = len(list(swap_node.path(SNAPSHOTS).iterdir()))
     spec = with_secret("first")
     pod = swap_node.kubelet.run_pod("source", [spec], annotations=wishes(capture_when="signal"))
@@ -90,7 +94,7 @@ def test_a_secret_that_changes_before_the_capture_is_not_captured(swap_node: Nod
 
 
 @pytest.mark.attack("a worker with another uid reads the new pod's environment from restored.json")
-def test_the_new_environment_is_readable_by_the_containers_user_alone(swap_node: Node) -> None:
+def test_restored_json_is_readable_by_the_containers_user_alone(swap_node: Node) -> None:
     look = [
         "python3", "-c",
         "import os, sys; os.setgid(65534); os.setuid(65534)\n"

@@ -1,6 +1,6 @@
 """Long-running programs of a test node, started and stopped as systemd would.
 
-systemd itself does not run here. A unit file is read for what it tells about its main process:
+systemd itself does not run here. This module reads a unit file for the facts of its main process:
 ExecStart, Environment, Type=notify, the directories. The service's output goes to a journal file.
 """
 
@@ -23,12 +23,14 @@ STOP_WITHIN_S: Final = 30.0
 
 
 class ServiceFailed(Exception):
-    """A service ended or did not get ready. The message ends with its journal's last lines."""
+    """A service ended or did not get ready. The message ends with the last lines of its journal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What we honour of a unit file. Source: systemd.service(5), systemd.exec(5)."""
+    """The settings of a unit file that this module honours. Source: systemd.service(5),
+    systemd.exec(5).
+    """
 
     name: str
     exec_start: tuple[str, ...]
@@ -40,7 +42,7 @@ class Unit:
 
     @classmethod
     def parse(cls, name: str, text: str) -> Self:
-        """Read a unit file's [Service] section. What is not named in this class is passed over."""
+        """Read a unit file's [Service] section. Skips settings that this class does not name."""
         values: dict[str, list[str]] = {}
         section = ""
         for line in text.replace("\\\n", " ").splitlines():
@@ -62,18 +64,18 @@ class Unit:
 
 
 class Service:
-    """One unit on one node: start, stop, kill, and what it wrote."""
+    """A unit on a node: start, stop, kill, and its output."""
 
     def __init__(self, node: Enclosure, unit: Unit) -> None:
         self.unit = unit
         self.pid = -1
-        """The main process as the host sees it, -1 while stopped."""
+        """Returns the main process as the host sees it, -1 while stopped."""
         self._node = node
         self._process: subprocess.Popen[Any] | None = None
 
     @property
     def running(self) -> bool:
-        """Whether the main process is there."""
+        """Returns whether the main process is there."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -81,11 +83,11 @@ class Service:
         return self._node.kept(f"{self.unit.name}.journal")
 
     def journal(self) -> str:
-        """All that the service wrote to its standard output and error, over all its starts."""
+        """Returns all standard output and error of the service, over all its starts."""
         return self._journal.read_text(errors="replace") if self._journal.exists() else ""
 
     def start(self, *, ready: Callable[[], None] | None = None) -> None:
-        """Start it, and wait until it says that it is ready, or until `ready` returns.
+        """Start the service, and wait until it reports readiness, or until `ready` returns.
 
         Raises ServiceFailed.
         """
@@ -134,7 +136,7 @@ class Service:
     def _await_ready(self, told: socket.socket) -> None:
         """Wait for READY=1. Source: sd_notify(3)."""
         assert self._process is not None
-        told.settimeout(0.2)  # how often to look whether it has died
+        told.settimeout(0.2)  # interval of the check that the service has not died
         for _ in range(int(START_WITHIN_S / 0.2)):
             try:
                 if b"READY=1" in told.recv(65536).splitlines():
@@ -148,7 +150,7 @@ class Service:
         raise ServiceFailed(f"{self.unit.name} is not ready:\n{self.tail()}")
 
     def stop(self) -> int:
-        """SIGTERM, and SIGKILL when it takes its time. The exit status, 128+N for a signal."""
+        """Send SIGTERM, and SIGKILL after a while. Returns the exit status, 128+N for a signal."""
         if self._process is None:
             return 0
         if self.running:
@@ -160,7 +162,7 @@ class Service:
         return self._ended()
 
     def kill(self) -> int:
-        """SIGKILL to the main process, like a crash."""
+        """Send SIGKILL to the main process, like a crash."""
         if self._process is None:
             return 0
         if self.running and self.pid > 0:
@@ -174,7 +176,7 @@ class Service:
         return int(status)
 
     def tail(self, lines: int = 30) -> str:
-        """The end of the journal."""
+        """Returns the end of the journal."""
         return "\n".join(self.journal().splitlines()[-lines:])
 
 
@@ -188,12 +190,12 @@ def _notify_socket(node: Enclosure) -> socket.socket:
 
 
 def read_unit(node: Enclosure, path: str) -> Unit:
-    """The unit file that is installed on the node at `path`."""
+    """Returns the unit file that is installed on the node at `path`."""
     return Unit.parse(Path(path).stem, node.path(path).read_text())
 
 
 def apply_tmpfiles(node: Enclosure, path: str) -> None:
-    """Make the directories of a tmpfiles.d(5) file; its other kinds of lines are not understood."""
+    """Make the directories of a tmpfiles.d(5) file; skips its other kinds of lines."""
     for line in node.path(path).read_text().splitlines():
         fields = line.split()
         if fields and fields[0] == "d":

@@ -1,4 +1,4 @@
-"""Manifests for tests: whole ones, with what a test cares about replaced."""
+"""Manifests for tests: whole manifests, with the fields that a test cares about replaced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOFTWARE = {
 
 
 def fields(**changed: object) -> dict[str, object]:
-    """What `manifest.build` takes."""
+    """Fields that `manifest.build` takes."""
     return {
         "name": "warm", "key": "a" * 64, "created_at": 1_700_000_000.5, "source": SOURCE,
         "software": SOFTWARE, "facts": {"user": "{}"}, "network": {"addresses": ["::"]},
@@ -34,5 +34,5 @@ def fields(**changed: object) -> dict[str, object]:
 
 
 def made(**changed: object) -> Manifest:
-    """A manifest with its id."""
+    """Returns a manifest with its id."""
     return manifest.build(**fields(**changed))

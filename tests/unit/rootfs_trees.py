@@ -1,4 +1,6 @@
-"""Real overlays in a mount namespace of our own, random changes to them, and what one can see."""
+"""Real overlays in a mount namespace of our own, random changes to them, and their visible
+content.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def own_mounts(scratch: Path) -> Iterator[Path]:
                 mounts.mount("tmpfs", str(scratch), "tmpfs")
             yield scratch
         finally:
-            unshare(CLONE_FS)  # setns refuses it while a thread that was joined is not quite gone
+            unshare(CLONE_FS)  # setns refuses while a joined thread is not quite gone
             setns(before.fileno(), CLONE_NEWNS)
             os.chdir(directory)
 
@@ -65,7 +67,7 @@ def _fstype(path: Path) -> str:
 
 
 def make_dirs(parent: Path, *names: str) -> list[str]:
-    """Fresh directories; their paths."""
+    """Makes fresh directories; returns their paths."""
     for name in names:
         (parent / name).mkdir(parents=True)
     return [str(parent / name) for name in names]
@@ -88,7 +90,7 @@ def overlay(
 
 
 def change(root: str, steps: Sequence[tuple[str, str, str, int]]) -> None:
-    """Do the steps; those that make no sense in the state of the tree do nothing."""
+    """Do the steps; a step that makes no sense in the state of the tree does nothing."""
     for step in steps:
         with contextlib.suppress(OSError):
             _change(root, *step)
@@ -163,7 +165,9 @@ def _write(path: str, flags: int, data: bytes, *, hole: int = 0) -> None:
 
 
 def view(root: str, *, link_counts: bool = True) -> dict[str, tuple[object, ...]]:
-    """Everything that a process can see of a tree, but access times and inode numbers."""
+    """Returns everything that a process can see of a tree, except access times and inode
+    numbers.
+    """
     seen: dict[str, tuple[object, ...]] = {}
     groups: dict[tuple[int, int], str] = {}
     for path in _walk(root):

@@ -26,7 +26,7 @@ ODD_NAME = b"no-utf8-\xff\xfe\n"
 
 
 def make_parts(place: Path) -> None:
-    """criu/, rootfs/ and shm/ in the directory `place`."""
+    """Makes criu/, rootfs/ and shm/ in the directory `place`."""
     for part in ("criu", "rootfs/etc/deep", "shm"):
         (place / part).mkdir(parents=True)
     (place / "criu/inventory.img").write_bytes(b"inventory")
@@ -48,14 +48,15 @@ def make_parts(place: Path) -> None:
 
 
 def recorded(place: Path) -> tuple[Manifest, Recorded]:
-    """The listings are written into `place`; the manifest is not."""
+    """Writes the listings into `place`, and not the manifest."""
     with open_dir(str(place)) as directory:
         found = record(directory.fileno(), Stop())
     return made(files=found.files), found
 
 
 def check(place: Path, manifest: Manifest, marks: Path | None = None) -> Check:
-    """Check it to its end. marks: the directory with them; without it they spare nothing.
+    """Check the snapshot to its end. marks: the directory with the marks; without it no mark spares
+    a check.
 
     Raises SnapshotNotWhole.
     """
@@ -70,7 +71,7 @@ def check(place: Path, manifest: Manifest, marks: Path | None = None) -> Check:
 def checking(
     place: Path, manifest: Manifest, marks: Path | None = None, *, until: float = math.inf
 ) -> Iterator[Check]:  # fmt: skip
-    """A check that has not begun."""
+    """Yields a check that has not begun."""
     with (
         open_dir(str(place)) as directory,
         Check(

@@ -20,7 +20,7 @@ OF_CAPTURE = {
     "processes": WITHIN_SPEC, "volume_files": '{"files":[],"made":[],"sockets_in":[]}',
     "descriptors": '{"lowest_port":0,"pings":false}',
 }  # fmt: skip
-"""What a capture adds to the facts of its container."""
+"""Facts that a capture adds to the facts of its container."""
 AUXILIARY = {6: 4096, 16: 0xFF, 26: 0b10, 51: 3632}
 HOST = facts_of(["fpu", "sse2", "avx", "avx2", "xsave"], AUXILIARY, 2)
 NODE = Node(
@@ -38,7 +38,9 @@ def no_host(_path: str, _kind: str) -> bool:
 
 
 def spec(pod: str = "1") -> Spec:
-    """As containerd's CRI plugin makes them, with everything that differs per pod taken from it."""
+    """Returns a spec as containerd's CRI plugin makes it, with everything that differs per pod from
+    the pod's number.
+    """
     sandbox = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{pod}"
     volumes = f"/var/lib/kubelet/pods/uid-{pod}/volumes"
     return {
@@ -119,7 +121,7 @@ CONTENT = '{"secret volume tls":"content 1"}'
 
 
 def facts(given: Spec, number: str = "1", *, node: Node = NODE) -> dict[str, str]:
-    """All that the gate compares of a container with this spec on this node."""
+    """Returns all that the gate compares of a container with this spec on this node."""
     gpus = gpu.fact(given, node.gpus)
     power = power_facts(given, is_host=no_host)
     return {
@@ -130,7 +132,7 @@ def facts(given: Spec, number: str = "1", *, node: Node = NODE) -> dict[str, str
 
 
 def captured(given: Spec | None = None, *, node: Node = NODE, **changes: Any) -> Manifest:
-    """The snapshot of pod 1 with this spec, taken on this node."""
+    """Returns the snapshot of pod 1 with this spec, taken on this node."""
     found = facts(spec("1") if given is None else given, node=node)
     fields = {
         "key": key_of(found), "facts": {**found, **OF_CAPTURE},
@@ -142,7 +144,7 @@ def captured(given: Spec | None = None, *, node: Node = NODE, **changes: Any) ->
 def wanted(
     given: Spec | None = None, number: str = "2", *, node: Node = NODE, **changes: Any
 ) -> Request:
-    """The request of pod 2 with this spec on this node."""
+    """Returns the request of pod 2 with this spec on this node."""
     chosen = spec(number) if given is None else given
     found = facts(chosen, number, node=node)
     ours = f"{CONTAINERS}/c2/criu.conf"
@@ -159,7 +161,9 @@ def wanted(
 def refused(
     snapshot: Manifest, request: Request, *, without: str = "", when: str = ""
 ) -> list[str]:
-    """The codes of the checks that refuse, at both times or one; `without` that check."""
+    """Returns the codes of the checks that refuse, at both times or at one; `without` leaves that
+    check out.
+    """
     table: tuple[Check, ...] = tuple(row for row in CHECKS if row.code != without)
     found = [
         each

@@ -33,7 +33,7 @@ def wish(container: str = "main", **values: str) -> Wish | None:
     return parse(found, container)
 
 
-def test_a_pod_that_says_nothing_has_not_opted_in() -> None:
+def test_pod_without_annotations_has_not_opted_in() -> None:
     assert parse({}, "main") is None
     assert parse({"kubernetes.io/x": "y", "quickthaw.io": "z"}, "main") is None
     assert wish(deadline="5s") is None
@@ -56,7 +56,7 @@ def test_opting_in_has_safe_defaults() -> None:
         ("signal", SignalReady()),
     ],
 )
-def test_six_conditions(value: str, condition: object) -> None:
+def test_six_capture_conditions_are_parsed(value: str, condition: object) -> None:
     found = wish(snapshot="auto", capture_when=value)
     assert found is not None
     assert found.capture_when == condition
@@ -71,7 +71,9 @@ def test_six_conditions(value: str, condition: object) -> None:
         ("exec:sync 'a b'", ExecCall(("sync", "a b")), 'exec:["sync", "a b"]'),
     ],
 )  # fmt: skip
-def test_calls_and_their_form_in_a_ticket(value: str, call: object, encoded: str) -> None:
+def test_calls_are_parsed_and_keep_their_form_in_a_ticket(
+    value: str, call: object, encoded: str
+) -> None:
     found = wish(restore="auto", resume=value, quiesce=value)
     assert found is not None
     assert found.resume == found.quiesce == call
@@ -89,7 +91,7 @@ def test_deadlines_are_durations(value: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("value", ["auto", "warm-1", "sha256:" + "a" * 64, "sha256:" + "0" * 12])
-def test_a_restore_can_name_an_id(value: str) -> None:
+def test_restore_annotation_can_name_a_snapshot_id(value: str) -> None:
     assert wish(restore=value) == Wish(restore=value)
 
 
@@ -114,7 +116,7 @@ def test_a_restore_can_name_an_id(value: str) -> None:
         ("capture-when", "exec:" + "x" * 5000),
     ],
 )  # fmt: skip
-def test_a_malformed_value_says_what_is_allowed(name: str, value: str) -> None:
+def test_error_of_a_malformed_value_names_the_allowed_values(name: str, value: str) -> None:
     opted_in = {} if name in ("snapshot", "restore") else {f"{PREFIX}snapshot": "auto"}
     with pytest.raises(BadAnnotation) as caught:
         parse({**opted_in, PREFIX + name: value}, "main")
@@ -126,20 +128,20 @@ def test_a_malformed_value_says_what_is_allowed(name: str, value: str) -> None:
     assert len(str(caught.value)) < 1000
 
 
-def test_an_unknown_annotation_names_what_was_meant() -> None:
+def test_error_of_an_unknown_annotation_names_the_nearest_known() -> None:
     with pytest.raises(BadAnnotation, match=r"Did you mean quickthaw.io/snapshot\?"):
         parse({"quickthaw.io/snapshto": "auto"}, "main")
     with pytest.raises(BadAnnotation, match="There are: snapshot, restore"):
         parse({"quickthaw.io/zzz": "auto"}, "main")
 
 
-def test_a_suffix_is_for_one_container() -> None:
+def test_suffix_limits_an_annotation_to_its_container() -> None:
     only = {f"{PREFIX}snapshot.main": "auto", f"{PREFIX}deadline.other": "nonsense"}
     assert parse(only, "main") == Wish(snapshot="auto")
     assert parse({f"{PREFIX}snapshot.main": "auto"}, "other") is None
 
 
-def test_the_suffix_wins_over_the_bare_name() -> None:
+def test_annotation_with_suffix_wins_over_the_bare_annotation() -> None:
     both = {f"{PREFIX}snapshot": "bare", f"{PREFIX}snapshot.main": "own"}
     assert parse(both, "main") == Wish(snapshot="own")
     assert parse(dict(reversed(both.items())), "main") == Wish(snapshot="own")
@@ -178,7 +180,7 @@ STARTS = [
 
 
 @given(st.dictionaries(KEYS, st.builds(str.__add__, st.sampled_from(STARTS), st.text())))
-def test_parse_raises_nothing_else(annotations: dict[str, str]) -> None:
+def test_parse_raises_only_its_documented_error(annotations: dict[str, str]) -> None:
     parsed(annotations)
 
 
@@ -192,7 +194,7 @@ def test_no_regular_expression_breaks_parse(pattern: str) -> None:
     ["(a+)+$", "(a|a)*$", "((a+))*b", "(a?){20}a{20}", r"(a)\1", "(?P<x>a)(?P=x)", "a*a*a*a*b",
      "(?:a{1,9})+b", "(a*)*", "x" * 300, "a?" * 30 + "a" * 30, "(a|a)" * 20],
 )  # fmt: skip
-def test_a_slow_regular_expression_is_refused(pattern: str) -> None:
+def test_slow_regular_expression_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"repeat|back ref|1 to 256"):
         logregex.checked(pattern)
 
@@ -203,12 +205,12 @@ def test_a_slow_regular_expression_is_refused(pattern: str) -> None:
      "a{3}", r"(abc)+", "[]a|]+x", "(?i)ready", "(?:a)(?:b)(?:c)(?:d)(?:e)(?:f)" * 2,
      ".*?x.*?y"],
 )  # fmt: skip
-def test_a_usual_regular_expression_is_taken(pattern: str) -> None:
+def test_usual_regular_expression_is_accepted(pattern: str) -> None:
     assert logregex.checked(pattern) == pattern
 
 
 @given(st.text(alphabet="a(|)*+?{2,}.", min_size=1, max_size=12))
-def test_what_is_taken_is_not_slow(pattern: str) -> None:
+def test_accepted_regular_expression_is_not_slow(pattern: str) -> None:
     try:
         found = re.compile(logregex.checked(pattern))
     except ValueError:

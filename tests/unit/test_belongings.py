@@ -1,4 +1,6 @@
-"""What of a pod is a container's own: records, what processes hold, and the decision."""
+"""The objects of a pod that belong to a container: records, objects that processes hold, and the
+decision.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ OWN, OTHER = "c" * 64, "d" * 64
 
 @pytest.fixture
 def shm(tmp_path: Path) -> Iterator[Path]:
-    """A pod's /dev/shm."""
+    """Yields a pod's /dev/shm."""
     with trees.own_mounts(tmp_path):
         (path,) = trees.make_dirs(tmp_path, "shm")
         mounts.mount("shm", path, "tmpfs", 0, "mode=1777")
@@ -49,7 +51,7 @@ def shm(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What is ours about two containers."""
+    """Returns the directory of our records about two containers."""
     place = tmp_path / "containers"
     for name in (OWN, OTHER):
         (place / name).mkdir(parents=True)
@@ -74,7 +76,7 @@ def _whole(*paths: Path, objects: frozenset[str] = frozenset()) -> Record:
     return Record(_inode(*paths), objects, is_whole=True)
 
 
-def test_alone_everything_is_its_own_but_what_was_there(shm: Path) -> None:
+def test_single_container_owns_everything_but_objects_there_before_it(shm: Path) -> None:
     for name in ("before", "made"):
         (shm / name).write_bytes(b"")
     own = _of(shm, set(), before=_whole(shm / "before"))
@@ -83,7 +85,7 @@ def test_alone_everything_is_its_own_but_what_was_there(shm: Path) -> None:
     assert not own.file((shm / "before").stat(), "before")
 
 
-def test_alone_it_has_what_an_earlier_attempt_left_and_it_opened(shm: Path) -> None:
+def test_single_container_owns_opened_left_overs_of_its_earlier_attempt(shm: Path) -> None:
     (shm / "before").write_bytes(b"")
     with (shm / "before").open("rb"):
         own = _of(shm, {os.getpid()}, before=_whole(shm / "before"))
@@ -92,7 +94,7 @@ def test_alone_it_has_what_an_earlier_attempt_left_and_it_opened(shm: Path) -> N
 
 @pytest.fixture
 def theirs(shm: Path) -> Iterator[Path]:
-    """A file that a process of another container has mapped alone."""
+    """Yields a file that only a process of another container has mapped."""
     path = shm / "theirs"
     path.write_bytes(b"x" * mmap.PAGESIZE)
     code = (
@@ -108,7 +110,7 @@ def theirs(shm: Path) -> Iterator[Path]:
         child.kill()
 
 
-def test_with_others_it_is_told_who_has_what(shm: Path, theirs: Path) -> None:
+def test_in_a_pod_of_several_the_holder_owns_an_object(shm: Path, theirs: Path) -> None:
     for name in ("before", "made", "open", "later"):
         (shm / name).write_bytes(b"")
     (shm / "d").mkdir()
@@ -129,7 +131,7 @@ def test_with_others_it_is_told_who_has_what(shm: Path, theirs: Path) -> None:
         assert not own.directory((shm / "d").stat(), "d", is_empty=False)
 
 
-def test_what_both_have_is_nobodys(shm: Path, theirs: Path) -> None:
+def test_object_that_both_containers_hold_is_refused(shm: Path, theirs: Path) -> None:
     (shm / "before").write_bytes(b"")
     with theirs.open("rb"), (shm / "before").open("rb"):
         nobody = record.NOTHING_KNOWN
@@ -143,13 +145,13 @@ def test_what_both_have_is_nobodys(shm: Path, theirs: Path) -> None:
         made.file(theirs.stat(), "theirs")
 
 
-def test_without_a_record_nothing_is_known(shm: Path) -> None:
+def test_without_a_record_no_object_counts_as_made_by_a_container(shm: Path) -> None:
     (shm / "f").write_bytes(b"")
     with pytest.raises(NotCapturable, match="nobody can tell"):
         _of(shm, set()).file((shm / "f").stat(), "f")
 
 
-def test_numbers_of_inodes_tell_nothing_on_a_disk(tmp_path: Path) -> None:
+def test_inode_numbers_on_a_disk_prove_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     source = SimpleNamespace(container=OWN, pid=os.getpid(), shm=str(disk))
@@ -163,7 +165,7 @@ def test_numbers_of_inodes_tell_nothing_on_a_disk(tmp_path: Path) -> None:
 # Records
 
 
-def test_a_record_is_bounded(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_is_bounded(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(10):
         (shm / str(number)).write_bytes(b"")
     (shm / "d" / "e").mkdir(parents=True)
@@ -177,13 +179,13 @@ def test_a_record_is_bounded(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1}', "\xff"])
-def test_a_damaged_record_is_an_error(containers: Path, text: str) -> None:
+def test_damaged_record_is_an_error(containers: Path, text: str) -> None:
     (containers / OWN / record.BEFORE).write_bytes(text.encode("latin1"))
     with pytest.raises(ValueError, match=r"."):
         record.read(OWN, record.BEFORE)
 
 
-# Who is there
+# Containers that are present
 
 
 def _container(name: str, number: str, shm: str = "") -> nri_pb2.Container:
@@ -201,7 +203,7 @@ def _company(*tracked: str) -> Company:
     return Company(cast("Registry", found))
 
 
-def test_the_first_other_container_ends_being_alone(shm: Path) -> None:
+def test_first_other_container_is_recorded(shm: Path) -> None:
     company = _company(OWN)
     arrived = company.arrives(_container("main", OWN, str(shm)), is_ours=True)
     arrived.tell(OWN)
@@ -214,7 +216,7 @@ def test_the_first_other_container_ends_being_alone(shm: Path) -> None:
     assert record.read(OWN, record.OTHERS) == _whole(shm / "made")
 
 
-def test_whoever_comes_second_was_never_alone(shm: Path) -> None:
+def test_container_created_second_counts_as_never_alone(shm: Path) -> None:
     company = _company()
     company.arrives(_container("other", "o", str(shm)), is_ours=False)
     (shm / "theirs").write_bytes(b"")
@@ -223,7 +225,7 @@ def test_whoever_comes_second_was_never_alone(shm: Path) -> None:
     assert record.read(OWN, record.OTHERS) == record.NOTHING_KNOWN
 
 
-def test_who_has_ended_is_nobody(shm: Path) -> None:
+def test_ended_container_does_not_count_as_present(shm: Path) -> None:
     company = _company()
     company.arrives(_container("init", "i", str(shm)), is_ours=False)
     company.leaves(_container("init", "i"))
@@ -232,7 +234,7 @@ def test_who_has_ended_is_nobody(shm: Path) -> None:
     assert not record.has(OWN, record.OTHERS), "its own earlier attempt is nobody, too"
 
 
-def test_who_came_while_the_daemon_was_away_made_what_nobody_knows() -> None:
+def test_container_that_came_while_daemon_was_down_makes_owners_unknown() -> None:
     company = _company(OWN, OTHER)
     company.replace_all([_container("main", OWN), _container("other", OTHER)])
     for each in (OWN, OTHER):
@@ -262,7 +264,7 @@ sys.stdin.read()
     return found
 
 
-def test_objects_of_another_namespace_are_listed_and_ours_is_as_it_was() -> None:
+def test_listing_another_ipc_namespace_leaves_our_own_unchanged() -> None:
     here = os.readlink("/proc/thread-self/ns/ipc")
     found = _in_new_ipc_namespace(
         "libc.shmget(0x7e, 4096, 0o1600); libc.semget(0x7d, 2, 0o1600); libc.msgget(0x7c, 0o1600)"
@@ -286,7 +288,7 @@ def test_list_of_objects_is_read_no_further_than_its_limit() -> None:
         list(sysvipc.listed("sem", many(), 7))
 
 
-def test_an_attached_segment_is_held() -> None:
+def test_attached_segment_counts_as_held() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.shmat.restype = ctypes.c_void_p
     number = libc.shmget(0, 4096, 0o1600)
@@ -326,7 +328,7 @@ def _queue(number: int, *texts: bytes) -> bytes:
     return out
 
 
-def test_objects_of_others_are_taken_out_with_all_that_is_theirs(tmp_path: Path) -> None:
+def test_objects_of_others_are_removed_from_images_with_all_their_data(tmp_path: Path) -> None:
     shm, sem, msg = (tmp_path / f"ipcns-{kind}-10.img" for kind in sysvipc.KINDS)
     segments = [_entry(criu_pb2.IpcShm(desc=_desc(n), size=4096, in_pagemaps=True)) for n in (0, 5)]
     shm.write_bytes(MAGIC + b"".join(segments))
@@ -345,7 +347,7 @@ def test_objects_of_others_are_taken_out_with_all_that_is_theirs(tmp_path: Path)
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_a_damaged_image_of_objects_is_told(tmp_path: Path, cut: int) -> None:
+def test_damaged_image_of_ipc_objects_is_reported(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "ipcns-msg-10.img"
     path.write_bytes((MAGIC + _queue(7, b"theirs", b"secret" * 9))[:-cut])
     with pytest.raises(DamagedImage):

@@ -1,4 +1,6 @@
-"""The bench computes what it says: targets, spreads, percentiles, when memory is there."""
+"""The bench computes correctly: targets, spreads, percentiles, the time at which memory is
+there.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,14 @@ def entry(results: Results, begins: str) -> dict[str, Any]:
     return next(each for each in targets(results) if each["goal"].startswith(begins))
 
 
-def test_there_is_one_entry_for_each_line_and_none_is_met_without_figures() -> None:
+def test_each_target_has_an_entry_and_is_not_met_without_figures() -> None:
     every = targets(Results())
     assert len(every) == 7
     assert all(each.keys() == {"goal", "value", "spread", "met"} for each in every)
     assert all(each["met"] is None for each in every)
 
 
-def test_a_first_answer_needs_all_three_of_its_figures() -> None:
+def test_first_answer_target_needs_all_three_figures() -> None:
     results = of_large(
         quickthaw_first_answer_s=[0.2, 0.25, 0.21], stock_first_answer_s=[2.0, 2.4, 2.1]
     )
@@ -79,7 +81,7 @@ def test_figures_of_two_runs_are_not_compared() -> None:
     assert found["ms_per_gib"] is not None
 
 
-def test_one_figure_that_misses_its_limit_misses_the_goal() -> None:
+def test_single_figure_beyond_its_limit_misses_the_goal() -> None:
     results = of_large(
         quickthaw_resident_bytes=[8e9], quickthaw_resident_s=[1.0],
         quickthaw_fill_bytes_per_s=[9e9], stock_resident_bytes=[8e9], stock_resident_s=[3.0],
@@ -91,13 +93,13 @@ def test_one_figure_that_misses_its_limit_misses_the_goal() -> None:
     assert found["met"] is False
 
 
-def test_a_storm_with_one_wrong_byte_is_not_met() -> None:
+def test_storm_with_a_single_wrong_byte_misses_the_goal() -> None:
     results = Results()
     results.add("storm", "storm", "quickthaw", seconds=600, wrong=1, hangs=0)
     assert entry(results, "the event stress test")["met"] is False
 
 
-def test_the_frozen_time_is_compared_with_runc_s() -> None:
+def test_frozen_time_is_compared_with_the_frozen_time_of_runc() -> None:
     results = Results()
     results.add("capture", LARGE, "quickthaw", frozen_s=0.3)
     results.add("capture", LARGE, "stock", frozen_s=1.0)
@@ -110,7 +112,7 @@ def test_the_frozen_time_is_compared_with_runc_s() -> None:
 
 
 @given(st.lists(FIGURES, min_size=1, max_size=7), st.lists(FIGURES, min_size=1, max_size=7))
-def test_the_ratio_of_medians_is_within_what_the_extremes_allow(
+def test_ratio_of_medians_is_within_the_ratio_of_extremes(
     ours: list[float], stock: list[float]
 ) -> None:
     results = of_large(quickthaw_first_answer_s=ours, stock_first_answer_s=stock)
@@ -118,7 +120,7 @@ def test_the_ratio_of_medians_is_within_what_the_extremes_allow(
     assert min(stock) / max(ours) * 0.99 <= value <= max(stock) / min(ours) * 1.01
 
 
-def test_results_survive_their_json_and_a_later_part_replaces_only_its_own() -> None:
+def test_results_survive_json_and_a_later_part_replaces_only_its_own_results() -> None:
     older, newer = Results(), Results()
     older.add("memory", "a", "cold", first_answer_s=1.0)
     older.add("memory", "b", "cold", first_answer_s=2.0)
@@ -132,7 +134,7 @@ def test_results_survive_their_json_and_a_later_part_replaces_only_its_own() -> 
 
 
 @given(st.lists(FIGURES, min_size=1), st.integers(1, 100))
-def test_a_percentile_is_a_value_that_enough_others_do_not_exceed(
+def test_percentile_is_a_value_that_enough_others_do_not_exceed(
     values: list[float], rank: int
 ) -> None:
     found = percentile(values, rank)
@@ -151,7 +153,7 @@ def test_latencies_of_the_first_second_are_apart() -> None:
 
 
 class ToldAtOnce:
-    """A node whose client has its answer by the time at which anybody reads that it is up."""
+    """A node whose client has its answer before anybody reads that the client is up."""
 
     said = 'up\\n{"first_at_s": 1.5, "first_body": "", "latencies": [], "errors": 0}\\n'
 
@@ -160,12 +162,12 @@ class ToldAtOnce:
         return subprocess.Popen([sys.executable, "-c", f"print('{self.said}')"], **options)
 
 
-def test_an_answer_is_not_lost_that_comes_with_the_word_that_the_client_is_up() -> None:
+def test_answer_that_comes_together_with_the_client_start_is_not_lost() -> None:
     with Asking(cast("Enclosure", ToldAtOnce()), "127.0.0.1", Request("/", 1.0), 0) as asking:
         assert asking.found().first_at_s == 1.5
 
 
-def test_memory_is_there_when_nearly_all_of_its_last_level_is() -> None:
+def test_memory_counts_as_filled_at_nearly_its_last_level() -> None:
     levels = [Level(10 + n / 10, min(n, 10) * 100) for n in range(1, 30)]
     found = filled(levels, 9.0)
     assert found.bytes == 1000
@@ -178,7 +180,7 @@ def test_no_sample_is_an_error() -> None:
         filled([], 0.0)
 
 
-def test_variables_choose_parts_and_an_unknown_one_is_told() -> None:
+def test_variables_choose_parts_and_an_unknown_part_is_reported() -> None:
     assert Plan.of({}).parts == list(PARTS)
     quick = Plan.of({"QUICK": "1"})
     assert (list(quick.sizes), quick.runs) == ([0.25, 1.0], 3)
@@ -192,7 +194,7 @@ def test_variables_choose_parts_and_an_unknown_one_is_told() -> None:
         Plan.of({"SIZES": "big"})
 
 
-def test_the_page_stands_alone_and_escapes_what_it_is_given() -> None:
+def test_page_stands_alone_and_escapes_its_input() -> None:
     results = of_large(quickthaw_first_answer_s=[0.2], stock_first_answer_s=[2.0])
     page = page_of(
         {
@@ -206,13 +208,13 @@ def test_the_page_stands_alone_and_escapes_what_it_is_given() -> None:
     assert not any(word in page for word in ("http", "src=", "@import", "url("))
 
 
-def test_a_chart_of_nothing_is_nothing() -> None:
+def test_chart_without_figures_is_empty() -> None:
     assert chart("title", "s", [Group("none", {})]) == ""
     assert "<rect" in chart("title", "s", [Group("one", {"cold": Bar(0.0, 0.0, 0.0)})])
 
 
 @pytest.mark.parametrize("names", ["qs", "csq", "cspq"])
-def test_everyone_follows_everyone_else_equally_often(names: str) -> None:
+def test_each_way_follows_each_other_way_equally_often(names: str) -> None:
     followed = Counter(
         pair
         for number in range(2 * len(names))

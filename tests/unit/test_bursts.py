@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from shim.memory.bursts import ASIDE_S, BURST_S, LATELY_S, Bursts
 
 
-def test_a_request_is_left_alone_until_it_has_asked_for_nothing_for_a_moment() -> None:
+def test_filling_pauses_until_a_request_stops_faulting_for_a_moment() -> None:
     bursts = Bursts()
     assert not bursts.stands_aside(0.0, goes_on=False)
     for now in (10.0, 10.0005, 10.001):
@@ -19,8 +19,8 @@ def test_a_request_is_left_alone_until_it_has_asked_for_nothing_for_a_moment() -
 
 
 @given(st.lists(st.floats(0, 1.9), min_size=1, max_size=60))
-def test_one_thread_fills_on_beside_faults_without_an_end(gaps: list[float]) -> None:
-    """gaps: as parts of what ends a burst."""
+def test_single_thread_goes_on_filling_during_endless_faults(gaps: list[float]) -> None:
+    """gaps: as parts of the gap that ends a burst."""
     bursts, now, stood_since = Bursts(), 0.0, 0.0
     for gap in gaps:
         if not bursts.stands_aside(now + gap * ASIDE_S, goes_on=True):

@@ -1,4 +1,4 @@
-"""The guard of a frozen container: it thaws when, and only when, the daemon cannot."""
+"""The guard of a frozen container: the guard thaws when, and only when, the daemon cannot."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ LONG_S = 60.0
 
 @pytest.fixture
 def freezer(tmp_path: Path) -> Path:
-    """A directory that looks like a frozen cgroup, with what is ours about its container."""
+    """Returns a directory that looks like a frozen cgroup, with our files about its container."""
     (tmp_path / "abc").mkdir()
     (tmp_path / "cgroup").mkdir()
     (tmp_path / "cgroup" / "freezer.state").write_text("FROZEN")
@@ -28,7 +28,7 @@ def freezer(tmp_path: Path) -> Path:
 
 @contextmanager
 def guard(freezer: Path, within_s: float) -> Iterator[subprocess.Popen[bytes]]:
-    """A guard of container `abc` that is ready."""
+    """Starts a guard of container `abc` and waits until it is ready."""
     code = "import sys; from hook import thaw; thaw.CONTAINERS = sys.argv[1];"
     code += "sys.exit(thaw.thaw('abc', sys.argv[2], float(sys.argv[3])))"
     argv = [sys.executable, "-c", code, str(freezer.parent), str(freezer), str(within_s)]
@@ -55,25 +55,25 @@ def state(freezer: Path) -> str:
     return (freezer / "freezer.state").read_text()
 
 
-def test_a_guard_that_is_dismissed_touches_nothing(freezer: Path) -> None:
+def test_dismissed_guard_touches_nothing(freezer: Path) -> None:
     with guard(freezer, LONG_S) as process:
         process.communicate(DONE, timeout=10)
         assert (process.returncode, state(freezer)) == (0, "FROZEN")
 
 
-def test_the_end_of_the_daemon_thaws(freezer: Path) -> None:
+def test_guard_thaws_when_the_daemon_ends(freezer: Path) -> None:
     with guard(freezer, LONG_S) as process:
         process.communicate(timeout=10)
         assert (process.returncode, state(freezer)) == (ABANDONED, "THAWED")
 
 
-def test_the_end_of_the_time_thaws(freezer: Path) -> None:
+def test_guard_thaws_when_the_time_is_up(freezer: Path) -> None:
     with guard(freezer, 0.1) as process:
         assert process.wait(10) == ABANDONED
         assert state(freezer) == "THAWED"
 
 
-def test_a_checkpoint_that_goes_on_is_waited_for(freezer: Path) -> None:
+def test_guard_waits_for_a_checkpoint_that_goes_on(freezer: Path) -> None:
     private = str(freezer.parent / "abc")
     with guard(freezer, LONG_S) as process:
         with journal.lock(private, journal.CHECKPOINT):

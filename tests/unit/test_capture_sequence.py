@@ -1,4 +1,6 @@
-"""What a capture waits for goes to its end, however often it is cancelled meanwhile."""
+"""Work that a capture waits for goes to its end, however often the capture is cancelled
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ async def fails_late(ended: list[str]) -> None:
     raise ValueError("nobody hears it")
 
 
-def test_work_that_is_cancelled_twice_is_waited_for_and_is_not_told(
+def test_work_cancelled_twice_is_awaited_and_its_outcome_dropped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ended: list[str] = []
@@ -46,7 +48,7 @@ def test_work_that_is_cancelled_twice_is_waited_for_and_is_not_told(
     assert caplog.records == []
 
 
-def test_work_that_is_not_cancelled_tells_how_it_went() -> None:
+def test_work_without_cancellation_returns_its_outcome() -> None:
     with pytest.raises(ValueError, match="nobody hears it"):
         asyncio.run(finished(fails_late([])))
 

@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch, store: Store) -> list[tuple[str, dict[str, Any]]]:
-    """A daemon's answers; the list has what it was asked."""
+    """Serves a daemon's answers; the list has the received requests."""
     asked: list[tuple[str, dict[str, Any]]] = []
     answers: dict[str, Callable[[], dict[str, Any]]] = {
         "ls": lambda: listed(store, {made().id: ["c1"]}, trust=TrustsAll()),
@@ -103,7 +103,7 @@ def test_every_verb_prints_json(daemon: object, capsys: Capsys, verb: list[str])
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
-def test_show_tells_where_it_came_from(daemon: object, capsys: Capsys) -> None:
+def test_show_prints_the_origin_of_a_snapshot(daemon: object, capsys: Capsys) -> None:
     assert main.main(["show", "warm", "--facts"]) == 0
     told = capsys.readouterr().out
     for part in (
@@ -117,7 +117,7 @@ def test_show_tells_where_it_came_from(daemon: object, capsys: Capsys) -> None:
         assert part in told
 
 
-def test_status_tells_of_daemon_and_containers(daemon: object, capsys: Capsys) -> None:
+def test_status_prints_daemon_and_containers(daemon: object, capsys: Capsys) -> None:
     assert main.main(["status"]) == 0
     told = capsys.readouterr().out
     for part in ("pid 7", "up 1h1m", "connected", "cold", "1m5s", "quickthaw_restores_total"):
@@ -133,7 +133,7 @@ def test_status_tells_of_daemon_and_containers(daemon: object, capsys: Capsys) -
         (["p", "-n", "models", "-c", "s"], {"pod": "p", "namespace": "models", "container": "s"}),
     ],
 )
-def test_capture_asks_for_one_pod(
+def test_capture_names_a_single_pod(
     daemon: list[tuple[str, dict[str, Any]]], arguments: list[str], asked: dict[str, str]
 ) -> None:
     assert main.main(["capture", *arguments, "--timeout", "5"]) == 0
@@ -141,7 +141,7 @@ def test_capture_asks_for_one_pod(
 
 
 @pytest.mark.usefixtures("away")
-def test_ls_and_show_read_the_store_while_the_daemon_is_away(capsys: Capsys) -> None:
+def test_ls_and_show_read_the_store_while_the_daemon_is_down(capsys: Capsys) -> None:
     for verb in (["ls"], ["show", made().id[:12]]):
         assert main.main(verb) == 0
         told = capsys.readouterr()
@@ -151,7 +151,7 @@ def test_ls_and_show_read_the_store_while_the_daemon_is_away(capsys: Capsys) -> 
 
 @pytest.mark.usefixtures("away")
 @pytest.mark.parametrize("verb", [["status"], ["capture", "p"], ["rm", "x"]])
-def test_the_other_verbs_say_that_the_daemon_is_away(capsys: Capsys, verb: list[str]) -> None:
+def test_other_verbs_report_that_the_daemon_is_down(capsys: Capsys, verb: list[str]) -> None:
     assert main.main(verb) == 60
     told = capsys.readouterr()
     assert told.out == ""
@@ -175,7 +175,7 @@ def test_errors_of_the_daemon_become_its_exit_status(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_snapshot_that_is_refused_does_not_stop_the_others(
+def test_refused_snapshot_does_not_stop_the_removal_of_others(
     monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     def ask(_verb: str, **arguments: Any) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def test_a_snapshot_that_is_refused_does_not_stop_the_others(
     assert told == {"removed": ["a", "b"], "refused": [{"snapshot": "used", "why": "in use"}]}
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_closed_pipe_is_no_error() -> None:
     code = (
         "import sys, os; sys.path.insert(0, '.'); from shim.cli import client, main;"
         "client.ask = lambda verb, **_: {'snapshots': []}; sys.exit(main.main(['ls']))"
@@ -217,7 +217,7 @@ def test_a_terminal_gets_a_table() -> None:
 
 
 @given(st.text())
-def test_nothing_that_is_printed_acts_on_a_terminal(text: str) -> None:
+def test_output_has_no_control_characters_for_a_terminal(text: str) -> None:
     assert output.printable(text).isprintable()
 
 

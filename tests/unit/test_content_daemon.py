@@ -27,7 +27,7 @@ def tracked(**wish: Any) -> Tracked:
 
 
 class Identified:
-    """What `check` asks of an identity."""
+    """The parts of an identity that `check` reads."""
 
     def __init__(self, held: str | None) -> None:
         self.facts = {} if held is None else {volumecontent.CODE: held}
@@ -40,9 +40,7 @@ def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "containers" / "abc"
 
 
-def test_the_next_daemon_knows_what_there_was_at_the_creation(
-    tmp_path: Path, private: Path
-) -> None:
+def test_next_daemon_knows_the_volume_content_at_creation(tmp_path: Path, private: Path) -> None:
     place = volume(tmp_path, 1, "secret", "s", {"a": "old"})
     given = spec(place)
 
@@ -62,7 +60,7 @@ def test_the_next_daemon_knows_what_there_was_at_the_creation(
     asyncio.run(run())
 
 
-def test_what_takes_too_long_is_not_waited_for_and_fits_nothing(
+def test_slow_volume_is_not_awaited_and_fits_nothing(
     tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del private

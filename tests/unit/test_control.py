@@ -52,7 +52,7 @@ HANDLERS = {"echo": echo, "refuse": refuse, "broken": broken, "not_json": not_js
 def served(
     tmp_path: Path, use: Callable[[str], object], uid: int | None = None, within_s: float = 5.0
 ) -> object:
-    """What `use`, in a thread, made of a served socket."""
+    """Returns the result of `use`, run in a thread with a served socket."""
     path = str(tmp_path / "control.sock")
 
     async def both() -> object:
@@ -90,21 +90,21 @@ def test_a_request_is_answered(tmp_path: Path) -> None:
     assert answer == {"echo": {"id": "x", "force": True}}
 
 
-def test_the_socket_is_roots_alone_and_gone_at_the_end(tmp_path: Path) -> None:
+def test_socket_belongs_to_root_alone_and_is_removed_at_the_end(tmp_path: Path) -> None:
     mode = served(tmp_path, lambda path: os.stat(path).st_mode)
     assert isinstance(mode, int)
     assert stat.S_IMODE(mode) == 0o600
     assert not list(tmp_path.iterdir())
 
 
-def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+def test_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
     for name in ("control.sock.new",):
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(tmp_path / name))
     assert served(tmp_path, lambda path: client.ask("echo", path=path)) == {"echo": {}}
 
 
-def test_nobody_else_is_answered(tmp_path: Path) -> None:
+def test_other_users_get_no_answer(tmp_path: Path) -> None:
     def use(path: str) -> None:
         with pytest.raises(BadRequest, match="only root"):
             client.ask("echo", path=path)
@@ -125,7 +125,7 @@ def test_an_error_arrives_with_all_its_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["broken", "not_json"])
-def test_a_mistake_of_ours_ends_one_request_only(tmp_path: Path, verb: str) -> None:
+def test_internal_error_ends_a_single_request(tmp_path: Path, verb: str) -> None:
     def use(path: str) -> dict[str, Any]:
         with pytest.raises(QuickthawError, match="Error: "):
             client.ask(verb, path=path)
@@ -148,13 +148,13 @@ def test_a_malformed_request_is_refused(tmp_path: Path, line: bytes) -> None:
     assert answer["error"]["class"] == "BadRequest"
 
 
-def test_a_request_without_an_end_is_refused_in_time(tmp_path: Path) -> None:
+def test_unfinished_request_is_refused_in_time(tmp_path: Path) -> None:
     answer = served(tmp_path, lambda path: raw(path, b'{"verb"'), within_s=0.05)
     assert isinstance(answer, dict)
     assert "no line within" in answer["error"]["why"]
 
 
-def test_a_client_that_goes_away_stops_nothing(tmp_path: Path) -> None:
+def test_client_that_disconnects_stops_nothing(tmp_path: Path) -> None:
     def use(path: str) -> dict[str, Any]:
         for line in (b"", b'{"verb": "echo"}\n'):
             with socket.socket(socket.AF_UNIX) as connection:
@@ -166,7 +166,7 @@ def test_a_client_that_goes_away_stops_nothing(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=100))
-def test_parse_raises_nothing_else(line: bytes) -> None:
+def test_parse_raises_only_its_documented_error(line: bytes) -> None:
     with contextlib.suppress(BadRequest):
         assert isinstance(control.parse(line)["verb"], str)
 
@@ -187,13 +187,13 @@ def test_a_class_that_only_a_newer_daemon_has_keeps_its_exit_status() -> None:
 
 
 @given(st.binary(max_size=60) | st.from_regex(rb'\{"(error|result)": .{0,20}\}', fullmatch=True))
-def test_the_client_raises_errors_of_ours_only(line: bytes) -> None:
+def test_client_raises_quickthaw_errors_only(line: bytes) -> None:
     with contextlib.suppress(QuickthawError):
         assert isinstance(client.decode(line), dict)
 
 
 @pytest.mark.parametrize("answer", [b"", b"{}\n", b"half"])
-def test_a_daemon_that_gives_no_answer_is_away(tmp_path: Path, answer: bytes) -> None:
+def test_daemon_without_an_answer_counts_as_down(tmp_path: Path, answer: bytes) -> None:
     async def both() -> None:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readline()
@@ -208,7 +208,7 @@ def test_a_daemon_that_gives_no_answer_is_away(tmp_path: Path, answer: bytes) ->
     asyncio.run(both())
 
 
-def test_a_daemon_that_hangs_is_away_in_time(tmp_path: Path) -> None:
+def test_hanging_daemon_counts_as_down_in_time(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
@@ -216,6 +216,6 @@ def test_a_daemon_that_hangs_is_away_in_time(tmp_path: Path) -> None:
             client.ask("ls", path=str(tmp_path / "s"), within_s=0.05)
 
 
-def test_no_socket_is_a_daemon_away(tmp_path: Path) -> None:
+def test_missing_socket_counts_as_daemon_down(tmp_path: Path) -> None:
     with pytest.raises(DaemonAway, match="systemctl start"):
         client.ask("ls", path=str(tmp_path / "none"))

@@ -30,7 +30,7 @@ varints = st.integers(0, 2**64 - 1)
 
 
 def mapped(address: str) -> list[int]:
-    """The words of an IPv4 address that an IPv6 socket is bound to."""
+    """Returns the words of an IPv4 address that an IPv6 socket is bound to."""
     raw = socket.inet_pton(socket.AF_INET6, f"::ffff:{address}")
     return list(struct.unpack("<4I", raw))
 
@@ -50,7 +50,7 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, value: int | bytes) -> bytes:
-    """As CRIU writes it: repeated words one by one (proto2), not packed."""
+    """Encodes as CRIU does: repeated words one by one (proto2), not packed."""
     if isinstance(value, int):
         return varint(number << 3) + varint(value)
     return varint(number << 3 | 2) + varint(len(value)) + value
@@ -58,7 +58,9 @@ def field(number: int, value: int | bytes) -> bytes:
 
 @st.composite
 def sockets(draw: st.DrawFn) -> bytes:
-    """An entry with an InetSocket, with fields that our .proto does not know between others."""
+    """Draws an entry with an InetSocket, with fields that our .proto does not know between
+    others.
+    """
     inner = field(1, draw(words)) + field(3, draw(st.sampled_from([2, 10]))) + field(7, 8000)
     inner += field(9, draw(varints))
     inner += b"".join(field(11, word) for word in draw(sources))
@@ -81,7 +83,7 @@ def image(entries: Sequence[bytes]) -> bytes:
 
 
 def patched(data: bytes) -> tuple[bytes, list[tuple[str, list[int]]]]:
-    """What `make_patchable` makes of `data`: files.img and the patches."""
+    """Returns files.img and the patches that `make_patchable` makes of `data`."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "files.img"
         path.write_bytes(data)
@@ -97,7 +99,9 @@ def parsed(data: bytes) -> list[criu_pb2.FileEntry]:
 
 
 def address_of(entry: criu_pb2.FileEntry) -> str:
-    """The address that the entry's socket is bound to; an IPv4 one as such. Empty: no socket."""
+    """Returns the address that the entry's socket is bound to; an IPv4 address as such. Empty: no
+    socket.
+    """
     raw = struct.pack(f"<{len(entry.isk.src_addr)}I", *entry.isk.src_addr)
     if len(raw) == 4:
         return str(IPv4Address(raw))
@@ -108,7 +112,7 @@ def address_of(entry: criu_pb2.FileEntry) -> str:
 
 
 @given(entry_lists)
-def test_a_patchable_image_says_the_same(entries: list[bytes]) -> None:
+def test_patchable_image_has_the_same_content(entries: list[bytes]) -> None:
     data = image(entries)
     assert parsed(patched(data)[0]) == parsed(data)
 
@@ -143,7 +147,7 @@ def test_an_image_without_such_a_socket_is_not_written() -> None:
 
 
 @given(entry_lists, st.data())
-def test_a_damaged_image_is_called_one(entries: list[bytes], data: st.DataObject) -> None:
+def test_damaged_image_is_reported_as_damaged(entries: list[bytes], data: st.DataObject) -> None:
     damaged = bytearray(image(entries))
     damaged = damaged[: data.draw(st.integers(0, len(damaged)), label="cut")]
     for _ in range(data.draw(st.integers(0, 4), label="flips")):
@@ -165,7 +169,7 @@ def test_garbage_is_a_damaged_image(garbage: bytes) -> None:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=3), st.data())
-def test_the_first_entry_is_the_first_of_all(entries: list[bytes], data: st.DataObject) -> None:
+def test_first_entry_is_read_alone(entries: list[bytes], data: st.DataObject) -> None:
     whole = MAGIC + b"".join(struct.pack("<I", len(each)) + each for each in entries)
     cut = whole[: data.draw(st.integers(0, len(whole)), label="cut")]
     with tempfile.TemporaryDirectory() as directory:
@@ -178,14 +182,14 @@ def test_the_first_entry_is_the_first_of_all(entries: list[bytes], data: st.Data
                 images.first(path)
 
 
-def test_a_first_entry_that_says_that_it_is_large_is_not_read(tmp_path: Path) -> None:
+def test_first_entry_that_claims_a_large_size_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "pagemap-1.img"
     path.write_bytes(MAGIC + struct.pack("<I", 1 << 30))
     with pytest.raises(images.DamagedImage, match="is the limit"):
         images.first(path)
 
 
-def test_a_file_that_is_no_image_is_refused() -> None:
+def test_file_without_image_magic_is_refused() -> None:
     with pytest.raises(images.DamagedImage):
         patched(b"not an image of CRIU's")
 
@@ -204,7 +208,7 @@ def test_link_remaps_name_files_that_are_not_utf8(tmp_path: Path) -> None:
     ]
 
 
-def test_ghosts_have_their_path_and_mode(tmp_path: Path) -> None:
+def test_ghost_files_have_their_path_and_mode(tmp_path: Path) -> None:
     file = field(1, 1) + field(2, 1) + field(3, field(1, 1) + field(6, b"dev/shm/d/gone"))
     (tmp_path / "files.img").write_bytes(image([file]))
     (tmp_path / "remap-fpath.img").write_bytes(image([field(1, 1) + field(2, 26) + field(3, 1)]))
@@ -214,7 +218,7 @@ def test_ghosts_have_their_path_and_mode(tmp_path: Path) -> None:
     assert images.ghosts(tmp_path) == [images.Ghost("/dev/shm/d/gone", 0o104600)]
 
 
-def test_a_remap_of_an_unknown_file_is_damage(tmp_path: Path) -> None:
+def test_remap_of_an_unknown_file_is_damage(tmp_path: Path) -> None:
     (tmp_path / "files.img").write_bytes(image([]))
     (tmp_path / "remap-fpath.img").write_bytes(image([field(1, 1) + field(2, 2) + field(3, 0)]))
     with pytest.raises(images.DamagedImage):

@@ -1,4 +1,4 @@
-"""Of CRIU's and runc's logs one sentence is left: the cause."""
+"""Of CRIU's and runc's logs a single sentence is left: the cause."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ def test_the_first_error_of_criu_is_the_cause(tmp_path: Path) -> None:
     assert _cause(tmp_path, criu=log, runc=RUNC) == "criu: Can't open file x: No such file"
 
 
-def test_what_criu_survives_is_no_cause(tmp_path: Path) -> None:
+def test_error_that_criu_survives_is_no_cause(tmp_path: Path) -> None:
     log = RLIMIT + "(00.2) Error (criu/sockets.c:7): Can't get 1:16 opt\n"
     assert _cause(tmp_path, criu=log) == "criu: Can't get 1:16 opt"
     assert _cause(tmp_path, criu=RLIMIT, runc=RUNC) == "runc: criu failed: type NOTIFY"
 
 
-def test_without_criu_it_is_what_runc_said_last(tmp_path: Path) -> None:
+def test_without_an_error_of_criu_the_last_error_of_runc_is_the_cause(tmp_path: Path) -> None:
     (tmp_path / "runc.log").write_text(RUNC + "not json\n[]\n")
     assert first_error(str(tmp_path), "dump.log") == "runc: criu failed: type NOTIFY"
 
 
-def test_missing_logs_are_said_in_words(tmp_path: Path) -> None:
+def test_missing_logs_are_reported_in_words(tmp_path: Path) -> None:
     assert str(tmp_path) in first_error(str(tmp_path), "restore.log")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300), st.binary(max_size=300))
-def test_no_log_is_too_strange(tmp_path: Path, criu: bytes, runc: bytes) -> None:
+def test_no_bytes_in_a_log_raise_an_error(tmp_path: Path, criu: bytes, runc: bytes) -> None:
     (tmp_path / "dump.log").write_bytes(criu)
     (tmp_path / "runc.log").write_bytes(runc)
     assert first_error(str(tmp_path), "dump.log")

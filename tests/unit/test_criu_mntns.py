@@ -1,4 +1,4 @@
-"""What a killed CRIU leaves in /tmp."""
+"""Left-overs of a killed CRIU in /tmp."""
 
 import secrets
 import subprocess
@@ -38,7 +38,9 @@ def test_other_directories_stay(tmp_path: Path, left: Path) -> None:
     assert left.exists()
 
 
-def test_a_log_without_notes_leaves_what_nobody_uses(tmp_path: Path, left: Path) -> None:
+def test_unnamed_directory_is_removed_only_for_a_brief_log_and_if_unused(
+    tmp_path: Path, left: Path
+) -> None:
     log = tmp_path / "restore.log"
     log.touch()
     holds = f"mount -t tmpfs used {left} && echo mounted && read line"
@@ -55,7 +57,7 @@ def test_a_log_without_notes_leaves_what_nobody_uses(tmp_path: Path, left: Path)
     assert not left.exists()
 
 
-def test_the_root_of_the_runtime_is_removed_and_its_state_is_not(tmp_path: Path) -> None:
+def test_mount_root_of_the_runtime_is_removed_and_its_state_stays(tmp_path: Path) -> None:
     state = tmp_path / "state"
     (state / "criu-root").mkdir(parents=True)
     (state / "state.json").touch()
@@ -63,7 +65,7 @@ def test_the_root_of_the_runtime_is_removed_and_its_state_is_not(tmp_path: Path)
     assert [path.name for path in state.iterdir()] == ["state.json"]
 
 
-def test_the_view_of_the_cgroups_goes_from_the_work_directory(tmp_path: Path) -> None:
+def test_cgroup_view_is_removed_from_the_work_directory(tmp_path: Path) -> None:
     for name in (".criu.cgyard.a1B2c3", ".criu.cgmounts.d4E5f6"):
         (tmp_path / name).mkdir()
     (tmp_path / "dump.log").touch()

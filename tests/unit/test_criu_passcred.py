@@ -20,7 +20,7 @@ OPTIONS = (socket.SO_PASSCRED, 34)
 
 @pytest.fixture
 def cgroup() -> Iterator[str]:
-    """An empty cgroup beneath our own; it is removed when its processes are gone."""
+    """Makes an empty cgroup beneath our own; removes it when its processes are gone."""
     try:
         path = tempfile.mkdtemp(prefix="quickthaw-", dir=passcred.unified_cgroup(os.getpid()))
     except (OSError, ValueError) as error:
@@ -36,7 +36,9 @@ def _needed() -> None:
 
 
 def _asked(cgroup: str, family: int, *, value: int = 0) -> list[int | str]:
-    """What a process in `cgroup` is told of a socket of `family`: values, or names of errors."""
+    """Returns the answers for a socket of `family` to a process in `cgroup`: values, or names of
+    errors.
+    """
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         try:
@@ -62,7 +64,7 @@ def _asked(cgroup: str, family: int, *, value: int = 0) -> list[int | str]:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_internet_sockets_have_them_off(cgroup: str, family: int) -> None:
+def test_internet_sockets_report_the_options_as_off(cgroup: str, family: int) -> None:
     assert _asked(cgroup, family)[:2] == [0, 0]
 
 
@@ -82,7 +84,7 @@ def test_other_cgroups_are_not_touched(cgroup: str) -> None:
         assert passcred.kernel_refuses()
 
 
-def test_without_a_cgroup_it_says_why_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cgroup_is_reported_and_the_dump_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passcred, "read_mounts", list)
     with passcred.answered(os.getpid()) as why:
         assert "no cgroup v2 is mounted" in why

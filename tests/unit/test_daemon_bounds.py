@@ -42,7 +42,7 @@ def facts(**process: object) -> dict[str, str]:
     return workload_facts(spec(**process), pod, image_digest="sha256:0")
 
 
-def test_many_arguments_are_compared_by_their_digest_and_told_in_short() -> None:
+def test_many_arguments_are_compared_by_digest_and_reported_in_short() -> None:
     began = time.process_time()
     ours, theirs = ([f"{each}{number}" for number in range(MANY)] for each in "ab")
     have, want = facts(args=ours)["args"], facts(args=theirs)["args"]
@@ -54,19 +54,19 @@ def test_many_arguments_are_compared_by_their_digest_and_told_in_short() -> None
     assert facts(args=ours)["args"] == have
 
 
-def test_lists_are_compared_without_looking_at_each_pair() -> None:
+def test_list_comparison_does_not_grow_with_the_square() -> None:
     have, want = (json.dumps([f"{each}{n}" for n in range(MANY)]) for each in "ab")
     found = Finding("args", 1, have, want, fits=False)
     assert cpu_s(str, found) < ALLOWED_S
     assert len(str(found)) < 1000
 
 
-def test_a_fact_is_itself_while_it_is_short() -> None:
+def test_short_fact_is_stored_without_a_digest() -> None:
     assert compact(["a"]) == '["a"]'
     assert len(compact(["a" * 20_000])) < 200
 
 
-def test_many_variables_that_look_like_services_are_not_compared_with_each_other() -> None:
+def test_service_variables_are_filtered_in_linear_time() -> None:
     names = [
         f"S{number}_SERVICE_{what}" for number in range(MANY // 2) for what in ("HOST", "PORT")
     ]
@@ -80,20 +80,20 @@ def test_many_variables_that_look_like_services_are_not_compared_with_each_other
     assert list(kept) == ["B_PORT"]
 
 
-def test_a_refusal_of_everything_is_one_short_text() -> None:
+def test_refusal_by_all_checks_is_a_short_text() -> None:
     rows = [Finding(f"code{n}", 1, '"' + "h" * 9999 + '"', "w" * 9999, False) for n in range(40)]
     text = str(Refused(made().id, rows))
     assert len(text) < 8000
     assert "code39" in text
 
 
-def test_a_line_of_the_journal_has_an_end() -> None:
+def test_journal_line_has_a_maximum_length() -> None:
     record = logging.makeLogRecord({"msg": "x" * 1_000_000 + "\n", "levelname": "INFO"})
     assert len(OneLine().format(record)) < 9000
     assert cpu_s(OneLine().format, record) < 0.1
 
 
-def test_annotations_that_are_long_are_told_in_short() -> None:
+def test_long_annotations_are_reported_in_short() -> None:
     with pytest.raises(BadAnnotation) as caught:
         parse({f"quickthaw.io/{'x' * 200_000}": "y" * 200_000}, "main")
     assert len(str(caught.value)) < 2000
@@ -102,7 +102,7 @@ def test_annotations_that_are_long_are_told_in_short() -> None:
     assert cpu_s(wanted, many) < 0.1
 
 
-def test_a_command_that_prints_for_ever_does_not_fill_the_daemon() -> None:
+def test_endless_output_of_a_command_does_not_fill_the_daemon() -> None:
     code = "import sys\nfor _ in range(3000): sys.stdout.write('x' * 65536)\nprint('end')"
     before = memory()["peak_bytes"]
     ended = asyncio.run(tool.run_async([sys.executable, "-c", code], within_s=60))
@@ -111,7 +111,7 @@ def test_a_command_that_prints_for_ever_does_not_fill_the_daemon() -> None:
     assert memory()["peak_bytes"] - before < 64 << 20
 
 
-def test_the_greatest_step_of_the_loop_is_known(caplog: pytest.LogCaptureFixture) -> None:
+def test_greatest_step_of_the_event_loop_is_measured(caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch()
 
     async def work() -> None:

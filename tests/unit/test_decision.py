@@ -1,4 +1,4 @@
-"""The decision for one container: from memory, fast, and with a reason that names the fact."""
+"""The decision for a container: from memory, fast, and with a reason that names the fact."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ BUDGET_MS = 5.0
 
 
 class FakeContainerd:
-    """Answers at once, with one spec for every container."""
+    """Answers at once, with a single spec for every container."""
 
     def __init__(self, spec: dict[str, Any] | None) -> None:
         self._spec = spec
@@ -127,7 +127,7 @@ def identity(store: Store) -> Identity:
     return asyncio.run(a_decider(store).identify(a_container(Wish(snapshot="auto"))))
 
 
-def test_the_newest_snapshot_of_its_like_becomes_a_ticket(store: Store, tickets: Path) -> None:
+def test_newest_matching_snapshot_becomes_a_ticket(store: Store, tickets: Path) -> None:
     found = [a_manifest(identity(store), number) for number in range(3)]
     for each in found:
         put(store, each)
@@ -137,7 +137,7 @@ def test_the_newest_snapshot_of_its_like_becomes_a_ticket(store: Store, tickets:
     assert ticket.read("abc", str(tickets)).snapshot == found[-1].id
 
 
-def test_what_differs_is_named(store: Store, tickets: Path) -> None:
+def test_reason_names_the_fact_that_differs(store: Store, tickets: Path) -> None:
     put(store, a_manifest(identity(store), name="warm"))
     store.read_index()
     process = {**SPEC["process"], "user": {"uid": 7, "gid": 0}, "args": ["other"]}
@@ -150,7 +150,7 @@ def test_what_differs_is_named(store: Store, tickets: Path) -> None:
 
 
 @pytest.mark.parametrize("namespace", ["default", "other"])
-def test_another_namespace_counts_only_where_the_node_allows_it(
+def test_snapshot_of_another_namespace_counts_only_if_the_node_allows_it(
     store: Store, tickets: Path, namespace: str
 ) -> None:
     facts = asyncio.run(a_decider(store, cross_namespace=True).identify(a_container(Wish())))
@@ -174,12 +174,12 @@ def test_a_restarted_container_starts_cold_unless_its_pod_says_otherwise(
     assert decided(decider, again).state is State.RESTORING
 
 
-def test_containerd_away_means_a_cold_start(store: Store, tickets: Path) -> None:
+def test_unreachable_containerd_means_a_cold_start(store: Store, tickets: Path) -> None:
     tracked = decided(a_decider(store, None), a_container(Wish(snapshot="auto")))
     assert (tracked.state, "it is away" in tracked.reason) == (State.COLD, True)
 
 
-def test_a_pods_own_address_in_its_environment_is_no_difference(store: Store) -> None:
+def test_pod_address_in_the_environment_is_no_difference(store: Store) -> None:
     process = {**SPEC["process"], "env": ["POD_IP=10.0.0.7"]}
     first = asyncio.run(
         a_decider(store, {**SPEC, "process": process}).identify(a_container(Wish()))
@@ -204,7 +204,7 @@ def test_a_decision_among_a_thousand_snapshots_is_within_its_budget(
     async def measured() -> list[float]:
         took = []
         for _ in range(200):
-            # Of the processor, not of the clock: what else the machine does is not our cost.
+            # Time of the processor, not of the clock: other work of the machine is not our cost.
             began = time.process_time()
             await decider.decide(a_container(Wish(snapshot="auto")))
             took.append((time.process_time() - began) * 1000)

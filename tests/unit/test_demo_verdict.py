@@ -1,4 +1,4 @@
-"""The demo fails when what it shows is not so."""
+"""The demo fails when its claims are false."""
 
 import dataclasses
 import io
@@ -31,7 +31,7 @@ def status(shown: Found) -> int:
     return verdict(shown, Console(file=io.StringIO()))
 
 
-def test_equal_fast_and_cheap_is_well() -> None:
+def test_equal_fast_and_cheap_restores_pass() -> None:
     assert status(found(run("first", 6.0), COLD, RESTORE)) == 0
 
 
@@ -48,12 +48,12 @@ def test_equal_fast_and_cheap_is_well() -> None:
     ],
     ids=["slow", "costly", "source", "answers", "cold init", "restored control", "difference"],
 )
-def test_what_is_not_so_is_a_failure(shown: Found) -> None:
+def test_each_false_claim_is_a_failure(shown: Found) -> None:
     assert status(shown) == 1
 
 
 @given(st.lists(st.floats(0, 100), min_size=1))
-def test_a_spread_is_in_order(values: list[float]) -> None:
+def test_values_of_a_spread_are_in_ascending_order(values: list[float]) -> None:
     spread = Spread.of(values)
     assert spread.min <= spread.q1 <= spread.median <= spread.q3 <= spread.max
     assert spread.count == len(values)

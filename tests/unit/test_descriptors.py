@@ -1,4 +1,4 @@
-"""What a neighbour puts in the place of a name, between two calls, changes no other file."""
+"""A neighbour that replaces a name between two calls changes no other file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _facts(path: Path) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("by", ["link", "hard link", "file"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_copy_that_is_replaced_while_it_is_made_changes_nobodys_attributes(
+def test_replaced_copy_changes_attributes_of_no_other_file(
     tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch, kind: str, by: str
 ) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
@@ -91,7 +91,7 @@ def test_a_copy_that_is_replaced_while_it_is_made_changes_nobodys_attributes(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_gets_its_attributes(tmp_path: Path, kind: str) -> None:
+def test_every_file_type_gets_its_attributes(tmp_path: Path, kind: str) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     target.mkdir()
@@ -106,9 +106,7 @@ def test_every_kind_gets_its_attributes(tmp_path: Path, kind: str) -> None:
     assert os.getxattr(target / "other", "trusted.of", follow_symlinks=False) == b"it"
 
 
-def test_a_directory_that_is_replaced_while_it_is_made_is_not_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replaced_directory_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     os.chown(tmp_path / "elsewhere", 5, 5)
     made = os.mkdir
@@ -123,7 +121,7 @@ def test_a_directory_that_is_replaced_while_it_is_made_is_not_opened(
         make_dir("d", here.fileno())
 
 
-def test_the_top_directory_of_a_layer_is_never_what_a_link_leads_to(tmp_path: Path) -> None:
+def test_top_directory_of_a_layer_is_never_the_target_of_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "layer").symlink_to("real")
     wanted = attributes(str(tmp_path / "real"))
@@ -136,7 +134,7 @@ def test_the_top_directory_of_a_layer_is_never_what_a_link_leads_to(tmp_path: Pa
 
 
 @pytest.mark.parametrize("where", ["of the file", "of the new name"])
-def test_a_link_in_the_copy_brings_no_file_of_the_nodes_into_a_snapshot(
+def test_link_in_the_copy_brings_no_file_of_the_node_into_a_snapshot(
     tmp_path: Path, victim: Path, where: str
 ) -> None:
     """A neighbour made a directory of the link after /dev/shm was copied."""
@@ -161,7 +159,7 @@ def _give_links(remap: LinkRemap, inode: int, original: Path, copy: Path) -> Non
     give_links(Remapped([remap], [Copied(SHM, names, str(copy))]), inodes, "c", Stop())
 
 
-def test_a_deleted_file_gets_the_name_of_its_remap(tmp_path: Path) -> None:
+def test_deleted_file_gets_the_name_of_its_link_remap(tmp_path: Path) -> None:
     original, copy = tmp_path / "original", tmp_path / "copy"
     for each in (original, copy):
         (each / "d").mkdir(parents=True)
@@ -174,7 +172,7 @@ def test_a_deleted_file_gets_the_name_of_its_remap(tmp_path: Path) -> None:
         _give_links(remap, 1, original, copy)
 
 
-def test_a_walk_opens_directories_alone_and_follows_nothing(tmp_path: Path) -> None:
+def test_walk_opens_only_directories_and_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "f").write_bytes(b"")
     os.mkfifo(tmp_path / "a" / "fifo")
@@ -189,7 +187,7 @@ def test_a_walk_opens_directories_alone_and_follows_nothing(tmp_path: Path) -> N
             list(files_beneath(top.fileno(), 2))
 
 
-def test_a_second_name_is_the_links_own(tmp_path: Path) -> None:
+def test_hard_link_to_a_symlink_names_the_symlink_itself(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/passwd")
     with open_dir(str(tmp_path)) as top:
         link_beneath(top.fileno(), "link", top.fileno(), "second")
@@ -200,9 +198,7 @@ def test_a_second_name_is_the_links_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("theirs", ["fifo", "device", "file"])
-def test_a_descriptor_that_is_another_file_by_now_is_not_opened(
-    tmp_path: Path, theirs: str
-) -> None:
+def test_descriptor_that_became_another_file_is_not_opened(tmp_path: Path, theirs: str) -> None:
     fd = os.memfd_create("object")
     path = sharedobjects.found([os.getpid()])[os.fstat(fd).st_ino]
     if theirs == "fifo":
@@ -233,7 +229,7 @@ def _pods(tmp_path: Path) -> tuple[str, str]:
     return str(snapshot), str(shm)
 
 
-def test_nothing_has_its_name_before_all_is_there(tmp_path: Path) -> None:
+def test_no_file_has_its_name_before_all_are_complete(tmp_path: Path) -> None:
     snapshot, shm = _pods(tmp_path)
     put = shmfill.plan(snapshot, shm, container="c")
     shmfill.build(snapshot, shm, put, container="c")
@@ -244,8 +240,8 @@ def test_nothing_has_its_name_before_all_is_there(tmp_path: Path) -> None:
     assert Path(f"{shm}/d/e/f").read_bytes() == b"d/e/f"
 
 
-def test_undo_takes_only_what_was_put(tmp_path: Path) -> None:
-    """A name that came up meanwhile is somebody else's, and stays."""
+def test_undo_removes_only_the_files_that_were_renamed_in(tmp_path: Path) -> None:
+    """A name that came up meanwhile belongs to another container, and stays."""
     snapshot, shm = _pods(tmp_path)
     put = shmfill.plan(snapshot, shm, container="c")
     shmfill.build(snapshot, shm, put, container="c")
@@ -258,7 +254,7 @@ def test_undo_takes_only_what_was_put(tmp_path: Path) -> None:
     assert Path(f"{shm}/z").read_bytes() == b"theirs"
 
 
-def test_undo_of_what_was_only_built_touches_no_name(tmp_path: Path) -> None:
+def test_undo_before_the_renames_touches_no_name(tmp_path: Path) -> None:
     snapshot, shm = _pods(tmp_path)
     put = shmfill.plan(snapshot, shm, container="c")
     shmfill.build(snapshot, shm, put, container="c")
@@ -268,7 +264,7 @@ def test_undo_of_what_was_only_built_touches_no_name(tmp_path: Path) -> None:
         assert os.listdir(shm) == ["a"]
 
 
-def test_a_device_is_never_made_in_a_pods_shm(tmp_path: Path) -> None:
+def test_device_is_never_made_in_the_shm_of_a_pod(tmp_path: Path) -> None:
     snapshot, shm = _pods(tmp_path)
     os.mknod(f"{snapshot}/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     put = shmfill.plan(snapshot, shm, container="c")

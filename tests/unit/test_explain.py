@@ -40,7 +40,7 @@ __all__ = ["store"]
 def answered(
     monkeypatch: pytest.MonkeyPatch, given: Spec | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """A daemon that explains pod 2 of this spec; what it was asked."""
+    """Serves a daemon that explains pod 2 of this spec; records the received requests."""
     asked: list[tuple[str, dict[str, Any]]] = []
 
     def ask(verb: str, **arguments: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def answered(
     return asked
 
 
-def test_a_pod_that_fits(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
+def test_fitting_pod_exits_with_0(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     asked = answered(monkeypatch)
     assert main.main(["explain", "models/pod-2", "--snapshot", "3f2a", "-c", "server"]) == 0
     wanted_of = {"pod": "pod-2", "namespace": "models", "container": "server", "snapshot": "3f2a"}
@@ -67,7 +67,9 @@ def test_a_pod_that_fits(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> Non
         assert f"\n{code}" in told, "what is equal is told, too"
 
 
-def test_a_pod_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
+def test_pod_that_does_not_fit_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
     other = changed("process/capabilities/bounding", ["CAP_SYS_ADMIN"])
     other["process"]["args"] = ["other"]
     answered(monkeypatch, other)
@@ -79,7 +81,7 @@ def test_a_pod_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: Capsys
     assert told["refused"] == ["capabilities", "args"]
 
 
-def test_an_error_is_neither(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
+def test_error_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     def ask(_verb: str, **_arguments: Any) -> dict[str, Any]:
         raise NoSuchPod("cannot explain", container="p", why="no such pod", do="Look.")
 
@@ -94,7 +96,7 @@ def test_an_error_is_neither(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) ->
 
 @pytest.fixture
 def on_disk(monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path) -> Path:
-    """A spec of pod 2 as a file, and a store with the snapshot of pod 1."""
+    """Writes a spec of pod 2 as a file, and a store with the snapshot of pod 1."""
 
     async def learn(_criu: str, _trust: object) -> nodefacts.NodeFacts:
         return nodefacts.NodeFacts(NODE, "")
@@ -120,12 +122,12 @@ OF_POD_2 = ("-n", "models", "--pod-name", "pod-1", "--pod-uid", "uid-1", "--pod-
             "--image-digest", "sha256:1")  # fmt: skip
 
 
-def test_a_spec_that_fits(on_disk: Path, capsys: Capsys) -> None:
+def test_fitting_spec_exits_with_0(on_disk: Path, capsys: Capsys) -> None:
     assert explain(on_disk, *OF_POD_2) == 0
     assert "not known" not in capsys.readouterr().err
 
 
-def test_what_a_spec_does_not_say_is_unknown_and_does_not_fit(
+def test_fact_that_the_spec_lacks_is_unknown_and_does_not_fit(
     on_disk: Path, capsys: Capsys
 ) -> None:
     assert explain(on_disk, "--pod-name", "pod-1", "--pod-ip", "10.0.0.1", "--json") == 1
@@ -136,7 +138,7 @@ def test_what_a_spec_does_not_say_is_unknown_and_does_not_fit(
     assert "--namespace" in told.err
 
 
-def test_the_specs_own_annotations_tell_its_pod(on_disk: Path, capsys: Capsys) -> None:
+def test_annotations_of_the_spec_name_its_pod(on_disk: Path, capsys: Capsys) -> None:
     found = json.loads(on_disk.read_text())
     found["annotations"] = {
         f"io.kubernetes.cri.sandbox-{name}": value
@@ -148,13 +150,13 @@ def test_the_specs_own_annotations_tell_its_pod(on_disk: Path, capsys: Capsys) -
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"process": 1}', "{" * 100_000])
-def test_what_is_no_spec_is_an_error(on_disk: Path, capsys: Capsys, content: str) -> None:
+def test_file_that_is_no_spec_is_an_error(on_disk: Path, capsys: Capsys, content: str) -> None:
     on_disk.write_text(content)
     assert explain(on_disk) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_snapshot_that_is_not_here_is_an_error(on_disk: Path) -> None:
+def test_missing_snapshot_is_an_error(on_disk: Path) -> None:
     assert main.main(["explain", str(on_disk), "--snapshot", "nowhere"]) == 2
 
 
@@ -184,7 +186,7 @@ def test_the_daemon_compares_with_a_candidate(store: Store) -> None:
     assert told["chosen"] == "a candidate of the decision"
 
 
-def test_without_a_candidate_the_nearest_is_told(store: Store) -> None:
+def test_without_a_candidate_the_nearest_snapshot_is_compared(store: Store) -> None:
     found = identity(store)
     other = {**found.facts, "args": '["other"]'}
     put(store, a_manifest(found, key="f" * 64, facts=other))
@@ -195,7 +197,7 @@ def test_without_a_candidate_the_nearest_is_told(store: Store) -> None:
     assert "nearest" in told["chosen"]
 
 
-def test_a_snapshot_can_be_named(store: Store) -> None:
+def test_snapshot_can_be_named(store: Store) -> None:
     found = a_manifest(identity(store), key="f" * 64, name="warm")
     put(store, found)
     store.read_index()
@@ -206,7 +208,7 @@ def test_a_snapshot_can_be_named(store: Store) -> None:
         ask_daemon(store, Wish(snapshot="auto"), snapshot="other")
 
 
-def test_nothing_to_compare_with_is_told(store: Store) -> None:
+def test_missing_snapshots_and_pods_are_reported(store: Store) -> None:
     with pytest.raises(NoSuchSnapshot, match="no snapshots of this namespace"):
         ask_daemon(store, Wish(snapshot="auto"))
     with pytest.raises(NoSuchPod):

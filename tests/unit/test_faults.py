@@ -19,7 +19,7 @@ from shim.contract import faults
 
 ROOT = Path(__file__).parents[2]
 UNARMED_AT_MOST_NS = 1000
-"""A call of a function with two arguments is about a tenth of it."""
+"""A call of a function with two arguments costs about a tenth of this bound."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,9 @@ def armed_with(**fields: object) -> list[str]:
 
 
 def points_in_source() -> Counter[str]:
-    """First arguments of the calls of `faults.point`, and of callbacks that make such a call."""
+    """Returns first arguments of the calls of `faults.point`, and of callbacks that make such a
+    call.
+    """
     found: Counter[str] = Counter()
     for path in [*ROOT.glob("shim/**/*.py"), *ROOT.glob("hook/**/*.py")]:
         text = path.read_text()
@@ -47,7 +49,7 @@ def points_in_source() -> Counter[str]:
     return found
 
 
-def test_every_point_of_the_table_is_once_in_the_source_and_no_other() -> None:
+def test_source_has_every_point_of_the_table_once_and_no_other() -> None:
     assert points_in_source() == Counter(dict.fromkeys(faults.POINTS, 1))
 
 
@@ -62,7 +64,7 @@ def test_an_unarmed_point_costs_nothing() -> None:
     [({"action": "error"}, errno.EIO), ({"action": "enospc"}, errno.ENOSPC),
      ({"action": "error", "errno": "EACCES"}, errno.EACCES)],
 )  # fmt: skip
-def test_an_error_is_one_of_the_kernel_that_names_its_point(
+def test_injected_error_is_an_oserror_that_names_its_point(
     fields: dict[str, str], number: int
 ) -> None:
     assert armed_with(point="store.synced", **fields) == []
@@ -72,7 +74,7 @@ def test_an_error_is_one_of_the_kernel_that_names_its_point(
     assert raised.value.errno == number
 
 
-def test_a_count_and_a_container_choose() -> None:
+def test_count_and_container_select_the_pass_that_fails() -> None:
     assert armed_with(point="daemon.ticket", action="error", on=2, container="ab") == []
     faults.point("daemon.ticket", "abc")
     faults.point("daemon.ticket", "other")
@@ -90,7 +92,7 @@ def test_a_count_and_a_container_choose() -> None:
      ({"point": "restore.ticket", "action": "error", "on": "2"}, "`on` is no count: 2"),
      ({"action": "error"}, "'point'")],
 )  # fmt: skip
-def test_what_is_malformed_is_told_and_arms_nothing(fields: dict[str, str], why: str) -> None:
+def test_malformed_entry_is_reported_and_arms_nothing(fields: dict[str, str], why: str) -> None:
     (told,) = armed_with(**fields)
     assert why in told
     assert faults.armed() == []
@@ -104,7 +106,7 @@ def test_no_text_makes_arming_fail(text: str) -> None:
     assert faults.armed() == []
 
 
-def test_the_file_is_looked_at_only_if_it_is_roots_alone(tmp_path: Path) -> None:
+def test_fault_file_is_read_only_if_it_belongs_to_root_alone(tmp_path: Path) -> None:
     path = tmp_path / "faults.json"
     assert faults.arm_from_file(str(path)) == []
     path.write_text('{"faults": [{"point": "restore.ticket", "action": "error"}]}')
@@ -123,7 +125,7 @@ def test_the_file_is_looked_at_only_if_it_is_roots_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("action", ["kill", "hang"])
-def test_kill_and_hang_end_with_a_signal_alone(action: str) -> None:
+def test_kill_and_hang_end_only_by_a_signal(action: str) -> None:
     text = json.dumps({"faults": [{"point": "restore.ticket", "action": action}]})
     code = "import sys; from shim.contract import faults; faults.arm(sys.argv[1]);"
     code += "print(flush=True); faults.point('restore.ticket'); print('went on')"
@@ -140,7 +142,7 @@ def test_kill_and_hang_end_with_a_signal_alone(action: str) -> None:
         assert process.stdout.read() == b""
 
 
-def test_the_table_in_the_documentation_is_this_one() -> None:
+def test_table_in_the_documentation_equals_the_table_in_code() -> None:
     rows = [
         line for line in (ROOT / "docs/faults.md").read_text().splitlines()
         if line.startswith("| `")

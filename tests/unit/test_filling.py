@@ -1,4 +1,4 @@
-"""What is filled when: on memory of this process that is registered as CRIU does it."""
+"""The order of filling: on memory of this process that is registered as CRIU registers it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class Memory:
         uffd.register(self.fd, self.start + begin, self.start + end)
 
     def present(self, begin: int, end: int) -> list[bool]:
-        """Of each page, without touching it. Source: Documentation/admin-guide/mm/pagemap.rst."""
+        """Returns the flags of each page, without touching the page. Source:
+        Documentation/admin-guide/mm/pagemap.rst.
+        """
         with open("/proc/self/pagemap", "rb") as file:
             file.seek((self.start + begin) // PAGE * 8)
             return [bool(byte >> 7) for byte in file.read((end - begin) // PAGE * 8)[7::8]]
@@ -67,7 +69,7 @@ class Memory:
 
 @pytest.fixture
 def content(tmp_path: Path) -> Iterator[tuple[Payload, bytes]]:
-    """A payload and what is in it."""
+    """Yields a payload and its content."""
     path = tmp_path / "space-1.data"
     raw = written(path)
     with path.open("rb") as file:
@@ -81,7 +83,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def test_what_is_asked_for_first_is_filled_as_soon_as_its_area_is_ready(
+def test_working_set_is_filled_as_soon_as_its_area_is_registered(
     content: tuple[Payload, bytes],
 ) -> None:
     payload, raw = content
@@ -110,7 +112,7 @@ def test_what_is_asked_for_first_is_filled_as_soon_as_its_area_is_ready(
         assert filling.error is None
 
 
-def test_of_memory_without_content_what_lies_behind_is_given_as_well(
+def test_fault_on_memory_without_content_also_gives_the_pages_behind(
     content: tuple[Payload, bytes],
 ) -> None:
     payload, raw = content
@@ -131,7 +133,7 @@ def test_of_memory_without_content_what_lies_behind_is_given_as_well(
         assert asked == [memory.start + 5 * PAGE + 3], "what has no content is no working set"
 
 
-def test_a_page_that_is_there_is_left_as_it_is(content: tuple[Payload, bytes]) -> None:
+def test_present_page_is_left_unchanged(content: tuple[Payload, bytes]) -> None:
     payload, raw = content
     with Memory() as memory:
         memory.register()

@@ -1,4 +1,6 @@
-"""What forked processes share is stored once, and every process gets its own memory back."""
+"""The snapshot stores memory that forked processes share once, and every process gets its own
+memory back.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,11 @@ if TYPE_CHECKING:
 MAGIC: Final = b"\x19\x43\x56\x54\x00\x00\x00\x00"
 ANONYMOUS, LOCKED = 0x22, 0x2022
 AREAS: Final = [(10, 60), (60, 90), (100, 140), (150, 170)]
-"""The last one is locked: CRIU's in any case."""
+"""The last area is locked: CRIU's in any case."""
 
 
 def image(path: Path, *messages: Any) -> None:
-    """An image as CRIU writes it."""
+    """Writes an image as CRIU does."""
     raw = [message.SerializeToString() for message in messages]
     path.write_bytes(MAGIC + b"".join(len(each).to_bytes(4, "little") + each for each in raw))
 
@@ -77,7 +79,7 @@ def entries_of(path: Path) -> tuple[int, list[criu_pb2.PagemapEntry]]:
 
 
 def read(criu: Path, name: str, pid: int) -> Memory:
-    """What CRIU reads itself."""
+    """Returns the pages that CRIU reads itself."""
     pages_id, listed = entries_of(criu / f"{name}pagemap-{pid}.img")
     content = (criu / f"{name}pages-{pages_id}.img").read_bytes()
     found, at = {}, 0
@@ -91,7 +93,9 @@ def read(criu: Path, name: str, pid: int) -> Memory:
 
 
 def restored(staging: Path, pid: int) -> tuple[Memory, set[int]]:
-    """What a process gets, and which pages of it CRIU compares with its parent's."""
+    """Returns the memory that a process gets, and the pages of it that CRIU compares with its
+    parent's.
+    """
     criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
     small = {p.name: p.read_bytes() for p in memory.iterdir() if not p.name.endswith(".data")}
     sizes = {path.name: path.stat().st_size for path in memory.glob("*.data")}
@@ -159,7 +163,7 @@ def test_every_process_gets_its_own_memory(
             assert memories[pid][number] == memories[parent][number]
 
 
-def test_what_is_equal_is_stored_once(staging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_pages_are_stored_once(staging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forked, "WORTH_BYTES", 1)
     memory = {number: page(number) for number in range(10, 90)}
     own = memory | {15: page(7)}
@@ -171,7 +175,7 @@ def test_what_is_equal_is_stored_once(staging: Path, monkeypatch: pytest.MonkeyP
     assert restored(staging, 2) == (own, set(range(10, 90)) - {15})
 
 
-def test_little_is_not_worth_it(staging: Path) -> None:
+def test_small_savings_are_left_to_the_page_server(staging: Path) -> None:
     memory = {number: page(number) for number in range(10, 90)}
     settled(staging, {1: memory, 2: memory}, {1: 0, 2: 1})
     assert not list(staging.glob(f"{SNAPSHOT_CRIU}/{family.PREFIX}*"))
@@ -179,7 +183,7 @@ def test_little_is_not_worth_it(staging: Path) -> None:
 
 
 def found_by_criu(criu: Path, parent: int, child: int) -> set[int]:
-    """The areas that CRIU takes for inherited, as it goes through both lists."""
+    """Returns the areas that CRIU takes for inherited, as CRIU goes through both lists."""
     theirs = [
         (v.start // PAGE, v.end // PAGE) for v in pagemap.read_mm(criu / f"mm-{parent}.img").vmas
     ]
@@ -200,7 +204,7 @@ def found_by_criu(criu: Path, parent: int, child: int) -> set[int]:
                 return found
 
 
-def test_criu_finds_an_area_behind_one_that_only_the_child_has(
+def test_criu_finds_an_area_behind_an_area_of_the_child_alone(
     staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forked, "WORTH_BYTES", 1)

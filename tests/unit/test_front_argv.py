@@ -1,4 +1,6 @@
-"""quickthaw-runc reads runc's command line, and hands on what it cannot read for certain."""
+"""quickthaw-runc reads runc's command line, and hands on every line that it cannot read for
+certain.
+"""
 
 import os
 import subprocess
@@ -16,7 +18,7 @@ LOG = ["--log", "/run/log.json", "--log-format", "json"]
 CREATE = ["create", "--bundle", "/run/b", "--pid-file", "/run/b/init.pid", "abc"]
 
 
-def test_create_as_containerd_calls_it() -> None:
+def test_create_call_of_containerd_is_parsed() -> None:
     call = parse([*ROOT, *LOG, "--systemd-cgroup", *CREATE])
     assert call is not None
     assert (call.command, call.container) == ("create", "abc")
@@ -46,19 +48,19 @@ def test_flags_may_have_their_value_behind_an_equals_sign() -> None:
         ["start", "abc", "def"],
     ],
 )
-def test_what_is_not_understood_is_left_to_the_real_runtime(arguments: list[str]) -> None:
+def test_unknown_command_line_is_left_to_the_real_runtime(arguments: list[str]) -> None:
     assert parse(arguments) is None
 
 
 @given(st.lists(st.text(max_size=12) | st.sampled_from(["create", "start", "--root", "-b"])))
-def test_no_command_line_makes_it_fail(arguments: list[str]) -> None:
+def test_no_command_line_raises_an_error(arguments: list[str]) -> None:
     call = parse(arguments)
     assert call is None or call.container == arguments[-1]
 
 
 @pytest.fixture
 def through_front(tmp_path: Path) -> Path:
-    """The shell front with a real runtime that only shows how it was called."""
+    """Returns the shell front with a real runtime that only shows its arguments."""
     shown = tmp_path / "runtime"
     shown.write_text(
         '#!/bin/sh\nfor a; do printf "%s\\0" "$a"; done >"$SHOWN.argv"\n'

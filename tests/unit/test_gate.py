@@ -39,7 +39,7 @@ JSON = st.recursive(
 
 
 def differ(have: dict[str, str], want: dict[str, str]) -> list[Finding]:
-    """What the checks that compare power refuse."""
+    """Returns the refusals of the checks that compare power."""
     snapshot = made(
         facts={**have, "processes": WITHIN_SPEC, "descriptors": '{"lowest_port":0,"pings":false}'}
     )
@@ -101,14 +101,14 @@ def test_two_pods_of_one_kind_have_equal_facts() -> None:
         ("other", "vm", {}),
     ],
 )
-def test_a_difference_in_power_is_refused_by_its_name(fact: str, path: str, value: object) -> None:
+def test_difference_in_power_is_refused_by_name(fact: str, path: str, value: object) -> None:
     have = power_facts(spec("1"), is_host=no_host)
     want = power_facts(changed(path, value), is_host=no_host)
     assert [no.code for no in differ(have, want)] == [fact]
     assert [no.code for no in differ(want, have)] == [fact]
 
 
-def test_all_differences_are_told() -> None:
+def test_all_differences_are_reported() -> None:
     other = changed("process/user/uid", 0)
     other["process"]["noNewPrivileges"] = False
     refusals = differ(power_facts(spec("1"), is_host=no_host), power_facts(other, is_host=no_host))
@@ -125,7 +125,7 @@ def test_a_missing_fact_is_a_refusal(missing: str) -> None:
     assert [no.code for no in differ(less, less)] == [missing]
 
 
-def test_order_that_means_nothing_is_no_difference() -> None:
+def test_meaningless_order_is_no_difference() -> None:
     other = spec("1")
     other["process"]["user"]["additionalGids"] = [2, 3, 3]
     other["process"]["capabilities"]["bounding"] = ["CAP_CHOWN", "CAP_KILL"]
@@ -135,22 +135,22 @@ def test_order_that_means_nothing_is_no_difference() -> None:
     assert power_facts(spec("1"), is_host=no_host) == power_facts(other, is_host=no_host)
 
 
-def test_a_sandbox_that_has_the_hosts_network_is_another_one() -> None:
-    # containerd names it by path either way
+def test_sandbox_with_host_network_differs_from_a_sandbox_with_its_own() -> None:
+    # containerd names the namespace by path either way
     own = power_facts(spec(), is_host=no_host)
     hosts = power_facts(spec(), is_host=lambda _path, kind: kind == "net")
     assert [no.code for no in differ(own, hosts)] == ["namespaces"]
     assert json.loads(hosts["namespaces"])["network"] == "host"
 
 
-def test_a_namespace_that_is_gone_equals_none() -> None:
+def test_missing_namespace_equals_no_other_namespace() -> None:
     def gone(path: str, _kind: str) -> bool:
         raise FileNotFoundError(2, "gone", path)
 
     assert differ(power_facts(spec("1"), is_host=gone), power_facts(spec("2"), is_host=gone))
 
 
-def test_our_own_namespace_is_the_hosts() -> None:
+def test_own_namespace_counts_as_the_host_namespace() -> None:
     assert is_host_namespace("/proc/thread-self/ns/net", "net")
     assert not is_host_namespace("/proc/self/ns/uts", "net")
 
@@ -186,7 +186,7 @@ def test_another_workload_has_another_key(fact: str, path: str, value: object) -
         ("process/env/1", "HOSTNAME=else"),
     ],
 )
-def test_what_may_differ_keeps_the_key(path: str, value: object) -> None:
+def test_facts_that_may_differ_keep_the_key(path: str, value: object) -> None:
     other = spec("2")
     del other["process"]["env"][7]
     one = spec("1")
@@ -207,7 +207,7 @@ def test_image_and_namespace_are_in_the_key() -> None:
     assert key.match_key(workload(), namespace="models", power=power) != key_of(workload())
 
 
-def test_an_ignored_variable_may_differ_and_others_keep_their_secret() -> None:
+def test_ignored_variable_may_differ_and_values_stay_secret() -> None:
     other = changed("process/env/8", "KEY=other")
     facts = [
         key.workload_facts(each, pod_of(number), image_digest="sha256:1", ignore_env=["KEY"])
@@ -226,7 +226,7 @@ def test_our_control_mount_is_not_part_of_the_workload() -> None:
 
 
 @given(JSON)
-def test_no_spec_is_too_odd(odd: object) -> None:
+def test_no_spec_raises_an_error(odd: object) -> None:
     for name in ("process", "linux", "root", "mounts"):
         strange = {**spec(), name: odd}
         assert set(power_facts(strange, is_host=no_host)) == set(POWER_FACTS)
@@ -238,7 +238,7 @@ def test_no_spec_is_too_odd(odd: object) -> None:
     st.sampled_from([f"process/{name}" for name in spec()["process"]]
                     + [f"linux/{name}" for name in spec()["linux"]]), JSON
 )  # fmt: skip
-def test_no_field_is_too_odd(path: str, odd: object) -> None:
+def test_no_field_of_a_spec_raises_an_error(path: str, odd: object) -> None:
     strange = changed(path, odd)
     assert set(power_facts(strange, is_host=no_host)) == set(POWER_FACTS)
     assert set(workload("1", strange)) == set(WORKLOAD_FACTS)
@@ -252,7 +252,7 @@ def test_facts_leave_the_spec_as_it_was() -> None:
     assert given_spec == before
 
 
-def test_the_first_that_fits_is_taken() -> None:
+def test_first_fitting_candidate_is_chosen() -> None:
     unfit, fit, older = captured(key="f" * 64), captured(), captured(created_at=1.0)
     decided = gate.decide(wanted(), [unfit, fit, older])
     assert isinstance(decided, gate.Match)
@@ -263,7 +263,7 @@ def test_no_candidate_is_no_snapshot() -> None:
     assert isinstance(gate.decide(wanted(), []), gate.NoSnapshot)
 
 
-def test_a_refusal_has_all_reasons_of_the_newest() -> None:
+def test_refusal_has_all_reasons_of_the_newest_candidate() -> None:
     process = {**spec("2")["process"], "noNewPrivileges": False, "args": ["other"]}
     request = wanted({**spec("2"), "process": process}, namespace="else")
     decided = gate.decide(request, [captured(), captured(created_at=1.0)])
@@ -273,7 +273,7 @@ def test_a_refusal_has_all_reasons_of_the_newest() -> None:
     assert all(code in str(decided) for code in decided.codes)
 
 
-def test_a_refusal_shows_of_lists_and_objects_only_what_is_not_in_both() -> None:
+def test_refusal_shows_only_the_differing_entries_of_lists_and_objects() -> None:
     refusal = refusal_of("mounts", '["a","b"]', '["b","c"]')
     assert str(refusal) == 'mounts: the snapshot has ["a"], the pod asks for ["c"]'
     refusal = refusal_of("env", '{"A":"1","B":"2"}', '{"A":"1","B":"3","C":"4"}')

@@ -1,8 +1,8 @@
-"""Every check of the gate: it refuses what is dangerous, alone, and without it nothing else would.
+"""Every check of the gate: it alone refuses a dangerous pair, which the gate accepts without it.
 
-Each case is run twice: with the whole table, where exactly the named check must refuse, and with
-the table without that check (the mutation), where the dangerous pair must be accepted. So a case
-that another check happens to catch is no test of this one, and fails.
+Each case runs twice: with the whole table, where exactly the named check must refuse, and with the
+table without that check (the mutation), where the gate must accept the dangerous pair. So a case
+that another check happens to catch is no test of the named check, and fails.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ HOST_ROOT = {
 
 
 def without(place: str, name: str) -> Spec:
-    """Pod 1's spec without one field."""
+    """Returns pod 1's spec without a field."""
     found = spec("1")
     del found[place][name]
     return found
@@ -107,7 +107,7 @@ POWER: list[tuple[str, str, Spec]] = [
     ("a field of a later OCI version", "other",
      changed("linux/grantsEverything", True, "1")),
 ]  # fmt: skip
-"""What a captured container had and pod 2 does not ask for: title, check, the captured spec."""
+"""Power of a captured container that pod 2 does not ask for: title, check, the captured spec."""
 
 
 @pytest.mark.parametrize(("code", "given_spec"), [case[1:] for case in POWER],
@@ -121,9 +121,7 @@ def test_power_does_not_come_with_a_snapshot(code: str, given_spec: Spec, when: 
 
 @pytest.mark.parametrize(("code", "given_spec"), [case[1:] for case in POWER],
                          ids=[case[0] for case in POWER])  # fmt: skip
-def test_neither_does_a_weaker_process_come_into_a_stronger_pod(
-    code: str, given_spec: Spec
-) -> None:
+def test_weaker_process_does_not_come_into_a_stronger_pod(code: str, given_spec: Spec) -> None:
     request = wanted({**given_spec, "annotations": {}}, "1")
     assert refused(captured(spec("1")), request) == [code]
 
@@ -137,12 +135,12 @@ PAIRED: list[tuple[str, set[str], Spec]] = [
      {**spec("1"), "mounts": [*spec("1")["mounts"], {**HOST_ROOT, "destination": "/host"}]}),
     ("a mount without nosuid", {"mounts", "mounted"}, changed("mounts/0/options", [], "1")),
 ]  # fmt: skip
-"""What two checks see: as power (2), and as another workload (1)."""
+"""Facts that two checks compare: as power (2), and as another workload (1)."""
 
 
 @pytest.mark.parametrize(("codes", "given_spec"), [case[1:] for case in PAIRED],
                          ids=[case[0] for case in PAIRED])  # fmt: skip
-def test_what_two_checks_see_is_let_in_only_without_both(
+def test_fact_of_two_checks_is_accepted_only_without_both(
     codes: set[str], given_spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot, request = captured(given_spec), wanted()
@@ -153,14 +151,14 @@ def test_what_two_checks_see_is_let_in_only_without_both(
     assert refused(snapshot, request) == []
 
 
-def test_right_before_the_swap_a_mount_is_seen_by_one_check_alone() -> None:
+def test_single_check_compares_mounts_right_before_the_swap() -> None:
     snapshot = captured(changed("mounts/3", HOST_ROOT, "1"))
     assert refused(snapshot, wanted(), when=SWAP) == ["mounts"]
     assert refused(snapshot, wanted(), when=SWAP, without="mounts") == []
 
 
 def on(**changes: Any) -> Node:
-    """A node that differs from the usual one."""
+    """Returns a node that differs from the usual node."""
     parts = {name: getattr(NODE, name) for name in NODE.__slots__}
     return Node(**parts | changes)
 
@@ -191,9 +189,7 @@ NODES: list[tuple[str, str, Node, Node]] = [
 
 @pytest.mark.parametrize(("code", "there", "here"), [case[1:] for case in NODES],
                          ids=[case[0] for case in NODES])  # fmt: skip
-def test_a_node_that_cannot_go_on_with_the_process_is_refused(
-    code: str, there: Node, here: Node
-) -> None:
+def test_node_that_cannot_run_the_process_is_refused(code: str, there: Node, here: Node) -> None:
     snapshot, request = captured(node=there), wanted(node=here)
     assert refused(snapshot, request) == [code]
     assert refused(snapshot, request, without=code) == []
@@ -207,7 +203,7 @@ def test_a_node_that_cannot_go_on_with_the_process_is_refused(
         on(kernel="7.0"), on(kernel="6.18"), on(criu="Version: 4.3"), on(criu="Version: 5.0.1"),
     ],
 )  # fmt: skip
-def test_a_node_with_more_is_accepted(here: Node) -> None:
+def test_node_with_more_features_is_accepted(here: Node) -> None:
     assert refused(captured(), wanted(node=here)) == []
 
 
@@ -241,7 +237,7 @@ OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("code", "of_snapshot", "of_request"), OTHERS)
-def test_the_remaining_checks(
+def test_each_remaining_check_refuses_alone(
     code: str, of_snapshot: dict[str, Any], of_request: dict[str, Any]
 ) -> None:
     snapshot, request = captured(**of_snapshot), wanted(**of_request)
@@ -265,7 +261,7 @@ def test_another_workload_is_refused_by_name(code: str, path: str, value: object
     assert refused(snapshot, request, without=code) == []
 
 
-def test_volume_content_that_nobody_could_read_fits_nothing_but_who_ignores_it() -> None:
+def test_unread_volume_content_fits_only_a_pod_that_ignores_it() -> None:
     unread = {**facts(spec("1")), "volume_content": '{"secret volume tls":"not read: why"}'}
     snapshot = captured(facts={**unread, **OF_CAPTURE})
     assert refused(snapshot, wanted(facts=unread)) == ["volume_content"], "equal is not enough"
@@ -286,7 +282,7 @@ def test_an_equal_pod_fits() -> None:
 
 
 @pytest.mark.parametrize("name", [row.code for row in CHECKS if row.code in facts(spec("1"))])
-def test_a_fact_that_is_missing_is_a_refusal(name: str) -> None:
+def test_missing_fact_is_a_refusal(name: str) -> None:
     whole = {**facts(spec("1")), **OF_CAPTURE}
     less = {other: value for other, value in whole.items() if other != name}
     key = key_of(whole)
@@ -296,7 +292,7 @@ def test_a_fact_that_is_missing_is_a_refusal(name: str) -> None:
     assert name in both, "missing on both sides is not the same as equal"
 
 
-def test_nothing_known_fits_nothing() -> None:
+def test_gate_without_any_facts_refuses() -> None:
     nobody = Request(facts={}, memory_limit_bytes=0)
     codes = set(refused(captured(), nobody))
     assert codes == {row.code for row in CHECKS} - {"memory", "processes", "key", "descriptors"}
@@ -305,7 +301,7 @@ def test_nothing_known_fits_nothing() -> None:
 # The table itself
 
 
-def test_the_table_is_whole_and_its_codes_are_unique() -> None:
+def test_table_of_checks_is_whole_and_codes_are_unique() -> None:
     codes = [row.code for row in CHECKS]
     assert len(set(codes)) == len(codes)
     by_rule = {row.code: row.rule for row in CHECKS}
@@ -325,7 +321,7 @@ def test_the_table_is_whole_and_its_codes_are_unique() -> None:
     assert {row.when for row in CHECKS} == {DECISION, SWAP, BOTH} == set(WHEN)
 
 
-def test_what_grants_power_is_compared_twice() -> None:
+def test_facts_that_grant_power_are_compared_twice() -> None:
     once = {row.code for row in CHECKS if row.rule == 2 and row.when != BOTH}
     assert once == {"volume_files"}, "what lies in volumes counts right before the swap alone"
 
@@ -388,7 +384,7 @@ def test_gpus_must_be_of_the_same_kind(here: dict[str, Any] | None, code: list[s
         ("gpu_mps", GPUS, {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/mps"}),
     ],
 )
-def test_what_a_gpu_cannot_be_restored_with(
+def test_gpu_setup_that_forbids_a_restore_is_refused_alone(
     code: str, node_here: dict[str, Any], given_spec: dict[str, Any]
 ) -> None:
     node = on(gpus=node_here)
@@ -400,7 +396,7 @@ def test_what_a_gpu_cannot_be_restored_with(
     assert code not in refused(snapshot, wanted(request, node=node), without=code)
 
 
-def test_gpus_of_the_nodes_network_cannot_be_restored() -> None:
+def test_gpu_process_in_the_network_of_the_node_cannot_be_restored() -> None:
     found = gpu.chosen(gpu_spec(0), GPUS)
     assert gpu.host_facts(gpu_spec(0), found, '{"network":"new"}')["gpu_host_network"] == gpu.NONE
     assert gpu.host_facts(gpu_spec(0), found, '{"network":"host"}')["gpu_host_network"] != gpu.NONE
@@ -424,9 +420,7 @@ def pod_with(minors: list[int], *others: dict[str, Any], env: str = "") -> Spec:
 @pytest.mark.parametrize(
     ("one", "other"), [([0], [3]), ([0, 1], [7, 2]), ([1, 0], [0, 1])]
 )  # fmt: skip
-def test_which_gpus_a_pod_has_grants_nothing_and_makes_no_other_workload(
-    one: list[int], other: list[int]
-) -> None:
+def test_identity_of_gpus_is_neither_power_nor_workload(one: list[int], other: list[int]) -> None:
     here = pod_with(one, env=",".join(f"GPU-{minor}" for minor in one))
     there = pod_with(other, env=",".join(map(str, other)))
     assert facts(here, "2") == facts(there, "2")
@@ -443,7 +437,7 @@ def test_which_gpus_a_pod_has_grants_nothing_and_makes_no_other_workload(
         pod_with([0], env="all"),
     ],
 )
-def test_another_number_of_gpus_or_another_device_does(other: Spec) -> None:
+def test_number_of_gpus_and_other_devices_change_the_facts(other: Spec) -> None:
     assert facts(pod_with([0]), "2") != facts(other, "2")
 
 
@@ -457,12 +451,12 @@ def test_gpus_are_paired_with_their_like() -> None:
     assert gpu.pairs([{**a, "uuid": ""}], [b]) is None
 
 
-def test_a_split_gpu_fits_nowhere() -> None:
+def test_gpu_with_mig_fits_nowhere() -> None:
     split = {**GPUS, "gpus": [{**H100, "mig": True}]}
     assert gpu_refused(split, split) == ["gpu"]
 
 
-def test_the_number_of_gpus_counts_and_not_which() -> None:
+def test_number_of_gpus_counts_and_not_their_identity() -> None:
     one, other = gpu.fact(gpu_spec(0), GPUS), gpu.fact(gpu_spec(1), GPUS)
     both = gpu.fact(gpu_spec(0, 1), GPUS)
     assert one is not None
@@ -473,7 +467,7 @@ def test_the_number_of_gpus_counts_and_not_which() -> None:
 
 
 @pytest.mark.parametrize("inventory", [{"driver": "", "gpus": []}, GPUS, None])
-def test_a_container_without_nvidia_devices_has_none(inventory: dict[str, Any] | None) -> None:
+def test_container_without_nvidia_devices_has_no_gpu_fact(inventory: dict[str, Any] | None) -> None:
     assert gpu.fact(spec("1"), inventory) == gpu.NONE
 
 
@@ -481,7 +475,7 @@ def test_a_container_without_nvidia_devices_has_none(inventory: dict[str, Any] |
     ("inventory", "expected"),
     [({"driver": "", "gpus": []}, gpu.NONE), (None, None), (GPUS, gpu.fact(gpu_spec(0, 1), GPUS))],
 )
-def test_gpus_that_only_the_environment_asks_for_are_seen(
+def test_gpus_requested_by_environment_alone_are_found(
     inventory: dict[str, Any] | None, expected: str | None
 ) -> None:
     asks = changed("process/env/0", "NVIDIA_VISIBLE_DEVICES=all", "1")
@@ -489,14 +483,14 @@ def test_gpus_that_only_the_environment_asks_for_are_seen(
 
 
 @given(st.text(max_size=30) | st.sampled_from(['{"gpus":[[1,2]]}', "[]", "null", '{"gpus":3}']))
-def test_no_odd_gpu_fact_fits(odd: str) -> None:
+def test_malformed_gpu_fact_fits_nothing(odd: str) -> None:
     assert gpu.fits(odd, odd) is (odd == gpu.NONE)
 
 
-# What is read of the node
+# Facts read from the node
 
 
-def test_what_the_kernel_alone_uses_is_no_feature() -> None:
+def test_instructions_of_the_kernel_alone_are_no_feature() -> None:
     found = host.facts_of(["fpu", "vme", "ssbd", "ibpb", "some_new_one"], AUXILIARY, 2)
     assert json.loads(found["cpu_features"]) == ["fpu", "some_new_one"]
 
@@ -509,12 +503,12 @@ def test_an_arm_machine_has_its_features_and_capabilities() -> None:
     assert json.loads(found["cpu_state"]) == {"frame_bytes": 3632, "parts": ["sve"]}
 
 
-def test_what_cannot_be_read_is_no_fact() -> None:
+def test_unreadable_file_gives_no_fact() -> None:
     assert set(host.facts_of([], {}, 2)) == {"cgroup"}
     assert host.features_of("processor: 0\n") == []
 
 
-def test_this_nodes_facts_are_read() -> None:
+def test_facts_of_this_node_are_read() -> None:
     found = host.host_facts()
     assert set(found) == set(host.HOST_FACTS)
     assert json.loads(found["page_bytes"]) in (4096, 16384, 65536)
@@ -522,12 +516,12 @@ def test_this_nodes_facts_are_read() -> None:
 
 
 @given(st.binary(max_size=100))
-def test_no_auxiliary_vector_is_too_odd(data: bytes) -> None:
+def test_no_auxiliary_vector_raises_an_error(data: bytes) -> None:
     assert isinstance(host.auxiliary_of(data), dict)
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_odd_facts_of_the_cpu_do_not_fit(have: str, want: str) -> None:
+def test_malformed_cpu_facts_do_not_fit(have: str, want: str) -> None:
     assert not host.has_bits(have, want) or isinstance(json.loads(have), list)
     assert not host.has_all(have, want) or isinstance(json.loads(have), list)
 
@@ -551,7 +545,7 @@ def a_request(given_spec: Spec, digest: str = "sha256:1") -> Request:
     return request_of(given_spec, pod_of("2"), NODE, image_digest=digest)
 
 
-def test_an_unknown_image_is_unknown_and_not_another_one() -> None:
+def test_unknown_image_digest_is_reported_as_unknown() -> None:
     request = a_request(spec("2"), digest="")
     assert "image_digest" not in request.facts
     found = {each.code: each for each in findings(captured(), request, DECISION)}
@@ -559,7 +553,7 @@ def test_an_unknown_image_is_unknown_and_not_another_one() -> None:
     assert "the pod asks for unknown" in str(found["image_digest"])
 
 
-def test_an_explanation_has_what_is_equal_and_what_is_not() -> None:
+def test_explanation_has_equal_and_unequal_facts() -> None:
     told = explained(captured(changed("process/noNewPrivileges", False, "1")), wanted())
     assert told["fits"] is False
     assert told["refused"] == ["no_new_privs"]
@@ -572,12 +566,12 @@ def test_an_explanation_has_what_is_equal_and_what_is_not() -> None:
     assert explained(captured(), wanted())["fits"]
 
 
-def test_the_nearest_is_the_one_with_the_fewest_differences() -> None:
+def test_nearest_snapshot_has_the_fewest_differences() -> None:
     far = captured(changed("process/args", ["other"], "1"), source={**SOURCE, "namespace": "b"})
     near: Manifest = captured(changed("process/args", ["other"], "1"))
     assert nearest(wanted(), [far, near]) == near
     assert nearest(wanted(), []) is None
 
 
-def test_the_manifest_of_a_test_is_of_the_tests_node() -> None:
+def test_manifest_of_a_test_belongs_to_the_node_of_the_test() -> None:
     assert captured().software.kernel == NODE.kernel != SOFTWARE["kernel"]

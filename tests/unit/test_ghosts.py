@@ -20,7 +20,7 @@ EMPTY = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir"
 
 
 class Pod:
-    """What `check` needs of a source."""
+    """The parts of a source that `check` reads."""
 
     container = "c"
     spec = {  # noqa: RUF012
@@ -57,7 +57,7 @@ class Pod:
         ("/database/d/x", 0o104666, ""),
     ],
 )
-def test_only_what_nobody_can_redirect(
+def test_only_deleted_files_that_nobody_can_redirect_are_captured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str, mode: int, why: str
 ) -> None:
     monkeypatch.setattr(images, "ghosts", lambda _: [images.Ghost(path, mode)])

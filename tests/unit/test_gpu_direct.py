@@ -105,7 +105,7 @@ def directory(path: Path) -> Iterator[int]:
 
 
 class Built:
-    """What is compiled once. The path of a socket is short."""
+    """Programs that are compiled once. The path of a socket is short."""
 
     def __init__(self, control: Path) -> None:
         self.control = control
@@ -198,7 +198,7 @@ def test_memory_is_loaded_from_the_files(scene: Scene) -> None:
         assert scene.started[-1].poll() is not None
 
 
-def test_a_payload_that_is_cut_short_is_told(scene: Scene) -> None:
+def test_truncated_payload_is_reported(scene: Scene) -> None:
     with scene.asked() as program, emptied(scene, program) as about:
         path = max(scene.payload.iterdir(), key=lambda each: each.stat().st_size)
         os.truncate(path, path.stat().st_size - 4096)

@@ -1,4 +1,4 @@
-"""What the way direct is made of: the messages, the layout of the payload, the library's file."""
+"""The parts of the way direct: the messages, the layout of the payload, the library's file."""
 
 import array
 import contextlib
@@ -23,7 +23,7 @@ CUDA = Path("/usr/local/cuda/include/cuda.h")
 
 
 @given(st.lists(st.integers(1, 1200), max_size=40), st.integers(1, 16))
-def test_every_octet_of_every_piece_is_in_one_chunk(grains: list[int], files: int) -> None:
+def test_every_octet_of_every_piece_is_in_exactly_one_chunk(grains: list[int], files: int) -> None:
     sizes = [grain * GRAIN for grain in grains]
     chunks = mover.layout(sizes, files)
     assert len({(chunk.file, chunk.number) for chunk in chunks}) == len(chunks)
@@ -40,7 +40,7 @@ def test_every_octet_of_every_piece_is_in_one_chunk(grains: list[int], files: in
 
 
 @given(st.binary(max_size=4200), st.integers(0, 5))
-def test_what_a_container_sends_is_a_message_or_malformed(data: bytes, count: int) -> None:
+def test_bytes_from_a_container_are_a_message_or_malformed(data: bytes, count: int) -> None:
     """Descriptors that come with nonsense are closed."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, its:
@@ -88,7 +88,7 @@ def test_words_of_a_container_obey_no_terminal(text: bytes) -> None:
     assert wire.printable(text).isprintable()
 
 
-def test_a_chunk_with_other_content_is_told() -> None:
+def test_chunk_with_changed_content_is_reported() -> None:
     check = mover.compared([["0" * 64], None])
     check(1, 0, memoryview(b"x"))
     with pytest.raises(ValueError, match="file 0, chunk 0"):
@@ -151,7 +151,7 @@ OURS = {
 
 
 def values(at: Path, include: str, words: list[str]) -> str:
-    """What C expressions are, with a header."""
+    """Returns the values of C expressions, with a header."""
     lines = [f'  printf("%ld\\n", (long)({word}));' for word in words]
     source = at / "values.c"
     head = ["#include <stddef.h>", "#include <stdio.h>", f'#include "{include}"']

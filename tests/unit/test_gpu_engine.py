@@ -191,7 +191,7 @@ def wait_for(done: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.parametrize("how", ["the daemon ends", "the time is up"])
-def test_a_guard_brings_back_what_nobody_else_does(
+def test_guard_brings_back_processes_that_nobody_else_does(
     standin: Standin, targets: list[Target], pids: list[int], tmp_path: Path, how: str
 ) -> None:
     within_s = 60.0 if how == "the daemon ends" else 1.0
@@ -243,7 +243,7 @@ def test_a_capture_that_fails_brings_back(
     [("checkpoint.once", "error 2", "CUDA_ERROR_OUT_OF_MEMORY"),
      ("lock.once", "error 999", "CUDA_ERROR_UNKNOWN"), ("lock", "refuse 3", "NOT_INITIALIZED")],
 )  # fmt: skip
-def test_one_that_refuses_has_all_brought_back(
+def test_refusal_of_a_process_brings_all_processes_back(
     standin: Standin, targets: list[Target], pids: list[int], call: str, what: str, word: str
 ) -> None:
     standin.fault(call, what)
@@ -252,7 +252,7 @@ def test_one_that_refuses_has_all_brought_back(
     assert all(each.is_right() for each in targets)
 
 
-def test_work_that_does_not_end_is_told(
+def test_endless_device_work_is_reported(
     standin: Standin, targets: list[Target], pids: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "_LOCK_S", 0.5)
@@ -265,7 +265,7 @@ def test_work_that_does_not_end_is_told(
     assert all(each.is_right() for each in targets)
 
 
-def test_what_the_driver_keeps_is_killed(
+def test_process_that_the_driver_keeps_is_killed(
     standin: Standin, targets: list[Target], pids: list[int], own_journal: Path
 ) -> None:
     standin.fault("restore.once", "stuck 2")
@@ -275,7 +275,7 @@ def test_what_the_driver_keeps_is_killed(
     assert engines.left_over(CONTAINER) == []
 
 
-def test_one_that_ends_meanwhile_is_not_missed(
+def test_process_that_ends_meanwhile_is_not_missed(
     standin: Standin, targets: list[Target], pids: list[int]
 ) -> None:
     with stopped(standin, pids):
@@ -284,7 +284,7 @@ def test_one_that_ends_meanwhile_is_not_missed(
     assert targets[1].is_right()
 
 
-def test_the_next_daemon_brings_back_what_a_killed_one_left(
+def test_next_daemon_brings_back_processes_of_a_killed_daemon(
     standin: Standin, targets: list[Target], pids: list[int], own_journal: Path
 ) -> None:
     noted = [[pid, processes.start_of(pid)] for pid in pids]

@@ -1,4 +1,4 @@
-"""What a snapshot says about its GPUs, and who is asked: parsers that raise nothing else."""
+"""A snapshot's facts about its GPUs, and their readers: parsers that raise nothing else."""
 
 import json
 
@@ -16,7 +16,7 @@ NCCL = {"NCCL_P2P_DISABLE": "1", "NCCL_CUMEM_ENABLE": "0", "NCCL_CUMEM_HOST_ENAB
 SOCKETS = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}
 
 
-def test_a_payload_survives_the_way() -> None:
+def test_payload_survives_writing_and_reading() -> None:
     made = Payload(way="driver", processes=[1, 7], gpus=[{**GPU, "minor": 3}], about={"a": 1})
     found = payload.of({GPU_PAYLOAD: made.encode()})
     assert found is not None
@@ -30,7 +30,7 @@ def test_a_payload_survives_the_way() -> None:
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(st.sampled_from(["way", "processes", "gpus", "about", "x"]), inner),
 ).map(json.dumps))  # fmt: skip
-def test_no_text_makes_the_parser_fail_otherwise(text: str) -> None:
+def test_no_text_makes_the_parser_raise_another_error(text: str) -> None:
     with pytest.raises((ValueError, RecursionError)):
         payload.of({GPU_PAYLOAD: text})
 

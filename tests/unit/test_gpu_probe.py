@@ -1,4 +1,4 @@
-"""What of the GPU probe can be wrong without a GPU: layouts, parsing, and whose memory is whose."""
+"""Parts of the GPU probe that can be wrong without a GPU: layouts, parsing, the owner of memory."""
 
 import ctypes
 import os
@@ -28,13 +28,13 @@ def test_a_gpu_pair_is_two_uuids_and_restore_arguments_begin_with_them() -> None
     assert (driver.RestoreArgs.pairs.offset, driver.RestoreArgs.pairs_count.offset) == (0, 8)
 
 
-def test_memory_that_was_there_before_is_not_taken_for_the_drivers() -> None:
+def test_memory_from_before_is_not_attributed_to_the_driver() -> None:
     old = [replace(STAGED, start=0x3000, end=0x4000), replace(STAGED, start=0x8000, end=0xA000)]
     rest = [(area.start, area.end) for area in scene.without(STAGED, old)]
     assert rest == [(0x1000, 0x3000), (0x4000, 0x8000)], "the kernel joins neighbours"
 
 
-def test_only_what_grew_is_a_candidate() -> None:
+def test_only_areas_that_grew_are_candidates() -> None:
     before = [replace(STAGED, sizes={"Rss": 0x7000})]
     assert procfs.grown(before, [STAGED], least=0x2000) == []
     assert procfs.grown([], [STAGED], least=0x2000) == [STAGED]

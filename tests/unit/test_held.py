@@ -1,4 +1,4 @@
-"""A process is held by more than its number."""
+"""A pidfd or start time, and not the number alone, identifies a process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_fds() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
-def test_a_process_of_another_cgroup_is_not_held() -> None:
+def test_process_of_another_cgroup_is_not_held() -> None:
     before = open_fds()
     with subprocess.Popen(SLEEPS) as stranger:
         with pytest.raises(ProcessLookupError, match="none of container"):
@@ -32,7 +32,7 @@ def test_a_process_of_another_cgroup_is_not_held() -> None:
     assert open_fds() == before
 
 
-def test_what_has_ended_is_not_looked_at_and_its_network_is_still_its_own(
+def test_ended_process_is_not_read_and_its_network_descriptor_stays_valid(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(survivors, "is_member", lambda pid, container: True)
@@ -50,14 +50,14 @@ def test_what_has_ended_is_not_looked_at_and_its_network_is_still_its_own(
         found.network_fd()
 
 
-def test_another_namespace_than_the_known_one_is_not_entered() -> None:
+def test_unexpected_network_namespace_is_not_entered() -> None:
     device, inode = netns.identity("/proc/self/ns/net")
     with pytest.raises(OSError, match="another network namespace") as raised:
         netns.enter("/proc/self/ns/net", [device, inode + 1])
     assert raised.value.errno == errno.ESTALE
 
 
-def test_only_the_parent_is_killed() -> None:
+def test_kill_reaches_only_the_parent() -> None:
     with subprocess.Popen(SLEEPS) as stranger:
         held.kill_parent(stranger.pid)  # not our parent, whatever its number was before
         assert stranger.poll() is None

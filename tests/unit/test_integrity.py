@@ -1,4 +1,4 @@
-"""A snapshot is used only when every byte and every attribute of it is as it was published."""
+"""A snapshot is used only when every byte and every attribute is as published."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and owne
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """Not to be changed, or only to be put back."""
+    """Returns a snapshot that no test may change, unless the test puts it back."""
     place = tmp_path_factory.mktemp("whole")
     make_parts(place)
     return place, recorded(place)[0]
@@ -48,14 +48,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
 
 @pytest.fixture
 def own(whole: tuple[Path, Manifest], tmp_path: Path) -> tuple[Path, Manifest]:
-    """A copy that a test may damage."""
+    """Returns a copy that a test may damage."""
     place = tmp_path / "snapshot"
     shutil.copytree(whole[0], tmp_path / "none", symlinks=True, ignore=lambda _, names: names)
     make_parts(place)
     return place, recorded(place)[0]
 
 
-def test_what_was_not_touched_is_whole(whole: tuple[Path, Manifest]) -> None:
+def test_untouched_snapshot_is_whole(whole: tuple[Path, Manifest]) -> None:
     found = check(*whole)
     assert found.images == {"inventory.img": b"inventory", "files.img": b"files"}
     assert found.big_images == ["pages-1.img"]
@@ -65,7 +65,7 @@ CAPABILITY = bytes.fromhex("01000002" + "ff" * 16)
 
 
 def flip(path: Path) -> None:
-    """One bit, in the last byte; the times are put back."""
+    """Flips a bit in the last byte, and puts the times back."""
     status = path.stat()
     with path.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -155,7 +155,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_whatever_is_changed_is_named(own: tuple[Path, Manifest], damage: str) -> None:
+def test_error_names_every_change(own: tuple[Path, Manifest], damage: str) -> None:
     place, manifest = own
     path, change, why = DAMAGE[damage]
     change(place / path)
@@ -197,14 +197,14 @@ def test_only_the_comparison_of_attributes_finds_a_setuid_bit(
 
 @pytest.fixture
 def marked(own: tuple[Path, Manifest], tmp_path: Path) -> tuple[Path, Manifest, Path]:
-    """Checked once, so that everything has its mark."""
+    """Returns a snapshot that was checked once, so that everything has its mark."""
     time.sleep(0.06)
     marks = tmp_path / "marks"
     assert check(*own, marks).hashed_bytes > 5 * MIB
     return *own, marks
 
 
-def test_what_was_hashed_and_not_touched_is_not_hashed_again(
+def test_marked_and_untouched_file_is_not_hashed_again(
     marked: tuple[Path, Manifest, Path],
 ) -> None:
     place, manifest, marks = marked
@@ -233,7 +233,7 @@ def truncate_and_back(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [flip, truncate_and_back])
 @pytest.mark.parametrize("path", ["criu/pages-1.img", "shm/segment", "rootfs/etc/motd"])
-def test_marks_end_with_what_they_are_of(
+def test_marks_end_with_their_snapshot(
     marked: tuple[Path, Manifest, Path], path: str, change: Callable[[Path], None]
 ) -> None:
     place, manifest, marks = marked
@@ -255,7 +255,7 @@ def test_the_same_content_in_another_inode_or_time_is_hashed_again(
     assert check(place, manifest, marks).hashed_bytes == 5 * MIB
 
 
-def test_a_small_image_is_read_at_each_use(marked: tuple[Path, Manifest, Path]) -> None:
+def test_small_image_is_read_at_each_use(marked: tuple[Path, Manifest, Path]) -> None:
     place, manifest, marks = marked
     flip(place / "criu/inventory.img")
     with pytest.raises(SnapshotNotWhole, match="inventory"):
@@ -263,16 +263,14 @@ def test_a_small_image_is_read_at_each_use(marked: tuple[Path, Manifest, Path]) 
 
 
 @pytest.mark.parametrize("path", ["rootfs/new", "rootfs/etc/deep/new", "shm/new"])
-def test_marks_do_not_hide_what_came(marked: tuple[Path, Manifest, Path], path: str) -> None:
+def test_marks_do_not_hide_a_new_file(marked: tuple[Path, Manifest, Path], path: str) -> None:
     place, manifest, marks = marked
     (place / path).touch()
     with pytest.raises(SnapshotNotWhole, match=f"{path}: expected no such file"):
         check(place, manifest, marks)
 
 
-def test_what_was_changed_shortly_before_gets_no_mark(
-    own: tuple[Path, Manifest], tmp_path: Path
-) -> None:
+def test_recently_changed_file_gets_no_mark(own: tuple[Path, Manifest], tmp_path: Path) -> None:
     place, manifest = own
     now = time.time_ns()
     (place / "rootfs/etc/motd").chmod(0o644)  # its change time is now
@@ -292,7 +290,7 @@ def test_marks_count_only_on_a_file_system_of_the_node(
 
 
 @pytest.mark.parametrize("garbage", [b"", b"[]", b'{"schema": 9}', b"\xff"])
-def test_marks_that_cannot_be_read_are_none(
+def test_unreadable_marks_count_as_missing(
     marked: tuple[Path, Manifest, Path], garbage: bytes
 ) -> None:
     place, manifest, marks = marked
@@ -301,7 +299,7 @@ def test_marks_that_cannot_be_read_are_none(
     assert check(place, manifest, marks).hashed_bytes > 5 * MIB
 
 
-def test_publishing_marks_what_it_has_hashed(tmp_path: Path) -> None:
+def test_publishing_marks_the_files_that_it_has_hashed(tmp_path: Path) -> None:
     make_parts(tmp_path / "snapshot")
     _, found = recorded(tmp_path / "snapshot")
     assert list(found.marks["criu"]) == ["criu/pages-1.img"]
@@ -312,7 +310,7 @@ def test_publishing_marks_what_it_has_hashed(tmp_path: Path) -> None:
             assert not marks.is_sealed(directory.fileno(), part, found.marks[part])
 
 
-# What is no damage, and what is
+# Errors that are damage, and errors that are not
 
 
 @pytest.mark.parametrize(
@@ -322,7 +320,7 @@ def test_publishing_marks_what_it_has_hashed(tmp_path: Path) -> None:
         (errno.ENOMEM, OSError, "memory"),
     ],
 )
-def test_a_bad_disk_is_damage_and_a_lack_of_memory_is_none(
+def test_disk_error_is_damage_and_lack_of_memory_is_not(
     whole: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, code: int,
     error: type[Exception], why: str,
 ) -> None:  # fmt: skip
@@ -337,7 +335,7 @@ def test_a_bad_disk_is_damage_and_a_lack_of_memory_is_none(
 # Between the check and the use
 
 
-def test_what_changes_after_the_check_is_seen_afterwards(own: tuple[Path, Manifest]) -> None:
+def test_change_after_the_check_is_found_afterwards(own: tuple[Path, Manifest]) -> None:
     place, manifest = own
     with checking(place, manifest) as found:
         found.begin()
@@ -347,7 +345,7 @@ def test_what_changes_after_the_check_is_seen_afterwards(own: tuple[Path, Manife
             found.unchanged()
 
 
-def test_a_late_check_is_too_late(own: tuple[Path, Manifest]) -> None:
+def test_check_beyond_its_deadline_fails(own: tuple[Path, Manifest]) -> None:
     place, manifest = own
     with checking(place, manifest, until=0) as found, pytest.raises(TooLate):
         found.begin()
@@ -395,7 +393,7 @@ def test_jobs_may_add_jobs() -> None:
     assert done == list(range(50, -1, -1))
 
 
-def test_a_check_that_hashes_little_imports_no_threads(
+def test_check_of_few_bytes_imports_no_threads(
     marked: tuple[Path, Manifest, Path],
 ) -> None:
     place, manifest, marks = marked
@@ -417,10 +415,10 @@ print(check.hashed_bytes, not {{"threading", "shutil"}} & set(sys.modules))
     assert (done.stdout, done.stderr) == ("0 True\n", "")
 
 
-# How much it may be
+# Limits of size
 
 
-def test_a_listing_has_no_path_and_marks_do_not_grow(tmp_path: Path) -> None:
+def test_listing_has_no_paths_and_marks_do_not_grow(tmp_path: Path) -> None:
     deep = tmp_path / "snapshot/rootfs" / "/".join(["d" * 100] * 30)
     deep.mkdir(parents=True)
     (tmp_path / "snapshot/criu").mkdir()
@@ -436,7 +434,7 @@ def test_a_listing_has_no_path_and_marks_do_not_grow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["MAX_DEPTH", "_MOST_ENTRIES", "MAX_PATH_BYTES"])
-def test_more_than_a_snapshot_may_hold_is_none(
+def test_snapshot_beyond_its_limits_is_refused(
     whole: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(tree, name, 1)
@@ -444,7 +442,7 @@ def test_more_than_a_snapshot_may_hold_is_none(
         check(*whole)
 
 
-def test_a_listing_that_is_too_long_is_not_written(
+def test_listing_beyond_its_limit_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_parts(tmp_path)
@@ -453,7 +451,7 @@ def test_a_listing_that_is_too_long_is_not_written(
         recorded(tmp_path)
 
 
-def test_a_listing_that_was_changed_is_named_and_not_what_it_lists(
+def test_error_names_a_changed_listing_and_not_the_listed_files(
     own: tuple[Path, Manifest],
 ) -> None:
     place, manifest = own
@@ -498,7 +496,7 @@ TEXT = st.binary(min_size=1, max_size=20).map(tree.text)
     st.dictionaries(TEXT, st.binary(max_size=9).map(bytes.hex)), st.integers(0, 1 << 20),
     st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex)),
 )  # fmt: skip
-def test_a_line_is_read_as_it_was_written(
+def test_listing_line_survives_writing_and_reading(
     name: str, number: int, value: int | str, xattrs: dict[str, str], link: int, digests: list[str]
 ) -> None:
     attributes: list[object] = [7, name, number, number, 0, number, value, xattrs, link]
@@ -509,7 +507,7 @@ def test_a_line_is_read_as_it_was_written(
 
 
 @given(st.binary(max_size=100))
-def test_no_bytes_make_a_line_fail_otherwise(data: bytes) -> None:
+def test_no_bytes_in_a_line_raise_another_error(data: bytes) -> None:
     with contextlib.suppress(ValueError, RecursionError):
         Line(data)
 
@@ -519,7 +517,9 @@ def test_no_bytes_make_a_line_fail_otherwise(data: bytes) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(st.data())
-def test_any_byte_of_any_file_counts(whole: tuple[Path, Manifest], data: st.DataObject) -> None:
+def test_change_of_any_byte_of_any_file_is_found(
+    whole: tuple[Path, Manifest], data: st.DataObject
+) -> None:
     place, manifest = whole
     files = sorted(
         os.fsencode(path) for path in place.rglob("*")
@@ -567,7 +567,7 @@ CHANGES: dict[str, Callable[[bytes, st.DataObject], object]] = {
 
 
 def as_it_is(top: bytes) -> dict[bytes, object]:
-    """Everything below `top` that a restored container could see, told by other code."""
+    """Returns everything below `top` that a restored container could see, by other code."""
     found: dict[bytes, object] = {}
     for directory, directories, files in os.walk(top):
         for path in (directory, *(directory + b"/" + name for name in (*directories, *files))):
@@ -609,10 +609,10 @@ def test_any_change_of_any_tree_is_found(
             check(tmp_path / "snapshot", manifest)
 
 
-# fs-verity: what the kernel is asked, and what its answers mean. Sources: linux/fsverity.h
+# fs-verity: our requests to the kernel, and the meaning of its answers. Sources: linux/fsverity.h
 
 
-def test_verity_is_asked_for_as_the_kernel_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verity_request_has_the_layout_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, bytes]] = []
 
     def ioctl(_fd: int, request: int, argument: bytes) -> int:
@@ -642,7 +642,7 @@ def test_a_file_system_without_verity_is_no_error(
 
 @pytest.fixture
 def verity(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
-    """By inode: what a kernel would measure. Everything from 1 MiB is enabled."""
+    """Returns by inode the digest that a kernel would measure. Everything from 1 MiB is enabled."""
     measured: dict[int, str] = {}
 
     def enable(fd: int) -> bool:
@@ -657,7 +657,7 @@ def verity(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     return measured
 
 
-def test_what_the_kernel_vouches_for_is_not_hashed(tmp_path: Path, verity: dict[int, str]) -> None:
+def test_file_with_verity_is_not_hashed(tmp_path: Path, verity: dict[int, str]) -> None:
     place = tmp_path / "snapshot"
     make_parts(place)
     manifest, _ = recorded(place)
@@ -668,5 +668,5 @@ def test_what_the_kernel_vouches_for_is_not_hashed(tmp_path: Path, verity: dict[
     shutil.rmtree(tmp_path / "marks")
     with pytest.raises(SnapshotNotWhole, match=r"pages-1.img: expected fs-verity \w+, found 0000"):
         check(place, manifest, tmp_path / "marks")
-    verity.clear()  # it was copied to a file system without
+    verity.clear()  # copied to a file system without verity
     assert check(place, manifest, tmp_path / "marks").hashed_bytes > 5 * MIB

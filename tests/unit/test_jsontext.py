@@ -1,4 +1,4 @@
-"""Our JSON is json's, but for what is no JSON."""
+"""Our JSON equals the json module's, except for texts that are not JSON."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(VALUES)
-def test_what_is_written_is_what_json_writes_and_is_read_again(value: Any) -> None:
+def test_written_text_equals_json_and_is_read_again(value: Any) -> None:
     assert jsontext.compose(value) == json.dumps(value)
     ordered = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     assert jsontext.canonical(value) == ordered
@@ -27,9 +27,9 @@ def test_what_is_written_is_what_json_writes_and_is_read_again(value: Any) -> No
 
 
 @given(st.text(st.sampled_from('{}[]:,"\\\\ntrue-0.1eE u00d8\t\x01')) | TEXTS)
-def test_the_same_texts_are_json(text: str) -> None:
+def test_same_texts_as_json_are_accepted(text: str) -> None:
     try:
-        expected = json.loads(text, parse_constant=int)  # NaN and its like: a ValueError
+        expected = json.loads(text, parse_constant=int)  # NaN and Infinity: a ValueError
     except ValueError:
         with pytest.raises(ValueError, match=r"."):
             jsontext.parse(text)
@@ -42,12 +42,12 @@ def test_the_same_texts_are_json(text: str) -> None:
     ["", " ", "NaN", "[Infinity]", "-Infinity", "1 2", "[1] x", "{'a': 1}", b"\xff", "[" * 200_000,
      b'"\x00a"', "\ufeff1"],
 )  # fmt: skip
-def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
+def test_text_that_is_no_json_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         jsontext.parse(text)
 
 
-def test_what_json_has_not_is_not_written() -> None:
+def test_value_that_json_lacks_is_not_written() -> None:
     for value in (float("nan"), [float("inf")], -float("inf")):
         with pytest.raises(ValueError, match="no number"):
             jsontext.compose(value)

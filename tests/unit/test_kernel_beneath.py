@@ -1,4 +1,4 @@
-"""A path never leads out of the directory that it is opened beneath."""
+"""A path never leads out of the directory beneath which it is opened."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_no_path_leads_out(tmp_path: Path, path: str) -> None:
     assert refused.value.errno in (errno.EXDEV, errno.ELOOP, errno.ENOENT)
 
 
-def test_reading_is_bounded_and_waits_for_nobody(tmp_path: Path) -> None:
+def test_reading_is_bounded_and_never_blocks(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"12345")
     os.mkfifo(tmp_path / "fifo")
     with open_dir(str(tmp_path)) as dirfd:
@@ -39,7 +39,7 @@ def test_reading_is_bounded_and_waits_for_nobody(tmp_path: Path) -> None:
             read_beneath(dirfd.fileno(), "fifo", limit_bytes=4)
 
 
-def test_removing_a_tree_follows_nothing(tmp_path: Path) -> None:
+def test_removing_a_tree_follows_no_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""A descriptor has one owner."""
+"""A descriptor has a single owner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-def test_leaving_with_closes_once() -> None:
+def test_leaving_the_with_closes_the_descriptor_once() -> None:
     owned = OwnedFd(os.open("/", os.O_RDONLY))
     with owned:
         fd = owned.fileno()

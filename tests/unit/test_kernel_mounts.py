@@ -1,4 +1,4 @@
-"""mountinfo is read as the kernel writes it, whatever names are in it."""
+"""mountinfo is read as the kernel writes it, whatever names it has."""
 
 from __future__ import annotations
 

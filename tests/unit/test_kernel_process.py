@@ -1,4 +1,4 @@
-"""The lean door to other programs: what is started there does not outlive us."""
+"""The lean way to start other programs: a started program does not outlive the process."""
 
 import os
 import select
@@ -11,7 +11,7 @@ import pytest
 from shim.kernel import process
 
 
-def test_a_program_dies_with_who_started_it() -> None:
+def test_program_dies_with_its_starter() -> None:
     start = (
         "import time; from shim.kernel import process; process.run(%r, until=time.monotonic() + 60)"
     )
@@ -27,6 +27,6 @@ def test_a_program_dies_with_who_started_it() -> None:
     assert ended
 
 
-def test_a_program_that_is_not_there_is_an_error() -> None:
+def test_missing_program_is_an_error() -> None:
     with pytest.raises(FileNotFoundError, match="no-such-program"):
         process.run(["no-such-program"], until=time.monotonic() + 10)

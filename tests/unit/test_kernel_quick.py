@@ -1,4 +1,4 @@
-"""What is done beforehand so that others do not wait for the kernel: it changes nothing else."""
+"""Preparations so that others do not wait for the kernel: they change nothing else."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ def cgroups() -> str:
     return Path("/proc/self/cgroup").read_text()
 
 
-def test_we_stay_where_we_are_and_the_next_move_is_quick() -> None:
+def test_process_stays_in_its_cgroup_and_the_next_move_is_quick() -> None:
     before, open_before = cgroups(), len(os.listdir("/proc/self/fd"))
     moves = QuickMoves()
     moves.again()
@@ -29,7 +29,7 @@ def test_we_stay_where_we_are_and_the_next_move_is_quick() -> None:
     moves.close()
     assert cgroups() == before
     assert len(os.listdir("/proc/self/fd")) == open_before
-    # One that waits takes 5 ms at least, where the kernel has anything to wait for.
+    # A waiting event takes 5 ms at least, if the kernel has anything to wait for.
     assert sorted(took_s)[10] < 0.003, "moves wait although there was one just before"
 
 

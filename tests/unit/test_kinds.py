@@ -1,4 +1,4 @@
-"""The table of descriptors: every row, what it takes, and what has no row."""
+"""The table of descriptors: every row, the capability that it takes, and kinds without a row."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ def test_buffers_of_tcp_may_have_grown_unless_the_process_has_set_them() -> None
         (inet(field(7, 80)), "port 80", "CAP_NET_BIND_SERVICE"),
     ],
 )
-def test_inet_sockets(body: bytes, told: str, capability: str) -> None:
+def test_inet_sockets_take_their_capabilities(body: bytes, told: str, capability: str) -> None:
     assert told in refused(4, body)
     assert told in refused(4, body, has=ALL & ~mask_of([capability]))
     assert refused(4, body, has=mask_of([capability])) == ""
 
 
-def test_the_pods_network_opens_ports_and_pings_and_that_is_told() -> None:
+def test_ports_and_pings_that_the_network_of_the_pod_gives_are_recorded() -> None:
     web, ping = inet(field(7, 80)), inet(protocol=58)
     assert refused(4, web, first_port=80) == ""
     assert refused(4, ping, pings=True) == ""
@@ -130,7 +130,7 @@ def test_the_pods_network_opens_ports_and_pings_and_that_is_told() -> None:
     assert by_network(files, ALL) == {"lowest_port": 0, "pings": False}
 
 
-def test_groups_of_netlink() -> None:
+def test_netlink_groups_take_their_capability() -> None:
     assert refused(13, field(3, 0) + field(8, 1)) == ""
     assert "groups of NETLINK_NETFILTER" in refused(13, field(3, 12) + field(8, 1))
     assert refused(13, field(3, 12) + field(8, 0)) == ""
@@ -144,7 +144,7 @@ def test_sockets_of_another_network_namespace_are_refused() -> None:
 
 
 @pytest.mark.parametrize("number", [*TERMINALS, 99])
-def test_terminals(number: int) -> None:
+def test_terminal_kinds_are_free_or_refused_by_name(number: int) -> None:
     name, needs = TERMINALS.get(number, ("type 99", NOBODY))
     told = excess([file_of(11, terminal=number)], 0, BOUNDS, TCP, 3)
     assert (told == "") == (needs == ANYBODY)
@@ -152,7 +152,7 @@ def test_terminals(number: int) -> None:
 
 
 @pytest.mark.parametrize("name", ANONYMOUS)
-def test_descriptors_without_a_file(name: str) -> None:
+def test_descriptors_without_a_file_are_free_or_refused(name: str) -> None:
     assert descriptors.anonymous(name) == ANONYMOUS[name]
     assert descriptors.anonymous(f"{name}2") == NOBODY
 
@@ -162,7 +162,7 @@ def test_the_kernels_alarm_clocks_take_a_capability() -> None:
     assert "CAP_WAKE_ALARM" in refused(17, field(4, 8))
 
 
-def test_roots_spec_reaches_its_bounding_set_and_another_user_what_it_holds() -> None:
+def test_root_reaches_its_bounding_set_and_another_user_its_held_capabilities() -> None:
     sets = {"bounding": ["CAP_NET_RAW"], "ambient": ["CAP_CHOWN"]}
     root = {"process": {"user": {"uid": 0}, "capabilities": sets}}
     other = {"process": {"user": {"uid": 7}, "capabilities": sets}}
@@ -190,14 +190,16 @@ NODES = {"allow": True, "type": "c", "access": "m"}
         ([DENY], [{"type": "b", "major": 10, "minor": 200}], False),
     ],
 )
-def test_devices(rules: list[Any], devices: list[Any], opens: bool) -> None:
+def test_only_devices_of_the_spec_are_accepted(
+    rules: list[Any], devices: list[Any], opens: bool
+) -> None:
     spec = {"linux": {"devices": devices, "resources": {"devices": rules}}}
     assert opens_device(spec, "c", (10, 200), "rw") == opens
     assert opens_device(spec, "c", (1, 3), "rw"), "/dev/null is everybody's"
     assert not opens_device({}, "b", (1, 3), "r"), "a disk of these numbers is not"
 
 
-def test_what_lies_in_the_images_is_found(tmp_path: Path) -> None:
+def test_objects_in_the_images_are_found(tmp_path: Path) -> None:
     named = field(2, 2) + field(6, b"srv/caf\xe9") + field(10, 0o20666)
     terminal = field(1, 4) + field(2, 9)
     entries = [field(1, 1) + field(2, 1) + field(3, named), field(1, 11) + field(19, terminal)]

@@ -1,6 +1,6 @@
-"""Kubernetes events, against an HTTPS server that checks what a real API server would.
+"""Kubernetes events, against an HTTPS server that checks as a real API server would.
 
-A real API server is not to be had here: what is compared is the documented schema of Event v1.
+A real API server is not available here: the test compares with the documented schema of Event v1.
 """
 
 import base64
@@ -41,7 +41,7 @@ SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 class Api:
-    """What it was asked, and what it answers."""
+    """The received requests, and the answers."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, dict[str, str], dict[str, Any], str]] = []
@@ -91,7 +91,7 @@ def api(authority: Authority) -> Iterator[tuple[Api, int]]:
         daemon_threads = True
 
         def handle_error(self, *_: Any) -> None:
-            pass  # clients that do not trust it go away in the handshake
+            pass  # clients that do not trust the server go away in the handshake
 
     server = Quiet(("127.0.0.1", 0), Handler)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -129,7 +129,7 @@ def kubeconfig(
 
 
 class Told:
-    """A sender, and what it counted."""
+    """A sender, and its counts."""
 
     def __init__(self, path: Path) -> None:
         self.counted: list[str] = []
@@ -172,7 +172,7 @@ def trusted(authority: Authority) -> dict[str, Any]:
     return {"certificate-authority-data": b64(authority.ca), "tls-server-name": SERVED_AS}
 
 
-def test_an_event_is_one_as_documented(
+def test_event_has_the_documented_schema(
     api: tuple[Api, int], authority: Authority, tmp_path: Path, start: Callable[[Path], Told]
 ) -> None:
     server, port = api
@@ -196,7 +196,7 @@ def test_an_event_is_one_as_documented(
     assert SUBDOMAIN.fullmatch(body["metadata"]["name"])
 
 
-def test_the_same_again_is_a_count(
+def test_repeated_event_raises_the_count(
     api: tuple[Api, int], authority: Authority, tmp_path: Path, start: Callable[[Path], Told]
 ) -> None:
     server, port = api
@@ -216,7 +216,7 @@ def test_the_same_again_is_a_count(
 
 
 @pytest.mark.parametrize("how", ["data", "files", "token file"])
-def test_every_way_to_be_somebody(
+def test_every_way_to_authenticate_works(
     api: tuple[Api, int], authority: Authority, tmp_path: Path, start: Callable[[Path], Told],
     how: str,
 ) -> None:  # fmt: skip
@@ -244,7 +244,7 @@ def test_every_way_to_be_somebody(
 
 
 @pytest.mark.parametrize("why", ["another authority", "another name"])
-def test_a_server_that_cannot_be_trusted_is_told_nothing(
+def test_untrusted_server_receives_nothing(
     api: tuple[Api, int], authority: Authority, tmp_path: Path, start: Callable[[Path], Told],
     why: str,
 ) -> None:  # fmt: skip
@@ -259,7 +259,7 @@ def test_a_server_that_cannot_be_trusted_is_told_nothing(
     assert server.requests == []
 
 
-def test_who_says_insecure_gets_it(
+def test_insecure_skip_tls_verify_is_honoured(
     api: tuple[Api, int], tmp_path: Path, start: Callable[[Path], Told]
 ) -> None:
     _, port = api
@@ -268,7 +268,7 @@ def test_who_says_insecure_gets_it(
     assert told.tell(an_event()) == ["sent"]
 
 
-def test_what_passes_is_tried_again_and_what_does_not_is_not(
+def test_only_transient_errors_are_retried(
     api: tuple[Api, int], authority: Authority, tmp_path: Path, start: Callable[[Path], Told],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -296,9 +296,7 @@ def test_a_kubeconfig_may_come_later(
     assert told.tell(an_event()) == ["sent"]
 
 
-def test_a_server_that_does_not_answer_keeps_nobody_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_server_blocks_no_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "_STOP_S", 0.1)
     hanging = threading.Event()
 
@@ -342,7 +340,7 @@ def test_a_server_that_does_not_answer_keeps_nobody_waiting(
         ({"token": 7}, {}, "not a string"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_its_name(
+def test_unsupported_field_is_refused_by_name(
     tmp_path: Path, user: dict[str, Any], cluster: dict[str, Any], why: str
 ) -> None:
     path = kubeconfig(tmp_path / "k", 1, user, cluster)
@@ -353,7 +351,7 @@ def test_what_cannot_be_used_is_refused_with_its_name(
 @pytest.mark.parametrize(
     "text", ["", "[]", "a: [", "!!python/object/apply:os.system ['true']", "contexts: 7"]
 )
-def test_what_is_no_kubeconfig_is_refused(tmp_path: Path, text: str) -> None:
+def test_file_that_is_no_kubeconfig_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "k").write_text(text)
     with pytest.raises(BadKubeconfig):
         load(str(tmp_path / "k"))
@@ -363,7 +361,7 @@ def test_what_is_no_kubeconfig_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @given(st.text(max_size=2000), st.integers(4, 1024))
-def test_messages_fit(text: str, most: int) -> None:
+def test_messages_fit_the_limits_of_the_api(text: str, most: int) -> None:
     found = events.shortened(text, most)
     assert len(found.encode()) <= most
     assert found == text or found.endswith("…") or "?" in found
@@ -376,21 +374,21 @@ def test_reasons_are_camel_case(text: str) -> None:
     assert events.camel("CriuRestoreFailed") == "CriuRestoreFailed"
 
 
-def test_names_are_valid_however_long_the_pods_is() -> None:
+def test_event_names_are_valid_however_long_the_pod_name() -> None:
     for pod in ("a", "a" * 253, "a" * 234 + "." * 2 + "b" * 17):
         name = events.name_of(an_event(pod=pod), 1_700_000_000.123)
         assert len(name) <= 253
         assert SUBDOMAIN.fullmatch(name)
 
 
-def test_a_pod_that_fails_all_the_time_is_told_seldom() -> None:
+def test_events_of_a_constantly_failing_pod_are_rate_limited() -> None:
     rate = Rate(burst=10, refill_s=60)
     assert [rate.allows("a", 0.0) for _ in range(12)] == [True] * 10 + [False] * 2
     assert rate.allows("b", 0.0), "the others are not affected"
     assert [rate.allows("a", 61.0), rate.allows("a", 61.0)] == [True, False]
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_remembered_events_are_bounded() -> None:
     memory = Memory()
     for number in range(3000):
         memory.remember(an_event(uid=str(number)), Known("n", 0.0, 1))

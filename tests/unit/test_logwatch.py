@@ -34,7 +34,7 @@ def waited(log: Path, pattern: str, *, within_s: float = 20) -> None:
     asyncio.run(wait_until_ready(source_of(log), LogReady(pattern), within_s=within_s))
 
 
-def test_a_line_that_is_there_or_comes_is_found(tmp_path: Path) -> None:
+def test_present_or_later_line_is_found(tmp_path: Path) -> None:
     log = tmp_path / "0.log"
     log.write_text(f"{STAMP}model big loaded\n")
     waited(log, "^model [a-z]+ loaded$")
@@ -56,7 +56,7 @@ def test_a_line_that_is_there_or_comes_is_found(tmp_path: Path) -> None:
     asyncio.run(comes())
 
 
-def test_a_rotated_log_is_read_from_its_beginning(tmp_path: Path) -> None:
+def test_rotated_log_is_read_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "0.log"
     path.write_text(f"{STAMP}one\n")
     log = logwatch.Log(str(path))
@@ -67,10 +67,10 @@ def test_a_rotated_log_is_read_from_its_beginning(tmp_path: Path) -> None:
     assert list(log.new_lines()) == ["two", "three"]
 
 
-def test_an_expression_that_takes_hours_holds_up_nobody_and_is_given_up(
+def test_slow_expression_blocks_nobody_and_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon's loop goes on meanwhile, and the author is told what it was."""
+    """The daemon's loop goes on meanwhile, and the author learns the expression."""
     slow = logregex.checked("a*a*a*b")
     log = tmp_path / "0.log"
     log.write_text(STAMP + "a" * 4000 + "\n")
@@ -96,7 +96,7 @@ def test_an_expression_that_takes_hours_holds_up_nobody_and_is_given_up(
     assert asyncio.run(ticked()) < 1, "the event loop was held up"
 
 
-def test_it_goes_with_the_daemon_that_is_killed(tmp_path: Path) -> None:
+def test_log_watcher_ends_with_a_killed_daemon(tmp_path: Path) -> None:
     log = tmp_path / "0.log"
     log.write_text("")
     start = (
@@ -108,7 +108,7 @@ def test_it_goes_with_the_daemon_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE) as daemon:
         assert daemon.stdout is not None
         pidfd = os.pidfd_open(int(daemon.stdout.readline()))
-        time.sleep(0.5)  # it has asked to go with its parent: nothing tells of that
+        time.sleep(0.5)  # the watcher has asked to die with its parent: nothing reports that moment
         daemon.send_signal(signal.SIGKILL)
     asyncio.run(_ended(pidfd))
     os.close(pidfd)

@@ -30,7 +30,7 @@ def as_object(found: manifest.Manifest) -> dict[str, Any]:
     return told
 
 
-def test_what_was_written_is_read_again() -> None:
+def test_manifest_survives_writing_and_reading() -> None:
     found = made()
     assert manifest.decode(found.encode()) == found
     assert found.created == "2023-11-14T22:13:20Z"
@@ -62,7 +62,7 @@ def test_an_unknown_key_is_an_error_at_every_level() -> None:
         del place["surprise"]
 
 
-def test_a_newer_schema_says_what_to_do() -> None:
+def test_error_of_a_newer_schema_has_the_remedy() -> None:
     told = as_object(made()) | {"schema": 6}
     with pytest.raises(BadManifest) as caught:
         manifest.decode(json.dumps(told).encode())
@@ -76,7 +76,7 @@ def test_any_other_schema_is_refused(schema: object) -> None:
 
 
 @pytest.mark.parametrize("schema", [1, 2, 3, 4])
-def test_a_manifest_of_an_earlier_schema_is_an_old_one(schema: int) -> None:
+def test_manifest_of_an_earlier_schema_is_reported_as_old(schema: int) -> None:
     told = rf"schema {schema}, of an older quickthaw.*next pod makes a new"
     with pytest.raises(BadManifest, match=told):
         manifest.decode(json.dumps(as_object(made()) | {"schema": schema}).encode())
@@ -84,7 +84,7 @@ def test_a_manifest_of_an_earlier_schema_is_an_old_one(schema: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 3, 5])
 @pytest.mark.parametrize("path", ["../x", "criu.tree"])
-def test_nothing_but_the_listings_is_a_file(path: str, count: int) -> None:
+def test_manifest_lists_no_files_but_the_listings(path: str, count: int) -> None:
     files = made().as_json()["files"]
     assert isinstance(files, list)
     with pytest.raises(ValueError, match=r"criu.tree, rootfs.tree, shm.tree, memory.tree"):
@@ -104,7 +104,7 @@ def test_garbage_is_a_bad_manifest(data: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_decode_raises_nothing_else(data: bytes) -> None:
+def test_decode_raises_only_its_documented_error(data: bytes) -> None:
     with pytest.raises(BadManifest):
         manifest.decode(data)
 
@@ -138,7 +138,9 @@ def test_a_manifest_in_the_wrong_directory_is_refused(snapshot: int, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["missing", "link", "fifo", "directory"])
-def test_a_manifest_that_is_no_file_is_refused(snapshot: int, tmp_path: Path, kind: str) -> None:
+def test_manifest_that_is_no_regular_file_is_refused(
+    snapshot: int, tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "manifest.json"
     if kind == "link":
         path.symlink_to("/etc/passwd")

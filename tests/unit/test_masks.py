@@ -1,4 +1,6 @@
-"""What runc puts over paths is mounted at a restore without `tar`; what has content is not."""
+"""Mounts that runc puts over paths are mounted at a restore without `tar`; mounts with content are
+not.
+"""
 
 import gzip
 import io
@@ -20,7 +22,7 @@ CORRUPT: Final = gzip.compress(b"x" * 100)[:10] + b"\xff" * 20
 
 
 def archive(criu: Path, device: int, *names: str, mode: int = 0o1777, uid: int = 0) -> None:
-    """As CRIU makes one of a tmpfs."""
+    """Writes an archive as CRIU makes it of a tmpfs."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name in (".", *names):
@@ -34,7 +36,7 @@ def archive(criu: Path, device: int, *names: str, mode: int = 0o1777, uid: int =
 def mounted(
     criu: Path, *mounts: criu_pb2.Mount, change: Callable[[Path], None] = mount_bare
 ) -> list[criu_pb2.Mount]:
-    """What is in the image afterwards."""
+    """Returns the content of the image afterwards."""
     image = criu / "mountpoints-12.img"
     raw = [mount.SerializeToString() for mount in mounts]
     image.write_bytes(MAGIC + b"".join(struct.pack("<I", len(each)) + each for each in raw))
@@ -44,12 +46,12 @@ def mounted(
 
 
 def mask(device: int, number: int = 1) -> criu_pb2.Mount:
-    """A mount of a read-only tmpfs, with a field that we do not know."""
+    """Returns a mount of a read-only tmpfs, with a field that we do not know."""
     made = criu_pb2.Mount(fstype=TMPFS, mnt_id=number, root_dev=device, sb_flags=1)
     return criu_pb2.Mount.FromString(made.SerializeToString() + b"\x42\x04/sys")
 
 
-def test_all_mounts_of_an_empty_one_are_mounted_by_their_name(tmp_path: Path) -> None:
+def test_all_mounts_of_an_empty_tmpfs_are_mounted_by_name(tmp_path: Path) -> None:
     archive(tmp_path, 72)
     one, other = mounted(tmp_path, mask(72), mask(72, number=2))
     for mount, before in ((one, mask(72)), (other, mask(72, number=2))):
@@ -62,7 +64,7 @@ def test_all_mounts_of_an_empty_one_are_mounted_by_their_name(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("names", "mode", "uid"), [(["./x"], 0o1777, 0), ([], 0o755, 0), ([], 0o1777, 7)]
 )
-def test_one_that_is_not_as_a_new_one_stays(
+def test_tmpfs_that_differs_from_a_new_tmpfs_stays(
     tmp_path: Path, names: list[str], mode: int, uid: int
 ) -> None:
     archive(tmp_path, 72, *names, mode=mode, uid=uid)
@@ -72,7 +74,7 @@ def test_one_that_is_not_as_a_new_one_stays(
 @pytest.mark.parametrize(
     "other", [{"sb_flags": 0}, {"fstype": 6}, {"ext_key": "/dev/null"}, {"ext_mount": True}]
 )
-def test_what_is_no_mask_stays(tmp_path: Path, other: dict[str, object]) -> None:
+def test_mount_that_is_no_mask_stays(tmp_path: Path, other: dict[str, object]) -> None:
     archive(tmp_path, 72)
     mount = mask(72)
     for name, value in other.items():
@@ -83,7 +85,7 @@ def test_what_is_no_mask_stays(tmp_path: Path, other: dict[str, object]) -> None
 @pytest.mark.parametrize(
     "content", [b"", b"no gzip", gzip.compress(b"no archive"), CORRUPT, bytes(5000)]
 )
-def test_an_archive_that_cannot_be_read_is_left_to_criu(tmp_path: Path, content: bytes) -> None:
+def test_unreadable_archive_is_left_to_criu(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tmpfs-dev-72.tar.gz.img").write_bytes(content)
     assert mounted(tmp_path, mask(72)) == [mask(72)]
     (tmp_path / "tmpfs-dev-72.tar.gz.img").unlink()
@@ -97,7 +99,7 @@ SHM: Final = criu_pb2.Mount(
 
 
 def null_at(place: str, device: int = 50) -> criu_pb2.Mount:
-    """As runc has it dumped: an external one."""
+    """Returns an external mount, as runc has CRIU dump it."""
     return criu_pb2.Mount(
         fstype=TMPFS, mnt_id=9, root_dev=device, root=b"/null", mountpoint=place.encode(),
         ext_key=f"/{place.strip('./')}",
@@ -118,7 +120,7 @@ def test_masked_files_get_the_null_device_of_the_container(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "mounts", [[SHM, null_at("proc/keys")], [DEV, null_at("proc/keys", device=7)]]
 )
-def test_a_null_device_of_the_nodes_is_never_bound(
+def test_null_device_of_the_node_is_never_bound(
     tmp_path: Path, mounts: list[criu_pb2.Mount]
 ) -> None:
     with pytest.raises(ValueError, match="proc/keys is masked by a null device that is not"):

@@ -1,4 +1,4 @@
-"""The copy of a container's memory is exactly what is there when it is frozen."""
+"""The copy of a container's memory equals its memory at the freeze."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 PAGE = mmap.PAGESIZE
 ROOT = Path(__file__).parents[2]
 SLACK_BYTES = 64 << 10
-"""What a file system may take beside the content."""
+"""Space that a file system may take beside the content."""
 MAGIC = b"\x19\x43\x56\x54\x00\x00\x00\x00"
 ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9))).map(
     lambda found: merge((start, start + size) for start, size in found)
@@ -51,7 +51,7 @@ def points(found: list[tuple[int, int]]) -> set[int]:
 
 
 @given(ranges, ranges)
-def test_what_is_known_is_taken_away_and_nothing_else(
+def test_subtraction_removes_only_known_ranges(
     wanted: list[tuple[int, int]], known: list[tuple[int, int]]
 ) -> None:
     left = list(without(wanted, known))
@@ -115,7 +115,7 @@ CHILD = """
 
 
 class Process:
-    """It has memory, changes it when it is told to, and is then stopped."""
+    """A process that has memory, changes it on request, and is then stopped."""
 
     def __init__(self, seed: int) -> None:
         self._process = subprocess.Popen(
@@ -141,7 +141,7 @@ class Process:
         self._process.communicate()
 
     def areas(self) -> list[tuple[int, int, str]]:
-        """Every private area without a file, and its rights."""
+        """Returns every private area without a file, and its permissions."""
         found = []
         for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines():
             area, rights, _, _, inode, *name = line.split(None, 5)
@@ -151,7 +151,7 @@ class Process:
         return found
 
     def there(self) -> dict[int, bytes]:
-        """Every page of them that is in memory, by address."""
+        """Returns every page of the areas that is in memory, by address."""
         found = {}
         with open(f"/proc/{self.pid}/mem", "rb", 0) as memory:
             areas = [(start, end) for start, end, _ in self.areas()]
@@ -172,13 +172,13 @@ def process(seed: int) -> Iterator[Process]:
 
 
 def image(path: Path, *messages: Any) -> None:
-    """An image as CRIU writes it."""
+    """Writes an image as CRIU does."""
     raw = [message.SerializeToString() for message in messages]
     path.write_bytes(MAGIC + b"".join(len(each).to_bytes(4, "little") + each for each in raw))
 
 
 def dumped(child: Process, number: int, criu: Path, there: dict[int, bytes]) -> None:
-    """What CRIU would write: pagemap and areas. Executable and hidden areas are no lazy ones."""
+    """Writes CRIU's pagemap and areas. Executable and hidden areas are not lazy."""
     listed = []
     areas = child.areas()
     for start, end, rights in areas:
@@ -223,9 +223,7 @@ def copying(child: Process, staging: Path, within_s: float = 60) -> MemoryCopy:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_is_written_between_copy_and_freeze_the_copy_is_what_is_there(
-    seed: int, staging: Path
-) -> None:
+def test_copy_equals_memory_whatever_is_written_before_the_freeze(seed: int, staging: Path) -> None:
     criu = staging / SNAPSHOT_CRIU
     with process(seed) as child, copying(child, staging) as memory:
         memory.precopy([child.pid])
@@ -245,7 +243,7 @@ def test_whatever_is_written_between_copy_and_freeze_the_copy_is_what_is_there(
 
 
 def _check_settled(staging: Path, number: int, there: dict[int, bytes]) -> None:
-    """The page server's part and CRIU's part together are what was there."""
+    """Assert that the page server's part and CRIU's part together equal the memory."""
     criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
     small = {p.name: p.read_bytes() for p in memory.iterdir() if not p.name.endswith(".data")}
     sizes = {path.name: path.stat().st_size for path in memory.glob("*.data")}
@@ -278,7 +276,7 @@ def _check_settled(staging: Path, number: int, there: dict[int, bytes]) -> None:
     assert (memory / found.data).stat().st_blocks * 512 <= len(filled) * PAGE + SLACK_BYTES
 
 
-def test_a_process_that_ends_and_one_that_begins_before_the_freeze(staging: Path) -> None:
+def test_copy_follows_processes_that_end_and_begin_before_the_freeze(staging: Path) -> None:
     criu, memory_directory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
     with process(1) as stays, process(2) as ends, process(3) as late:
         with MemoryCopy(stays.pid, memory_directory, time.monotonic() + 60) as memory:
@@ -300,7 +298,7 @@ def test_a_process_that_ends_and_one_that_begins_before_the_freeze(staging: Path
     }
 
 
-def test_a_process_that_criu_dumps_and_nobody_froze_is_a_failure(staging: Path) -> None:
+def test_process_that_criu_dumps_unfrozen_is_a_failure(staging: Path) -> None:
     criu = staging / SNAPSHOT_CRIU
     with process(1) as child, copying(child, staging) as memory:
         child.change()
@@ -311,7 +309,7 @@ def test_a_process_that_criu_dumps_and_nobody_froze_is_a_failure(staging: Path) 
             memory.complete(criu)
 
 
-def test_memory_in_too_many_pieces_is_a_failure_before_it_is_looked_at(staging: Path) -> None:
+def test_memory_in_too_many_pieces_is_a_failure_before_any_copy(staging: Path) -> None:
     criu = staging / SNAPSHOT_CRIU
     with process(1) as child, copying(child, staging) as memory:
         child.change()
@@ -322,7 +320,7 @@ def test_memory_in_too_many_pieces_is_a_failure_before_it_is_looked_at(staging: 
             memory.complete(criu)
 
 
-def test_a_page_that_cannot_be_read_is_a_failure(staging: Path) -> None:
+def test_unreadable_page_is_a_failure(staging: Path) -> None:
     criu = staging / SNAPSHOT_CRIU
     with process(1) as child, copying(child, staging) as memory:
         child.change()
@@ -334,7 +332,7 @@ def test_a_page_that_cannot_be_read_is_a_failure(staging: Path) -> None:
             memory.complete(criu)
 
 
-def test_a_page_that_is_missing_in_the_copy_is_a_failure(staging: Path) -> None:
+def test_page_missing_in_the_copy_is_a_failure(staging: Path) -> None:
     criu, data = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY / "space-1.data"
     data.write_bytes(b"x" * PAGE)
     entry = criu_pb2.PagemapEntry(vaddr=PAGE, nr_pages=2, flags=pagemap.PRESENT | pagemap.LAZY)
@@ -346,7 +344,7 @@ def test_a_page_that_is_missing_in_the_copy_is_a_failure(staging: Path) -> None:
         settle(staging, CopiedMemory([Space(1, data, listed, [(PAGE, 2 * PAGE, 0)], [])], []))
 
 
-def test_a_copy_that_is_too_late_says_so(staging: Path) -> None:
+def test_copy_beyond_its_deadline_is_reported(staging: Path) -> None:
     with (
         process(1) as child,
         copying(child, staging, within_s=-1) as memory,
@@ -356,7 +354,7 @@ def test_a_copy_that_is_too_late_says_so(staging: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 2 * HUGE_BYTES // PAGE), max_size=30))
-def test_what_is_huge_lies_where_huge_pages_do_and_nothing_overlaps(pages: list[int]) -> None:
+def test_huge_content_is_aligned_to_huge_pages_and_nothing_overlaps(pages: list[int]) -> None:
     room, taken = Room(), []
     for count in pages:
         offset, size = room.take(count * PAGE), count * PAGE
@@ -370,12 +368,12 @@ def test_what_is_huge_lies_where_huge_pages_do_and_nothing_overlaps(pages: list[
     assert room.end <= sum(pages) * PAGE + huge * HUGE_BYTES
 
 
-def test_zeros_in_any_page_are_found_and_nothing_else() -> None:
+def test_only_pages_of_zeros_are_found() -> None:
     buffer = othermemory.Buffer(8 * PAGE)
     ctypes.memset(buffer.address, 1, 8 * PAGE)
     for first, size in ((0, 1), (3, 2), (7, 1)):
         ctypes.memset(buffer.address + first * PAGE, 0, size * PAGE)
-    # The beginning of a page is zeros, its end is not.
+    # The page begins with zeros and does not end with them.
     ctypes.memset(buffer.address + 5 * PAGE, 0, PAGE - 1)
     expected = [(0, PAGE), (3 * PAGE, 5 * PAGE), (7 * PAGE, 8 * PAGE)]
     assert othermemory.zero_pages(buffer, 8 * PAGE) == expected
@@ -383,7 +381,7 @@ def test_zeros_in_any_page_are_found_and_nothing_else() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
-def test_the_pages_of_a_process_are_those_that_were_written(written: list[bool]) -> None:
+def test_pages_of_a_process_are_the_written_pages(written: list[bool]) -> None:
     own = mmap.mmap(-1, (len(written) + 1) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(held := ctypes.c_char.from_buffer(own))
     for number, each in enumerate(written):
@@ -410,7 +408,7 @@ PRESENT, SWAPPED, SOFT_DIRTY, FILE = 1 << 63, 1 << 62, 1 << 55, 1 << 61
         ([], False),
     ],
 )
-def test_only_pages_that_are_there_and_not_written_are_as_they_were(
+def test_only_present_and_unwritten_pages_count_as_unchanged(
     entries: list[int], same: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "pagemap").write_bytes(
@@ -422,7 +420,7 @@ def test_only_pages_that_are_there_and_not_written_are_as_they_were(
     watch.close()
 
 
-def test_writes_are_seen_or_nobody_says_that_they_are() -> None:
+def test_writes_are_seen_or_tracking_is_reported_as_missing() -> None:
     buffer = othermemory.Buffer(64 * PAGE)
     buffer.view[:] = b"x" * (64 * PAGE)
     page = [(buffer.address + PAGE, buffer.address + 2 * PAGE)]
@@ -433,10 +431,10 @@ def test_writes_are_seen_or_nobody_says_that_they_are() -> None:
     watch.close()
 
 
-def test_images_that_lead_nowhere_are_made_found_and_taken_away(tmp_path: Path) -> None:
+def test_image_links_to_dev_null_are_made_found_and_removed(tmp_path: Path) -> None:
     nowhere.make(tmp_path, [1, 3, 4])
     (tmp_path / "pages-2.img").write_bytes(b"real")
-    with open(tmp_path / "pages-1.img", "wb") as file:  # as CRIU opens it
+    with open(tmp_path / "pages-1.img", "wb") as file:  # as CRIU opens the image
         file.write(bytes(PAGE))
     for number in (1, 2):
         image(tmp_path / f"pagemap-shmem-{number}9.img", criu_pb2.PagemapHead(pages_id=number))

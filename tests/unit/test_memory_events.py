@@ -1,4 +1,4 @@
-"""Requirements on what a page server knows of an address space: extents, the order of events."""
+"""Requirements on a page server's knowledge of an address space: extents, the order of events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pages_of(extents: Extents) -> dict[int, int]:
 
 
 @given(st.lists(changes, max_size=20))
-def test_extents_are_a_map_from_pages_to_offsets(done: list[tuple[str, list[int], int]]) -> None:
+def test_extents_map_pages_to_offsets(done: list[tuple[str, list[int], int]]) -> None:
     extents, model = Extents([(0, PAGES, 5000)]), {page: 5000 + page for page in range(PAGES)}
     for what, (start, end), value in done:
         taken = {page: model.pop(page) for page in range(start, end) if page in model}
@@ -52,7 +52,7 @@ def test_extents_are_a_map_from_pages_to_offsets(done: list[tuple[str, list[int]
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.booleans()), max_size=20))
 def test_joined_extents_are_the_same_pages_in_fewer(cut: list[tuple[int, bool, bool]]) -> None:
-    """cut: sizes, and whether the address and the content follow what was before."""
+    """cut: sizes, and whether the address and the content continue the previous extent."""
     found: list[tuple[int, int, int]] = []
     at = offset = apart = 0
     for size, follows, goes_on in cut:
@@ -66,7 +66,7 @@ def test_joined_extents_are_the_same_pages_in_fewer(cut: list[tuple[int, bool, b
 
 
 @given(st.integers(0, PAGES), st.integers(1, 10))
-def test_the_next_piece_is_the_first_from_an_address_on(address: int, size: int) -> None:
+def test_next_piece_is_the_first_from_an_address_on(address: int, size: int) -> None:
     extents = Extents([(4, 20, 100), (30, 40, 200)])
     before = pages_of(extents)
     found = extents.take_next(address, size)
@@ -96,8 +96,9 @@ def left(
     events: list[Message], registered: set[int], before: dict[int, int],
     child: set[int] | None = None, there: tuple[int, ...] = (),
 ) -> dict[int, int]:  # fmt: skip
-    """Where content is missing afterwards, or where it is in the child; all of one size. there:
-    what was registered before, besides.
+    """Returns places with missing content, or the places in the child; all of a single size.
+
+    there: earlier registered places, besides.
     """
     areas = Extents((start, start + SIZE, 0) for start in {*before, *there})
     missing = Extents((start, start + SIZE, offset) for start, offset in before.items())
@@ -110,39 +111,41 @@ def left(
     return {start: offset for start, _, offset in found}
 
 
-def test_what_made_a_place_free_comes_before_what_arrives_there() -> None:
+def test_event_that_frees_a_place_precedes_the_arrival_there() -> None:
     before = {A: OF_A, B: OF_B}
     assert left([B_TO_A, UNMAP_A, UNMAP_B], {A}, before) == {A: OF_B}
     assert left([B_TO_A, UNMAP_B, UNMAP_A], {A}, before) == {A: OF_B}
     assert left([B_TO_A, A_TO_C, UNMAP_A, UNMAP_B], {A, C}, before) == {A: OF_B, C: OF_A}
 
 
-def test_it_does_so_where_nothing_is_missing_any_more() -> None:
+def test_freeing_precedes_arrival_also_when_nothing_is_missing() -> None:
     assert left([B_TO_A, UNMAP_A, UNMAP_B], {A}, {B: OF_B}, there=(A,)) == {A: OF_B}
     moved_on = [B_TO_A, A_TO_C, UNMAP_A, UNMAP_B]
     assert left(moved_on, {A, C}, {B: OF_B}, there=(A,)) == {A: OF_B}
 
 
-def test_what_arrived_may_go_again() -> None:
+def test_arrived_area_may_move_again() -> None:
     assert left([B_TO_A, UNMAP_B, UNMAP_A], set(), {B: OF_B}) == {}
     assert left([B_TO_A, UNMAP_B, A_TO_C, UNMAP_A], {C}, {B: OF_B}) == {C: OF_B}
 
 
-def test_one_thread_moves_an_area_to_and_fro() -> None:
+def test_thread_may_move_an_area_to_and_fro() -> None:
     there_and_back = [A_TO_B, UNMAP_A, B_TO_A, UNMAP_B]
     assert left(there_and_back, {A}, {A: OF_A}) == {A: OF_A}
     assert left([*there_and_back, A_TO_B, UNMAP_A], {B}, {A: OF_A}) == {B: OF_A}
 
 
-def test_the_end_of_an_old_place_is_not_that_of_who_arrived_there_meanwhile() -> None:
+def test_late_unmap_of_an_old_place_does_not_end_a_later_arrival() -> None:
     assert left([A_TO_B, C_TO_A, UNMAP_A, UNMAP_C], {A, B}, {A: OF_A, C: OF_C}) == {
         B: OF_A,
         A: OF_C,
     }
 
 
-def test_an_area_that_has_grown_is_known_from_then_on() -> None:
-    """Nothing tells of growth: what is behind the end of a range that is told of is looked at."""
+def test_grown_area_is_known_from_then_on() -> None:
+    """No event reports growth: the server examines the memory behind the end of a reported
+    range.
+    """
     areas, behind = Extents(), B + SIZE
     grown = {(B, B + PAGE), *((behind, behind + size * PAGE) for size in range(1, 6))}
     settle([A_TO_B, UNMAP_A], Extents(), areas, lambda *area: area in grown, lambda *_: None)
@@ -150,21 +153,23 @@ def test_an_area_that_has_grown_is_known_from_then_on() -> None:
     assert found == [(behind, behind + 5 * PAGE, 0)]
 
 
-def test_what_has_grown_is_known_too_when_only_the_area_before_it_is_given_up() -> None:
+def test_grown_part_is_known_when_only_the_area_before_it_is_unmapped() -> None:
     areas, behind = Extents([(A, A + SIZE, 0)]), A + SIZE
     grown = {(behind, behind + size * PAGE) for size in range(1, 4)}
     settle([UNMAP_A], Extents(), areas, lambda *area: area in grown, lambda *_: None)
     assert list(areas) == [(behind, behind + 3 * PAGE, 0)]
 
 
-def test_a_child_knows_of_what_has_grown_in_the_process_that_forked_it() -> None:
+def test_child_knows_the_grown_part_of_its_parent() -> None:
     behind = A + SIZE
     assert its_areas([UNMAP_A, FORKED], behind, child={behind}) == [(behind, behind + PAGE)]
     assert its_areas([UNMAP_A, FORKED], behind, child=set()) == []
 
 
 def its_areas(events: list[Message], grown: int, child: set[int]) -> list[tuple[int, int]]:
-    """What a child knows of, where A was there and two pages are that nobody has told of."""
+    """Returns the places that a child knows of, with A registered and two pages that no event has
+    reported.
+    """
     ((_, _, found),) = settle(
         events, Extents(), Extents([(A, A + SIZE, 0)]),
         lambda start, end: start == grown and end <= grown + 2 * PAGE, lambda _, at: at in child,
@@ -172,9 +177,9 @@ def its_areas(events: list[Message], grown: int, child: set[int]) -> list[tuple[
     return [(start, end) for start, end, _ in found]
 
 
-def test_the_middle_of_what_has_grown_can_have_moved() -> None:
-    """As it was seen in a storm: of what has grown behind C a part moves away. Another thread comes
-    to its place. What has grown does not count as memory of which nobody can know.
+def test_middle_of_a_grown_part_can_have_moved() -> None:
+    """Seen in a storm: a part of the growth behind C moves away. Another thread comes to its place.
+    The growth does not count as memory of which nobody can know.
     """
     middle, d = C + 2 * SIZE, 0x80000
     events = [
@@ -193,14 +198,14 @@ def test_the_middle_of_what_has_grown_can_have_moved() -> None:
     assert list(missing) == [(middle, middle + SIZE, OF_B)]
 
 
-def test_somebody_who_moved_before_another_one_arrived_was_there() -> None:
-    """Though nobody knew of it: the end of its place is not the end of the other's."""
+def test_area_that_moved_before_another_arrived_was_there() -> None:
+    """Though no event reported the area: the end of its place is not the end of the other's."""
     assert left([A_TO_C, B_TO_A, UNMAP_A, UNMAP_B], {A, C}, {B: OF_B}, there=(A,)) == {A: OF_B}
 
 
-def test_a_thread_moves_away_and_is_told_of_after_others_came_and_went() -> None:
-    """Both as they were seen in a storm: what came to the old place went on with MREMAP_DONTUNMAP,
-    before the first thread had the processor again.
+def test_late_event_of_a_move_follows_arrivals_and_departures() -> None:
+    """Both seen in a storm: areas that came to the old place went on with MREMAP_DONTUNMAP, before
+    the first thread had the processor again.
     """
     left_b = [A_TO_B, UNMAP_A, B_TO_A]
     before = {A: OF_A, B: OF_B}
@@ -210,7 +215,7 @@ def test_a_thread_moves_away_and_is_told_of_after_others_came_and_went() -> None
 
 
 def in_turns(*turns: list[Message]) -> list[Message]:
-    """They were read together, and then others."""
+    """Returns messages by turns: the server read each turn together, and then the next."""
     return [
         Message(each.kind, each.start, each.end, each.to, number)
         for number, turn in enumerate(turns, 1)
@@ -218,9 +223,9 @@ def in_turns(*turns: list[Message]) -> list[Message]:
     ]
 
 
-def test_who_was_read_together_is_not_one_thread() -> None:
-    """As it was seen in a storm: one thread moves B away, over C. Another one comes from A, goes on
-    to D with MREMAP_DONTUNMAP, ends what it left, and comes back.
+def test_events_read_together_come_from_different_threads() -> None:
+    """Seen in a storm: a thread moves B away, over C. Another thread comes from A, goes on to D
+    with MREMAP_DONTUNMAP, unmaps the place that it left, and comes back.
     """
     d = 0x80000
     goes_on, comes_back = Message(REMAP, B, B + SIZE, d), Message(REMAP, d, d + SIZE, B)
@@ -237,14 +242,14 @@ def test_who_was_read_together_is_not_one_thread() -> None:
                 assert left(in_turns(*turns[:3]), {B, C, d}, before) == {d: OF_A, C: OF_B}
 
 
-def test_a_child_has_what_was_there_when_it_was_forked() -> None:
+def test_child_has_the_memory_of_its_fork() -> None:
     for events in ([FORKED, A_TO_B, UNMAP_A], [A_TO_B, FORKED, UNMAP_A], [A_TO_B, UNMAP_A, FORKED]):
         assert left(events, {B}, {A: OF_A}) == {B: OF_A}
         assert left(events, {B}, {A: OF_A}, child={A}) == {A: OF_A}
         assert left(events, {B}, {A: OF_A}, child={B}) == {B: OF_A}
 
 
-def test_what_is_between_two_events_is_in_a_child_too() -> None:
+def test_content_between_two_events_is_in_a_child_too() -> None:
     events = [UNMAP_A, UNMAP_C, FORKED]
     assert left(events, {B}, {A: OF_A, B: OF_B}, child={B}) == {B: OF_B}
 
@@ -270,8 +275,8 @@ class Kernel:
         self.told: list[Message] = []
         self.children: dict[int, dict[int, int | None]] = {}
         self.unsure: dict[int, set[int]] = {0: set()}
-        """What a thread was dropping when a child was forked and not told of yet: nothing tells
-        which was first.
+        """Memory that a thread was dropping, without an event yet, when a child was forked: nothing
+        reveals the order.
         """
 
     def is_registered(self, start: int, end: int) -> bool:
@@ -348,7 +353,7 @@ class Kernel:
 
 
 def wrong(kernel: Kernel) -> tuple[int, int]:
-    """How many places are wrong, and how many children have a wrong one."""
+    """Returns the number of wrong places, and the number of children with a wrong place."""
     missing = Extents((place, place + A, offset) for place, offset in kernel.before.items())
     children = settle(
         kernel.told, missing, kernel.areas, kernel.is_registered,
@@ -368,8 +373,8 @@ def wrong(kernel: Kernel) -> tuple[int, int]:
 
 
 class QueuedKernel(Kernel):
-    """One that tells in the order in which it queues, as a kernel does; but between a change and
-    its message a thread may lose its processor. MREMAP_DONTUNMAP is used, too.
+    """Reports events in the order of queueing, as a kernel does; but a thread may lose its
+    processor between a change and its message. Uses MREMAP_DONTUNMAP, too.
     """
 
     kinds = (*Kernel.kinds, "leave")
@@ -402,7 +407,7 @@ class QueuedKernel(Kernel):
 
 
 def found_wrong(kind: type[Kernel], kernels: int, steps: int) -> tuple[float, float]:
-    """The part of the address spaces that is wrong, and of the children."""
+    """Returns the part of the address spaces that is wrong, and of the children."""
     all_of_them = [kind(seed) for seed in range(kernels)]
     for kernel in all_of_them:
         kernel.run(steps)
@@ -411,14 +416,16 @@ def found_wrong(kind: type[Kernel], kernels: int, steps: int) -> tuple[float, fl
     return sum(bool(own) for own, _ in found) / kernels, sum(its for _, its in found) / children
 
 
-def test_a_thread_that_loses_its_processor_is_told_of_late() -> None:
+def test_thread_that_loses_its_processor_is_reported_late() -> None:
     own, of_children = found_wrong(QueuedKernel, 1000, 8)
     assert own < 0.01
     assert of_children < 0.03
 
 
-def test_threads_find_everything_where_it_is_though_messages_overtake_each_other() -> None:
-    """Far more often than those of a kernel: not everything can be told from them any more."""
+def test_content_is_right_though_messages_overtake_each_other() -> None:
+    """Messages overtake far more often than a kernel's: they do not determine everything any
+    more.
+    """
     own, of_children = found_wrong(Kernel, 1000, 14)
     assert own < 0.005
     assert of_children < 0.1

@@ -1,4 +1,4 @@
-"""Requirements on what is known of a child: what it had when it was forked, though it runs."""
+"""Requirements on the knowledge of a child: its memory at the fork, though the child runs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PLACES = {number * PAGE for number in range(16)}
 
 @dataclass
 class Child:
-    """It makes its changes one after the other, and waits until each was read."""
+    """A child that makes its changes one after the other, and waits until each was read."""
 
     has: set[int] = field(default_factory=lambda: PLACES - {PAGE * 9})
     changes: list[Message] = field(default_factory=list)
     late: int = 0
-    """So often it is asked before it goes on after a change was read."""
+    """The number of questions before the child goes on after a read change."""
     asked: list[int] = field(default_factory=list)
 
     def is_registered(self, fd: int, address: int, size: int = PAGE) -> bool:
@@ -68,14 +68,14 @@ def had(of: Forked, numbers: list[int]) -> list[bool | None]:
     return [of.had(page(number)) for number in numbers]
 
 
-def test_a_child_that_stands_still_is_asked(child: Child) -> None:
+def test_child_that_stands_still_is_asked(child: Child) -> None:
     its = Forked(FD, Patience())
     assert had(its, [1, 9, 1]) == [True, False, True]
     assert child.asked == [page(1), page(9)], "nothing is asked twice: the child runs"
     assert its.told == []
 
 
-def test_a_child_had_what_it_has_except_where_it_has_changed_something(child: Child) -> None:
+def test_child_had_its_present_memory_except_changed_places(child: Child) -> None:
     child.changes = [Message(UNMAP, page(2), page(4)), Message(FAULT, page(6))]
     child.late = 3
     its = Forked(FD, Patience())
@@ -84,7 +84,7 @@ def test_a_child_had_what_it_has_except_where_it_has_changed_something(child: Ch
     assert [[each.start for each in read] for read in its.told] == [[page(2)], [page(6)]]
 
 
-def test_a_child_had_what_it_moves_and_what_it_empties(child: Child) -> None:
+def test_child_had_the_memory_that_it_moves_and_empties(child: Child) -> None:
     child.changes = [
         Message(REMAP, page(2), page(3), page(9)), Message(REMOVE, page(5), page(6)),
         Message(FORK, 12),
@@ -94,7 +94,7 @@ def test_a_child_had_what_it_moves_and_what_it_empties(child: Child) -> None:
     assert had(its, [9]) == [None], "what was where it moved to is not known"
 
 
-def test_what_came_and_went_is_not_what_a_child_had(child: Child) -> None:
+def test_short_lived_memory_of_a_child_is_not_inherited(child: Child) -> None:
     child.changes = [
         Message(REMAP, page(2), page(3), page(9)), Message(REMAP, page(9), page(10), page(2))
     ]  # fmt: skip
@@ -114,7 +114,7 @@ def busy(_: int) -> list[Message]:
 
 
 @pytest.mark.parametrize(("answer", "told"), [(gone, None), (changing, None), (changing, busy)])
-def test_a_child_that_is_gone_or_never_stands_still_is_not_waited_for(
+def test_ended_or_restless_child_is_not_awaited(
     child: Child, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., bool],
     told: Callable[[int], list[Message]] | None,
 ) -> None:  # fmt: skip
@@ -140,7 +140,7 @@ def test_children_are_asked_at_once_about_all_places_of_events(child: Child) -> 
     assert len(children.told(FD)) == 1, "what it told is for whoever takes events into account"
 
 
-def test_children_are_asked_at_once_about_all_that_is_known(child: Child) -> None:
+def test_children_are_asked_at_once_about_all_known_areas(child: Child) -> None:
     children = Children()
     areas = Extents([(page(0), page(4), 0), (page(8), page(10), 0), (page(9), page(10), 0)])
     children.look_at([Message(FORK, FD)], areas)
@@ -151,7 +151,7 @@ def test_children_are_asked_at_once_about_all_that_is_known(child: Child) -> Non
     ]  # fmt: skip
 
 
-def test_a_child_that_changes_is_not_waited_for_before_it_matters(child: Child) -> None:
+def test_changing_child_is_not_awaited_before_it_matters(child: Child) -> None:
     child.changes = [Message(UNMAP, page(2), page(4))]
     its = Forked(FD, Patience())
     its.look_at([page(1)])

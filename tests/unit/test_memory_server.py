@@ -1,4 +1,4 @@
-"""Requirements on the parts of a page server: what CRIU sends, layout, payload, guard."""
+"""Requirements on the parts of a page server: CRIU's messages, layout, payload, guard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FINISHED = struct.pack("<i", 0x52535446)
 PAGE = mmap.PAGESIZE
 
 
-# What CRIU says
+# CRIU's messages
 
 
 def send(socket_: socket.socket, pids: list[int], fd: int) -> None:
@@ -54,7 +54,7 @@ def test_each_process_comes_with_its_descriptor_and_zombies_with_none(pids: list
         assert [pid for pid, _ in received] == [pid for pid in pids[:100] if pid > 0]
 
 
-def test_a_descriptor_is_never_lost_to_a_message_that_is_cut() -> None:
+def test_message_in_pieces_without_its_descriptor_is_refused() -> None:
     ours, its = socket.socketpair()
     with ours, its:
         criu = LazySocket(its)
@@ -65,7 +65,7 @@ def test_a_descriptor_is_never_lost_to_a_message_that_is_cut() -> None:
             list(criu.received())
 
 
-def test_an_end_in_the_middle_is_told() -> None:
+def test_end_inside_a_message_is_reported() -> None:
     ours, its = socket.socketpair()
     with its:
         ours.send(b"\x01\x00")
@@ -94,12 +94,12 @@ def _placed(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 @given(extents)
-def test_ranges_are_read_as_they_were_written(written: list[tuple[int, int, int]]) -> None:
+def test_ranges_survive_writing_and_reading(written: list[tuple[int, int, int]]) -> None:
     assert layout.decode_ranges(layout.encode_ranges(written)) == written
 
 
 @given(extents, st.data())
-def test_ranges_that_were_changed_are_no_others(
+def test_changed_ranges_are_refused_or_in_order(
     written: list[tuple[int, int, int]], data: st.DataObject
 ) -> None:
     raw = bytearray(layout.encode_ranges(written))
@@ -115,7 +115,7 @@ def test_ranges_that_were_changed_are_no_others(
         behind = end
 
 
-def test_a_layout_says_what_is_wrong_with_it() -> None:
+def test_error_names_the_fault_of_a_layout() -> None:
     space = {
         "pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[0, 8192]],
         "huge": [],
@@ -157,9 +157,7 @@ def read(payload: Payload, offset: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("is_vouched_for", [True, False])
-def test_content_is_what_is_in_the_file(
-    content: tuple[Path, list[str]], is_vouched_for: bool
-) -> None:
+def test_content_equals_the_file(content: tuple[Path, list[str]], is_vouched_for: bool) -> None:
     path, digests = content
     with path.open("rb") as file:
         payload = Payload(
@@ -172,7 +170,7 @@ def test_content_is_what_is_in_the_file(
         assert payload.is_checked
 
 
-def test_content_that_was_changed_is_not_given_out(content: tuple[Path, list[str]]) -> None:
+def test_changed_content_is_not_given_out(content: tuple[Path, list[str]]) -> None:
     path, digests = content
     with path.open("r+b") as file:
         file.seek(2 * CHUNK_BYTES + 17)
@@ -187,7 +185,7 @@ def test_content_that_was_changed_is_not_given_out(content: tuple[Path, list[str
         assert not payload.is_checked
 
 
-def test_a_file_that_has_become_shorter_is_damaged(content: tuple[Path, list[str]]) -> None:
+def test_shortened_file_is_damaged(content: tuple[Path, list[str]]) -> None:
     path, digests = content
     size = path.stat().st_size
     os.truncate(path, CHUNK_BYTES)
@@ -200,7 +198,7 @@ def test_a_file_that_has_become_shorter_is_damaged(content: tuple[Path, list[str
 # The working set
 
 
-def test_what_was_asked_for_is_known_the_next_time(tmp_path: Path) -> None:
+def test_working_set_is_known_at_the_next_restore(tmp_path: Path) -> None:
     recorder = workingset.Recorder()
     for address in (0x20000, 0x20001, 0x10000):
         recorder.asked(1, address)
@@ -211,7 +209,7 @@ def test_what_was_asked_for_is_known_the_next_time(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [f"{'a' * 64}.json"]
 
 
-def test_what_was_asked_for_nearly_side_by_side_is_filled_at_once() -> None:
+def test_nearly_adjacent_faults_become_a_single_range() -> None:
     windows = [(1, 0x30000), (1, 0x10000), (2, 0x40000), (1, 0x0), (1, 0x60000), (1, 0x400000)]
     assert workingset.ranges(windows) == [
         (1, 0x0, 0x40000), (1, 0x60000, 0x70000), (1, 0x400000, 0x410000), (2, 0x40000, 0x50000),
@@ -220,7 +218,7 @@ def test_what_was_asked_for_nearly_side_by_side_is_filled_at_once() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 40)), max_size=60, unique=True))
-def test_all_that_was_asked_for_is_in_one_range_of_bounded_size(
+def test_every_fault_is_in_a_range_of_bounded_size(
     places: list[tuple[int, int]],
 ) -> None:
     windows = [(pid, place * 0x10000) for pid, place in places]
@@ -230,7 +228,7 @@ def test_all_that_was_asked_for_is_in_one_range_of_bounded_size(
     assert all(end - start <= 1 << 20 for _, start, end in found)
 
 
-def test_what_was_asked_for_first_comes_before_what_came_much_later() -> None:
+def test_early_faults_come_before_much_later_faults() -> None:
     windows = [(1, number * 0x10000) for number in range(5000, 0, -1)]
     found = workingset.ranges(windows)
     assert found[0][1] == 3977 * 0x10000, "the lowest address of the first 64 MiB"
@@ -238,7 +236,7 @@ def test_what_was_asked_for_first_comes_before_what_came_much_later() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_a_working_set_that_is_none_is_an_empty_one(raw: bytes) -> None:
+def test_malformed_working_set_counts_as_empty(raw: bytes) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as directory:
@@ -263,7 +261,7 @@ def guard_of(found: Guard) -> int:
 
 
 def held_by(pid: int) -> set[str]:
-    """What a process has open. It runs: what it closes meanwhile is not in it."""
+    """Returns a running process's open files. Leaves out files that it closes meanwhile."""
     found = set()
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -271,11 +269,11 @@ def held_by(pid: int) -> set[str]:
     return found
 
 
-def test_a_guard_that_ends_is_seen_and_replaced() -> None:
+def test_ended_guard_is_noticed_and_replaced() -> None:
     guard = Guard(ticket(), mmap.mmap(-1, PAGE))
     first = guard_of(guard)
     with contextlib.ExitStack() as stack:
-        stack.callback(guard.dismiss)  # if it was left it would kill us, a server that stands still
+        stack.callback(guard.dismiss)  # a guard left alone kills a server that stands still
         null = stack.enter_context(open(os.devnull))
         guard.keep(null.fileno())
         os.kill(first, signal.SIGKILL)
@@ -288,7 +286,7 @@ def test_a_guard_that_ends_is_seen_and_replaced() -> None:
         os.kill(second, 0)
 
 
-def test_a_guard_that_is_stopped_does_not_keep_the_server() -> None:
+def test_stopped_guard_does_not_delay_the_server() -> None:
     guard = Guard(ticket(), mmap.mmap(-1, PAGE))
     pid = guard_of(guard)
     os.kill(pid, signal.SIGSTOP)

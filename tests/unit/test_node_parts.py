@@ -44,7 +44,7 @@ WantedBy=multi-user.target
 
 
 @given(st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.lists(TEXT, min_size=1))))
-def test_lines_of_a_log_are_put_together(written: list[tuple[str, list[str]]]) -> None:
+def test_partial_lines_of_a_log_are_joined(written: list[tuple[str, list[str]]]) -> None:
     raw = [
         f"2026-01-01T00:00:00.000000001Z {stream} {'P' if part < len(parts) - 1 else 'F'} {text}"
         for stream, parts in written
@@ -55,7 +55,7 @@ def test_lines_of_a_log_are_put_together(written: list[tuple[str, list[str]]]) -
     assert [(line.stream, line.text) for line in parsed] == wanted
 
 
-def test_what_is_not_a_log_is_refused() -> None:
+def test_text_that_is_no_container_log_is_refused() -> None:
     with pytest.raises(ValueError, match="not a line"):
         logs.parse("2026-01-01T00:00:00Z stdout X text\n")
 

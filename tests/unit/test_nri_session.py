@@ -32,7 +32,7 @@ FAST = Pace(register_s=2, first_s=0.001, absent_s=0.002, dropped_s=0.004, settle
 
 
 class Recorder(Plugin):
-    """Takes every event and answers CreateContainer with one annotation."""
+    """Takes every event and answers CreateContainer with an annotation."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
@@ -106,7 +106,7 @@ async def tell(channel: Channel, method: str, request: Message, *, timeout_s: fl
 
 
 class Session:
-    """A plugin that serves, its runtime, and what was reported."""
+    """A plugin that serves, its runtime, and the received reports."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -115,7 +115,7 @@ class Session:
         self.troubles: list[Trouble] = []
 
     async def state(self, kind: type[S]) -> S:
-        """The next state of this kind; earlier ones are passed over."""
+        """Returns the next state of this kind; skips earlier states."""
         while True:
             state = await self.states.get()
             if isinstance(state, kind):
@@ -201,7 +201,7 @@ def test_configure_subscribes_to_what_the_plugin_handles(tmp_path: Path) -> None
     run(Two(), tmp_path, test)
 
 
-def test_no_subscription_is_beyond_what_the_oldest_runtime_knows() -> None:
+def test_subscriptions_stay_within_the_events_of_the_oldest_runtime() -> None:
     assert mask(Recorder()) == (1 << 11) - 1
 
 
@@ -221,7 +221,7 @@ def test_a_name_or_index_that_nri_forbids_is_refused(name: str, index: str) -> N
     [({}, (5.0, 2.0)), ({"registration_timeout": 7000, "request_timeout": 500}, (7.0, 0.5))],
     ids=["not told", "told"],
 )
-def test_granted_times_are_the_runtime_s_or_the_defaults(
+def test_granted_times_come_from_the_runtime_or_the_defaults(
     tmp_path: Path, configure: dict[str, int], granted: tuple[float, float]
 ) -> None:
     async def test(session: Session) -> None:
@@ -233,7 +233,7 @@ def test_granted_times_are_the_runtime_s_or_the_defaults(
     run(Recorder(), tmp_path, test)
 
 
-def test_a_refused_registration_is_tried_again(tmp_path: Path) -> None:
+def test_refused_registration_is_retried(tmp_path: Path) -> None:
     async def test(session: Session) -> None:
         session.runtime.refuse = True
         assert "INVALID_ARGUMENT" in (await session.state(Lost)).why
@@ -268,7 +268,7 @@ def test_synchronize_in_parts_reaches_the_plugin_once_and_whole(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", [name for name in EVENTS if name != "UpdateContainer"])
 @pytest.mark.parametrize("own_method", [False, True], ids=["StateChange", "own method"])
-def test_every_event_reaches_its_handler_by_either_way(
+def test_every_event_reaches_its_handler_by_both_methods(
     tmp_path: Path, name: str, own_method: bool
 ) -> None:
     plugin = Recorder()
@@ -316,7 +316,7 @@ def test_an_update_carries_the_resources(tmp_path: Path) -> None:
     assert plugin.seen == [("update_container", "c1 0-1")]
 
 
-def test_events_and_methods_of_a_newer_runtime_stop_nothing(tmp_path: Path) -> None:
+def test_unknown_events_and_methods_of_a_newer_runtime_stop_nothing(tmp_path: Path) -> None:
     async def test(session: Session) -> None:
         channel = await session.up()
         change = nri_pb2.StateChangeEvent(event=nri_pb2.POST_UPDATE_POD_SANDBOX, pod=POD)
@@ -370,7 +370,7 @@ class Broken(Plugin):
                 await self.release.wait()
 
 
-def test_a_handler_that_raises_is_reported_and_answered_for(tmp_path: Path) -> None:
+def test_raising_handler_is_reported_and_gets_a_default_answer(tmp_path: Path) -> None:
     async def test(session: Session) -> None:
         channel = await session.up()
         assert await tell(channel, "RunPodSandbox", nri_pb2.PodEvent(pod=POD)) == b""
@@ -383,7 +383,7 @@ def test_a_handler_that_raises_is_reported_and_answered_for(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("request_timeout", [100, 60_000], ids=["granted", "of the call"])
-def test_a_late_handler_is_answered_for_in_half_the_time_and_cancelled(
+def test_late_handler_gets_a_default_answer_at_half_time_and_is_cancelled(
     tmp_path: Path, request_timeout: int
 ) -> None:
     plugin = Broken()
@@ -401,7 +401,7 @@ def test_a_late_handler_is_answered_for_in_half_the_time_and_cancelled(
     assert plugin.cancelled
 
 
-def test_a_handler_that_will_not_be_cancelled_holds_up_neither_events_nor_reconnect(
+def test_uncancellable_handler_delays_neither_events_nor_reconnect(
     tmp_path: Path,
 ) -> None:
     plugin = Broken()
@@ -433,7 +433,7 @@ def test_an_answer_that_cannot_be_sent_leaves_the_container_as_it_is(
     assert "CreateContainer failed" in caplog.text
 
 
-def test_a_request_that_is_no_protobuf_is_answered_empty(
+def test_request_that_is_no_protobuf_gets_an_empty_answer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(session: Session) -> None:
@@ -447,7 +447,7 @@ def test_a_request_that_is_no_protobuf_is_answered_empty(
 # ---- connections that fail ----
 
 
-def test_a_plugin_waits_for_a_runtime_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_plugin_waits_for_a_runtime_that_starts_later(tmp_path: Path) -> None:
     async def main() -> None:
         session = Session(str(tmp_path / "nri.sock"))
         async with asyncio.timeout(20), serving(Recorder(), session):
@@ -460,7 +460,7 @@ def test_a_plugin_waits_for_a_runtime_that_is_not_there_yet(tmp_path: Path) -> N
     asyncio.run(main())
 
 
-def test_a_runtime_that_restarts_is_joined_and_synchronized_again(tmp_path: Path) -> None:
+def test_plugin_joins_a_restarted_runtime_and_synchronizes_again(tmp_path: Path) -> None:
     plugin = Recorder()
 
     async def test(session: Session) -> None:
@@ -514,7 +514,7 @@ def test_a_malformed_frame_ends_the_connection_and_begins_the_next(
     asyncio.run(main())
 
 
-def test_the_pause_grows_and_stays_below_its_limit(tmp_path: Path) -> None:
+def test_back_off_grows_and_stays_below_its_limit(tmp_path: Path) -> None:
     async def main() -> list[float]:
         session = Session(str(tmp_path / "nri.sock"))
         async with asyncio.timeout(20), serving(Recorder(), session):
@@ -523,7 +523,7 @@ def test_the_pause_grows_and_stays_below_its_limit(tmp_path: Path) -> None:
     assert asyncio.run(main()) == [0.001, 0.002, 0.002, 0.002]
 
 
-def test_a_runtime_that_never_configures_is_left_for_another_try(tmp_path: Path) -> None:
+def test_runtime_that_never_configures_is_left_and_retried(tmp_path: Path) -> None:
     async def main() -> None:
         session = Session(str(tmp_path / "nri.sock"))
         impatient = Pace(register_s=0.05, first_s=0.001, absent_s=0.001, dropped_s=0.001)

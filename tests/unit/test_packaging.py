@@ -1,4 +1,4 @@
-"""What the packages are made from agrees with the code. Building them is `make packages`."""
+"""The sources of the packages agree with the code. `make packages` builds the packages."""
 
 import ast
 import importlib.util
@@ -19,7 +19,7 @@ PACKAGING = TOP / "packaging"
 UNIT = (PACKAGING / "systemd" / "quickthawd.service").read_text()
 QUICKTHAW_RUNC = f"{paths.PREFIX}/bin/quickthaw-runc"
 
-# Each of these gives a unit a mount namespace of its own: systemd.exec(5).
+# Each of these settings gives a unit a mount namespace of its own: systemd.exec(5).
 OWN_MOUNTS = {
     "BindPaths", "BindReadOnlyPaths", "ExecPaths", "InaccessiblePaths", "MountAPIVFS", "MountFlags",
     "MountImages", "NoExecPaths", "PrivateDevices", "PrivateMounts", "PrivateTmp", "PrivateUsers",
@@ -30,7 +30,7 @@ OWN_MOUNTS = {
 
 
 def script(name: str) -> ModuleType:
-    """A program of packaging/, which is a folder and no package."""
+    """Loads a program of packaging/, which is a folder and no package."""
     spec = importlib.util.spec_from_file_location(f"packaging_{name}", PACKAGING / f"{name}.py")
     assert spec
     assert spec.loader
@@ -43,7 +43,7 @@ def settings(name: str) -> list[str]:
     return re.findall(rf"^{name}=(.*)$", UNIT, flags=re.MULTILINE)
 
 
-def test_lock_pins_everything_that_setup_cfg_asks_for() -> None:
+def test_lock_pins_every_requirement_of_setup_cfg() -> None:
     script("vendor").refuse_stale_lock()
 
 
@@ -66,7 +66,7 @@ def test_wheel_that_serves_every_python_is_shipped_once(wheel: str, directory: s
     assert script("vendor").directory_of(Path(wheel), "3.14") == directory
 
 
-def test_a_wheel_is_pinned_under_the_name_that_setup_cfg_uses() -> None:
+def test_wheel_is_pinned_under_its_name_in_setup_cfg() -> None:
     assert script("vendor").pin_of(Path("Foo_bar-1.2-py3-none-any.whl")) == "foo-bar==1.2"
 
 
@@ -86,7 +86,7 @@ def test_only_code_is_shipped() -> None:
         ("quickthawd", "shim.daemon.main"),
     ],
 )
-def test_launcher_imports_one_main_and_leaves_the_standard_library_first(
+def test_launcher_imports_a_single_main_and_keeps_the_standard_library_first(
     launcher: str, module: str
 ) -> None:
     text = (PACKAGING / "launchers" / launcher).read_text()
@@ -110,7 +110,7 @@ def test_unit_shares_the_mounts_of_the_node() -> None:
     assert not names & OWN_MOUNTS, "a snapshot mounted by the daemon would not be the node's"
 
 
-def test_unit_spares_what_belongs_to_pods() -> None:
+def test_unit_spares_processes_and_mounts_of_pods() -> None:
     assert settings("KillMode") == ["process"]
     assert settings("RuntimeDirectoryPreserve") == ["yes"]
     assert settings("RuntimeDirectoryMode") == settings("StateDirectoryMode") == ["0700"]
@@ -120,7 +120,7 @@ def test_systemd_does_not_try_a_wrong_configuration_again() -> None:
     assert settings("RestartPreventExitStatus") == [str(BadConfig.exit_code)]
 
 
-def test_tmpfiles_make_every_directory_of_ours_for_root_alone() -> None:
+def test_tmpfiles_make_every_directory_for_root_alone() -> None:
     lines = (PACKAGING / "tmpfiles" / "quickthaw.conf").read_text().splitlines()
     made = {line.split()[1]: line.split()[2:5] for line in lines if not line.startswith("#")}
     assert set(made) == {

@@ -1,4 +1,4 @@
-"""The configuration: what is read, what is refused, and the file that is shipped."""
+"""The configuration: accepted values, refused values, and the shipped file."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_shipped_file_is_the_generated_one() -> None:
+def test_shipped_file_equals_the_generated_file() -> None:
     shipped = (TOP / "packaging" / "quickthaw.toml").read_text()
     assert shipped == default_file(), "run `python -m shim.daemon.config >packaging/quickthaw.toml`"
 
@@ -101,7 +101,7 @@ def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @given(value=toml_values)
-def test_parser_takes_or_refuses_any_value(row: dataclasses.Field[object], value: object) -> None:
+def test_parser_accepts_or_refuses_any_value(row: dataclasses.Field[object], value: object) -> None:
     try:
         parsed = row.metadata["parse"](value)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the swap makes of what its page server tells it."""
+"""The swap's reading of the messages of its page server."""
 
 import socket
 import time
@@ -15,7 +15,7 @@ from shim.restore.memory import PageServer
 
 @pytest.fixture
 def ends() -> Iterator[tuple[PageServer, socket.socket]]:
-    """The swap's view of a page server, and the server's end."""
+    """Yields the swap's view of a page server, and the server's end."""
     ours, its = socket.socketpair()
     ticket = cast("Any", SimpleNamespace(container="c" * 64, snapshot="5" * 64))
     with ours, its:
@@ -26,7 +26,7 @@ def until() -> float:
     return time.monotonic() + 5
 
 
-def test_a_server_that_is_ready_and_says_nothing_more_is_well(
+def test_ready_and_silent_server_counts_as_healthy(
     ends: tuple[PageServer, socket.socket],
 ) -> None:
     server, its = ends
@@ -38,7 +38,7 @@ def test_a_server_that_is_ready_and_says_nothing_more_is_well(
 
 @pytest.mark.parametrize("first", [b"", told.READY])
 @pytest.mark.parametrize("wait", [True, False])
-def test_a_server_says_why_it_ends(
+def test_server_reports_the_reason_of_its_end(
     ends: tuple[PageServer, socket.socket], first: bytes, *, wait: bool
 ) -> None:
     server, its = ends
@@ -50,7 +50,7 @@ def test_a_server_says_why_it_ends(
 
 
 @pytest.mark.parametrize("message", [told.FAILED + b"no memory", b""])
-def test_what_is_not_the_snapshots_fault_is_not_blamed_on_it(
+def test_failure_of_the_server_does_not_blame_the_snapshot(
     ends: tuple[PageServer, socket.socket], message: bytes
 ) -> None:
     server, its = ends
@@ -61,7 +61,7 @@ def test_what_is_not_the_snapshots_fault_is_not_blamed_on_it(
     assert failure.value.blame != Blame.CONTENT
 
 
-def test_a_server_that_does_not_answer_is_not_waited_for(
+def test_silent_server_is_not_awaited(
     ends: tuple[PageServer, socket.socket],
 ) -> None:
     server, _ = ends

@@ -1,4 +1,6 @@
-"""What is planted where root writes: it stays its owner's, and is not followed."""
+"""Files that a container plants where root writes stay the container's, and root does not follow
+them.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ class NoBundle:
 
 @pytest.fixture
 def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The control directory of the container `abc`."""
+    """Makes the control directory of the container `abc`."""
     monkeypatch.setattr(resume, "CONTROL", str(tmp_path))
     (tmp_path / "abc").mkdir()
     (tmp_path / "target").write_text("untouched")
@@ -64,7 +66,7 @@ PLANTED = [as_link, as_hard_link, as_fifo, as_directory]
 
 
 @pytest.mark.parametrize("plant", PLANTED[:3])
-def test_restored_json_replaces_what_was_planted_and_follows_nothing(
+def test_restored_json_replaces_a_planted_file_and_follows_no_link(
     control: Path, plant: Callable[[Path], None]
 ) -> None:
     plant(control / "restored.json")
@@ -75,7 +77,7 @@ def test_restored_json_replaces_what_was_planted_and_follows_nothing(
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_a_planted_scratch_file_fails_the_swap_and_is_not_written(
+def test_planted_scratch_file_fails_the_swap_and_stays_unwritten(
     control: Path, plant: Callable[[Path], None]
 ) -> None:
     plant(control / ".restored.json")
@@ -84,7 +86,7 @@ def test_a_planted_scratch_file_fails_the_swap_and_is_not_written(
     assert (control.parent / "target").read_text() == "untouched"
 
 
-def test_taking_it_back_removes_names_and_not_what_they_lead_to(control: Path) -> None:
+def test_undo_removes_links_and_not_their_targets(control: Path) -> None:
     as_link(control / "restored.json")
     as_hard_link(control / ".restored.json")
     resume.untell(a_ticket())
@@ -92,7 +94,7 @@ def test_taking_it_back_removes_names_and_not_what_they_lead_to(control: Path) -
     assert (control.parent / "target").read_text() == "untouched"
 
 
-def test_crius_options_are_not_written_through_a_link(tmp_path: Path) -> None:
+def test_criu_options_are_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("untouched")
     (tmp_path / "criu.conf").symlink_to("target")
     with pytest.raises(OSError, match="symbolic"):
@@ -100,7 +102,7 @@ def test_crius_options_are_not_written_through_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "target").read_text() == "untouched"
 
 
-def test_a_journal_of_another_kind_of_change_is_passed_over(tmp_path: Path) -> None:
+def test_journal_of_an_unknown_change_is_skipped(tmp_path: Path) -> None:
     path = str(tmp_path / "journal")
     journal.note(path, "unheard-of", {"target": "/etc"})
     assert list(journal.changes(path)) == [("unheard-of", {"target": "/etc"})]
@@ -111,11 +113,11 @@ def line_of(message: str) -> str:
     return OneLine().format(record)
 
 
-def test_nobody_begins_a_line_of_the_journal() -> None:
+def test_no_value_can_begin_a_new_journal_line() -> None:
     told = line_of("x\nINFO default/pod restored from 0123\r\x1b[2J")
     assert told == "WARNING pod x\\nINFO default/pod restored from 0123\\r\\x1b[2J"
 
 
 @given(st.text())
-def test_every_message_is_one_line(text: str) -> None:
+def test_every_message_is_a_single_line(text: str) -> None:
     assert line_of(text).isprintable()

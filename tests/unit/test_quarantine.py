@@ -1,4 +1,4 @@
-"""Quarantine: who goes there, who comes back, and that the disk and the memory always agree."""
+"""Quarantine: snapshots that enter, snapshots that leave, and agreement of disk and memory."""
 
 import asyncio
 import json
@@ -128,12 +128,12 @@ Lives.TestCase.settings = settings(max_examples=40, stateful_step_count=25, dead
 TestLives = Lives.TestCase
 
 
-def test_a_crash_between_record_and_count_is_mended_at_the_next_start(tmp_path: Path) -> None:
+def test_crash_between_record_and_count_is_repaired_at_the_next_start(tmp_path: Path) -> None:
     quarantine = opened(tmp_path, IDS)
     fail(quarantine, IDS[0])
     count = (tmp_path / "health" / f"{IDS[0]}.json").read_bytes()
     fail(quarantine, IDS[0])
-    (tmp_path / "health" / f"{IDS[0]}.json").write_bytes(count)  # as if it had not yet gone
+    (tmp_path / "health" / f"{IDS[0]}.json").write_bytes(count)  # as if the count still existed
     again = opened(tmp_path, IDS)
     assert again.get(IDS[0])
     again.release(IDS[0])
@@ -141,7 +141,7 @@ def test_a_crash_between_record_and_count_is_mended_at_the_next_start(tmp_path: 
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 9}', '{"schema": 1}', "\x00"])
-def test_a_record_that_cannot_be_read_still_keeps_the_snapshot_out(
+def test_unreadable_record_still_keeps_the_snapshot_in_quarantine(
     tmp_path: Path, content: str
 ) -> None:
     opened(tmp_path, IDS)
@@ -156,7 +156,7 @@ def test_a_record_that_cannot_be_read_still_keeps_the_snapshot_out(
     assert opened(tmp_path, IDS).get(IDS[0]) is None
 
 
-def test_what_is_no_file_stops_nothing(tmp_path: Path) -> None:
+def test_entry_that_is_no_file_stops_nothing(tmp_path: Path) -> None:
     opened(tmp_path, IDS)
     (tmp_path / "quarantine" / f"{IDS[0]}.json").symlink_to("/etc/passwd")
     (tmp_path / "health" / f"{IDS[1]}.json").mkdir()
@@ -170,7 +170,7 @@ values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 
 
 @pytest.mark.parametrize("kind", [Record, Count])
-def test_records_come_back_as_they_were(kind: Any) -> None:
+def test_records_survive_writing_and_reading(kind: Any) -> None:
     record = RECORD if kind is Record else Count(1, "why", "CriuRestoreFailed", 2.5)
     assert decode(encode(record), kind) == record
 
@@ -186,7 +186,7 @@ def test_a_record_with_a_wrong_value_is_refused(name: str, value: object) -> Non
         decode(json.dumps(wrong).encode(), Record)
 
 
-def test_never_is_a_number_of_failures_too(tmp_path: Path) -> None:
+def test_limit_of_zero_failures_quarantines_only_damaged_snapshots(tmp_path: Path) -> None:
     quarantine = opened(tmp_path, IDS)
     for _ in range(20):
         quarantine.failed(IDS[0], blame=Blame.RESTORE, error_class="x", reason="y", after=0)
@@ -195,14 +195,14 @@ def test_never_is_a_number_of_failures_too(tmp_path: Path) -> None:
     assert list(quarantine.all()) == [IDS[0]], "what is damaged cannot become whole"
 
 
-# Whose fault it is
+# The cause of a failure
 
 
 def failure(cls: type[errors.QuickthawError]) -> errors.QuickthawError:
     return cls("what", container="c", why="why", do="Do.")
 
 
-def test_only_what_the_snapshot_can_be_to_blame_for_is_counted() -> None:
+def test_only_failures_that_the_snapshot_may_cause_are_counted() -> None:
     blames = {
         name: blame_of(failure(cls))
         for name, cls in vars(errors).items()
@@ -227,12 +227,12 @@ def test_only_what_the_snapshot_can_be_to_blame_for_is_counted() -> None:
         ("runc: criu failed", False),
     ],
 )
-def test_what_criu_met_in_the_pod_is_not_the_snapshots(reason: str, is_its: bool) -> None:
+def test_failure_of_criu_because_of_the_pod_does_not_count(reason: str, is_its: bool) -> None:
     assert failure_of.is_of_the_pod(reason, ["/data/model.bin", "/"]) == is_its
 
 
 @pytest.mark.parametrize("cls", [OSError, errors.CriuRestoreFailed])
-def test_a_node_that_lacks_something_is_not_the_snapshots_fault(cls: type[Exception]) -> None:
+def test_lack_of_resources_on_the_node_does_not_count(cls: type[Exception]) -> None:
     error = failure(errors.SwapFailed)
     error.__cause__ = OSError(28, "No space left on device")
     assert blame_of(error) == Blame.OTHER
@@ -240,11 +240,11 @@ def test_a_node_that_lacks_something_is_not_the_snapshots_fault(cls: type[Except
     assert blame_of(error) == Blame.RESTORE
 
 
-# What the daemon makes of it
+# The daemon's use of failures
 
 
 def told(store: Store, *outcomes: dict[str, object]) -> Reporter:
-    """The daemon's worker is given the outcomes and then told to end."""
+    """Gives the daemon's worker the outcomes and then ends the worker."""
     reporter = Reporter()
 
     async def run() -> None:
@@ -278,7 +278,7 @@ def store(tmp_path: Path) -> Store:
     return found
 
 
-def test_the_second_failure_in_a_row_is_one_too_many(store: Store) -> None:
+def test_second_failure_in_a_row_triggers_quarantine(store: Store) -> None:
     told(store, an_outcome())
     assert store.quarantine.failures(made().id) == 1
     again = Store(str(store.root))
@@ -303,14 +303,16 @@ def test_the_second_failure_in_a_row_is_one_too_many(store: Store) -> None:
         (None, False),
     ],
 )
-def test_a_pod_without_a_whole_processor_is_late_by_itself(cpu: object, is_its: bool) -> None:
+def test_deadline_of_a_pod_without_a_whole_processor_does_not_count(
+    cpu: object, is_its: bool
+) -> None:
     spec = {"linux": {"resources": {"cpu": cpu}}}
     given = TICKET
     found = failure_of.too_late(given, spec, "in step criu", "100 s are over")
     assert blame_of(found) == (Blame.OTHER if is_its else Blame.RESTORE)
 
 
-def test_one_pod_is_one_cause_and_a_short_deadline_is_none(store: Store) -> None:
+def test_pod_counts_once_and_a_short_deadline_does_not_count(store: Store) -> None:
     health = Health(store, Reporter(), after=AFTER, default_deadline_s=100)
     one, other = (Pod("models", uid, uid, "sandbox") for uid in ("uid-1", "uid-2"))
     late = an_outcome(error_class="SwapTooLate", deadline_s=99.0)
@@ -335,14 +337,14 @@ def test_one_pod_is_one_cause_and_a_short_deadline_is_none(store: Store) -> None
     assert store.quarantine.get(made().id)
 
 
-def test_a_success_in_between_begins_anew(store: Store) -> None:
+def test_success_in_between_resets_the_count(store: Store) -> None:
     told(store, an_outcome(), an_outcome("restored", error="", blame=""), an_outcome())
     assert store.quarantine.all() == {}
     assert store.quarantine.failures(made().id) == 1
     assert store.last_use(made()) > made().created_at
 
 
-def test_what_nobody_knows_is_not_counted(store: Store) -> None:
+def test_failure_of_an_unknown_snapshot_or_cause_is_not_counted(store: Store) -> None:
     unknown = ["", "f" * 64, "../../etc", None]
     told(store, *(an_outcome(snapshot=each, blame=Blame.CONTENT) for each in unknown))
     told(store, an_outcome(blame=Blame.OTHER), an_outcome(blame=""), an_outcome(blame=None))
@@ -358,7 +360,7 @@ def test_a_removed_snapshot_leaves_no_record(store: Store) -> None:
     assert os.listdir(store.root / "quarantine") == []
 
 
-def test_what_follows_for_the_snapshot_is_known_before_its_like_is_captured(store: Store) -> None:
+def test_quarantine_is_known_before_a_like_container_is_captured(store: Store) -> None:
     seen: list[bool] = []
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Reading the memory of another process leaves it as it is."""
+"""Reading the memory of another process leaves it unchanged."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Family:
         self._process.communicate()
 
     def needs(self) -> int:
-        """Bytes of anonymous memory of both; what they share counts once."""
+        """Returns the bytes of anonymous memory of both; shared memory counts once."""
         found = 0
         for pid in self.pids:
             with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -89,7 +89,7 @@ def family(request: pytest.FixtureRequest) -> Iterator[Family]:
         started.end()
 
 
-def test_pages_that_are_shared_since_a_fork_stay_shared(family: Family) -> None:
+def test_reading_keeps_pages_shared_since_a_fork_shared(family: Family) -> None:
     before = family.needs()
     content = [family.read(pid) for pid in family.pids]
     assert content[0] == content[1]
@@ -97,7 +97,7 @@ def test_pages_that_are_shared_since_a_fork_stay_shared(family: Family) -> None:
     assert family.needs() < before + (1 << 20)
 
 
-def test_pinned_reading_would_copy_them(family: Family) -> None:
+def test_pinned_reading_copies_shared_pages(family: Family) -> None:
     """Else the test above shows nothing: this is why there are two ways."""
     before = family.needs()
     buffer = Buffer(JOB)
@@ -108,7 +108,7 @@ def test_pinned_reading_would_copy_them(family: Family) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_reading_ends_where_nothing_is(shared: bool) -> None:
+def test_reading_ends_at_unmapped_memory(shared: bool) -> None:
     area = mmap.mmap(-1, 4 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     area.write(b"x" * 4 * PAGE)
     keeps, told = os.pipe()
@@ -134,8 +134,8 @@ def test_reading_ends_where_nothing_is(shared: bool) -> None:
             os.waitpid(child, 0)
 
 
-def test_process_that_executed_another_program_is_read_by_nobody() -> None:
-    """Its old memory is gone, and nothing is known of the new one."""
+def test_memory_of_a_process_that_executed_another_program_is_not_read() -> None:
+    """The old memory of the process is gone, and nothing is known of the new memory."""
     with subprocess.Popen(
         [sys.executable, "-ISc", "import os; input(); os.execlp('sleep', 'sleep', '60')"],
         stdin=subprocess.PIPE, bufsize=0,

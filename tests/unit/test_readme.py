@@ -1,4 +1,4 @@
-"""What the README says is what the program does."""
+"""The statements of the README agree with the program."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ TOP = Path(__file__).parents[2]
 README = (TOP / "README.md").read_text()
 
 
-def test_the_annotations_table_is_that_of_the_parser() -> None:
+def test_annotations_table_equals_the_annotations_of_the_parser() -> None:
     rows = [f"| `{PREFIX}{row.name}` | {row.allowed} | {row.help} |" for row in ANNOTATIONS]
     table = "\n".join(["| annotation | values | meaning |", "|---|---|---|", *rows])
     assert table in README, f"put this into README.md:\n{table}"

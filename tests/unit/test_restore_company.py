@@ -37,7 +37,7 @@ def test_sandbox_that_is_alone_and_one_that_is_not(proc: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [None, "/run/netns/x", "/proc/self/ns/ipc", "/proc/7/ns/net"])
-def test_who_cannot_tell_says_so(proc: Path, path: str | None) -> None:
+def test_unknown_company_is_reported(proc: Path, path: str | None) -> None:
     assert "does not tell" in company.others(_spec(path), str(proc))
 
 

@@ -1,4 +1,4 @@
-"""Logs of failed restores: what is kept of one, and of all."""
+"""Logs of failed restores: the kept part of a log, and the limit of all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_of_a_long_log_the_beginning_and_the_end_are_kept(tmp_path: Path) -> None:
+def test_beginning_and_end_of_a_long_log_are_kept(tmp_path: Path) -> None:
     log = tmp_path / "restore.log"
     log.write_bytes(b"begin" + b"x" * (8 << 20) + b"Error: end")
     kept = logs.keep(str(log), "a" * 64, str(tmp_path))
@@ -25,7 +25,7 @@ def test_of_a_long_log_the_beginning_and_the_end_are_kept(tmp_path: Path) -> Non
     assert os.stat(kept).st_mode & 0o777 == 0o600
 
 
-def test_a_short_log_is_kept_as_it_is_and_none_is_none(tmp_path: Path) -> None:
+def test_short_log_is_kept_whole_and_a_missing_log_gives_none(tmp_path: Path) -> None:
     log = tmp_path / "restore.log"
     assert logs.keep(str(log), "a" * 64, str(tmp_path)) == ""
     log.write_bytes(b"short")
@@ -33,7 +33,7 @@ def test_a_short_log_is_kept_as_it_is_and_none_is_none(tmp_path: Path) -> None:
         assert file.read() == b"short"
 
 
-def test_the_oldest_go_where_all_are_too_many(
+def test_oldest_logs_are_removed_beyond_the_limit_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "MOST_BYTES", 100)
@@ -45,5 +45,5 @@ def test_the_oldest_go_where_all_are_too_many(
         kept = logs.keep(str(log), f"{number}", str(place))
         os.utime(kept, (number, number))
     assert sorted(path.stem for path in place.iterdir()) == ["3", "4", "5"]
-    logs.keep(str(log), "4", str(place))  # its own earlier one does not count
+    logs.keep(str(log), "4", str(place))  # the snapshot's own earlier log does not count
     assert len(list(place.iterdir())) == 3

@@ -1,4 +1,4 @@
-"""What CRIU has opened is compared with what is held, before a process runs."""
+"""Compares the files that CRIU has opened with the held files, before a process runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def holder(file: Path) -> Iterator[tuple[int, str, str]]:
-    """A process that has it open and mapped: its pid, and where beneath /proc/PID."""
+    """Yields a process that has the file open and mapped: its pid, and the places beneath
+    /proc/PID.
+    """
     argv = [sys.executable, "-ISE", "-c", HOLDS, str(file)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -58,9 +60,7 @@ def watch(file: Path, at: list[Any], stack: contextlib.ExitStack, **changes: Any
     return Watch(str(file.parent), [VolumeFile(**record)], held, stack, "c1")
 
 
-def test_the_held_file_is_the_right_one_at_each_place(
-    file: Path, holder: tuple[int, str, str]
-) -> None:
+def test_held_file_is_accepted_at_each_place(file: Path, holder: tuple[int, str, str]) -> None:
     pid, fd, mapping = holder
     number = numbers(pid)[-1]
     inner = mapping.split("/")[1].split("-")
@@ -71,7 +71,7 @@ def test_the_held_file_is_the_right_one_at_each_place(
         assert watch(file, at, stack, gone=True).difference(pid) == ""
 
 
-def test_everything_else_is_told(file: Path, holder: tuple[int, str, str]) -> None:
+def test_every_other_file_is_reported(file: Path, holder: tuple[int, str, str]) -> None:
     pid, fd, mapping = holder
     number = numbers(pid)[-1]
     with contextlib.ExitStack() as stack:
@@ -91,7 +91,7 @@ def test_everything_else_is_told(file: Path, holder: tuple[int, str, str]) -> No
 def test_every_question_is_answered(
     file: Path, holder: tuple[int, str, str], link: str, answer: str
 ) -> None:
-    """As the script does it, and CRIU 4.1 runs that twice."""
+    """The script asks in this way, and CRIU 4.1 runs the script twice."""
     pid, fd, _ = holder
     ask = (
         f'cd "$1" && for i in 1 2; do echo {pid} >{ASKED}; read -r answer <{ANSWERED}; '
@@ -109,7 +109,7 @@ def test_every_question_is_answered(
                 looking.judge(is_restored=False)
 
 
-def test_a_runtime_that_never_asks_is_not_believed(file: Path) -> None:
+def test_runtime_that_never_asks_is_refused(file: Path) -> None:
     with contextlib.ExitStack() as stack:
         looking = watch(file, [], stack)
         with subprocess.Popen(["/bin/true"]) as runtime:

@@ -1,4 +1,4 @@
-"""Room for snapshots: what goes, what stays, and what is refused."""
+"""Room for snapshots: evicted snapshots, kept snapshots, refused captures."""
 
 import asyncio
 import os
@@ -41,7 +41,9 @@ candidates = st.lists(
 
 
 @given(st.integers(-10, 500), candidates)
-def test_victims_are_enough_and_no_more_and_the_oldest(wanted: int, found: list[Candidate]) -> None:
+def test_victims_are_the_oldest_and_no_more_than_needed(
+    wanted: int, found: list[Candidate]
+) -> None:
     chosen = victims(wanted, found)
     if chosen is None:
         assert sum(each.size_bytes for each in found) < wanted
@@ -58,7 +60,7 @@ def test_victims_are_enough_and_no_more_and_the_oldest(wanted: int, found: list[
     st.integers(1, 500), candidates, st.lists(st.sampled_from("xyz")), st.integers(0, 300),
     st.integers(0, 100),
 )  # fmt: skip
-def test_nobody_is_brought_below_its_share_by_another(
+def test_no_namespace_loses_its_share_to_another(
     wanted: int, found: list[Candidate], names: list[str], share: int, needed: int
 ) -> None:
     owned = [replace(each, namespace=name) for each, name in zip(found, names, strict=False)]
@@ -79,7 +81,7 @@ def test_nobody_is_brought_below_its_share_by_another(
     st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000),
     st.integers(0, 500), st.integers(0, 99),
 )  # fmt: skip
-def test_what_is_admitted_keeps_within_every_limit(
+def test_admitted_snapshot_keeps_within_every_limit(
     used: int, needed: int, free: int, most: int, keep: int, percent: int
 ) -> None:
     limits = Limits(0, most, keep, percent)
@@ -92,7 +94,7 @@ def test_what_is_admitted_keeps_within_every_limit(
         assert found.why
 
 
-def test_the_disk_is_the_one_of_the_store(tmp_path: Path) -> None:
+def test_free_space_is_read_from_the_disk_of_the_store(tmp_path: Path) -> None:
     there = disk(tmp_path)
     assert 0 < there.free_bytes < there.size_bytes
 
@@ -161,7 +163,7 @@ def left(store: Store) -> set[str]:
     return {each.id for each in store.all()}
 
 
-def test_the_least_recently_used_goes_first(store: Store) -> None:
+def test_least_recently_used_snapshot_is_evicted_first(store: Store) -> None:
     oldest, older, new = put(store, 3), put(store, 2), put(store, 1)
     store.used(oldest)
     os.utime(store.root / "used" / oldest, (1500, 1500))
@@ -169,7 +171,7 @@ def test_the_least_recently_used_goes_first(store: Store) -> None:
     assert left(store) == {oldest, new}, f"{older[:6]} was not used since it was made"
 
 
-def test_what_is_in_quarantine_goes_before_what_is_of_use(store: Store) -> None:
+def test_snapshot_in_quarantine_is_evicted_before_useful_snapshots(store: Store) -> None:
     old, useless = put(store, 2), put(store, 1)
     store.quarantine.failed(useless, blame=Blame.CONTENT, error_class="", reason="", after=2)
     captured(a_room(store, max_store_bytes=200), 100)
@@ -180,7 +182,7 @@ def test_what_is_in_quarantine_goes_before_what_is_of_use(store: Store) -> None:
 @pytest.mark.parametrize(
     "use", ["mounted", "restoring", "ticket", "named", "id", "young", "comes back"]
 )
-def test_what_is_in_use_or_wanted_stays(
+def test_snapshot_in_use_or_with_a_ticket_stays(
     store: Store, use: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = put(store, 1, name="warm")
@@ -221,7 +223,7 @@ def test_what_is_in_use_or_wanted_stays(
         (Wish(restore="by id"), State.CREATED, "other"),
     ],
 )
-def test_a_container_that_only_names_a_snapshot_keeps_nothing(
+def test_container_that_only_names_a_snapshot_keeps_nothing(
     store: Store, wish: Wish, state: State, namespace: str
 ) -> None:
     one = put(store, 1, name="warm")
@@ -232,7 +234,7 @@ def test_a_container_that_only_names_a_snapshot_keeps_nothing(
     assert left(store) == set()
 
 
-def test_a_namespace_makes_room_within_itself_first(store: Store) -> None:
+def test_capture_evicts_within_its_namespace_first(store: Store) -> None:
     theirs, own, newer = put(store, 9, namespace="other"), put(store, 2), put(store, 1)
     captured(a_room(store, max_store_bytes=300), 100)
     assert left(store) == {theirs, newer}, "theirs was not used for longer"
@@ -244,7 +246,7 @@ def test_a_namespace_makes_room_within_itself_first(store: Store) -> None:
     del own
 
 
-def test_who_takes_more_than_its_share_gives_way(store: Store) -> None:
+def test_namespace_beyond_its_share_loses_snapshots(store: Store) -> None:
     theirs = [put(store, age, namespace="greedy") for age in (3, 2, 1)]
     captured(a_room(store, max_store_bytes=300), 100)
     assert left(store) == set(theirs[1:])
@@ -253,7 +255,7 @@ def test_who_takes_more_than_its_share_gives_way(store: Store) -> None:
     assert left(store) == set(theirs[1:]), "they have less than 70 percent"
 
 
-def test_the_quota_of_a_namespace_is_kept_at_nobody_elses_expense(store: Store) -> None:
+def test_quota_of_a_namespace_evicts_only_its_own_snapshots(store: Store) -> None:
     theirs, own = put(store, 9, namespace="other"), put(store, 1)
     captured(a_room(store, max_namespace_bytes=150), 100)
     assert left(store) == {theirs}
@@ -262,7 +264,7 @@ def test_the_quota_of_a_namespace_is_kept_at_nobody_elses_expense(store: Store) 
     assert own not in left(store)
 
 
-def test_nothing_goes_in_vain(store: Store) -> None:
+def test_nothing_is_evicted_in_vain(store: Store) -> None:
     one = put(store, 1)
     with pytest.raises(NoRoom):
         captured(a_room(store, max_store_bytes=150), 200)
@@ -271,7 +273,7 @@ def test_nothing_goes_in_vain(store: Store) -> None:
     assert left(store) == {one}
 
 
-def test_a_snapshot_that_is_too_big_is_refused_before_and_after(store: Store) -> None:
+def test_too_big_snapshot_is_refused_before_and_after_the_capture(store: Store) -> None:
     room = a_room(store, max_snapshot_bytes=100)
     with pytest.raises(SnapshotTooBig, match="will probably take 101"):
         captured(room, 101)
@@ -280,15 +282,15 @@ def test_a_snapshot_that_is_too_big_is_refused_before_and_after(store: Store) ->
     captured(room, 100)
 
 
-def test_the_real_size_counts_and_reservations_end(store: Store) -> None:
+def test_real_size_counts_and_reservations_end(store: Store) -> None:
     room = a_room(store, max_store_bytes=100)
     with pytest.raises(NoRoom):
         captured(room, 50, 101)
     captured(room, 100)
-    captured(room, 100)  # what was reserved before is free again
+    captured(room, 100)  # the earlier reservation is free again
 
 
-def test_two_captures_at_once_do_not_share_their_room(store: Store) -> None:
+def test_simultaneous_captures_do_not_share_their_room(store: Store) -> None:
     room = a_room(store, max_store_bytes=150)
 
     async def run() -> None:
@@ -314,7 +316,7 @@ def test_room_on_the_disk_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch)
         captured(a_room(store, keep_free_bytes=250), 800)
 
 
-def test_a_disk_that_fills_up_is_told_as_that(store: Store) -> None:
+def test_full_disk_is_reported_as_no_room(store: Store) -> None:
     room = a_room(store)
 
     async def run() -> None:
@@ -326,7 +328,7 @@ def test_a_disk_that_fills_up_is_told_as_that(store: Store) -> None:
         asyncio.run(run())
 
 
-def test_other_failures_stay_what_they_are(store: Store) -> None:
+def test_other_failures_keep_their_error_class(store: Store) -> None:
     room = a_room(store)
 
     async def run() -> None:
@@ -337,10 +339,10 @@ def test_other_failures_stay_what_they_are(store: Store) -> None:
         asyncio.run(run())
 
 
-def test_capture_that_never_happens_removes_nothing(
+def test_capture_that_never_happens_evicts_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room is reserved, and the capture fails before anything is copied."""
+    """The daemon reserves room, and the capture fails before any copy."""
     one = put(store, 1, size=100)
     monkeypatch.setattr(rooms, "disk", lambda _: Disk(2000, 1000))
 
@@ -357,13 +359,13 @@ def test_capture_that_never_happens_removes_nothing(
     assert left(store) == set(), "nothing is copied into what has to stay free"
 
 
-def test_snapshot_smaller_than_its_estimate_removes_nothing(store: Store) -> None:
+def test_snapshot_smaller_than_its_estimate_evicts_nothing(store: Store) -> None:
     one = put(store, 1, size=100)
     captured(a_room(store, max_store_bytes=200), 150, 100)
     assert left(store) == {one}
 
 
-def test_an_estimate_has_memory_and_files(tmp_path: Path) -> None:
+def test_estimate_counts_memory_and_files(tmp_path: Path) -> None:
     held = bytearray(os.urandom(MIB) * 8)
     in_memory, _ = estimate.memory([os.getpid()])
     assert in_memory > len(held)
@@ -393,7 +395,7 @@ def test_an_estimate_has_deleted_files_that_are_open(tmp_path: Path) -> None:
         assert estimate.deleted([os.getpid()], Stop()) == before, "it is memory"
 
 
-def test_what_no_snapshot_can_hold_is_found_before_anything_is_copied(
+def test_container_beyond_snapshot_limits_is_refused_before_any_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_ENTRIES", 3)
@@ -411,7 +413,7 @@ def test_what_no_snapshot_can_hold_is_found_before_anything_is_copied(
         estimate.amount(str(tmp_path), Stop(0))
 
 
-def test_what_an_older_version_left_makes_room_first(store: Store) -> None:
+def test_snapshots_of_an_older_schema_are_evicted_first(store: Store) -> None:
     one, old = put(store, 1, size=100), put(store, 2, size=100)
     manifest = store.snapshots / old / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"schema": 5', '"schema": 4'))
@@ -423,7 +425,7 @@ def test_what_an_older_version_left_makes_room_first(store: Store) -> None:
     assert not (store.snapshots / old).exists()
 
 
-def test_inodes_are_kept_free_as_bytes_are(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inodes_are_kept_free_like_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store, 1, size=100)
     there = Disk(10_000, 10_000, inodes=1000, free_inodes=100)
     monkeypatch.setattr(rooms, "disk", lambda _: there)
@@ -432,7 +434,7 @@ def test_inodes_are_kept_free_as_bytes_are(store: Store, monkeypatch: pytest.Mon
     with pytest.raises(NoRoom, match=r"99 inodes of 1000 would be left free.*asks for 101"):
         captured(a_room(store, keep_free_percent=10.1), 1)
     monkeypatch.setattr(rooms, "disk", lambda _: Disk(10_000, 10_000, 0, 0))
-    captured(a_room(store, keep_free_percent=10.1), 1)  # btrfs makes inodes as it needs them
+    captured(a_room(store, keep_free_percent=10.1), 1)  # btrfs makes inodes on demand
 
 
 def test_estimate_counts_shared_memory_once() -> None:

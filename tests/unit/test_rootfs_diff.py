@@ -39,7 +39,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 
 def _image(place: Path, lower: Steps, higher: Steps) -> list[str]:
-    """Two layers of an image, the second made through overlayfs too. The topmost first."""
+    """Makes two layers of an image, the second made through overlayfs too. The topmost first."""
     first, second, work = trees.make_dirs(place, "image1", "image2", "image-work")
     for name in trees.DIRS:
         os.makedirs(f"{first}/{name}", exist_ok=True)
@@ -57,7 +57,7 @@ def _image(place: Path, lower: Steps, higher: Steps) -> list[str]:
     image=st.tuples(trees.changes, trees.changes),
     lives=st.lists(trees.changes, min_size=1, max_size=3),
 )
-def test_each_life_of_a_restored_container_is_seen_by_the_next(
+def test_next_container_sees_the_changes_of_each_earlier_life(
     scratch: Path, image: tuple[Steps, Steps], lives: list[Steps]
 ) -> None:
     place = scratch / str(next(_numbers))
@@ -100,7 +100,7 @@ def test_precopy_and_finish_equal_a_plain_copy(
 
 @pytest.fixture
 def layer(scratch: Path) -> Path:
-    """An upperdir that no overlay is mounted on: marks can be set by hand."""
+    """Returns an upperdir that no overlay is mounted on: a test can set marks by hand."""
     trees.make_dirs(scratch, "u", "d")
     return scratch / "u"
 
@@ -110,7 +110,9 @@ def _copy(scratch: Path, *layers: str, userxattr: bool = False) -> None:
                 container="c", userxattr=userxattr)  # fmt: skip
 
 
-def test_overlayfs_own_marks_stay_and_a_nested_overlays_travel(scratch: Path, layer: Path) -> None:
+def test_marks_of_overlayfs_stay_and_marks_of_a_nested_overlay_travel(
+    scratch: Path, layer: Path
+) -> None:
     (layer / "d").mkdir()
     for name in ("opaque", "origin", "impure", "uuid", "nlink", "protattr", "overlay.opaque"):
         os.setxattr(layer / "d", f"trusted.overlay.{name}", b"y")
@@ -121,7 +123,7 @@ def test_overlayfs_own_marks_stay_and_a_nested_overlays_travel(scratch: Path, la
     ]  # fmt: skip
 
 
-def test_with_userxattr_the_marks_are_others(scratch: Path, layer: Path) -> None:
+def test_userxattr_overlays_use_other_marks(scratch: Path, layer: Path) -> None:
     (layer / "d").mkdir()
     os.setxattr(layer / "d", "user.overlay.opaque", b"y")
     os.setxattr(layer / "d", "user.overlay.origin", b"y")
@@ -131,7 +133,7 @@ def test_with_userxattr_the_marks_are_others(scratch: Path, layer: Path) -> None
 
 @pytest.mark.parametrize("mark", ["metacopy", "redirect"])
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_a_layer_that_is_no_whole_copy_is_refused(
+def test_layer_that_is_no_whole_copy_is_refused(
     scratch: Path, layer: Path, mark: str, kind: str
 ) -> None:
     (layer / "x").mkdir() if kind == "directory" else (layer / "x").touch()
@@ -153,7 +155,7 @@ def test_whiteout_files_become_whiteout_devices(scratch: Path, layer: Path) -> N
     assert os.listxattr(scratch / "d/x") == []
 
 
-def test_access_times_are_kept_and_not_made(scratch: Path, layer: Path) -> None:
+def test_access_times_are_copied_and_not_changed(scratch: Path, layer: Path) -> None:
     (layer / "d").mkdir()
     (layer / "d/f").write_bytes(b"x" * 300_000)
     (layer / "d/l").symlink_to("f")
@@ -164,7 +166,7 @@ def test_access_times_are_kept_and_not_made(scratch: Path, layer: Path) -> None:
     for root in ("u", "d"):
         for number, path in enumerate(paths):
             if (root, path) == ("u", "d/l"):
-                continue  # there is no readlink that leaves it
+                continue  # no readlink leaves the access time alone
             status = os.lstat(scratch / root / path)
             assert (status.st_atime_ns, status.st_mtime_ns) == (number, 10 + number), (root, path)
 
@@ -184,7 +186,7 @@ def _empty(directory: Path) -> None:
         empty_dir(dirfd.fileno())
 
 
-def test_what_a_snapshot_cannot_hold_is_refused(
+def test_file_that_a_snapshot_cannot_hold_is_refused(
     scratch: Path, layer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (layer / "/".join("d" * 250)).mkdir(parents=True)
@@ -209,7 +211,7 @@ def test_what_a_snapshot_cannot_hold_is_refused(
         _copy(scratch)
 
 
-def test_a_copy_that_is_told_to_stop_does_at_the_next_entry(scratch: Path, layer: Path) -> None:
+def test_stopped_copy_ends_at_the_next_entry(scratch: Path, layer: Path) -> None:
     for number in range(10):
         (layer / f"{number}").touch()
     stop = Stop()
@@ -220,7 +222,7 @@ def test_a_copy_that_is_told_to_stop_does_at_the_next_entry(scratch: Path, layer
     assert os.listdir(scratch / "d") == []
 
 
-def test_names_of_inodes_are_found_on_the_way(scratch: Path, layer: Path) -> None:
+def test_walk_finds_the_names_of_inodes(scratch: Path, layer: Path) -> None:
     (layer / "deep/er").mkdir(parents=True)
     for name in ("a", "deep/er/b", "c"):
         (layer / name).write_text(name)
@@ -231,7 +233,7 @@ def test_names_of_inodes_are_found_on_the_way(scratch: Path, layer: Path) -> Non
     assert it.names == dict(zip(inodes, ("a", "deep/er/b"), strict=True))
 
 
-def test_what_is_mapped_is_copied_whatever_its_times_say(
+def test_mapped_file_is_copied_whatever_its_times(
     scratch: Path, layer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(diff, "_SETTLED_NS", 0)
@@ -259,7 +261,7 @@ def test_what_is_mapped_is_copied_whatever_its_times_say(
     assert os.path.samefile(scratch / "d/a_link", scratch / "d/d/by_path")
 
 
-def test_a_name_that_races_leads_nowhere(scratch: Path, layer: Path) -> None:
+def test_name_that_changes_during_the_copy_leads_nowhere(scratch: Path, layer: Path) -> None:
     """A directory, a symlink out, a device and a fifo take turns at one name during pre-copy."""
     (scratch / "secret").mkdir()
     (scratch / "secret/s").write_bytes(b"of the host")
@@ -301,7 +303,7 @@ def test_a_name_that_races_leads_nowhere(scratch: Path, layer: Path) -> None:
     assert trees.view(str(layer)) == trees.view(f"{scratch}/d")
 
 
-def test_finish_is_the_truth_after_writers_during_precopy(scratch: Path) -> None:
+def test_finish_is_exact_after_writers_during_precopy(scratch: Path) -> None:
     base = _image(scratch, [], [])
     upper, work, copy = trees.make_dirs(scratch, "u", "w", "d")
     stop = threading.Event()

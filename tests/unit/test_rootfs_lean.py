@@ -1,4 +1,4 @@
-"""What the swap path imports of the root file system's modules costs it next to nothing."""
+"""The root file system's modules import next to nothing into the swap path."""
 
 from __future__ import annotations
 

@@ -23,13 +23,15 @@ paths = st.lists(st.text(st.characters(exclude_characters="\0"), min_size=1), mi
 
 
 @given(paths)
-def test_lowerdirs_survive_their_escapes(lowerdirs: list[str]) -> None:
+def test_lowerdirs_survive_escaping(lowerdirs: list[str]) -> None:
     assert overlay.split_lowerdirs(overlay.join_lowerdirs(lowerdirs)) == lowerdirs
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Path]:
-    """Snapshots of a snapshotter (1 to 3 are layers, 9 is the container's) and a captured diff."""
+    """Makes snapshots of a snapshotter (1 to 3 are layers, 9 is the container's) and a captured
+    diff.
+    """
     with trees.own_mounts(tmp_path):
         for name in ("1", "2", "3", "9"):
             trees.make_dirs(tmp_path / "snapshots" / name, "fs", "work")
@@ -50,7 +52,9 @@ def _mount(
     flags: int = 0,
     relative: bool = False,
 ) -> str:
-    """As containerd mounts; relative: as it does when the options would not fit a page."""
+    """Mounts as containerd does; relative: as containerd does when the options would not fit a
+    page.
+    """
     upper = f"upperdir={node}/snapshots/9/fs,workdir={node}/snapshots/9/work"
     prefix = "" if relative else f"{node}/snapshots/"
     lower = ":".join(f"{prefix}{layer}/fs" for layer in layers)
@@ -62,7 +66,7 @@ def _mount(
 
 
 def _line(rootfs: str) -> tuple[object, ...]:
-    """All of its line in mountinfo that a new mount can share with an old one."""
+    """Returns the fields of a line in mountinfo that a new mount can share with an old mount."""
     (mount,) = mounts.mounts_at(rootfs)
     kinds = tuple(field.split(":")[0] for field in mount.propagation)
     return mount.root, mount.options, kinds, mount.source, mount.super_options
@@ -86,7 +90,7 @@ def _upper(node: Path) -> tuple[object, ...]:
         ("userxattr,uuid=null", mounts.MS_RELATIME | mounts.MS_NOEXEC | mounts.MS_NODIRATIME),
     ],
 )
-def test_the_way_there_and_back_leaves_no_trace(
+def test_remount_and_undo_leave_no_trace(
     node: Path, options: str, flags: int, *, shared: bool, relative: bool
 ) -> None:
     rootfs = _mount(node, ["3", "2", "1"], options=options, flags=flags, relative=relative)
@@ -111,7 +115,7 @@ def test_the_way_there_and_back_leaves_no_trace(
     assert not os.path.exists(f"{node}/diff/d/new")
 
 
-def test_remount_ends_what_a_kill_left_between_unmount_and_mount(node: Path) -> None:
+def test_remount_completes_after_a_kill_between_unmount_and_mount(node: Path) -> None:
     rootfs = _mount(node, ["2", "1"])
     line, described = _line(rootfs), overlay.describe(rootfs)
     mounts.unmount(rootfs)
@@ -138,7 +142,7 @@ def test_remount_touches_no_other_containers_overlay(node: Path) -> None:
         overlay.remount(described)
 
 
-def test_remount_detaches_what_somebody_looks_into(node: Path) -> None:
+def test_remount_detaches_a_mount_in_use(node: Path) -> None:
     rootfs = _mount(node, ["2", "1"])
     line, described = _line(rootfs), overlay.describe(rootfs)
     overlay.with_extra_lower(rootfs, f"{node}/diff")
@@ -147,7 +151,7 @@ def test_remount_detaches_what_somebody_looks_into(node: Path) -> None:
     assert _line(rootfs) == line
 
 
-def test_somebody_inside_stops_the_swap_before_anything_changes(node: Path) -> None:
+def test_process_inside_stops_the_swap_before_any_change(node: Path) -> None:
     rootfs = _mount(node, ["2", "1"])
     line, upper = _line(rootfs), _upper(node)
     with open(f"{rootfs}/f", "rb"), pytest.raises(OSError, match="busy"):
@@ -155,7 +159,7 @@ def test_somebody_inside_stops_the_swap_before_anything_changes(node: Path) -> N
     assert (_line(rootfs), _upper(node)) == (line, upper)
 
 
-def test_a_container_that_was_written_to_is_refused(node: Path) -> None:
+def test_container_with_a_written_layer_is_refused(node: Path) -> None:
     rootfs = _mount(node, ["2", "1"])
     (node / "rootfs/new").mkdir()
     with pytest.raises(ValueError, match="not empty"):
@@ -163,7 +167,7 @@ def test_a_container_that_was_written_to_is_refused(node: Path) -> None:
 
 
 @pytest.mark.parametrize("diff", ["gone", "diff/f"])
-def test_a_diff_that_is_no_directory_leaves_the_mount_alone(node: Path, diff: str) -> None:
+def test_diff_that_is_no_directory_leaves_the_mount_alone(node: Path, diff: str) -> None:
     rootfs = _mount(node, ["2", "1"])
     line = _line(rootfs)
     with pytest.raises(OSError, match=diff):
@@ -171,7 +175,7 @@ def test_a_diff_that_is_no_directory_leaves_the_mount_alone(node: Path, diff: st
     assert _line(rootfs) == line
 
 
-def test_more_layers_than_a_page_of_options_holds(node: Path) -> None:
+def test_more_layers_than_a_page_of_options_holds_are_mounted(node: Path) -> None:
     layers = [str(number) for number in range(100, 280)]
     for layer in layers:
         trees.make_dirs(node / "snapshots" / layer, "fs")
@@ -188,7 +192,7 @@ def test_more_layers_than_a_page_of_options_holds(node: Path) -> None:
     assert _line(rootfs) == line
 
 
-def test_an_old_kernel_refuses_them_before_anything_changes(
+def test_old_kernel_refuses_many_layers_before_any_change(
     node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rootfs = _mount(node, ["2", "1"])
@@ -200,7 +204,7 @@ def test_an_old_kernel_refuses_them_before_anything_changes(
     assert _line(rootfs) == line
 
 
-def test_layers_given_one_by_one_come_back_one_by_one(node: Path) -> None:
+def test_layers_given_one_by_one_are_read_one_by_one(node: Path) -> None:
     rootfs = f"{node}/rootfs"
     with mounts.FsContext("overlay") as context:
         for name, value in (
@@ -217,7 +221,7 @@ def test_layers_given_one_by_one_come_back_one_by_one(node: Path) -> None:
     assert _line(rootfs) == line
 
 
-def test_names_with_every_special_character(node: Path) -> None:
+def test_layers_with_special_characters_in_names_are_mounted(node: Path) -> None:
     odd = "a:b,c\\d e=f\nä"
     escaped = odd.replace("\\", "\\\\")
     for name in ("fs", "work"):
@@ -242,7 +246,7 @@ def test_names_with_every_special_character(node: Path) -> None:
         assert (node / "rootfs/f").read_bytes() == b"of the snapshot"
 
 
-def test_what_is_no_overlay_of_a_container_is_refused(node: Path) -> None:
+def test_mount_that_is_no_container_overlay_is_refused(node: Path) -> None:
     rootfs = f"{node}/rootfs"
     with pytest.raises(ValueError, match="0 mounts"):
         overlay.describe(rootfs)
@@ -256,7 +260,7 @@ def test_what_is_no_overlay_of_a_container_is_refused(node: Path) -> None:
         overlay.describe(rootfs)
 
 
-def test_relative_lowerdirs_that_are_not_where_containerd_has_them_are_refused(node: Path) -> None:
+def test_relative_lowerdirs_outside_of_containerds_directory_are_refused(node: Path) -> None:
     rootfs = _mount(node, ["2", "1"], relative=True)
     os.rename(node / "snapshots/2", node / "snapshots/moved")
     with pytest.raises(ValueError, match="not in"):

@@ -28,7 +28,7 @@ Steps = list[tuple[str, str, str, int]]
 
 @pytest.fixture
 def pods(tmp_path: Path) -> Iterator[Path]:
-    """`old` and `new` are the /dev/shm of two pods, beside a `snapshot` on disk."""
+    """Makes `old` and `new`, the /dev/shm of two pods, beside a `snapshot` on disk."""
     with trees.own_mounts(tmp_path):
         for pod in trees.make_dirs(tmp_path, "old", "new", "snapshot")[:2]:
             mounts.mount("shm", pod, "tmpfs", 0, "mode=1777")
@@ -36,7 +36,7 @@ def pods(tmp_path: Path) -> Iterator[Path]:
 
 
 def _capture(pods: Path, changed: Callable[[], object] = bool) -> str:
-    """changed: called between what is copied before, and while all is frozen."""
+    """changed: called between the pre-copy and the copy of the frozen container."""
     snapshot = f"{pods}/snapshot"
     until = time.monotonic() + 60
     with ShmCopy(f"{pods}/old", snapshot, container="c", stop=Stop(until)) as copy:
@@ -60,7 +60,7 @@ def _undo(target: str, put: list[str], *, placed: bool = True) -> None:
 @settings(max_examples=40, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(steps=trees.changes)
-def test_what_was_in_shm_comes_back_and_undo_takes_it_away(pods: Path, steps: Steps) -> None:
+def test_content_of_shm_comes_back_and_undo_removes_it(pods: Path, steps: Steps) -> None:
     old, new = f"{pods}/old", f"{pods}/new"
     trees.change(old, [("mkdir", name, "", 0o55) for name in trees.DIRS])
     trees.change(old, [step for step in steps if step[0] != "device"])
@@ -91,7 +91,7 @@ def test_sparse_files_stay_sparse_and_exactly_as_long(pods: Path) -> None:
         assert status.st_blocks * 512 < 1 << 20
 
 
-def test_what_another_container_put_there_is_left_when_it_is_the_same(pods: Path) -> None:
+def test_equal_file_of_another_container_is_kept(pods: Path) -> None:
     for place in ("old", "new"):
         os.mkdir(f"{pods}/{place}/d")
         (pods / place / "d" / "same").write_bytes(b"s")
@@ -103,7 +103,7 @@ def test_what_another_container_put_there_is_left_when_it_is_the_same(pods: Path
 
 
 @pytest.mark.parametrize("theirs", [b"other", b"short", b"x" * 9])
-def test_what_differs_stops_the_swap_and_stays(pods: Path, theirs: bytes) -> None:
+def test_different_file_stops_the_swap_and_stays(pods: Path, theirs: bytes) -> None:
     (pods / "old" / "f").write_bytes(b"ours!")
     (pods / "new" / "f").write_bytes(theirs)
     snapshot = _capture(pods)
@@ -200,7 +200,7 @@ def _own(path: str) -> None:
     [bool, _rewrite, _rewrite_mapped, _punch, _shorten, _lengthen, _replace, _rename, _link,
      _be_small, _own, os.unlink],
 )  # fmt: skip
-def test_whatever_happens_to_a_big_file_its_copy_is_what_is_there(
+def test_copy_of_a_big_file_is_exact_whatever_happens_to_the_file(
     pods: Path, change: Callable[[str], object]
 ) -> None:
     path = f"{pods}/old/big"
@@ -219,7 +219,7 @@ def test_whatever_happens_to_a_big_file_its_copy_is_what_is_there(
             assert os.stat(kept).st_nlink == os.stat(old).st_nlink
 
 
-def test_what_was_copied_before_is_compared_and_not_written_again(
+def test_precopied_content_is_compared_and_not_written_again(
     pods: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"{pods}/old/big"
@@ -242,7 +242,9 @@ def test_what_was_copied_before_is_compared_and_not_written_again(
     assert sorted(written) == [(9 << 20) - (512 << 10), 9 << 20]
 
 
-def test_more_big_files_than_are_copied_before(pods: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_big_files_beyond_the_precopy_limit_are_copied(
+    pods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shmprecopy, "_MOST_FILES", 2)
     for number in range(4):
         with open(f"{pods}/old/{number}", "wb") as file:
@@ -255,7 +257,9 @@ def test_more_big_files_than_are_copied_before(pods: Path, monkeypatch: pytest.M
     assert len(os.listdir("/proc/self/fd")) == open_before
 
 
-def test_very_many_islands_come_through(pods: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_very_many_islands_of_data_is_copied(
+    pods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shmcopy, "_MOST_RANGES", 1000)
     monkeypatch.setattr(shmprecopy, "_MOST_PIECES", 3000)
     path = f"{pods}/old/islands"
@@ -279,7 +283,7 @@ def test_very_many_islands_come_through(pods: Path, monkeypatch: pytest.MonkeyPa
         assert there <= os.stat(path).st_blocks + 1024, "20 MiB of holes are kept"
 
 
-def test_a_copy_that_takes_too_long_is_a_failure(pods: Path) -> None:
+def test_slow_copy_is_a_failure(pods: Path) -> None:
     with open(f"{pods}/old/big", "wb") as file:
         file.write(os.urandom(8 << 20))
     with ShmCopy(f"{pods}/old", f"{pods}/snapshot", container="c", stop=Stop(0)) as copy:
@@ -288,7 +292,7 @@ def test_a_copy_that_takes_too_long_is_a_failure(pods: Path) -> None:
                 step()
 
 
-def test_a_tmpfs_that_is_too_small_is_told_and_left_as_it_was(pods: Path) -> None:
+def test_too_small_tmpfs_is_reported_and_left_unchanged(pods: Path) -> None:
     with open(f"{pods}/old/big", "wb") as file:
         file.write(os.urandom(16 << 20))
     snapshot = _capture(pods)

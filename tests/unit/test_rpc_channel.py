@@ -32,7 +32,7 @@ def unheard(call: ttrpc.Call, fault: BaseException) -> None:
 async def pair(
     handler: Handler = echo, *, on_fault: OnFault = unheard, limits: Limits | None = None
 ) -> AsyncIterator[tuple[Channel, Channel]]:
-    """A channel that serves `handler`, and its peer."""
+    """Yields a channel that serves `handler`, and its peer."""
     ours, theirs = socket.socketpair()
     async with (
         attached(ours, OURS, handler, on_fault=on_fault, limits=limits or Limits()) as us,
@@ -45,7 +45,7 @@ async def pair(
 async def raw_peer(
     handler: Handler = echo, *, limits: Limits | None = None
 ) -> AsyncIterator[tuple[Channel, socket.socket]]:
-    """A channel, and the bare socket at its other end."""
+    """Yields a channel, and the bare socket at its other end."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     with theirs:
@@ -110,7 +110,7 @@ def test_a_refusal_reaches_the_caller_with_its_code() -> None:
     run(test)
 
 
-def test_a_fault_of_a_handler_is_told_to_us_and_not_to_the_caller() -> None:
+def test_fault_of_a_handler_is_reported_here_and_hidden_from_the_caller() -> None:
     faults: list[BaseException] = []
 
     async def handler(_: ttrpc.Call) -> bytes:
@@ -125,7 +125,7 @@ def test_a_fault_of_a_handler_is_told_to_us_and_not_to_the_caller() -> None:
     assert [type(fault) for fault in faults] == [LookupError]
 
 
-def test_a_late_answer_is_given_up_and_then_dropped() -> None:
+def test_late_answer_is_given_up_and_dropped_on_arrival() -> None:
     release = asyncio.Event()
 
     async def handler(call: ttrpc.Call) -> bytes:
@@ -143,7 +143,7 @@ def test_a_late_answer_is_given_up_and_then_dropped() -> None:
     run(test)
 
 
-def test_the_time_that_a_caller_waits_reaches_the_handler() -> None:
+def test_timeout_of_a_caller_reaches_the_handler() -> None:
     waits: list[float | None] = []
 
     async def handler(call: ttrpc.Call) -> bytes:
@@ -218,7 +218,7 @@ def test_a_malformed_frame_closes_our_side(wire: bytes, error: type[Exception]) 
     run(test)
 
 
-def test_an_end_inside_a_frame_is_told() -> None:
+def test_end_inside_a_frame_is_reported() -> None:
     async def test() -> None:
         async with raw_peer() as (us, theirs):
             theirs.send(mux.encode(1, b"abc")[:-1])
@@ -228,7 +228,7 @@ def test_an_end_inside_a_frame_is_told() -> None:
     run(test)
 
 
-def test_other_connections_on_the_socket_are_none_of_our_business() -> None:
+def test_frames_of_other_connections_are_ignored() -> None:
     async def test() -> None:
         async with raw_peer() as (us, theirs):
             theirs.send(mux.encode(99, b"\xff" * 100))

@@ -48,14 +48,14 @@ def test_a_frame_over_the_limit_is_refused_at_its_header() -> None:
         MuxDecoder().feed(HEADER.pack(1, MAX_FRAME_BYTES + 1))
 
 
-def test_a_stream_that_ends_inside_a_frame_can_be_told() -> None:
+def test_stream_that_ends_inside_a_frame_is_recognised() -> None:
     decoder = MuxDecoder()
     decoder.feed(encode(1, b"abc")[:-1])
     assert decoder.mid_frame
 
 
 @pytest.mark.parametrize("size", [4095, 4096, 4097, 10_000, (4 << 20) + 10])
-def test_a_message_is_cut_once_where_the_readers_of_nri_need_it(size: int) -> None:
+def test_message_is_split_where_the_readers_of_nri_need_it(size: int) -> None:
     message = bytes(size)
     got = MuxDecoder().feed(encode(1, message))
     assert b"".join(body for _, body in got) == message

@@ -211,7 +211,7 @@ def test_the_second_answer_to_a_call_is_dropped() -> None:
     ],
     ids=["data", "no protobuf"],
 )
-def test_an_answer_that_is_none_is_a_violation(wire: bytes) -> None:
+def test_malformed_answer_is_a_violation(wire: bytes) -> None:
     client = Client()
     client.call("s", "m", b"")
     with pytest.raises(TtrpcViolated):

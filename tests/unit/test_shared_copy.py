@@ -1,4 +1,4 @@
-"""The copy of a container's shared memory is exactly what is there when it is frozen."""
+"""The copy of a container's shared memory equals the memory at the freeze."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ libc.shmat.restype = ctypes.c_void_p
 
 
 class Objects:
-    """A process that has objects of shared memory: told to, it changes them, and is then stopped.
+    """A process that has objects of shared memory: on request, it changes them, and is then
+    stopped.
 
-    paths: by name, for as long as it has them.
+    paths: by name, for as long as the process has them.
     """
 
     def __init__(self, change: Callable[[Objects], None], seed: int = 0) -> None:
@@ -77,16 +78,16 @@ class Objects:
         self.fill(self.anonymous)
         for page in self._choose.sample(range(PAGES), PAGES // 2):
             os.pwrite(self.open_fd, self.content(), page * PAGE)
-        ctypes.memset(self.segment, 5, 4 * PAGE)  # also behind its size, in its last page
+        ctypes.memset(self.segment, 5, 4 * PAGE)  # also behind the object's size, in its last page
 
     def memfd(self, name: str, size: int) -> int:
-        """A new one."""
+        """Returns a new memfd."""
         fd = os.memfd_create(name)
         os.ftruncate(fd, size)
         return fd
 
     def content(self) -> bytes:
-        """Of a page: some are zeros."""
+        """Returns the content of a page: some pages are zeros."""
         return bytes(PAGE) if self._choose.random() < 0.2 else self._choose.randbytes(PAGE)
 
     def fill(self, area: mmap.mmap) -> None:
@@ -96,13 +97,13 @@ class Objects:
             area[page * PAGE : page * PAGE + size] = self.content()[:size]
 
     def change(self) -> None:
-        """Have it change."""
+        """Have the process change an object."""
         os.write(self._tell, b".")
         assert os.read(self._hear, 1) == b"."
         os.kill(self.pid, signal.SIGSTOP)
 
     def there(self) -> dict[int, dict[int, bytes]]:
-        """The content of all pages that there are, by object and offset."""
+        """Returns the content of all present pages, by object and offset."""
         found = {}
         for number, path in sharedobjects.found([self.pid]).items():
             opened = OpenObject(path)
@@ -117,7 +118,7 @@ class Objects:
         return found
 
     def end(self) -> None:
-        """It and what it has."""
+        """End the process, and close its pipes."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         os.close(self._tell)
@@ -134,7 +135,7 @@ def objects(change: Callable[[Objects], None], seed: int = 0) -> Iterator[Object
 
 
 def dumped(criu: Path, pid: int, there: dict[int, dict[int, bytes]]) -> None:
-    """What CRIU would write: no process's own pages, and all of the objects."""
+    """Writes the dump of CRIU: no process's own pages, and all of the objects."""
     image(criu / f"pagemap-{pid}.img", criu_pb2.PagemapHead(pages_id=1))
     for place, (number, pages) in enumerate(there.items()):
         entries = [criu_pb2.PagemapEntry(vaddr=at, nr_pages=1, flags=4) for at in pages]
@@ -150,7 +151,7 @@ def staging(tmp_path: Path) -> Path:
 
 
 def some_of_all(its: Objects) -> None:
-    """Every way in which the content of an object changes, and none of it elsewhere."""
+    """Makes every kind of change to the content of an object, and none elsewhere."""
     its.fill(its.mapped)
     its.anonymous.madvise(mmap.MADV_REMOVE, 4 * PAGE, 400 * PAGE)
     libc.fallocate(its.open_fd, PUNCH, ctypes.c_long(0), ctypes.c_long(300 * PAGE))
@@ -161,11 +162,11 @@ def some_of_all(its: Objects) -> None:
 
 
 def nothing(_: Objects) -> None:
-    """They stay as they are."""
+    """Leaves the objects unchanged."""
 
 
 def others(its: Objects) -> None:
-    """One goes, one comes, perhaps with the same number."""
+    """Closes an object and makes another, perhaps with the same number."""
     os.close(its.open_fd)
     new = its.memfd("new", 10 * PAGE)
     os.pwrite(new, b"x" * 5 * PAGE, 2 * PAGE)
@@ -173,7 +174,7 @@ def others(its: Objects) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("change", [some_of_all, nothing, others])
-def test_whatever_happens_to_an_object_the_copy_is_what_is_there(
+def test_copy_of_an_object_is_exact_whatever_happens_to_the_object(
     staging: Path, change: Callable[[Objects], None], seed: int
 ) -> None:
     criu, directory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
@@ -220,7 +221,7 @@ def test_objects_whose_content_criu_has_are_left_to_it(staging: Path) -> None:
     assert not (directory / f"shared-{first}.data").exists()
 
 
-def test_an_object_that_nobody_has_seen_is_a_failure(staging: Path) -> None:
+def test_unknown_object_is_a_failure(staging: Path) -> None:
     criu, directory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
     with (
         objects(nothing) as child,
@@ -254,14 +255,14 @@ def many(count: int) -> Iterator[list[int]]:
             os.close(fd)
 
 
-def test_more_objects_than_a_server_has_are_left_to_criu() -> None:
+def test_more_objects_than_a_usual_server_has_are_left_to_criu() -> None:
     with many(400) as fds:
         assert {os.fstat(fd).st_ino for fd in fds} <= sharedobjects.found([os.getpid()]).keys()
         with many(113):
             assert sharedobjects.found([os.getpid()]) == {}
 
 
-def test_more_descriptors_than_a_server_has_are_not_looked_at(
+def test_more_descriptors_than_a_usual_server_has_are_not_examined(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sharedobjects, "_MOST_DESCRIPTORS", 100)
@@ -276,7 +277,7 @@ def test_more_descriptors_than_a_server_has_are_not_looked_at(
                 os.close(fd)
 
 
-def test_what_has_no_page_stays_without_one() -> None:
+def test_place_without_a_page_stays_without_a_page() -> None:
     fd = os.memfd_create("holes")
     os.ftruncate(fd, 8 * PAGE)
     os.pwrite(fd, b"x", 3 * PAGE)

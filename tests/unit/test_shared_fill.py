@@ -1,4 +1,4 @@
-"""What fills shared memory, with a process that does as CRIU does: make, map, ask, go on."""
+"""The filler of shared memory, with a process that does as CRIU does: make, map, ask, go on."""
 
 import errno
 import hashlib
@@ -26,7 +26,7 @@ HEAD: Final = b"head of the image"
 
 
 class Restoring:
-    """A process that restores one memfd of `size` bytes; what it did is its exit status."""
+    """A process that restores a memfd of `size` bytes; its exit status is its result."""
 
     def __init__(self, view: Path, size: int, wanted: bytes, head: bytes = HEAD) -> None:
         self.go_fd, go = os.pipe()
@@ -52,7 +52,7 @@ class Restoring:
             return int(mapped[: len(wanted)] != wanted)
 
     def ended(self) -> int:
-        """Let it begin, and wait for its end."""
+        """Let the process begin, and wait for its end."""
         os.write(self.go_fd, b".")
         os.close(self.go_fd)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -60,7 +60,7 @@ class Restoring:
 
 @pytest.fixture
 def view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of images; no cgroup is looked for."""
+    """Makes a directory of images; the filler looks for no cgroup."""
     os.mkfifo(tmp_path / IMAGE)
     monkeypatch.setattr(cgroup, "charge_to", lambda _: None)
     return tmp_path
@@ -86,18 +86,18 @@ def started(
 
 
 def heard(filler: shared.Filler) -> None:
-    """Wait until it has told how it went, and take it up."""
+    """Wait until the filler has reported its outcome, and read the report."""
     select.select([filler], [], [], 10)
     filler.hear()
 
 
 def refused(_address: int, _size: int) -> None:
-    """No huge page is free."""
+    """Stands in for a kernel without a free huge page."""
     raise OSError(errno.ENOMEM, "no memory")
 
 
 def refused_now_and_then() -> Callable[[int, int], None]:
-    """For some there is one."""
+    """Returns a `collapse` that finds a free huge page at every second call."""
     calls = itertools.count()
 
     def collapse(address: int, size: int) -> None:
@@ -110,7 +110,7 @@ def refused_now_and_then() -> Callable[[int, int], None]:
 
 @pytest.mark.parametrize("hashed", [False, True])
 @pytest.mark.parametrize("collapse", [libc.collapse, refused, refused_now_and_then()])
-def test_all_of_it_is_there_before_the_process_goes_on(
+def test_all_shared_memory_is_filled_before_the_process_goes_on(
     view: Path, monkeypatch: pytest.MonkeyPatch, collapse: Callable[[int, int], None], *,
     hashed: bool,
 ) -> None:  # fmt: skip
@@ -136,7 +136,7 @@ def test_all_of_it_is_there_before_the_process_goes_on(
 
 @pytest.fixture
 def mapped() -> Iterator[tuple[mmap.mmap, int]]:
-    """An empty object of 64 MiB and a bit, mapped, and the address."""
+    """Makes an empty object of 64 MiB and a bit; returns its mapping and the address."""
     size = 64 * MIB + 3 * PAGE
     fd = os.memfd_create("object")
     os.ftruncate(fd, size)
@@ -153,18 +153,18 @@ class Here(sharedfill.Threads):
         pass
 
     def run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """All of them."""
+        """Run all jobs."""
         for job in jobs:
             job()
 
 
 def pmd_mapped_kib() -> int:
-    """How much of our shared memory is mapped by huge pages."""
+    """Returns how much of our shared memory is mapped by huge pages."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("ShmemPmdMapped:"))
 
 
-def test_whole_huge_pages_are_huge(
+def test_whole_huge_pages_of_content_become_huge_pages(
     tmp_path: Path, mapped: tuple[mmap.mmap, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hugepages, "thread_time", lambda: 0.0)  # none comes slowly
@@ -178,7 +178,7 @@ def test_whole_huge_pages_are_huge(
     assert pmd_mapped_kib() >= 48 << 10, "nearly all of it, where huge pages are free"
 
 
-def test_they_take_no_memory_that_the_object_did_not_have(
+def test_huge_pages_take_no_memory_that_the_object_did_not_have(
     tmp_path: Path, mapped: tuple[mmap.mmap, int]
 ) -> None:
     own, address = mapped
@@ -196,7 +196,7 @@ def test_they_take_no_memory_that_the_object_did_not_have(
 
 
 @pytest.mark.parametrize(("took_s", "made"), [(0.0001, 32), (0.02, 8)], ids=["quickly", "slowly"])
-def test_huge_pages_that_come_slowly_are_left_alone(
+def test_huge_pages_are_given_up_when_the_kernel_is_slow(
     tmp_path: Path, mapped: tuple[mmap.mmap, int], monkeypatch: pytest.MonkeyPatch, took_s: float,
     made: int,
 ) -> None:  # fmt: skip
@@ -219,7 +219,7 @@ def test_huge_pages_that_come_slowly_are_left_alone(
     assert len(calls) == made
 
 
-def test_what_is_not_what_was_captured_ends_it(view: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_content_ends_the_filler(view: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = os.urandom(6 * MIB)
     process = Restoring(view, 6 * MIB, content)
     found = SharedLayout(IMAGE, "data", [(0, 6 * MIB, 0)], 6 * MIB)

@@ -1,4 +1,4 @@
-"""Shared memory that CRIU has dumped becomes a payload: what is in it, and what stays CRIU's."""
+"""Shared memory that CRIU has dumped becomes a payload; a part stays CRIU's."""
 
 import os
 import struct
@@ -26,7 +26,7 @@ ANON, SEGMENT, HUGETLB = 1 << 8, 1 << 10, 0x40000
 
 
 def image(path: Path, *messages: object) -> None:
-    """Write one of CRIU's images."""
+    """Write an image of CRIU's."""
     out = MAGIC
     for message in messages:
         raw = message.SerializeToString()  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ class Dump:
         self.copied: list[Space] = []
 
     def listed(self, shmid: int, pages_id: int, content: dict[int, bytes]) -> None:
-        """The pages of one object, by offset, and the copy of it."""
+        """The pages of an object, by offset, and their copy."""
         entries = [
             criu_pb2.PagemapEntry(vaddr=at, nr_pages=1, flags=pagemap.PRESENT)
             for at in sorted(content)
@@ -64,19 +64,19 @@ class Dump:
         )  # fmt: skip
 
     def settled(self) -> list[SharedLayout]:
-        """What a restore reads."""
+        """Returns the content that a restore reads."""
         found = settle_shared(self.criu, self.copied)
         (self.memory / "layout.json").write_bytes(layout.encode([], found))
         return self.read().shared
 
     def read(self) -> layout.Layout:
-        """What lies in memory/ now."""
+        """Returns the present content of memory/."""
         small = {p.name: p.read_bytes() for p in self.memory.iterdir() if p.suffix != ".data"}
         sizes = {path.name: path.stat().st_size for path in self.memory.glob("*.data")}
         return layout.decode(small, sizes)
 
     def content(self, found: SharedLayout) -> dict[int, bytes]:
-        """The pages of an object that are to be filled."""
+        """Returns the pages of an object that are to be filled."""
         data = (self.memory / found.data).read_bytes()
         return {
             at: data[offset + at - start :][:PAGE]
@@ -86,7 +86,7 @@ class Dump:
 
 
 @given(st.dictionaries(st.integers(0, 2000), st.integers(0, 2), min_size=256, max_size=600))
-def test_what_is_no_zero_comes_back(
+def test_content_other_than_zeros_comes_back(
     tmp_path_factory: pytest.TempPathFactory, pages: dict[int, int]
 ) -> None:
     dump = Dump(tmp_path_factory.mktemp("dump"))
@@ -99,17 +99,17 @@ def test_what_is_no_zero_comes_back(
     (found,) = dump.settled()
     assert (found.image, found.size) == ("pagemap-shmem-9.img", 2001 * PAGE)
     assert dump.content(found) == {at: page for at, page in content.items() if any(page)}
-    # CRIU makes it at its full size, and empty.
+    # CRIU makes the object at its full size, and empty.
     assert pagemap.read(dump.criu / found.image) == pagemap.Pagemap(3, ())
     assert (dump.criu / "pages-3.img").stat().st_size == 0
 
 
 def some(size: int = MIB) -> dict[int, bytes]:
-    """Random content."""
+    """Returns random content."""
     return {at: os.urandom(PAGE) for at in range(0, size, PAGE)}
 
 
-def test_what_is_small_criu_reads(tmp_path: Path) -> None:
+def test_small_object_is_left_to_criu(tmp_path: Path) -> None:
     dump = Dump(tmp_path)
     content = {**some(MIB - 4 * PAGE), 2 * MIB: bytes(PAGE), 3 * MIB: b"x" * PAGE}
     dump.listed(1, 1, content)
@@ -122,7 +122,7 @@ def test_what_is_small_criu_reads(tmp_path: Path) -> None:
     assert {path.name for path in dump.memory.iterdir()} == {"layout.json"}
 
 
-def test_criu_writes_what_nobody_else_copies_and_what_it_knows_otherwise(tmp_path: Path) -> None:
+def test_criu_writes_objects_that_the_copy_lacks_or_cannot_identify(tmp_path: Path) -> None:
     dump = Dump(tmp_path)
     memfds = [criu_pb2.MemfdInode(size=MIB, shmid=number) for number in (1, 2, 5)]
     memfds[1].hugetlb_flag = 21 << 26
@@ -144,7 +144,7 @@ def test_criu_writes_what_nobody_else_copies_and_what_it_knows_otherwise(tmp_pat
 
 
 @pytest.mark.parametrize(("copied", "dumps"), [({7}, 2), ({7, 8}, 1), (set(), 2)])
-def test_a_second_dump_has_all_that_only_criu_has_and_there_is_no_third(
+def test_second_dump_has_all_objects_of_criu_alone_and_there_is_no_third(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: set[int], dumps: int
 ) -> None:
     criu = tmp_path / "criu"
@@ -152,7 +152,7 @@ def test_a_second_dump_has_all_that_only_criu_has_and_there_is_no_third(
     done = []
 
     def dump(*_: object) -> None:
-        """Two memfds, then a process, then 600 segments."""
+        """Writes two memfds, then a process, then 600 segments."""
         done.append(sorted(path.name for path in criu.glob("pages-*")))
         image(criu / "memfd.img", *[criu_pb2.MemfdInode(size=MIB, shmid=each) for each in (7, 8)])
         segments = range(100, 700)
@@ -166,7 +166,7 @@ def test_a_second_dump_has_all_that_only_criu_has_and_there_is_no_third(
         lists = ["shmem-7", "shmem-8", "1", *[f"shmem-{each}" for each in segments]]
         for number, name in enumerate(lists, 1):
             image(criu / f"pagemap-{name}.img", criu_pb2.PagemapHead(pages_id=number))
-            with (criu / f"pages-{number}.img").open("wb") as file:  # as CRIU opens it
+            with (criu / f"pages-{number}.img").open("wb") as file:  # as CRIU opens the image
                 file.write(b"content")
 
     monkeypatch.setattr(checkpoint, "_run", dump)
@@ -175,7 +175,7 @@ def test_a_second_dump_has_all_that_only_criu_has_and_there_is_no_third(
     there = {path.name for path in criu.glob("pages-*")}
     objects = {7: 1, 8: 2} | {each: each - 96 for each in range(100, 700)}
     assert there >= {f"pages-{image}.img" for each, image in objects.items() if each not in copied}
-    # What else a process has CRIU may write; what is copied it has only if it came last.
+    # CRIU may write the other content of a process; a copied object only if it came last.
     assert not there & {f"pages-{objects[each]}.img" for each in copied}
     assert all((criu / name).read_bytes() == b"content" for name in there)
     assert "pages-3.img" not in there or dumps == 1
@@ -192,9 +192,7 @@ def test_pages_beyond_the_end_are_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"image": "../../x"}, {"image": "core-1.img"}, {"size": 4096}, {"size": "1"}, {}]
 )
-def test_a_layout_that_no_capture_writes_is_refused(
-    tmp_path: Path, wrong: dict[str, object]
-) -> None:
+def test_layout_that_no_capture_writes_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     dump = Dump(tmp_path)
     dump.listed(5, 1, some())
     image(dump.criu / "memfd.img", criu_pb2.MemfdInode(size=MIB, shmid=5))

@@ -13,15 +13,15 @@ def series(*values: int, level: str = "mounts") -> list[levels.Levels]:
     return [{level: value} for value in values]
 
 
-def test_flat_is_flat() -> None:
+def test_constant_level_is_no_growth() -> None:
     assert levels.grown(series(*[30] * 50, *[12] * 100)) == []
 
 
-def test_what_is_only_late_to_go_is_no_growth() -> None:
+def test_late_release_is_no_growth() -> None:
     assert levels.grown(series(*[12 + number % 3 for number in range(150)])) == []
 
 
-def test_one_that_stays_in_ten_cycles_is_found() -> None:
+def test_leak_of_one_object_in_ten_cycles_is_found() -> None:
     (found,) = levels.grown(series(*[12 + number // 10 for number in range(150)]))
     assert (found.level, found.was, found.became) == ("mounts", 17, 24)
     assert "mounts grew from 17 to 24" in str(found)
@@ -33,7 +33,7 @@ def test_memory_may_move_a_little(per_cycle: int, leaks: bool) -> None:
     assert bool(levels.grown(series(*values, level="daemon_memory_kib"))) is leaks
 
 
-def test_memory_is_what_was_written_and_no_file_that_is_mapped(tmp_path: Path) -> None:
+def test_memory_counts_written_pages_and_no_mapped_file(tmp_path: Path) -> None:
     path = tmp_path / "mapped"
     path.write_bytes(b"x" * (16 << 20))
     before = levels.memory_kib(os.getpid())
@@ -46,6 +46,6 @@ def test_memory_is_what_was_written_and_no_file_that_is_mapped(tmp_path: Path) -
             assert levels.memory_kib(os.getpid()) > before + (15 << 10)
 
 
-def test_too_few_cycles_are_no_proof() -> None:
+def test_too_few_cycles_prove_nothing() -> None:
     with pytest.raises(ValueError, match="too few"):
         levels.grown(series(*[1] * 99))

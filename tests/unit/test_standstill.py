@@ -63,7 +63,7 @@ def test_traced_thread_is_named_with_its_process(tmp_path: Path) -> None:
     assert found == ["process 7 (worker) is traced by process 99 of the node"]
 
 
-def test_name_that_is_not_text_is_told(tmp_path: Path) -> None:
+def test_name_that_is_not_text_is_reported(tmp_path: Path) -> None:
     fake(tmp_path, 40, 40, State="T (stopped)", Name=os.fsdecode(b"\xff\xfe"))
     found = standstill.obstacles([40], str(tmp_path))
     assert found == ["process 7 (\\xff\\xfe) is stopped"]
@@ -84,7 +84,7 @@ time.sleep(60)
 """
 
 
-def test_all_that_a_late_program_has_started_is_killed(tmp_path: Path) -> None:
+def test_late_program_is_killed_with_all_its_descendants(tmp_path: Path) -> None:
     path = tmp_path / "child"
     code = GRANDCHILD.replace("print(child.pid", f"open({str(path)!r}, 'w').write(str(child.pid)")
     code = code.replace(", flush=True)", ")")
@@ -98,8 +98,10 @@ def test_all_that_a_late_program_has_started_is_killed(tmp_path: Path) -> None:
         assert state(child) == "Z"
 
 
-def test_program_that_the_kernel_holds_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As CRIU before a frozen process: here nothing ends before `release` was called."""
+def test_program_that_waits_in_the_kernel_is_released_and_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Like CRIU before a frozen process: here nothing ends before the call of `release`."""
     released: list[float] = []
     monkeypatch.setattr(tool, "_has_ended", lambda _: len(released) > 2)
     with pytest.raises(TimeoutError):
@@ -108,7 +110,7 @@ def test_program_that_the_kernel_holds_is_released(monkeypatch: pytest.MonkeyPat
 
 
 def test_program_that_does_not_die_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is reaped here, because only the looking is wrong."""
+    """The test reaps the program, because only the look is wrong."""
     monkeypatch.setattr(tool, "_DIES_WITHIN_S", 0.1)
     monkeypatch.setattr(tool, "_has_ended", lambda _: False)
     started: list[subprocess.Popen[bytes]] = []

@@ -43,7 +43,7 @@ def publish(store: Store, **changed: object) -> Manifest:
         return store.publish(staged, describe)
 
 
-def test_a_published_snapshot_is_found_by_everything_that_it_has(store: Store) -> None:
+def test_published_snapshot_is_found_by_id_name_and_key(store: Store) -> None:
     found = publish(store)
     assert store.all() == [found]
     assert store.find(namespace="models", key="a" * 64, name="warm") == [found]
@@ -58,13 +58,13 @@ def test_a_published_snapshot_is_found_by_everything_that_it_has(store: Store) -
     assert store.find(namespace="other") == store.find(key="b" * 64) == []
 
 
-def test_the_newest_comes_first(store: Store) -> None:
+def test_newest_snapshot_comes_first(store: Store) -> None:
     ids = [publish(store, created_at=float(age)).id for age in (2, 3, 1)]
     assert [found.id for found in store.find(name="warm")] == [ids[1], ids[0], ids[2]]
     assert store.get("warm").id == ids[1]
 
 
-def test_what_is_published_is_whole_and_private(store: Store) -> None:
+def test_published_snapshot_is_whole_and_private(store: Store) -> None:
     found = publish(store)
     place = store.snapshots / found.id
     fd = os.open(place, os.O_RDONLY)
@@ -84,7 +84,7 @@ def test_the_index_is_made_again_from_the_manifests(store: Store) -> None:
     assert again.all() == [found]
 
 
-def test_what_is_left_in_staging_goes_at_the_next_start(store: Store) -> None:
+def test_left_overs_in_staging_are_removed_at_the_next_start(store: Store) -> None:
     (store.staging / "left" / "deep").mkdir(parents=True)
     (store.staging / "left" / "deep" / "file").touch()
     store.open()
@@ -109,7 +109,7 @@ def test_a_publication_can_be_stopped_until_the_snapshot_exists(store: Store) ->
     assert not list(store.snapshots.iterdir())
 
 
-def test_the_log_of_a_failed_restore_goes_with_its_snapshot(store: Store, tmp_path: Path) -> None:
+def test_log_of_a_failed_restore_is_removed_with_its_snapshot(store: Store, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
     again = Store(str(store.root), logs_directory=str(logs))
@@ -135,7 +135,7 @@ def test_a_failed_capture_leaves_nothing(store: Store) -> None:
     assert not list(store.snapshots.iterdir())
 
 
-def test_what_cannot_be_published_does_not_exist(store: Store) -> None:
+def test_unpublishable_snapshot_does_not_exist(store: Store) -> None:
     with pytest.raises(NotPublished), store.staged() as staged:
         store.publish(staged, lambda _files: made())  # nothing was captured
     assert not list(store.snapshots.iterdir())
@@ -183,7 +183,7 @@ def test_a_removed_snapshot_is_gone(store: Store) -> None:
         store.get(found.id)
 
 
-def test_an_unknown_id_tells_what_there_is(store: Store) -> None:
+def test_error_of_an_unknown_id_lists_the_known_ids(store: Store) -> None:
     found = publish(store)
     with pytest.raises(NoSuchSnapshot, match=found.id[:12]):
         store.get("0000")
@@ -192,7 +192,7 @@ def test_an_unknown_id_tells_what_there_is(store: Store) -> None:
             store.get(wanted)
 
 
-def test_snapshots_of_another_namespace_do_not_exist(store: Store) -> None:
+def test_snapshots_of_another_namespace_are_answered_as_missing(store: Store) -> None:
     theirs = publish(store)
     answers = {}
     for wanted in (theirs.id, theirs.id[:12], f"sha256:{theirs.id}", "warm", "models/warm"):
@@ -219,7 +219,7 @@ def test_a_name_of_two_namespaces_needs_the_namespace(store: Store) -> None:
     assert older in store.all()
 
 
-def test_a_prefix_of_two_is_of_none(store: Store) -> None:
+def test_ambiguous_prefix_is_refused(store: Store) -> None:
     store._by_id = {char * 4 + "0" * 60: made() for char in "ab"}
     store._by_id["a" * 5 + "0" * 59] = made()
     with pytest.raises(NoSuchSnapshot, match="several"):

@@ -8,7 +8,7 @@ from shim.kernel import survivors
 ID = "f" * 64
 
 
-def test_names_of_every_driver_are_the_containers() -> None:
+def test_cgroup_names_of_every_driver_belong_to_the_container() -> None:
     for path in (
         f"/kubepods/besteffort/pod7a6f/{ID}",
         f"/kubepods.slice/kubepods-pod7a6f.slice/cri-containerd-{ID}.scope",
@@ -18,12 +18,12 @@ def test_names_of_every_driver_are_the_containers() -> None:
         assert survivors._is_named(path.encode(), ID.encode()), path
 
 
-def test_other_names_are_not() -> None:
+def test_other_cgroup_names_do_not_belong_to_the_container() -> None:
     for path in (f"/kubepods/{ID}x", f"/kubepods/x{ID}", f"/kubepods/cri-{ID}.slice", "/", ""):
         assert not survivors._is_named(path.encode(), ID.encode()), path
 
 
-def test_nobody_is_killed_for_a_name_that_is_too_short_or_of_no_cgroup() -> None:
+def test_too_short_or_unknown_cgroup_name_kills_no_process() -> None:
     with open("/proc/self/cgroup") as file:
         own = file.readline().strip().rpartition("/")[2]
     assert survivors.kill(own[:31], until=time.monotonic() + 5) == []

@@ -1,4 +1,4 @@
-"""What a pod waits for imports almost nothing, and says everything that it must."""
+"""The code that a pod waits for imports almost nothing, and reports everything that it must."""
 
 import json
 import os
@@ -48,7 +48,9 @@ BESIDE_IT = ["shim.contract.manifest", "shim.gate.decide", "shim.gate.request", 
         (BEFORE_THE_RUNTIME + BESIDE_IT, {"json", "re", "shutil", "hashlib", "shim.gate.key"}),
     ],
 )
-def test_what_takes_milliseconds_is_not_imported(modules: list[str], without: set[str]) -> None:
+def test_modules_that_take_milliseconds_are_not_imported(
+    modules: list[str], without: set[str]
+) -> None:
     imports = "; ".join(f"import {module}" for module in modules)
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {imports}; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-ISE", "-c", code], text=True).split()
@@ -65,7 +67,7 @@ def a_ticket(**changes: object) -> ticket.Ticket:
     return ticket.Ticket(**fields | changes)
 
 
-def test_a_ticket_survives_the_way_and_is_roots_alone(tmp_path: Path) -> None:
+def test_ticket_survives_writing_and_belongs_to_root_alone(tmp_path: Path) -> None:
     ticket.write(a_ticket(), str(tmp_path))
     path = tmp_path / "abc.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -99,7 +101,7 @@ def test_a_ticket_of_another_container_is_refused(tmp_path: Path) -> None:
     st.none() | st.booleans() | st.floats() | st.text(max_size=5),
     lambda inner: st.dictionaries(st.sampled_from([*a_ticket().__slots__, "schema", "x"]), inner),
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
-def test_no_bytes_make_the_ticket_parser_fail_otherwise(data: bytes) -> None:
+def test_no_bytes_make_the_ticket_parser_raise_another_error(data: bytes) -> None:
     with pytest.raises((ValueError, RecursionError)):
         ticket.decode(data)
 
@@ -110,7 +112,7 @@ def test_an_outcome_is_taken_once(tmp_path: Path) -> None:
     assert outcome.take("abc", str(tmp_path)) is None
 
 
-def test_the_journal_is_read_backwards_and_a_torn_line_is_no_change(tmp_path: Path) -> None:
+def test_journal_is_read_backwards_and_a_torn_line_is_ignored(tmp_path: Path) -> None:
     path = str(tmp_path / "journal")
     journal.note(path, journal.ROOTFS, {"a": 1})
     journal.note(path, journal.SHM, ["b"])
@@ -138,7 +140,7 @@ def test_every_error_has_an_effect_and_a_code_of_its_own() -> None:
     assert message == "what [abc]: why; the container starts cold. Do."
 
 
-def test_a_program_that_is_late_is_killed_with_what_it_started() -> None:
+def test_late_program_is_killed_with_its_children() -> None:
     began = time.monotonic()
     with pytest.raises(process.TooLate):
         process.run(["sh", "-c", "sleep 1000 & sleep 1000"], until=began + 0.2, quiet=True)
@@ -147,7 +149,7 @@ def test_a_program_that_is_late_is_killed_with_what_it_started() -> None:
     assert process.run(["sh", "-c", "kill -9 $$"], until=time.monotonic() + 10) == 128 + 9
 
 
-def test_what_is_done_first_is_done_by_the_child(tmp_path: Path) -> None:
+def test_preparation_runs_in_the_child(tmp_path: Path) -> None:
     here, there = os.getcwd(), str(tmp_path)
     argv = ["sh", "-c", f"test $(pwd -P) = {tmp_path.resolve()}"]
     first = lambda: os.chdir(there)  # noqa: E731
@@ -157,7 +159,7 @@ def test_what_is_done_first_is_done_by_the_child(tmp_path: Path) -> None:
         process.run(argv, until=time.monotonic() + 10, first=lambda: os.chdir("/dev/null"))
 
 
-def test_addresses_are_replaced_by_those_of_the_same_family() -> None:
+def test_addresses_are_replaced_by_addresses_of_the_same_family() -> None:
     assert images.replacements(["10.0.0.1", "fd00::1"], ["10.0.0.2", "10.0.0.3"]) == {
         "10.0.0.1": "10.0.0.2"
     }
@@ -173,7 +175,7 @@ def test_addresses_are_overwritten_in_place() -> None:
     assert patched == b"head" + new + b"tail"
 
 
-def test_the_uts_image_gets_another_name() -> None:
+def test_uts_image_gets_the_new_host_name() -> None:
     def image(entry: bytes) -> bytes:
         return b"01234567" + len(entry).to_bytes(4, "little") + entry
 
@@ -198,7 +200,7 @@ def test_a_view_links_big_images_relatively(tmp_path: Path) -> None:
     assert (own / "files.img").read_bytes() == b"captured", "the snapshot stays"
 
 
-def test_an_alarm_ends_what_hangs_and_only_that() -> None:
+def test_alarm_ends_only_code_that_hangs() -> None:
     began = time.monotonic()
     with pytest.raises(alarm.TooLate), alarm.raising(began + 0.1):
         time.sleep(60)
@@ -208,7 +210,7 @@ def test_an_alarm_ends_what_hangs_and_only_that() -> None:
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
-def test_an_alarm_that_rings_while_a_program_runs_kills_the_program() -> None:
+def test_alarm_during_a_program_kills_the_program() -> None:
     until = time.monotonic() + 30
     with pytest.raises(alarm.TooLate), alarm.raising(time.monotonic() + 0.2):
         process.run(["sh", "-c", "sleep 1000 & exec sleep 1000"], until=until, quiet=True)
@@ -218,10 +220,10 @@ def test_an_alarm_that_rings_while_a_program_runs_kills_the_program() -> None:
     assert process.run([sys.executable, "-c", blocked], until=until) == 0
 
 
-def test_a_swap_that_is_late_when_it_marks_the_container_leaves_no_mark(
+def test_late_swap_leaves_no_mark_on_the_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With it `start` would take the container for a restored one, and it would never run."""
+    """With the mark `start` would take the container for restored, and it would never run."""
     monkeypatch.setattr(sequence, "SWAPPED", str(tmp_path))
     monkeypatch.setattr(options, "write", lambda _: None)
     swap = object.__new__(sequence.Swap)
@@ -238,7 +240,7 @@ def test_a_swap_that_is_late_when_it_marks_the_container_leaves_no_mark(
     assert not (tmp_path / "abc").exists()
 
 
-def test_a_held_alarm_rings_later() -> None:
+def test_alarm_that_is_held_rings_later() -> None:
     reached = []
 
     def hold() -> None:
@@ -253,7 +255,7 @@ def test_a_held_alarm_rings_later() -> None:
 
 
 def guarded(tmp_path: Path, ends: str) -> dict[str, object] | None:
-    """A process that is guarded while it `ends`; the outcome that the guard wrote, if it did."""
+    """Runs a guarded process that `ends`; returns the outcome that the guard wrote, if it did."""
     code = (
         "import sys, time, os\n"
         "from shim.contract import ticket, outcome\n"
@@ -277,7 +279,7 @@ def guarded(tmp_path: Path, ends: str) -> dict[str, object] | None:
     ("ends", "why"),
     [("os.kill(os.getpid(), 9)", "was killed"), ("time.sleep(60)", "hung, and was killed")],
 )
-def test_a_guard_ends_a_swap_that_cannot(tmp_path: Path, ends: str, why: str) -> None:
+def test_guard_ends_a_killed_or_stopped_swap(tmp_path: Path, ends: str, why: str) -> None:
     found = guarded(tmp_path, ends)
     assert found
     assert (found["result"], found["error_class"]) == (outcome.KILLED, "SwapKilled")
@@ -285,5 +287,5 @@ def test_a_guard_ends_a_swap_that_cannot(tmp_path: Path, ends: str, why: str) ->
 
 
 @pytest.mark.parametrize("ends", ["pass", "raise SystemExit(0)"])
-def test_a_guard_leaves_alone_what_came_to_its_end(tmp_path: Path, ends: str) -> None:
+def test_guard_leaves_a_finished_swap_alone(tmp_path: Path, ends: str) -> None:
     assert guarded(tmp_path, ends) is None

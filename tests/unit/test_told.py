@@ -49,13 +49,15 @@ def bundle_of(place: Path, user: object, mappings: object = None) -> Bundle:
         ({"uid": 1, "gid": 1}, [{"containerID": "0", "hostID": 1, "size": 1}], (0, 0)),
     ],
 )
-def test_the_owner_is_the_hosts_number_of_the_process_user(
+def test_owner_of_restored_json_is_the_host_uid_of_the_process_user(
     tmp_path: Path, user: object, mappings: object, owner: tuple[int, int]
 ) -> None:
     assert bundle_of(tmp_path, user, mappings).owner == owner
 
 
-def test_nobody_else_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restored_json_is_readable_by_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     control = tmp_path / TICKET.container
     control.mkdir()
     monkeypatch.setattr(resume, "CONTROL", str(tmp_path))

@@ -38,23 +38,23 @@ def test_kills_are_counted_in_both_versions(tmp_path: Path) -> None:
     assert OomKills(str(other)).count() == 5, "version 1 counts each cgroup by itself"
 
 
-def test_kernel_that_does_not_count_has_none(tmp_path: Path) -> None:
+def test_kernel_without_a_kill_count_gives_none(tmp_path: Path) -> None:
     (tmp_path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\n")
     assert OomKills(str(tmp_path)).count() == 0
 
 
-def test_count_of_a_cgroup_that_is_gone_is_an_error(tmp_path: Path) -> None:
+def test_kill_count_of_a_removed_cgroup_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         OomKills(str(tmp_path / "gone")).count()
 
 
-def test_own_memory_is_charged_somewhere() -> None:
+def test_own_memory_is_charged_to_a_cgroup() -> None:
     assert cgroup.memory_used(os.getpid()) > 0
 
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A source whose cgroup is a directory, and whose processes are a list."""
+    """Returns a source whose cgroup is a directory, and whose processes are a list."""
     pids = [1, 2, 3]
     directory = tmp_path / "cri-abc.scope"
     directory.mkdir()
@@ -65,13 +65,13 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(container="abc", pid=1, pids=pids, cgroup=directory)
 
 
-def test_processes_come_and_go(source: Any) -> None:
+def test_processes_may_come_and_go_without_a_report(source: Any) -> None:
     toll = Toll(source)
     source.pids[:] = [1, 4]
     toll.check()
 
 
-def test_killed_process_is_told(source: Any) -> None:
+def test_killed_process_is_reported(source: Any) -> None:
     toll = Toll(source)
     v2(source.cgroup, 6)
     source.pids[:] = [1]
@@ -79,7 +79,7 @@ def test_killed_process_is_told(source: Any) -> None:
         toll.check()
 
 
-def test_container_that_has_ended_is_told(source: Any) -> None:
+def test_ended_container_is_reported(source: Any) -> None:
     toll = Toll(source)
     (source.cgroup / "memory.events").unlink()
     source.cgroup.rmdir()
@@ -87,7 +87,7 @@ def test_container_that_has_ended_is_told(source: Any) -> None:
         toll.check()
 
 
-def test_number_that_is_another_containers_now_is_refused(source: Any) -> None:
+def test_pid_that_belongs_to_another_container_now_is_refused(source: Any) -> None:
     source.container = "other"
     with pytest.raises(ValueError, match="ended"):
         Toll(source)

@@ -35,7 +35,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_nodes_key_is_made_once_and_is_roots_alone(keys: KeyDirectory, place: Path) -> None:
+def test_node_key_is_made_once_and_belongs_to_root_alone(keys: KeyDirectory, place: Path) -> None:
     before = (place / "node.key").read_bytes()
     key, made = change.initialise(keys)
     assert not made
@@ -48,7 +48,7 @@ def test_the_nodes_key_is_made_once_and_is_roots_alone(keys: KeyDirectory, place
 
 
 @pytest.mark.parametrize("content", [None, b"", OTHER.pem()])
-def test_a_wrong_public_half_is_told_and_written_again(
+def test_wrong_public_half_is_reported_and_written_again(
     keys: KeyDirectory, place: Path, content: bytes | None
 ) -> None:
     public = place / "node.pub"
@@ -65,7 +65,7 @@ def test_a_wrong_public_half_is_told_and_written_again(
     assert not keys.current().problems
 
 
-def test_many_who_make_the_key_at_once_make_one(tmp_path: Path) -> None:
+def test_simultaneous_makers_of_the_key_make_a_single_key(tmp_path: Path) -> None:
     def make(_: int) -> tuple[str, bool]:
         keys = KeyDirectory(str(tmp_path / "keys"), uid=os.geteuid())
         key, made = change.initialise(keys)
@@ -77,7 +77,7 @@ def test_many_who_make_the_key_at_once_make_one(tmp_path: Path) -> None:
     assert [was_made for _, was_made in made].count(True) == 1
 
 
-def test_a_damaged_key_is_not_replaced_unasked(keys: KeyDirectory, place: Path) -> None:
+def test_damaged_key_is_not_replaced_without_a_request(keys: KeyDirectory, place: Path) -> None:
     (place / "node.key").write_bytes(b"damaged")
     with pytest.raises(KeyRefused, match="not a private key in PEM"):
         change.initialise(keys)
@@ -117,7 +117,7 @@ def test_a_damaged_key_can_be_replaced(keys: KeyDirectory, place: Path) -> None:
     assert keys.private().public == new
 
 
-def test_a_rotation_does_not_trust_again_what_was_revoked(keys: KeyDirectory, place: Path) -> None:
+def test_rotation_does_not_trust_a_revoked_key_again(keys: KeyDirectory, place: Path) -> None:
     old = keys.private().public
     (place / "revoked.d" / "leaked.pub").write_bytes(old.pem())
     change.rotate(keys)
@@ -134,7 +134,7 @@ def test_a_key_is_trusted_once_under_its_first_name(keys: KeyDirectory, place: P
     assert os.listdir(place / "trusted.d") == ["node-7.pub"]
 
 
-def test_a_name_is_of_one_key(keys: KeyDirectory) -> None:
+def test_name_belongs_to_a_single_key(keys: KeyDirectory) -> None:
     change.trust(keys, OTHER.pem(), "node-7")
     with pytest.raises(KeyRefused, match="another key has this name"):
         change.trust(keys, keyfile.make().public.pem(), "node-7")
@@ -147,7 +147,7 @@ def test_a_name_is_no_path(keys: KeyDirectory, place: Path, name: str) -> None:
     assert os.listdir(place / "trusted.d") == []
 
 
-def test_a_private_key_of_another_node_is_not_taken(keys: KeyDirectory) -> None:
+def test_private_key_of_another_node_is_refused(keys: KeyDirectory) -> None:
     with pytest.raises(KeyRefused, match=r"must not leave its node.*node\.pub"):
         change.trust(keys, keyfile.make().pem(), "node-7")
 
@@ -169,7 +169,7 @@ def test_the_key_in_use_is_rotated_before_it_is_revoked(keys: KeyDirectory) -> N
 
 
 @pytest.mark.parametrize("wanted", ["", "no-such", "0", "node.key/x"])
-def test_a_key_that_is_not_there_cannot_be_revoked(keys: KeyDirectory, wanted: str) -> None:
+def test_missing_key_cannot_be_revoked(keys: KeyDirectory, wanted: str) -> None:
     with pytest.raises(NoSuchKey, match=keys.private().public.id):
         change.revoke(keys, wanted)
 
@@ -180,7 +180,7 @@ CALLS = ("mkdir", "open", "write", "fchmod", "fsync", "rename", "unlink")
 
 
 class Killed(BaseException):
-    """As by SIGKILL: nothing of what we would still do is done."""
+    """Ends like SIGKILL: no later action of the program runs."""
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def killed_everywhere(
     kill_before: Callable[[int], None], prepare: Callable[[int], KeyDirectory],
     changes: Callable[[KeyDirectory], object], check: Callable[[KeyDirectory, bool], None],
 ) -> None:  # fmt: skip
-    """Do it again and again, killed one call later each time, until it comes to its end."""
+    """Repeat the action, killed a call later each time, until it comes to its end."""
     for count in range(1000):
         keys = prepare(count)
         kill_before(count)
@@ -232,9 +232,7 @@ def leftovers(keys: KeyDirectory) -> list[str]:
     return [name for _, _, names in os.walk(keys.path) for name in names if name[0] == "."]
 
 
-def test_a_rotation_that_is_killed_costs_no_trust(
-    tmp_path: Path, kill_before: Callable[[int], None]
-) -> None:
+def test_killed_rotation_costs_no_trust(tmp_path: Path, kill_before: Callable[[int], None]) -> None:
     olds: list[keyfile.PublicKey] = []
 
     def prepare(count: int) -> KeyDirectory:
@@ -255,7 +253,7 @@ def test_a_rotation_that_is_killed_costs_no_trust(
     killed_everywhere(kill_before, prepare, change.rotate, check)
 
 
-def test_a_first_key_that_is_killed_is_made_by_the_next_start(
+def test_next_start_completes_a_killed_creation_of_the_first_key(
     tmp_path: Path, kill_before: Callable[[int], None]
 ) -> None:
     def prepare(count: int) -> KeyDirectory:
@@ -273,7 +271,7 @@ def test_a_first_key_that_is_killed_is_made_by_the_next_start(
     killed_everywhere(kill_before, prepare, change.initialise, check)
 
 
-def test_a_revocation_that_is_killed_is_done_or_not(
+def test_killed_revocation_is_done_or_not_at_all(
     tmp_path: Path, kill_before: Callable[[int], None]
 ) -> None:
     def prepare(count: int) -> KeyDirectory:

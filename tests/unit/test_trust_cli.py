@@ -33,7 +33,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyDirectory:
 
 @pytest.fixture
 def other(tmp_path: Path) -> str:
-    """node.pub of another node, as a file."""
+    """Writes node.pub of another node, as a file."""
     file = tmp_path / "node-7.pub"
     file.write_bytes(OTHER.pem())
     return str(file)
@@ -59,7 +59,7 @@ def test_a_key_is_trusted_and_revoked_by_its_name(
     assert roles(capsys) == {own: "node", OTHER.id: "revoked"}
 
 
-def test_a_rotation_tells_both_keys(keys: KeyDirectory, capsys: Capsys) -> None:
+def test_rotation_prints_both_keys(keys: KeyDirectory, capsys: Capsys) -> None:
     old = keys.private().public.id
     told = asked(capsys, "rotate")
     assert told == {"id": keys.private().public.id, "former": old}
@@ -86,7 +86,7 @@ def test_people_get_text(keys: KeyDirectory, other: str, capsys: Capsys, action:
     assert action != "rotate" or f"stays trusted, as former-{own}" in told
 
 
-def test_what_is_wrong_with_the_keys_is_told(
+def test_faults_of_the_keys_are_reported(
     keys: KeyDirectory, tmp_path: Path, capsys: Capsys
 ) -> None:
     (tmp_path / "keys/revoked.d/lost.pub").write_bytes(b"?")
@@ -115,6 +115,6 @@ def test_a_refusal_has_its_own_exit_status(
     assert "Traceback" not in told.err
 
 
-def test_a_file_that_is_not_there_is_told(keys: KeyDirectory, capsys: Capsys) -> None:
+def test_missing_file_is_reported(keys: KeyDirectory, capsys: Capsys) -> None:
     assert main.main(["keys", "trust", "/no/such/file"]) == 1
     assert "/no/such/file: No such file" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""What no trusted key has signed gets no ticket, and the reason says which key and what to do."""
+"""A snapshot that no trusted key has signed gets no ticket, and the reason has the key and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def put(store: Store, key: PrivateKey | None, number: int = 0, **changes: Any) -> Manifest:
-    """A snapshot of the container's like on the disk, signed with `key`."""
+    """Puts a snapshot of the container's like on the disk, signed with `key`."""
     found = a_manifest(deciding.identity(store), number, **changes)
     deciding.put(store, found)
     if key is not None:
@@ -71,7 +73,7 @@ def test_a_signed_snapshot_becomes_a_ticket(
 
 @pytest.mark.parametrize("wanted", ["auto", "warm", "id"])
 @pytest.mark.parametrize("signer", ["nobody", "foreign", "revoked"])
-def test_what_is_not_trusted_gets_no_ticket_however_it_is_asked_for(
+def test_untrusted_snapshot_gets_no_ticket_by_any_request(
     store: Store, keys: KeyDirectory, tickets: Path, wanted: str, signer: str
 ) -> None:
     if signer == "revoked":
@@ -86,18 +88,16 @@ def test_what_is_not_trusted_gets_no_ticket_however_it_is_asked_for(
     assert list(tickets.iterdir()) == []
 
 
-def test_without_the_verdict_an_unsigned_snapshot_would_be_restored(
+def test_unsigned_snapshot_gets_a_ticket_without_the_verdict(
     store: Store, keys: KeyDirectory, tickets: Path
 ) -> None:
-    """So it is the verdict that refuses in the test above, and nothing else."""
+    """So the verdict refuses in the test above, and nothing else does."""
     put(store, None)
     trusting = a_decider(store, trust=TrustsAll())
     assert decided(trusting, a_container(Wish(restore="auto"))).state is State.RESTORING
 
 
-def test_the_refusal_is_counted_under_its_name(
-    store: Store, keys: KeyDirectory, tickets: Path
-) -> None:
+def test_refusal_is_counted_under_its_name(store: Store, keys: KeyDirectory, tickets: Path) -> None:
     put(store, FOREIGN)
     trust = Trust(keys, store.signature_of)
     decider = a_decider(store, trust=trust)
@@ -106,7 +106,7 @@ def test_the_refusal_is_counted_under_its_name(
     assert [name for name in counted if 'reason="signature"' in name]
 
 
-def test_an_older_trusted_one_is_taken_and_the_newer_is_told_of(
+def test_older_trusted_snapshot_is_used_and_the_newer_is_reported(
     store: Store, keys: KeyDirectory, tickets: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     older = put(store, keys.private(), 1)
@@ -118,7 +118,7 @@ def test_an_older_trusted_one_is_taken_and_the_newer_is_told_of(
     assert [newer.id[:12] in line and FOREIGN.public.id in line for line in told] == [True]
 
 
-def test_keys_are_followed_from_decision_to_decision(
+def test_each_decision_uses_the_present_keys(
     store: Store, keys: KeyDirectory, tickets: Path
 ) -> None:
     put(store, FOREIGN)
@@ -129,7 +129,7 @@ def test_keys_are_followed_from_decision_to_decision(
     assert start(store, keys).state is State.COLD
 
 
-def test_listings_tell_who_signed(store: Store, keys: KeyDirectory) -> None:
+def test_listings_name_the_signer(store: Store, keys: KeyDirectory) -> None:
     own, foreign = put(store, keys.private(), 1), put(store, FOREIGN, 0)
     trust = Trust(keys, store.signature_of)
     rows = {row["id"]: row for row in listed(store, {}, trust=trust)["snapshots"]}
@@ -143,11 +143,11 @@ def test_listings_tell_who_signed(store: Store, keys: KeyDirectory) -> None:
 
 
 def p99(took_s: list[float]) -> float:
-    """In milliseconds."""
+    """Returns the 99th percentile, in milliseconds."""
     return statistics.quantiles(took_s, n=100)[98] * 1000
 
 
-def test_a_thousand_signatures_are_within_the_budget_of_a_decision(
+def test_thousand_signatures_are_within_the_budget_of_a_decision(
     store: Store, tmp_path: Path, tickets: Path
 ) -> None:
     """Time of the processor, as in the test of the decision alone."""
@@ -178,7 +178,7 @@ def test_a_thousand_signatures_are_within_the_budget_of_a_decision(
     assert p99(took) < deciding.BUDGET_MS
 
 
-def test_a_thousand_verdicts_are_by_one_look_at_the_keys(store: Store, tmp_path: Path) -> None:
+def test_thousand_verdicts_read_the_keys_once(store: Store, tmp_path: Path) -> None:
     keys, identity = keys_in(tmp_path / "keys"), deciding.identity(store)
     own = keys.private()
     found = [put_in_memory(store, a_manifest(identity, number), own) for number in range(1000)]
@@ -187,7 +187,7 @@ def test_a_thousand_verdicts_are_by_one_look_at_the_keys(store: Store, tmp_path:
     for turn in range(51):
         began = time.process_time()
         assert all(trust.verdict(each).trusted for each in found)
-        if turn:  # the first one verifies
+        if turn:  # the first verdict verifies
             took.append(time.process_time() - began)
     print(f"1000 verdicts {statistics.median(took) * 1000:.2f} ms, p99 {p99(took):.2f} ms")
     assert p99(took) < deciding.BUDGET_MS

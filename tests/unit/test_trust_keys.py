@@ -55,7 +55,7 @@ def place(keys: KeyDirectory, tmp_path: Path) -> Path:
 
 
 def trusted(keys: KeyDirectory) -> set[str]:
-    """The ids of the keys that count."""
+    """Returns the ids of the keys that count."""
     ring = keys.current()
     known = [*([ring.own] if ring.own else []), *ring.trusted]
     return {entry.key.id for entry in known if ring.signer(entry.key.id)}
@@ -65,7 +65,7 @@ def trusted(keys: KeyDirectory) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
-def test_keys_that_openssl_made_are_taken(keys: KeyDirectory, place: Path) -> None:
+def test_keys_made_by_openssl_are_accepted(keys: KeyDirectory, place: Path) -> None:
     private = place / "node.key"
     private.unlink()
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
@@ -102,8 +102,8 @@ def test_an_encrypted_private_key_is_refused() -> None:
         keyfile.parse_private(private)
 
 
-def test_a_file_is_one_key_and_nothing_else() -> None:
-    """In a list of revoked keys the second one would go on being trusted."""
+def test_key_file_has_a_single_key_and_nothing_else() -> None:
+    """In a list of revoked keys a second key would go on being trusted."""
     for data in (OTHER.pem() * 2, b"# old\n" + OTHER.pem(), OTHER.pem() + keyfile.make().pem(),
                  OTHER.pem()[:-5], OTHER.raw, b"", b"\0", OTHER.pem() + b" " * 5000):  # fmt: skip
         with pytest.raises(ValueError, match=r"not an? |private key|more than one|longer than"):
@@ -113,8 +113,8 @@ def test_a_file_is_one_key_and_nothing_else() -> None:
         keyfile.parse_private(secret * 2)
 
 
-def test_a_key_for_which_everybody_can_sign_is_refused() -> None:
-    """A point of small order: verification is by a multiple of it, which is often nothing."""
+def test_key_of_small_order_is_refused() -> None:
+    """A point of small order: verification uses a multiple of the point, which is often zero."""
     for raw in keyfile._SMALL_ORDER:
         for sign in (0, 0x80):
             weak = keyfile.PublicKey(raw[:31] + bytes([raw[31] | sign]))
@@ -125,7 +125,7 @@ def test_a_key_for_which_everybody_can_sign_is_refused() -> None:
     assert any(forged), "this is what would be open to everybody"
 
 
-def test_the_refused_keys_are_all_points_of_small_order() -> None:
+def test_refused_keys_are_all_points_of_small_order() -> None:
     """Eight of them on the curve, as arithmetic tells, which the list shall not be believed."""
     found = {int.from_bytes(raw, "little") % P for raw in keyfile._SMALL_ORDER}
     assert found == small_order_ys()
@@ -136,10 +136,10 @@ D = -121665 * pow(121666, -1, P) % P
 
 
 def small_order_ys() -> set[int]:
-    """The y of all points whose eightfold is the neutral one.
+    """Returns the y of all points whose eightfold is the neutral point.
 
-    Order 1 and 2: y = 1, -1. Order 4: y = 0. Order 8: their double has y = 0, so x^2 = -y^2, and
-    on the curve -x^2 + y^2 = 1 + D x^2 y^2 that is D y^4 + 2 y^2 - 1 = 0.
+    Order 1 and 2: y = 1, -1. Order 4: y = 0. Order 8: their double has y = 0, so x^2 = -y^2, and on
+    the curve -x^2 + y^2 = 1 + D x^2 y^2 that is D y^4 + 2 y^2 - 1 = 0.
     """
     root = square_root((1 + D) % P)
     assert root is not None
@@ -157,7 +157,7 @@ def square_root(value: int) -> int | None:
     return None
 
 
-def test_a_file_that_went_through_another_system_is_still_the_key() -> None:
+def test_key_file_with_foreign_line_ends_is_still_the_key() -> None:
     assert keyfile.parse_public(OTHER.pem().replace(b"\n", b"\r\n")) == OTHER
     assert keyfile.parse_public(b"\n" + OTHER.pem().strip()) == OTHER
 
@@ -165,7 +165,7 @@ def test_a_file_that_went_through_another_system_is_still_the_key() -> None:
 @given(st.binary(max_size=200).flatmap(
     lambda data: st.sampled_from([data, OTHER.pem()[:40] + data, OTHER.pem() + data])
 ))  # fmt: skip
-def test_no_bytes_make_the_parsers_fail_otherwise(data: bytes) -> None:
+def test_no_bytes_make_the_parsers_raise_another_error(data: bytes) -> None:
     for parse in (keyfile.parse_public, keyfile.parse_private):
         try:
             parse(data)
@@ -204,9 +204,7 @@ def test_a_private_key_that_others_can_touch_is_refused(
 
 @AS_ROOT
 @pytest.mark.parametrize("file", ["node.key", ".", "trusted.d/other.pub", "trusted.d"])
-def test_what_belongs_to_another_user_does_not_count(
-    keys: KeyDirectory, place: Path, file: str
-) -> None:
+def test_key_of_another_user_does_not_count(keys: KeyDirectory, place: Path, file: str) -> None:
     change.trust(keys, OTHER.pem(), "other")
     own = keys.private().public.id
     assert trusted(keys) == {own, OTHER.id}
@@ -217,7 +215,9 @@ def test_what_belongs_to_another_user_does_not_count(
 
 
 @pytest.mark.parametrize("file", ["trusted.d/other.pub", "trusted.d", "."])
-def test_what_others_can_write_does_not_count(keys: KeyDirectory, place: Path, file: str) -> None:
+def test_key_that_others_can_write_does_not_count(
+    keys: KeyDirectory, place: Path, file: str
+) -> None:
     change.trust(keys, OTHER.pem(), "other")
     (place / file).chmod((place / file).stat().st_mode | 0o020)
     assert OTHER.id not in trusted(keys)
@@ -234,7 +234,7 @@ def test_a_key_behind_a_link_does_not_count(keys: KeyDirectory, place: Path) -> 
         keys.private()
 
 
-def test_a_fifo_in_place_of_a_key_holds_nobody_up(keys: KeyDirectory, place: Path) -> None:
+def test_fifo_in_the_place_of_a_key_blocks_nobody(keys: KeyDirectory, place: Path) -> None:
     own = keys.private().public.id
     os.mkfifo(place / "trusted.d" / "other.pub", 0o600)
     assert trusted(keys) == {own}
@@ -249,7 +249,7 @@ def test_only_pub_files_are_trusted(keys: KeyDirectory, place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["other.pub", "other", "other.pem"])
-def test_whatever_its_name_a_file_in_revoked_d_revokes(
+def test_file_in_revoked_d_revokes_whatever_its_name(
     keys: KeyDirectory, place: Path, name: str
 ) -> None:
     change.trust(keys, OTHER.pem(), "other")
@@ -259,7 +259,7 @@ def test_whatever_its_name_a_file_in_revoked_d_revokes(
 
 
 @pytest.mark.parametrize("how", ["damaged", "a link", "writable by others", "a closed directory"])
-def test_a_revocation_that_cannot_be_read_makes_that_nothing_counts(
+def test_unreadable_revocation_makes_every_key_untrusted(
     keys: KeyDirectory, place: Path, how: str
 ) -> None:
     file = place / "revoked.d" / "lost.pub"
@@ -277,7 +277,7 @@ def test_a_revocation_that_cannot_be_read_makes_that_nothing_counts(
         keys.private()
 
 
-def test_a_directory_that_is_not_there_holds_no_keys(tmp_path: Path) -> None:
+def test_missing_directory_holds_no_keys(tmp_path: Path) -> None:
     keys = KeyDirectory(str(tmp_path / "none"), uid=os.geteuid())
     assert "quickthaw keys init" in str(keys.current().problems[0])
     with pytest.raises(KeyRefused, match="no such directory"):
@@ -294,7 +294,7 @@ def test_a_revoked_node_key_signs_nothing(keys: KeyDirectory, place: Path) -> No
 # Changes
 
 
-def test_a_key_that_is_rewritten_in_place_is_seen_at_once(keys: KeyDirectory, place: Path) -> None:
+def test_key_rewritten_in_place_is_noticed_at_once(keys: KeyDirectory, place: Path) -> None:
     """As often as the disk can: also within one step of the file's time, and of equal length."""
     both = [OTHER, keyfile.make().public]
     file = place / "trusted.d" / "other.pub"
@@ -304,7 +304,9 @@ def test_a_key_that_is_rewritten_in_place_is_seen_at_once(keys: KeyDirectory, pl
         assert both[1 - turn % 2].id not in trusted(keys), "a look that comes too early must count"
 
 
-def test_what_keeps_its_time_of_change_is_seen(keys: KeyDirectory, place: Path) -> None:
+def test_key_replaced_with_the_same_modification_time_is_noticed(
+    keys: KeyDirectory, place: Path
+) -> None:
     """`cp -p` and rsync set the time at which a file was modified."""
     change.trust(keys, OTHER.pem(), "other")
     file, new = place / "trusted.d" / "other.pub", keyfile.make().public
@@ -317,7 +319,7 @@ def test_what_keeps_its_time_of_change_is_seen(keys: KeyDirectory, place: Path) 
 
 
 def settle(keys: KeyDirectory) -> None:
-    """As if the files had last changed long ago."""
+    """Lets the reader of the keys believe that the files last changed long ago."""
     keys.current()
     keys._settled = True
 
@@ -343,7 +345,7 @@ def test_a_clock_that_was_set_back_costs_time_and_no_trust(
     assert OTHER.id not in trusted(keys)
 
 
-def test_every_change_is_seen_without_a_restart(keys: KeyDirectory, place: Path) -> None:
+def test_every_change_is_noticed_without_a_restart(keys: KeyDirectory, place: Path) -> None:
     own = keys.private().public.id
     settle(keys)
     change.trust(keys, OTHER.pem(), "other")

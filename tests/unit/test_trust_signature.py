@@ -1,4 +1,6 @@
-"""Only what a trusted key has signed is used; each test is an attack that must not succeed."""
+"""Only a snapshot that a trusted key has signed is used; each test is an attack that must not
+succeed.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,12 @@ def states(data: bytes, found: Manifest = SIGNED, ring: Keyring = RING) -> str:
     return judge(found, data, ring).state
 
 
-def test_what_this_node_signed_is_trusted() -> None:
+def test_snapshot_signed_by_this_node_is_trusted() -> None:
     found = judge(SIGNED, FILE, RING)
     assert (found.trusted, found.key, found.signer) == (True, OWN.public.id, "this node")
 
 
-def test_what_another_node_signed_is_trusted_once_its_key_is() -> None:
+def test_snapshot_signed_by_another_node_is_trusted_once_its_key_is() -> None:
     theirs = signature.sign(SIGNED, FOREIGN).encode()
     found = judge(SIGNED, theirs, RING)
     assert found.state == "unknown-key"
@@ -54,18 +56,18 @@ def test_what_another_node_signed_is_trusted_once_its_key_is() -> None:
 
 
 @pytest.mark.parametrize("also", [{"own": RING.own}, {"trusted": (RING.own,)}])
-def test_a_revoked_key_is_never_trusted_wherever_else_it_is(also: dict[str, Entry]) -> None:
+def test_revoked_key_is_never_trusted_wherever_else_it_lies(also: dict[str, Entry]) -> None:
     revoked = Entry("lost", "revoked.d/lost.pub", OWN.public)
     found = judge(SIGNED, FILE, Keyring(**also, revoked=(revoked,)))  # type: ignore[arg-type]
     assert found.state == "revoked"
     assert "revoked.d/lost.pub" in str(found)
 
 
-def test_without_a_signature_nothing_is_trusted() -> None:
+def test_unsigned_snapshot_is_not_trusted() -> None:
     assert states(b"") == "none"
 
 
-def test_keys_that_cannot_be_read_make_that_nothing_is_trusted() -> None:
+def test_unreadable_keys_make_every_snapshot_untrusted() -> None:
     ring = Keyring(own=RING.own, broken="revoked.d/x.pub: it is a link")
     found = judge(SIGNED, FILE, ring)
     assert (found.state, "revoked.d/x.pub" in str(found)) == ("no-keys", True)
@@ -80,7 +82,7 @@ def test_no_bit_of_the_signature_file_may_change(bit: int) -> None:
         assert not found.trusted, f"byte {place} was changed to {bytes(changed)!r}"
 
 
-def test_no_byte_may_be_missing_or_be_added() -> None:
+def test_no_byte_of_the_signature_file_may_be_missing_or_added() -> None:
     for length in range(len(FILE)):
         assert states(FILE[:length]) in ("none", "malformed")
     for more in (b" ", b"\n", b"\0", FILE):
@@ -96,18 +98,18 @@ def test_no_byte_may_be_missing_or_be_added() -> None:
         {"signature": base64.b64encode(b"x" * 63).decode()}, {"signature": "é" * 88},
     ],
 )  # fmt: skip
-def test_another_form_of_the_file_is_none(changes: dict[str, object]) -> None:
+def test_other_form_of_the_signature_file_is_refused(changes: dict[str, object]) -> None:
     data = json.dumps(json.loads(FILE) | changes).encode() + b"\n"
     assert states(data) == "malformed"
 
 
-def test_a_name_that_is_there_twice_is_refused() -> None:
+def test_duplicate_name_is_refused() -> None:
     twice = FILE.replace(b"{", b'{"key": "' + b"0" * 32 + b'", ', 1)
     assert json.loads(twice) == json.loads(FILE)
     assert states(twice) == "malformed"
 
 
-def test_base64_with_bits_that_count_for_nothing_is_refused() -> None:
+def test_base64_with_unused_bits_set_is_refused() -> None:
     """`…Q==` and `…R==` are the same byte: without a check the file would have many forms."""
     encoded = base64.b64encode(OWN.sign(b"")).decode()
     loose = encoded[:-3] + chr(ord(encoded[-3]) + 1) + "=="
@@ -116,12 +118,12 @@ def test_base64_with_bits_that_count_for_nothing_is_refused() -> None:
     assert states(json.dumps(fields).encode() + b"\n") == "malformed"
 
 
-def test_a_signature_of_another_manifest_is_none_of_this_one() -> None:
+def test_signature_of_another_manifest_is_refused() -> None:
     other = made(name="other")
     assert states(signature.sign(other, OWN).encode()) == "invalid"
 
 
-def test_a_manifest_that_was_rewritten_with_a_new_id_needs_a_new_signature() -> None:
+def test_rewritten_manifest_with_a_new_id_needs_a_new_signature() -> None:
     rewritten = made(facts={"user": '{"uid":0}'})
     assert manifests.decode(rewritten.encode()) == rewritten, "by itself it is without fault"
     assert states(FILE, rewritten) == "invalid"
@@ -138,12 +140,12 @@ def test_a_manifest_that_was_rewritten_with_a_new_id_needs_a_new_signature() -> 
         signature.message(SIGNED) + b"\n",
     ],
 )
-def test_what_was_signed_for_another_purpose_is_no_signature(message: bytes) -> None:
+def test_signature_for_another_purpose_is_refused(message: bytes) -> None:
     signed = Signature(OWN.public.id, OWN.sign(message)).encode()
     assert states(signed) == "invalid"
 
 
-def test_a_key_that_calls_itself_by_the_id_of_a_trusted_one_is_not_believed() -> None:
+def test_key_under_the_id_of_a_trusted_key_is_refused() -> None:
     raw = FOREIGN.sign(signature.message(SIGNED))
     assert states(Signature(OWN.public.id, raw).encode()) == "invalid"
 
@@ -156,8 +158,8 @@ def test_id_and_content_of_a_manifest_are_both_signed() -> None:
     assert states(FILE, renamed) == "invalid"
 
 
-def test_the_attacks_succeed_when_nobody_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tests above would not notice if it were not the verification that refuses."""
+def test_attacks_succeed_without_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this test, the tests above could pass for another reason than the verification."""
     monkeypatch.setattr(PublicKey, "accepts", lambda *_: True)
     assert states(signature.sign(made(name="other"), OWN).encode()) == "valid"
     assert states(FILE, made(facts={"user": '{"uid":0}'})) == "valid"
@@ -172,7 +174,7 @@ json_values = st.recursive(
 
 
 @given(st.binary(max_size=300) | json_values.map(lambda value: json.dumps(value).encode()))
-def test_no_bytes_make_the_parser_fail_otherwise(data: bytes) -> None:
+def test_no_bytes_make_the_parser_raise_another_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"not |no |schema|longer than|the signature has"):
         signature.decode(data)
 
@@ -181,7 +183,7 @@ def test_no_bytes_make_the_parser_fail_otherwise(data: bytes) -> None:
     {"schema": st.just(1), "algorithm": st.just("ed25519"), "key": st.just("a" * 32),
      "signature": st.text("AQgw=\n ", max_size=90) | json_values},
 ))  # fmt: skip
-def test_what_is_parsed_is_written_the_same(parts: dict[str, object]) -> None:
+def test_parsed_signature_is_written_the_same(parts: dict[str, object]) -> None:
     data = json.dumps(parts).encode() + b"\n"
     try:
         found = signature.decode(data)
@@ -204,7 +206,7 @@ changed_fields = st.one_of(
 
 @given(changed_fields, changed_fields)
 @settings(max_examples=60)
-def test_a_signature_is_of_one_manifest(
+def test_signature_fits_a_single_manifest(
     first: dict[str, object], second: dict[str, object]
 ) -> None:
     one, other = made(**first), made(**second)
@@ -242,7 +244,7 @@ def verdict_of(store: Store, keys: KeyDirectory, found: Manifest) -> Verdict:
     return Trust(keys, store.signature_of).verdict(found)
 
 
-def test_what_is_published_is_signed(store: Store, keys: KeyDirectory) -> None:
+def test_published_snapshot_is_signed(store: Store, keys: KeyDirectory) -> None:
     found = publish(store)
     file = store.snapshots / found.id / "manifest.sig"
     assert file.stat().st_mode & 0o777 == 0o600
@@ -253,7 +255,7 @@ def test_what_is_published_is_signed(store: Store, keys: KeyDirectory) -> None:
     assert verdict_of(again, keys, found).trusted, "a daemon that starts again trusts it, too"
 
 
-def test_a_store_that_cannot_sign_publishes_nothing_to_be_trusted(
+def test_store_without_a_key_publishes_no_trusted_snapshot(
     tmp_path: Path, keys: KeyDirectory
 ) -> None:
     unsigned = Store(str(tmp_path / "unsigned"))
@@ -261,7 +263,7 @@ def test_a_store_that_cannot_sign_publishes_nothing_to_be_trusted(
     assert verdict_of(unsigned, keys, publish(unsigned)).state == "none"
 
 
-def test_what_cannot_be_signed_is_not_published(store: Store, keys: KeyDirectory) -> None:
+def test_unsignable_snapshot_is_not_published(store: Store, keys: KeyDirectory) -> None:
     os.chmod(f"{keys.path}/node.key", 0o644)
     with pytest.raises(NotPublished, match=r"node\.key.*mode 0644.*chmod 0600"):
         publish(store)
@@ -271,7 +273,7 @@ def test_what_cannot_be_signed_is_not_published(store: Store, keys: KeyDirectory
 
 
 @pytest.mark.parametrize("as_what", ["missing", "a link", "a fifo", "a directory", "too long"])
-def test_a_signature_that_is_no_small_file_is_none(
+def test_signature_that_is_no_small_regular_file_is_refused(
     store: Store, keys: KeyDirectory, as_what: str, tmp_path: Path
 ) -> None:
     found = publish(store)
@@ -326,7 +328,7 @@ def test_a_signature_is_verified_once(
     assert len(asked) == 1
 
 
-def test_a_removed_snapshot_takes_its_signature_along(store: Store) -> None:
+def test_signature_is_removed_with_its_snapshot(store: Store) -> None:
     found = publish(store)
     store.remove(found.id, users=[])
     assert store.signature_of(found.id) == b""
@@ -335,7 +337,7 @@ def test_a_removed_snapshot_takes_its_signature_along(store: Store) -> None:
 # The link that the swap checks, which never sees a signature
 
 
-def test_the_swap_takes_no_manifest_but_the_one_that_was_signed(
+def test_swap_accepts_only_the_manifest_that_was_signed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ticket has the id whose signature was verified: no other content has that id."""

@@ -1,4 +1,4 @@
-"""Turns of restores: processes, because that is what they are on a node."""
+"""Turns of restores, with processes, as on a node."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ SOON_S = 20.0
 
 
 class Restore:
-    """A process that wants a turn and keeps it until it is told to end."""
+    """A process that asks for a turn and keeps the turn until it gets the order to end."""
 
     def __init__(self, directory: Path, most: int, wait: float = SOON_S) -> None:
         code = WORK.format(root=str(ROOT), most=most, wait=wait, directory=str(directory))
@@ -46,7 +46,7 @@ class Restore:
         )
 
     def says(self) -> str:
-        """Its next line; waits for it."""
+        """Waits for the process's next line and returns it."""
         assert self.process.stdout
         return self.process.stdout.readline().strip()
 
@@ -80,7 +80,7 @@ def started() -> Iterator[list[Restore]]:
 
 
 def said_so_far(restores: list[Restore]) -> list[int]:
-    """Which of them have something to say now."""
+    """Returns the processes that have something to say now."""
     import select
 
     poll = {each.process.stdout.fileno(): at for at, each in enumerate(restores)
@@ -89,7 +89,9 @@ def said_so_far(restores: list[Restore]) -> list[int]:
     return sorted(poll[fd] for fd in ready)
 
 
-def test_turns_come_in_the_order_of_arrival(directory: Path, started: list[Restore]) -> None:
+def test_restores_get_turns_in_the_order_of_arrival(
+    directory: Path, started: list[Restore]
+) -> None:
     started += [Restore(directory, most=2) for _ in range(7)]
     assert [started[0].says(), started[1].says()] == ["in", "in"]
     for number in range(2, 7):
@@ -103,7 +105,9 @@ def test_turns_come_in_the_order_of_arrival(directory: Path, started: list[Resto
     assert list(directory.iterdir()) == []
 
 
-def test_later_ones_do_not_starve_an_early_one(directory: Path, started: list[Restore]) -> None:
+def test_later_restores_do_not_starve_an_early_restore(
+    directory: Path, started: list[Restore]
+) -> None:
     started.append(Restore(directory, most=1))
     assert started[0].says() == "in"
     early = Restore(directory, most=1)
@@ -114,18 +118,18 @@ def test_later_ones_do_not_starve_an_early_one(directory: Path, started: list[Re
     assert said_so_far(started[2:]) == []
 
 
-def test_a_killed_one_makes_room(directory: Path, started: list[Restore]) -> None:
+def test_killed_restore_frees_its_turn(directory: Path, started: list[Restore]) -> None:
     started += [Restore(directory, most=1) for _ in range(3)]
     assert started[0].says() == "in"
-    os.kill(started[1].process.pid, signal.SIGKILL)  # while it waits
+    os.kill(started[1].process.pid, signal.SIGKILL)  # during the wait
     started[1].process.wait()
-    os.kill(started[0].process.pid, signal.SIGKILL)  # while it restores
+    os.kill(started[0].process.pid, signal.SIGKILL)  # during the restore
     assert started[2].says() == "in"
     started.append(Restore(directory, most=1))
     assert len(list(directory.glob("[0-9]*"))) == 2, "who arrives removes what the dead left"
 
 
-def test_who_waits_too_long_goes_without_and_lets_the_next_one_on(
+def test_restore_that_waits_too_long_gets_no_turn_and_leaves_the_queue(
     directory: Path, started: list[Restore]
 ) -> None:
     started.append(Restore(directory, most=1))
@@ -139,7 +143,7 @@ def test_who_waits_too_long_goes_without_and_lets_the_next_one_on(
     assert started[2].says() == "in"
 
 
-def test_a_queue_that_is_held_delays_nobody_for_ever(directory: Path) -> None:
+def test_blocked_queue_delays_no_restore_for_ever(directory: Path) -> None:
     holder = subprocess.Popen(["flock", str(directory), "sleep", "1000"], start_new_session=True)
     try:
         lock = os.open(directory, os.O_RDONLY)
@@ -157,7 +161,7 @@ def test_a_queue_that_is_held_delays_nobody_for_ever(directory: Path) -> None:
         holder.wait()
 
 
-def test_a_free_turn_costs_next_to_nothing(directory: Path) -> None:
+def test_free_turn_costs_next_to_nothing(directory: Path) -> None:
     took = []
     for _ in range(50):
         began = time.perf_counter()
@@ -167,6 +171,6 @@ def test_a_free_turn_costs_next_to_nothing(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def test_the_directory_is_made_where_it_is_missing(tmp_path: Path) -> None:
+def test_missing_directory_of_turns_is_made(tmp_path: Path) -> None:
     with turns.taken(1, until=time.monotonic() + 1, directory=str(tmp_path / "turns")):
         assert (tmp_path / "turns" / "1").exists()

@@ -1,4 +1,4 @@
-"""`quickthaw verify`, and what the daemon makes of it after a boot."""
+"""`quickthaw verify`, and the daemon's verification after a boot."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[
     return status, rows
 
 
-def test_what_is_whole_is_said_to_be(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_snapshots_are_reported_as_whole(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = publish(store)
     for arguments in ((), (found.id[:12],), ("warm",)):
         status, (row,) = run(capsys, *arguments)
@@ -67,7 +69,9 @@ def test_what_is_whole_is_said_to_be(store: Store, capsys: pytest.CaptureFixture
     assert found.id[:12] in capsys.readouterr().out
 
 
-def test_the_worst_finding_is_the_status(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_worst_finding_gives_the_exit_status(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = publish(store)
     with (store.snapshots / found.id / "rootfs/etc/motd").open("ab") as file:
         file.write(b"!")
@@ -81,7 +85,7 @@ def test_the_worst_finding_is_the_status(store: Store, capsys: pytest.CaptureFix
     assert "motd" in capsys.readouterr().err
 
 
-def test_a_snapshot_that_nobody_trusts_is_told(
+def test_untrusted_snapshot_is_reported(
     store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(store)
@@ -91,7 +95,7 @@ def test_a_snapshot_that_nobody_trusts_is_told(
     assert (status, row["result"], row["signature"]["state"]) == (1, "whole", "none")
 
 
-def test_marks_of_what_is_gone_are_removed(store: Store, tmp_path: Path) -> None:
+def test_marks_of_removed_snapshots_are_removed(store: Store, tmp_path: Path) -> None:
     found = publish(store)
     assert sorted(path.name for path in (tmp_path / "marks" / found.id).iterdir()) == [
         "criu", "memory", "rootfs", "shm"
@@ -100,7 +104,7 @@ def test_marks_of_what_is_gone_are_removed(store: Store, tmp_path: Path) -> None
     assert list((tmp_path / "marks").iterdir()) == []
 
 
-def test_after_a_boot_what_has_no_marks_is_verified(
+def test_snapshots_without_marks_are_verified_after_a_boot(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = publish(store)

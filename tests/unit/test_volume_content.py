@@ -27,7 +27,7 @@ def pod(number: int) -> Pod:
 
 
 def volume(top: Path, number: int, kind: str, name: str, files: dict[str, str]) -> Path:
-    """As kubelet lays one out: the names are links over `..data`."""
+    """Makes a volume as kubelet lays it out: the names are links over `..data`."""
     place = top / "pods" / f"uid-{number}" / "volumes" / f"kubernetes.io~{kind}" / name
     version = place / "..2026_01_01"
     for path, text in files.items():
@@ -52,7 +52,7 @@ def found(number: int, *sources: object) -> dict[str, str]:
     return values
 
 
-def test_equal_content_is_equal_and_other_content_is_not(tmp_path: Path) -> None:
+def test_only_equal_content_has_an_equal_digest(tmp_path: Path) -> None:
     files = {"password": "a", "tls/key": "b"}
     one, two = (volume(tmp_path, number, "secret", "db", files) for number in (1, 2))
     assert found(1, one) == found(2, two)
@@ -93,7 +93,7 @@ def test_a_subpath_counts_as_its_whole_volume(tmp_path: Path) -> None:
     assert found(1, elsewhere) == {}, "a subpath of another kind of volume"
 
 
-def test_other_mounts_are_not_looked_at(tmp_path: Path) -> None:
+def test_other_mounts_are_not_read(tmp_path: Path) -> None:
     others = [
         tmp_path, "/etc/hosts", "relative/pods/u/volumes/kubernetes.io~secret/x",
         tmp_path / "pods/uid-1/volumes/kubernetes.io~empty-dir/data",
@@ -104,7 +104,7 @@ def test_other_mounts_are_not_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("planted", ["link", "fifo", "deep", "many", "big", "gone"])
-def test_what_cannot_be_read_within_bounds_says_so(
+def test_volume_beyond_its_bounds_is_reported_as_not_read(
     tmp_path: Path, planted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = volume(tmp_path, 1, "secret", "s", {"a": "1"})

@@ -1,4 +1,6 @@
-"""A captured process with more power than its spec gives, and other ways around the spec."""
+"""Refuses a captured process with more power than its spec gives, and other ways around the
+spec.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,7 @@ def excess(
     return within.excess(given or spec("1"), 1, set(pids), proc=str(proc.root))
 
 
-def test_what_the_spec_gives_is_no_excess(proc: FakeProc) -> None:
+def test_power_that_the_spec_gives_is_no_excess(proc: FakeProc) -> None:
     assert excess(proc) == ""
 
 
@@ -87,7 +89,7 @@ def test_what_the_spec_gives_is_no_excess(proc: FakeProc) -> None:
     ],
 )
 @pytest.mark.parametrize("thread", [0, 30])
-def test_each_excess_is_told_also_of_one_thread(
+def test_each_excess_is_reported_also_of_a_single_thread(
     proc: FakeProc, more: dict[str, Any], told: str, thread: int
 ) -> None:
     proc.process(3, thread=thread, **more)
@@ -110,7 +112,7 @@ def test_a_privileged_spec_gives_more(proc: FakeProc) -> None:
     assert excess(proc, given) == ""
 
 
-def test_this_very_process_is_within_a_spec_that_gives_all() -> None:
+def test_this_process_is_within_a_spec_that_gives_all() -> None:
     given = {"process": {"capabilities": {"bounding": NAMES}}}
     assert within.excess(given, os.getpid(), {os.getpid()}) == ""
 
@@ -137,7 +139,7 @@ def volume(tmp_path: Path) -> Path:
 
 
 def recorded(volume: Path, path: str, **changes: Any) -> dict[str, Any]:
-    """The record of a file of this volume as it is now."""
+    """Returns the record of the present file of this volume."""
     try:
         status = (volume / path.removeprefix("/data/")).lstat()
     except FileNotFoundError:
@@ -149,7 +151,7 @@ def recorded(volume: Path, path: str, **changes: Any) -> dict[str, Any]:
 
 
 def changed(volume: Path, *files: dict[str, Any], sockets_in: Sequence[str] = ()) -> list[str]:
-    """What the swap finds changed."""
+    """Returns the files that the swap finds changed."""
     mounts = [
         {"destination": "/data", "type": "bind", "source": str(volume), "options": ["rbind"]},
         {"destination": "/data/tmp", "type": "tmpfs", "source": "tmpfs"},
@@ -158,7 +160,7 @@ def changed(volume: Path, *files: dict[str, Any], sockets_in: Sequence[str] = ()
     return volumes.changed({"mounts": mounts}, fact)
 
 
-def test_a_link_in_a_volume_is_seen(volume: Path) -> None:
+def test_link_in_a_volume_is_found(volume: Path) -> None:
     paths = ["/data/link", "/data/inner", "/data/dir/file", "/data/../../etc/shadow"]
     found = changed(volume, *(recorded(volume, path) for path in paths))
     assert found == [f"{path} leads over a link" for path in paths]
@@ -167,7 +169,7 @@ def test_a_link_in_a_volume_is_seen(volume: Path) -> None:
     ]
 
 
-def test_what_is_as_it_was_or_is_not_there_has_not_changed(volume: Path) -> None:
+def test_unchanged_or_missing_file_is_not_reported(volume: Path) -> None:
     same = [recorded(volume, path) for path in ("/data/sub/file", "/data/sub", "/data/gone")]
     assert changed(volume, *same) == []
     assert changed(volume, recorded(volume, "/data/link", gone=True)) == []
@@ -185,20 +187,22 @@ def test_what_is_as_it_was_or_is_not_there_has_not_changed(volume: Path) -> None
         ({"rdev": 0x103}, "is another device"),
     ],
 )
-def test_another_file_in_its_place_is_told(volume: Path, change: dict[str, Any], told: str) -> None:
+def test_other_file_in_the_same_place_is_reported(
+    volume: Path, change: dict[str, Any], told: str
+) -> None:
     (volume / "sub/file").chmod(0o644)
     (found,) = changed(volume, recorded(volume, "/data/sub/file", **change))
     assert told in found
 
 
-def test_a_fifo_in_its_place_is_told_without_waiting(volume: Path) -> None:
+def test_fifo_in_the_same_place_is_reported_without_blocking(volume: Path) -> None:
     record = recorded(volume, "/data/sub/file")
     (volume / "sub/file").unlink()
     os.mkfifo(volume / "sub/file")
     assert "is of another type" in changed(volume, record)[0]
 
 
-def test_file_that_cannot_be_looked_at_is_told(volume: Path) -> None:
+def test_unreadable_file_in_a_volume_is_reported(volume: Path) -> None:
     """As one of a server that does not answer; here a name is too long."""
     path = f"/data/{'x' * 300}"
     record = recorded(volume, "/data/sub/file") | {"path": path}
@@ -206,7 +210,7 @@ def test_file_that_cannot_be_looked_at_is_told(volume: Path) -> None:
     assert changed(volume, record, sockets_in=[path]) == [told, told]
 
 
-def test_what_is_mounted_inside_of_a_volume_is_not_the_volumes(volume: Path) -> None:
+def test_mount_inside_of_a_volume_does_not_belong_to_the_volume(volume: Path) -> None:
     (volume / "tmp").symlink_to("/etc")
     record = recorded(volume, "/data/tmp/passwd")
     assert changed(volume, record) == ["/data/tmp/passwd is in no volume of this pod"]
@@ -234,7 +238,7 @@ def test_a_fact_of_another_version_fits_no_container() -> None:
         (7, [], 0o666, True, True),
     ],
 )  # fmt: skip
-def test_whether_the_containers_user_could_open_a_file(
+def test_only_files_that_the_containers_user_can_open_are_accepted(
     volume: Path, uid: int, has: list[str], mode: int, write: bool, may: bool
 ) -> None:
     file = volume / "sub/file"
@@ -251,7 +255,7 @@ def test_whether_the_containers_user_could_open_a_file(
 
 @pytest.fixture
 def tree() -> Iterator[tuple[int, int]]:
-    """A process and its child, which run until the test ends."""
+    """Yields a process and its child, which run until the test ends."""
     code = "import os, time; print(os.fork() or os.getppid(), flush=True); time.sleep(1000)"
     with subprocess.Popen([sys.executable, "-ISE", "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
@@ -271,14 +275,14 @@ def score(pid: int, value: int | None = None) -> int:
         return int(file.read())
 
 
-def test_the_whole_tree_gets_the_new_pods_score(tree: tuple[int, int]) -> None:
+def test_whole_process_tree_gets_the_oom_score_of_the_new_pod(tree: tuple[int, int]) -> None:
     for pid in tree:
         score(pid, 500)
     oom.rescore({"process": {"oomScoreAdj": 900}}, tree[0])
     assert [score(pid) for pid in tree] == [900, 900]
 
 
-def test_a_higher_score_of_its_own_choice_stays(tree: tuple[int, int]) -> None:
+def test_higher_oom_score_that_a_process_chose_stays(tree: tuple[int, int]) -> None:
     score(tree[0], 500)
     score(tree[1], 1000)
     oom.rescore({"process": {"oomScoreAdj": 900}}, tree[0])

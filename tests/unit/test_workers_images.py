@@ -1,4 +1,4 @@
-"""Image archives are what an importer expects, and the same for the same content."""
+"""An importer can read the image archives, and equal content gives equal archives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def small_tree(at: Path) -> Path:
-    """A directory, a file, its hard link and a symlink."""
+    """Makes a directory, a file, its hard link and a symlink."""
     (at / "etc").mkdir(parents=True)
     (at / "etc" / "file").write_text("content")
     os.link(at / "etc" / "file", at / "etc" / "hard")
@@ -52,7 +52,7 @@ def _path(digest: str) -> str:
     return f"blobs/{digest.replace(':', '/')}"
 
 
-def test_layer_keeps_links_and_leaves_out_what_it_should(tmp_path: Path) -> None:
+def test_layer_keeps_links_and_leaves_out_excluded_files(tmp_path: Path) -> None:
     tree = small_tree(tmp_path / "tree")
     layer = ocitar.make_layer(tree, tmp_path / "l.tar", prefix="opt", keep=lambda p: p != "skipped")
     with tarfile.open(layer.path) as tar:

@@ -33,6 +33,6 @@ def test_every_spoiled_page_is_named(spoiled: set[int]) -> None:
 
 
 def test_pages_of_all_blocks_differ() -> None:
-    memory = Memory(9, seed=1)  # one more than the blocks in rotation
+    memory = Memory(9, seed=1)  # more by one than the blocks in rotation
     memory.touch(1, seed=0)
     assert all(memory.page_is_right(page) for page in range(memory.pages))

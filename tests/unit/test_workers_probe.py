@@ -1,4 +1,4 @@
-"""What the probe reads from /proc, and how requests become answers."""
+"""The probe's reading of /proc, and its answers to requests."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ eth0 0000580A 00000000 0001 0 0 0 0000FFFF 0 0 0
 
 
 def ask(**query: str) -> Ask:
-    """A request with these parameters."""
+    """Returns a request with these parameters."""
     return Ask(query, b"", ("127.0.0.1", 1), ("127.0.0.1", 2))
 
 
-def test_addresses_are_named_once_and_broadcast_is_none() -> None:
+def test_each_address_is_listed_once_without_broadcast() -> None:
     assert facts.local_ipv4(FIB_TRIE) == ["10.88.0.7", "127.0.0.1"]
 
 
@@ -55,7 +55,7 @@ def test_ipv6_addresses_are_written_as_people_write_them() -> None:
     assert facts.local_ipv6(line) == ["::1"]
 
 
-def test_status_fields_are_the_ones_that_grant_power() -> None:
+def test_status_has_the_fields_that_grant_power() -> None:
     fields = facts.status_fields("Name:\tx\nUid:\t1\t1\t1\t1\nCapEff:\t00ff\nSeccomp:\t2\n")
     assert fields == {"Uid": "1 1 1 1", "CapEff": "00ff", "Seccomp": "2"}
 
@@ -75,7 +75,7 @@ def test_this_process_can_be_described() -> None:
         ("/count", {}, 200),
     ],
 )
-def test_failures_are_answers(path: str, query: dict[str, str], status: int) -> None:
+def test_failures_become_answers(path: str, query: dict[str, str], status: int) -> None:
     assert answer(Probe().routes(), path, ask(**query)).status == status
 
 
@@ -85,7 +85,7 @@ def test_every_endpoint_is_in_the_documentation() -> None:
     assert [path for path in Probe().routes() if path not in (probe.__doc__ or "")] == []
 
 
-def test_held_files_are_verified_also_when_they_are_deleted(tmp_path: Path) -> None:
+def test_held_files_are_verified_even_after_deletion(tmp_path: Path) -> None:
     held = files.Files()
     held.hold(ask(path=str(tmp_path / "a"), name="a", delete="1"))
     held.hold(ask(path=str(tmp_path / "b"), name="b", delete="1", map="1"))
@@ -126,7 +126,7 @@ def test_a_request_is_logged_before_it_is_answered(capfd: pytest.CaptureFixture[
     assert capfd.readouterr().out == "00000001 request 1 GET /hello 200\n"
 
 
-def test_fork_worker_finds_everything_that_is_shared_in_order(tmp_path: Path) -> None:
+def test_fork_worker_verifies_everything_shared(tmp_path: Path) -> None:
     family = Family(str(tmp_path))
     try:
         assert [set(family.check().values()) for _ in range(3)] == [{"ok"}] * 3

@@ -1,4 +1,6 @@
-"""Keys for tests: a node's directory with its own, and trust in everything for who tests others."""
+"""Keys for tests: a node's directory with its own key, and trust in everything for tests of other
+parts.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ class TrustsAll(Trust):
 
 
 def keys_in(directory: Path) -> KeyDirectory:
-    """A node's keys, its own made. Files of the user who runs the tests count."""
+    """Makes a node's keys directory, with its own key. Files of the test's user count."""
     keys = KeyDirectory(str(directory), uid=os.geteuid())
     change.initialise(keys)
     return keys

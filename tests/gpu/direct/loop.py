@@ -40,7 +40,7 @@ def one_round(host: Host, program: Program, mode: str, timer: Timer, *, checkpoi
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
-    """What happened, also when it failed."""
+    """Runs the loop; returns the record, also of a failure."""
     rows = Rows()
     with Program(argv, options.library) as program, Helper(fake=False) as helper:
         timer = Timer()

@@ -39,7 +39,7 @@ def plain(at: Path) -> Path:
 
 
 def run(argv: list[str]) -> str:
-    """What it says. Raises CalledProcessError."""
+    """Run a command; returns its output. Raises CalledProcessError."""
     environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(argv, check=True, capture_output=True, text=True, env=environment)
     return done.stdout

@@ -29,7 +29,7 @@ class Program:
         self.found: dict[str, Any] = {"program": words, "rounds": 0}
 
     def status(self) -> dict[str, Any]:
-        """What it said last; empty when nothing."""
+        """Returns the program's last status; empty when there is none."""
         with contextlib.suppress(OSError, ValueError):
             found: dict[str, Any] = json.loads((self.home / "status").read_text())
             return found

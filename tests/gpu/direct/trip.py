@@ -86,7 +86,7 @@ def restore(host: Host, program: Program, criu: Criu, images: Path, about: Held)
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
-    """What happened, also when it failed."""
+    """Runs the trip; returns the record, also of a failure."""
     rows, images, criu = Rows(), Path(options.images), Criu(Path(options.bundle))
     with Program(argv, options.library) as program, Helper(fake=False) as helper:
         timer = Timer()
