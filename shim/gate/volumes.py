@@ -22,7 +22,7 @@ from shim.kernel.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     Places = list[tuple[str, str]]
@@ -100,7 +100,13 @@ def made(fact: object) -> list[str]:
 
 def is_in(spec: Mapping[str, Any], path: str) -> bool:
     """Whether the path of the container is in a volume of this spec, or is a volume itself."""
-    return bool(_place_of(_places(spec), path)[1])
+    return finder(spec)(path)
+
+
+def finder(spec: Mapping[str, Any]) -> Callable[[str], bool]:
+    """A function that is `is_in` for this spec, for many paths."""
+    places = _places(spec)
+    return lambda path: bool(_place_of(places, path)[1])
 
 
 def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
