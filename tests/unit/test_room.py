@@ -194,7 +194,7 @@ def test_what_is_in_use_or_wanted_stays(
                 container="abc", snapshot=one, fallback="cold", deadline_s=1, turns=1,
                 turn_wait_s=1, turn_hold_s=60, pod_namespace="",
                 pod_name="", pod_uid="", container_name="",
-                resume="", gpu_pairs=[],
+                resume="", gpu_pairs=[], others=0,
             )
         )  # fmt: skip
     if use == "named":
