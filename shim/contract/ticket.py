@@ -48,8 +48,8 @@ class Ticket:
     run at the same time on the node. turn_wait_s: seconds in the restore queue at most.
     turn_hold_s: seconds that the restore may hold its place among the running restores at most.
     resume: the annotation's value (`http POST :8000/…`, `exec:…`) or the empty string. gpu_pairs:
-    UUIDs (`GPU-…`) of captured GPUs, each with the UUID of the new GPU that takes its place. others: how
-    many other containers the pod has now; kubelet starts one after the other.
+    UUIDs (`GPU-…`) of captured GPUs, each with the UUID of the new GPU that takes its place.
+    others: how many other containers the pod has now; kubelet starts one after the other.
     """
 
     __slots__ = tuple(_FIELDS)

@@ -60,8 +60,9 @@ class Tracked:
 
     reason: why the container is in this state, for people. identity: the properties for matching,
     once containerd has answered with the spec. pid: of the container's init as the host sees it, 0
-    before init runs. held: that process while it runs: later its pid may be another process's. others: how many
-    other containers the pod had when this one was created; 1 before the daemon knows it.
+    before init runs. held: that process while it runs: later its pid may be another process's.
+    others: how many other containers the pod had when this one was created; 1 before the daemon
+    knows it.
     """
 
     container: ContainerId

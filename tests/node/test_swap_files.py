@@ -193,6 +193,9 @@ def test_a_gib_of_changed_files_is_there_and_shared(swap_node: Node, large: Snap
 # Volumes
 
 
+OTHER_CONTENT = {**WHEN_TOLD, "quickthaw.io/volume-content": "ignore"}
+
+
 def with_volumes(setting: str) -> ContainerSpec:
     """A probe with one of each kind of volume; `setting` is in its ConfigMap."""
     mounts = [
@@ -217,9 +220,9 @@ def test_a_restored_container_sees_its_own_pods_volumes(swap_node: Node) -> None
     host = swap_node.path("/srv/host")
     host.mkdir(exist_ok=True)
     source = captured(
-        swap_node, with_volumes("old"), annotations=WHEN_TOLD, before=use_volumes
+        swap_node, with_volumes("old"), annotations=OTHER_CONTENT, before=use_volumes
     ).source
-    pod = restored(swap_node, with_volumes("new"), annotations=WHEN_TOLD)
+    pod = restored(swap_node, with_volumes("new"), annotations=OTHER_CONTENT)
     for path in ("/disk", "/memory", "/tmp"):
         assert ask(pod, f"/read?path={path}")["entries"] == [], "a new pod's are empty"
         assert ask(source, f"/read?path={path}")["entries"] == ["of-source"]
