@@ -1,7 +1,6 @@
 """A pod tries to harm the daemon of its node, and so everybody: with files, names, arguments."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
