@@ -7,7 +7,7 @@ the way: the file would be made in a directory of the node's, with a content, an
 the pod's choice. And CRIU sets the mode by name, which follows links, where it is not the one that
 the file was made with. So there such a file must be a regular one, directly in the mount, with a
 mode that needs no second call. And as another one can be put in its place, which has another mode,
-and then a link, no other container may be there at the restore (see `shim.restore.opened`): the
+and then a link, the pod may have no other container at the restore (see `shim.restore.opened`): the
 mount must be the pod's own, its /dev/shm or an emptyDir. Sources: CRIU, criu/files-reg.c,
 create_ghost; criu/util.c, cr_fchpermat.
 """

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from shim.contract.errors import NotCapturable
 from shim.contract.limits import MAX_OPENED
 from shim.criu import images, openfiles
-from shim.gate import descriptors
+from shim.gate import descriptors, volumes
 from shim.gate.kinds import Bounds
 from shim.gate.network import open_to_all
 from shim.kernel.lineage import numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from shim.capture.source import Source
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _ANONYMOUS = "anon_inode:"
 _NAMESPACE = re.compile(r"(\w+):\[\d+\]")
 _NO_NAMESPACES = ("pipe", "socket")
+_MANY = ("pipe:[", "socket:[")
 _ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
 GONE = " (deleted)"
 """How the kernel ends the name of a file that was removed."""
@@ -54,18 +55,34 @@ class Opened:
 
 
 def look(source: Source, pids: Iterable[int], stop: Stop) -> list[Opened]:
-    """All that they have. Call it while they are frozen; one that has died meanwhile has none.
+    """All that they have and that is not common. Call it while they are frozen.
 
-    Raises NotCapturable for more than a snapshot may have, Stopped.
+    Common is what a snapshot can hold in any number, and nobody asks for: pipes, sockets, files of
+    the container's own that have their name. One that has died meanwhile has nothing. Raises
+    NotCapturable for more than a snapshot may have, Stopped.
     """
     found: list[Opened] = []
+    is_in_volume = volumes.finder(source.spec)
     for pid in pids:
         for each in _of_process(pid):
             stop.check()
+            if _is_common(each, is_in_volume):
+                continue
             found.append(each)
             if len(found) > MAX_OPENED:
-                raise _refused(source, f"it has more than {MAX_OPENED} descriptors and areas")
+                raise _refused(
+                    source, f"it has more than {MAX_OPENED} descriptors and mappings of devices, "
+                    "files in volumes, deleted files and files without a name",
+                )  # fmt: skip
     return found
+
+
+def _is_common(opened: Opened, is_in_volume: Callable[[str], bool]) -> bool:
+    name, mode = opened.name, opened.status.st_mode
+    if not name.startswith("/"):
+        return name.startswith(_MANY)
+    is_own = (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and not name.endswith(GONE)
+    return is_own and not is_in_volume(name)
 
 
 def lost_names(opened: Iterable[Opened]) -> dict[str, int]:

@@ -16,7 +16,8 @@ MAX_PATH_BYTES = 3800
 MAX_SHM_ENTRIES = 10_000
 """In /dev/shm, which is copied while its container is frozen."""
 MAX_OPENED = 65_536
-"""Descriptors and mapped files of all processes: a capture has a kilobyte of each in memory."""
+"""Descriptors and mappings of all processes that a capture looks at: it has a kilobyte of each in
+memory."""
 MAX_LISTING_BYTES = 64 << 20
 """Size of the listing of a part: see `shim.integrity.tree`."""
 ENTRY_BYTES = 1024

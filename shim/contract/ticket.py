@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.contract.names import ContainerId, SnapshotId
 
-SCHEMA = 3
+SCHEMA = 4
 _MAX_BYTES = 64 * 1024
 _HEXADECIMAL = frozenset("0123456789abcdef")
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -37,6 +37,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "container_name": str,
     "resume": str,
     "gpu_pairs": list,
+    "others": int,
 }
 
 
@@ -48,6 +49,7 @@ class Ticket:
     turn_hold_s: seconds that the restore may hold its place among the running restores at most.
     resume: the annotation's value (`http POST :8000/…`, `exec:…`) or the empty string. gpu_pairs:
     UUIDs (`GPU-…`) of captured GPUs, each with the UUID of the new GPU that takes its place.
+    others: how many other containers the pod has now; kubelet starts one after the other.
     """
 
     __slots__ = tuple(_FIELDS)
@@ -64,6 +66,7 @@ class Ticket:
     container_name: str
     resume: str
     gpu_pairs: list[list[str]]
+    others: int
 
     def __init__(self, **fields: object) -> None:
         if fields.keys() != _FIELDS.keys():
@@ -79,6 +82,8 @@ class Ticket:
             raise ValueError("fallback or deadline_s out of range")
         if not all(_is_pair(pair) for pair in self.gpu_pairs):
             raise ValueError("gpu_pairs are no pairs of UUIDs")
+        if self.others < 0:
+            raise ValueError("others out of range")
         if self.turns < 1 or not 0 <= self.turn_wait_s < 1e6 or not 0 < self.turn_hold_s < 1e8:
             raise ValueError("turns, turn_wait_s or turn_hold_s out of range")
 

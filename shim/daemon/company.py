@@ -67,6 +67,11 @@ class Company:
             _write(each.container, record.OTHERS, found)
         return Arrival(found, not others)
 
+    def others(self, container: nri_pb2.Container) -> int:
+        """How many other containers its pod has now."""
+        here = self._of_sandbox.get(container.pod_sandbox_id, {})
+        return len(set(here.values()) - {container.id})
+
     def leaves(self, container: nri_pb2.Container) -> None:
         """Forget a container that has ended."""
         here = self._of_sandbox.get(container.pod_sandbox_id, {})

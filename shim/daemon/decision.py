@@ -178,6 +178,7 @@ class Decider:
                 pod_uid=tracked.pod.uid, container_name=tracked.name,
                 resume=wish.resume.encode() if wish.resume else "",
                 gpu_pairs=identity.gpu_pairs(found),
+                others=tracked.others,
             )
         )  # fmt: skip
         faults.point("daemon.ticket.written", tracked.container)

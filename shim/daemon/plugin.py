@@ -74,6 +74,7 @@ class NodePlugin(Plugin):
         self, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
     ) -> None:
         if tracked := self._registry.get(container.id):
+            tracked.others = self._company.others(container)
             await self._decider.decide(tracked)
             if tracked.state is State.RESTORING:
                 self._prefetch.certain(tracked.snapshot)

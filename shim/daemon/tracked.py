@@ -91,6 +91,8 @@ class Tracked:
     reason: why the container is in this state, for people. identity: the properties for matching,
     once containerd has answered with the spec. pid: of the container's init as the host sees it, 0
     before init runs. held: that process while it runs: later its pid may be another process's.
+    others: how many other containers the pod had when this one was created; 1 before the daemon
+    knows it.
     """
 
     container: ContainerId
@@ -98,6 +100,7 @@ class Tracked:
     pod: Pod
     wish: Wish
     restarts: int = 0
+    others: int = 1
     pid: int = 0
     held: Held | None = None
     state: State = State.CREATED

@@ -198,7 +198,8 @@ CHECKS: tuple[Check, ...] = (
     Check("descriptors", 2, BOTH, "whether a captured descriptor took more power than its spec, or "
           "the pod's network, gives", _descriptors),
     Check("volume_files", 2, SWAP,
-          "open files in volumes: type, owner and mode of each, and no link on the way",
+          "open files in volumes: type, owner and mode of each, no link on the way, and no other "
+          "container in the pod while CRIU makes a deleted one again",
           _volume_files),
     Check("key", 1, DECISION, "digest over what makes two containers the same workload", _key),
     _workload("args", "command line"),

@@ -22,7 +22,7 @@ from shim.kernel.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     Places = list[tuple[str, str]]
@@ -33,6 +33,7 @@ _GONE = (errno.ENOENT, errno.ENOTDIR)
 _FULL = ("CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER", "CAP_SETUID", "CAP_SYS_ADMIN")
 """With any of these a process can give itself every file."""
 _READ = ("CAP_DAC_READ_SEARCH",)
+_MODES = 0o177777
 _FIELDS = ("at", "gid", "gone", "mode", "path", "rdev", "uid")
 
 
@@ -52,6 +53,8 @@ class VolumeFile:
         self.path, self.mode, self.rdev = str(fields["path"]), int(fields["mode"]), fields["rdev"]
         self.uid, self.gid, self.gone = int(fields["uid"]), int(fields["gid"]), fields["gone"]
         self.at = [(int(pid), str(link)) for pid, link in fields["at"]]
+        if not 0 <= self.mode <= _MODES:
+            raise ValueError(f"the fact volume_files has the mode {fields['mode']!r:.80}")
 
     def as_json(self) -> dict[str, object]:
         """Returns the fields as a plain object."""
@@ -100,7 +103,13 @@ def made(fact: object) -> list[str]:
 
 def is_in(spec: Mapping[str, Any], path: str) -> bool:
     """Whether the path of the container is in a volume of this spec, or is a volume itself."""
-    return bool(_place_of(_places(spec), path)[1])
+    return finder(spec)(path)
+
+
+def finder(spec: Mapping[str, Any]) -> Callable[[str], bool]:
+    """A function that is `is_in` for this spec, for many paths."""
+    places = _places(spec)
+    return lambda path: bool(_place_of(places, path)[1])
 
 
 def changed(spec: Mapping[str, Any], fact: object) -> list[str]:

@@ -21,7 +21,7 @@ from shim.criu import options
 from shim.gate import volumes
 from shim.kernel.fds import OwnedFd
 from shim.kernel.lineage import numbers, tree
-from shim.restore import company, images
+from shim.restore import images
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shim.contract.manifest import Manifest
+    from shim.contract.ticket import Ticket
     from shim.gate.volumes import Identity, VolumeFile
     from shim.integrity.check import Check
 
@@ -38,7 +39,7 @@ _LONGEST = 32
 
 
 def watched(
-    captured: Manifest, check: Check, spec: Mapping[str, Any], container: str,
+    captured: Manifest, check: Check, spec: Mapping[str, Any], ticket: Ticket,
     stack: contextlib.ExitStack,
 ) -> Watch | None:  # fmt: skip
     """Hold the files in volumes that CRIU will open, until `stack` is left; None if there are none.
@@ -48,8 +49,9 @@ def watched(
     """
     fact = jsontext.parse(captured.facts["volume_files"])
     files, _ = volumes.parse(fact)
+    container = ticket.container
     if made := volumes.made(fact):
-        _check_company(spec, made[0], container)
+        _check_company(ticket, made[0])
     if not files:
         return None
     wrong, held = volumes.hold(spec, files, stack)
@@ -60,11 +62,13 @@ def watched(
     return Watch(f"{CONTAINERS}/{container}", files, held, stack, container)
 
 
-def _check_company(spec: Mapping[str, Any], path: str, container: str) -> None:
-    if why := company.others(spec):
+def _check_company(ticket: Ticket, path: str) -> None:
+    """CRIU makes deleted files as root, by their names: see `shim.capture.ghosts`."""
+    if ticket.others:
         error = SnapshotDoesNotFit(
-            "a deleted file cannot be made again", container=container,
-            why=f"CRIU makes {path} by its name, and {why}",
+            "a deleted file cannot be made again", container=ticket.container,
+            why=f"CRIU makes {path} by its name, where the {ticket.others} other containers of the "
+            "pod may put a link meanwhile",
             do="Start this container before the others, or have it close the file.",
         )  # fmt: skip
         error.codes = ["volume_files"]

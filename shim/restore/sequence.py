@@ -153,7 +153,7 @@ class Swap:
         with self._step("criu"):
             from shim.restore import opened
 
-            watch = opened.watched(captured, check, self.bundle.spec, self.ticket.container, held)
+            watch = opened.watched(captured, check, self.bundle.spec, self.ticket, held)
             self._restore(captured, runtime, descriptors, server, watch, undo)
             server.wait_until_ready(self.until)
             self._rescore()

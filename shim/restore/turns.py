@@ -17,6 +17,7 @@ import time
 
 from shim.contract.errors import NoTurn
 from shim.contract.paths import TURNS
+from shim.kernel import alarm
 from shim.kernel.replace import take_away
 
 TYPE_CHECKING = False
@@ -61,12 +62,13 @@ def _arrive(directory: str, until: float, place: contextlib.ExitStack, container
         _remove_dead(directory, numbers)
         number = max(numbers, default=0) + 1
         scratch = f"{directory}/.new"  # ours while we hold the lock on the directory
-        fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        place.callback(os.close, fd)
-        # Locked before the rename: nobody ever sees the name without a lock.
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(scratch, f"{directory}/{number}")
-        place.callback(take_away, f"{directory}/{number}")
+        with alarm.held():  # a deadline in between would leave the file, or its descriptor
+            fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            place.callback(os.close, fd)
+            # Locked before the rename: nobody ever sees the name without a lock.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(scratch, f"{directory}/{number}")
+            place.callback(take_away, f"{directory}/{number}")
     return number
 
 

@@ -157,6 +157,7 @@ def _ticket() -> bytes:
         container="c1", snapshot="a" * 64, fallback="cold", deadline_s=100.0, pod_namespace="n",
         pod_name="p", pod_uid="u", container_name="s", resume="", turns=2, turn_wait_s=1.0,
         turn_hold_s=60.0, gpu_pairs=[["GPU-" + "a" * 32, "GPU-" + "b" * 32]],
+        others=0,
     ).encode()  # fmt: skip
 
 

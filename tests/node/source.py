@@ -216,10 +216,12 @@ def _changed(about: str, before: dict[str, str], after: dict[str, str]) -> list[
 def _process(pid: int) -> Process:
     proc = Path(f"/proc/{pid}")
     memory = _numbers(proc / "smaps_rollup")
-    rows = (line.partition(":") for line in (proc / "status").read_text().splitlines())
+    rows = (
+        line.partition(":") for line in (proc / "status").read_text(errors="replace").splitlines()
+    )
     status = {name: value.strip() for name, _, value in rows if name in STATUS}
     return Process(
-        (proc / "comm").read_text().strip(),
+        (proc / "comm").read_text(errors="replace").strip(),
         {kind: memory[kind] * 1024 for kind in KINDS if kind in memory},
         status,
         _descriptors(proc),
@@ -250,7 +252,7 @@ def _areas(proc: Path) -> dict[str, str]:
 def _numbers(path: Path) -> dict[str, int]:
     """Returns the rows of a file of names and numbers."""
     found = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         words = line.replace(":", " ").split()
         if len(words) > 1 and words[1].isdigit():
             found[words[0]] = int(words[1])

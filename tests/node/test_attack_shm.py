@@ -224,7 +224,7 @@ def test_deleted_file_in_shm_subdirectory_is_made_nowhere_on_the_node(
         specs = with_neighbour(own_spec("ghost"), SWAPS_DIRECTORY, **POWERLESS)
         attacked(swap_node, specs, taken).remove(grace_s=0)
         assert dropped.stat().st_mtime_ns == before, "no file is made beside a neighbour"
-        without = line_taken_out("_check_company(spec, made")
+        without = line_taken_out("_check_company(ticket, made")
         with mutant(swap_node, "shim/restore/opened.py", without, of_daemon=False):
             attacked(swap_node, specs, taken).remove(grace_s=0)
         assert dropped.stat().st_mtime_ns != before, "then root would have made a file there"
@@ -259,4 +259,4 @@ def test_no_deleted_file_is_made_beside_a_neighbour(swap_node: Node) -> None:
     idle = "import time\nprint('armed', flush=True)\ntime.sleep(1000)"
     pod = attacked(swap_node, with_neighbour(own_spec("ghost beside"), idle), taken)
     told = said(swap_node, pod.container("main").id[:12], "a deleted file cannot be made again")
-    assert "another container of the pod" in told
+    assert "the 1 other containers of the pod" in told

@@ -1,7 +1,6 @@
 """A pod tries to harm the daemon of its node, and so everybody: with files, names, arguments."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,11 +132,11 @@ def test_more_files_than_a_snapshot_holds_are_refused_at_once(
     swap_node: Node, figures: Figures
 ) -> None:
     with attacker(swap_node, "many", MANY.format(files=120_000)) as pod:
-        free = os.statvfs(swap_node.path(STORE)).f_favail
         began = time.monotonic()
         not_captured(pod, "100000 at most")
         assert time.monotonic() - began < 20
-        assert free - os.statvfs(swap_node.path(STORE)).f_favail < 1000
+        # Not what the file system has left: other nodes of the tests take inodes of it, too.
+        assert sum(1 for _ in swap_node.path(STORE).rglob("*")) < 1000
         assert frozen_of(pod) is None, "it was never frozen"
 
 

@@ -199,6 +199,9 @@ def test_restored_containers_share_a_gib_of_changed_files(
 # Volumes
 
 
+OTHER_CONTENT = {**WHEN_TOLD, "quickthaw.io/volume-content": "ignore"}
+
+
 def with_volumes(setting: str) -> ContainerSpec:
     """Returns a probe with a volume of each kind; `setting` is in its ConfigMap."""
     mounts = [
@@ -223,9 +226,9 @@ def test_restored_container_sees_the_volumes_of_its_own_pod(swap_node: Node) -> 
     host = swap_node.path("/srv/host")
     host.mkdir(exist_ok=True)
     source = captured(
-        swap_node, with_volumes("old"), annotations=WHEN_TOLD, before=use_volumes
+        swap_node, with_volumes("old"), annotations=OTHER_CONTENT, before=use_volumes
     ).source
-    pod = restored(swap_node, with_volumes("new"), annotations=WHEN_TOLD)
+    pod = restored(swap_node, with_volumes("new"), annotations=OTHER_CONTENT)
     for path in ("/disk", "/memory", "/tmp"):
         assert ask(pod, f"/read?path={path}")["entries"] == [], "a new pod's are empty"
         assert ask(source, f"/read?path={path}")["entries"] == ["of-source"]

@@ -251,6 +251,7 @@ def ticket() -> Ticket:
     return Ticket(
         container="f" * 64, snapshot="a" * 64, fallback="cold", deadline_s=100.0,
         pod_namespace="n", pod_name="p", pod_uid="u", container_name="s", resume="", turns=2,
+        others=0,
         turn_wait_s=1.0,
         turn_hold_s=60.0, gpu_pairs=[],
     )  # fmt: skip

@@ -1,55 +1,58 @@
-"""Another container of the pod is seen before CRIU makes files by their names."""
+"""No deleted file is made again by its name beside another container of the pod."""
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+import contextlib
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from protos import nri_pb2
 from shim.contract.errors import SnapshotDoesNotFit
-from shim.restore import company, opened
+from shim.criu import options
+from shim.daemon.company import Company
+from shim.restore import opened
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-def _spec(path: str | None) -> dict[str, Any]:
-    joined = {"type": "ipc"} if path is None else {"type": "ipc", "path": path}
-    return {"linux": {"namespaces": [{"type": "pid"}, joined]}}
-
-
-@pytest.fixture
-def proc(tmp_path: Path) -> Path:
-    """A sandbox of number 7 with a container, 9, and a pod of its own, 8; files stand for them."""
-    for name in ("7", "8", "self"):
-        (tmp_path / name / "ns").mkdir(parents=True)
-        (tmp_path / name / "ns/ipc").write_text(name)
-    return tmp_path
+FACT = (
+    '{"files":[{"path":"/dev/shm/x","mode":33152,"uid":0,"gid":0,"rdev":0,"gone":%s,"at":[]}],'
+    '"made":[%s],"sockets_in":[]}'
+)
 
 
-def test_sandbox_that_is_alone_and_one_that_is_not(proc: Path) -> None:
-    spec = _spec("/proc/7/ns/ipc")
-    assert company.others(spec, str(proc)) == ""
-    (proc / "9/ns").mkdir(parents=True)
-    os.link(proc / "7/ns/ipc", proc / "9/ns/ipc")
-    assert "process 9 of another container" in company.others(spec, str(proc))
-
-
-@pytest.mark.parametrize("path", [None, "/run/netns/x", "/proc/self/ns/ipc", "/proc/7/ns/net"])
-def test_unknown_company_is_reported(proc: Path, path: str | None) -> None:
-    assert "does not tell" in company.others(_spec(path), str(proc))
+def watched(others: int, *, made: bool) -> None:
+    """made: else the file has other names."""
+    fact = FACT % ("true", '"/dev/shm/x"' if made else "")
+    ticket = SimpleNamespace(container="c1", others=others)
+    captured, check = SimpleNamespace(facts={"volume_files": fact}), SimpleNamespace(big_images=())
+    with contextlib.ExitStack() as stack:
+        opened.watched(captured, check, {}, ticket, stack)  # type: ignore[arg-type]
 
 
 def test_deleted_files_are_made_again_for_nobody_in_company(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Captured:
-        facts = {  # noqa: RUF012
-            "volume_files": '{"files":[{"path":"/dev/shm/x","mode":33152,"uid":0,"gid":0,"rdev":0,'
-            '"gone":true,"at":[]}],"made":["/dev/shm/x"],"sockets_in":[]}'
-        }
+    monkeypatch.setattr(options, "write", lambda *_, **__: None)
+    monkeypatch.setattr(opened, "Watch", lambda *_: None)
+    with pytest.raises(SnapshotDoesNotFit, match="/dev/shm/x by its name") as caught:
+        watched(1, made=True)
+    assert caught.value.codes == ["volume_files"]
+    watched(0, made=True)
+    watched(1, made=False)
 
-    monkeypatch.setattr(company, "others", lambda _: "process 9 is there")
-    with pytest.raises(SnapshotDoesNotFit, match="/dev/shm/x by its name, and process 9 is there"):
-        opened.watched(Captured, None, {}, "c1", None)  # type: ignore[arg-type]
+
+def test_containers_of_a_pod_are_counted_whoever_they_are() -> None:
+    def of(name: str, number: str, pod: str = "p") -> nri_pb2.Container:
+        return nri_pb2.Container(id=number, name=name, pod_sandbox_id=pod)
+
+    registry: Any = ()
+    company = Company(registry)
+    company.arrives(of("main", "m1"), is_ours=False)
+    company.arrives(of("main", "m2"), is_ours=False)
+    company.arrives(of("alone", "a", "q"), is_ours=False)
+    assert company.others(of("main", "m2")) == 0, "its own earlier attempt is nobody"
+    company.arrives(of("sidecar", "s"), is_ours=False)
+    assert (company.others(of("main", "m2")), company.others(of("sidecar", "s"))) == (1, 1)
+    assert company.others(of("unknown", "u")) == 2
+    company.leaves(of("sidecar", "s"))
+    assert company.others(of("main", "m2")) == 0

@@ -197,7 +197,7 @@ def test_snapshot_in_use_or_with_a_ticket_stays(
                 container="abc", snapshot=one, fallback="cold", deadline_s=1, turns=1,
                 turn_wait_s=1, turn_hold_s=60, pod_namespace="",
                 pod_name="", pod_uid="", container_name="",
-                resume="", gpu_pairs=[],
+                resume="", gpu_pairs=[], others=0,
             )
         )  # fmt: skip
     if use == "named":

@@ -62,7 +62,7 @@ def a_ticket(**changes: object) -> ticket.Ticket:
         "container": "abc", "snapshot": SNAPSHOT, "fallback": "cold", "deadline_s": 100.0,
         "turns": 4, "turn_wait_s": 10.0, "turn_hold_s": 60.0,
         "pod_namespace": "default", "pod_name": "pod", "pod_uid": "uid", "container_name": "main",
-        "resume": "", "gpu_pairs": [],
+        "resume": "", "gpu_pairs": [], "others": 0,
     }  # fmt: skip
     return ticket.Ticket(**fields | changes)
 

@@ -24,7 +24,7 @@ TICKET = Ticket(
     container="c" * 64, snapshot="5" * 64, fallback="cold", deadline_s=1, turns=1, turn_wait_s=1,
     turn_hold_s=60,
     pod_namespace="models", pod_name="pod", pod_uid="u", container_name="main", resume="",
-    gpu_pairs=[],
+    gpu_pairs=[], others=0,
 )  # fmt: skip
 
 

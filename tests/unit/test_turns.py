@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shim.contract.errors import NoTurn
+from shim.kernel import alarm
 from shim.restore import turns
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,7 @@ WORK = """
 import sys, time
 sys.path.insert(0, {root!r})
 from shim.contract.errors import NoTurn
+from shim.kernel import alarm
 from shim.restore import turns
 try:
     with turns.taken({most}, until=time.monotonic() + {wait}, directory={directory!r}):
@@ -174,3 +176,23 @@ def test_free_turn_costs_next_to_nothing(directory: Path) -> None:
 def test_missing_directory_of_turns_is_made(tmp_path: Path) -> None:
     with turns.taken(1, until=time.monotonic() + 1, directory=str(tmp_path / "turns")):
         assert (tmp_path / "turns" / "1").exists()
+
+
+def test_deadline_in_the_middle_of_an_arrival_leaves_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def slow(*names: str) -> None:
+        time.sleep(0.1)  # the alarm rings here
+        rename(*names)
+
+    monkeypatch.setattr(os, "rename", slow)
+    until = time.monotonic() + 0.05
+    with (
+        pytest.raises(alarm.TooLate),
+        alarm.raising(until),
+        turns.taken(1, until=until + 10, directory=str(directory)),
+    ):
+        pass
+    assert list(directory.iterdir()) == []
