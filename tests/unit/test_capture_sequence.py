@@ -62,7 +62,7 @@ def test_what_fails_after_the_thaw_is_a_failed_capture(
 
     async def room() -> None: ...
 
-    source = SimpleNamespace(container="c1", check=lambda: None)
+    source = SimpleNamespace(container="c1", check=lambda: None, gpus=())
     monkeypatch.setattr(sequence, "_before", lambda _: None)
     monkeypatch.setattr(sequence, "dump", lambda *_: None)
     monkeypatch.setattr(sequence, "_described", fails)
