@@ -15,6 +15,7 @@ from shim.daemon.requests import Requests
 from shim.nri import annotations as pods
 from shim.nri import service
 from shim.nri.events import EVENTS, Plugin
+from shim.report.reporter import Reporter
 from shim.rpc import mux, ttrpc
 from shim.rpc.errors import CallRefused, MuxViolated, TtrpcViolated
 from shim.store.store import Store
@@ -118,7 +119,7 @@ def _requests() -> Requests:
     store = Store(str(place() / "store"))
     store.open()
     nobody = cast("Any", _Nobody())
-    return Requests(store, nobody, Registry(), nobody, nobody, nobody)
+    return Requests(store, nobody, Registry(), nobody, Reporter(), nobody)
 
 
 def control_requests(data: bytes) -> None:
