@@ -12,7 +12,8 @@ from typing import Final
 
 import pytest
 
-from shim.contract.errors import CriuDumpFailed, NotCapturable
+from protos import cri_pb2 as pb
+from shim.contract.errors import CriuDumpFailed, NotCapturable, SourceHarmed
 from shim.contract.paths import CONTAINER_WORK, CONTAINERS
 from tests.node import source
 from tests.node.attacking import mutant, run_helper
@@ -32,6 +33,8 @@ from tests.node.test_limits import stopped_criu, telling_criu
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
+INSIDE: Final = b"Putting parasite blob"
+"""From this line of its log on, CRIU has processes execute code of its own."""
 FROZEN_AT_MOST_S: Final = 11.0
 """The estimate of a small worker, 10 s, and the time of a thaw."""
 LOOKED: Final = "/run/quickthaw/looked"
@@ -200,9 +203,14 @@ def test_process_stopped_in_the_last_moment_freezes_nothing_for_long(
     assert ask(pod, "/state")["nonce"] == nonce
 
 
-@pytest.mark.parametrize("seen", [b"Seized task", b"Putting parasite blob", b"Dumping pages"])
+@pytest.mark.parametrize("seen", [b"Seized task", INSIDE, b"Dumping pages"])
 def test_hanging_criu_is_ended_with_the_frozen_window(swap_node: Node, seen: bytes) -> None:
-    """Wherever CRIU hangs, the source goes on. CRIU's code may stay in it, but in no snapshot."""
+    """Wherever CRIU hangs, the source goes on. CRIU's code may stay in it, but in no snapshot.
+
+    Nobody can stop CRIU between two given instructions. If the stop hits the microseconds in which
+    a process executes CRIU's code, that process ends with CRIU: seen once, on a loaded machine, in
+    the second row. Then nothing is published, and the error says so.
+    """
     pod, _ = with_helper(swap_node)
     nonce = ask(pod, "/state")["nonce"]
     log = swap_node.path(f"{CONTAINERS}/{pod.container().id}/{CONTAINER_WORK}/dump.log")
@@ -215,10 +223,14 @@ def test_hanging_criu_is_ended_with_the_frozen_window(swap_node: Node, seen: byt
         longest_s = frozen_s()
     ((status, told, took_s),) = found
     print(f"{swap_node.suite}: {seen!r}: frozen {longest_s:.2f} s, {took_s:.2f} s in all: {told}")
-    assert status == CriuDumpFailed.exit_code, told
     assert longest_s < FROZEN_AT_MOST_S
     assert took_s < FROZEN_AT_MOST_S + 5
     assert not Path(f"/proc/{hung}").exists(), "CRIU is still there"
+    if seen == INSIDE and status == SourceHarmed.exit_code:
+        assert "the container ended during its capture; no snapshot was made" in told
+        assert pod.container().status().state == pb.CONTAINER_EXITED
+        return
+    assert status == CriuDumpFailed.exit_code, told
     assert ask(pod, "/state")["nonce"] == nonce
     left = source.wrong(source.look(pod.container()))
     assert all("CRIU left" in each for each in left), left
