@@ -16,7 +16,7 @@ from tests.gpu.standin.build import build
 from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec, HostPath, VolumeMount
-from tests.node.swapping import PROBE, ask
+from tests.node.swapping import PROBE, ask, wipe_snapshots
 
 LIBRARIES: Final = "/usr/lib/x86_64-linux-gnu"
 HOME: Final = "/run/cuda-standin"
@@ -45,7 +45,10 @@ def uuid(minor: int) -> str:
 
 @contextmanager
 def gpus(node: Node, count: int = 2) -> Iterator[None]:
-    """The node has GPUs inside of the `with`, and a daemon that knows them."""
+    """The node has GPUs inside of the `with`, and a daemon that knows them.
+
+    Snapshots go with them.
+    """
     made = build()
     paths = [f"/dev/nvidia{minor}" for minor in range(count)]
     devices = {path: (_CPUID_MAJOR, minor) for minor, path in enumerate(paths)}
@@ -66,7 +69,7 @@ def gpus(node: Node, count: int = 2) -> Iterator[None]:
         for path in [*paths, "/dev/nvidiactl", "/dev/nvidia-uvm",
                      f"{LIBRARIES}/libcuda.so.1", f"{LIBRARIES}/libnvidia-ml.so.1"]:  # fmt: skip
             node.path(path).unlink()
-        restart_daemon(node)
+        wipe_snapshots(node)  # restarts the daemon, which then knows no GPU
 
 
 def describe(node: Node, lines: Sequence[str]) -> None:
