@@ -23,10 +23,13 @@ from tests.node.swapping import (
     PORT,
     PROBE,
     RESTORE,
+    SNAPSHOTS,
+    VERIFIED,
     assert_restored,
     nothing_left,
     published,
     said,
+    wait_until,
     wishes,
 )
 from tests.workers import images
@@ -64,15 +67,21 @@ def main() -> int:
         node.start_daemon()
         node.import_image(images.build("probe"))
         with nothing_left(node):
-            with node.kubelet.run_pod("source", [WORKER], annotations=wishes()) as source:
-                published(source)
+            for name in names:  # the other's format may be another one
+                _use(node, name)
+                with node.kubelet.run_pod("source", [WORKER], annotations=wishes()) as source:
+                    published(source)
+                _put_aside(node, name)
+            _use(node, names[-1])
             for number in range(-WARM_UP, pairs):
                 for name in names if number % 2 else names[::-1]:
                     if len(names) > 1:
+                        _put_aside(node, names[1 - names.index(name)])
                         _use(node, name)
                     run = _restore(node, f"{name}-{number + WARM_UP}")
                     if number >= 0:
                         runs[name].append(run)
+            node.run(["rm", "-rf", *(f"{SNAPSHOTS}.{name}" for name in names)])
     _print(runs)
     return 0
 
@@ -86,10 +95,26 @@ def _favour(node: Node) -> None:
             weight.write_text("10000")
 
 
+def _put_aside(node: Node, name: str) -> None:
+    """Keep the snapshots of a package for its next turn; no error if its turn was not."""
+    if node.path(SNAPSHOTS).is_dir() and not node.path(f"{SNAPSHOTS}.{name}").is_dir():
+        with node.daemon_stopped():
+            node.run(["mv", SNAPSHOTS, f"{SNAPSHOTS}.{name}"])
+
+
 def _use(node: Node, name: str) -> None:
-    """Make a package the installed package, as far as a swap can tell."""
+    """Make a package and its snapshots the installed ones, as far as a swap can tell.
+
+    Waits until the daemon has verified the snapshots, as it does after a boot.
+    """
     with node.daemon_stopped():
         node.run(["ln", "-sfn", f"{PREFIX}.{name}", PREFIX])
+        if node.path(f"{SNAPSHOTS}.{name}").is_dir():
+            node.run(["rm", "-rf", SNAPSHOTS])
+            node.run(["mv", f"{SNAPSHOTS}.{name}", SNAPSHOTS])
+    for snapshot in node.path(SNAPSHOTS).iterdir():
+        marks = node.path(f"{VERIFIED}/{snapshot.name}")
+        wait_until((marks / "memory").exists, "no marks are made", node, within_s=30)
 
 
 def _restore(node: Node, name: str) -> Run:
