@@ -44,3 +44,10 @@ def test_folder_that_passes_must_leave_the_list_of_exceptions() -> None:
     assert english.complaints({"shim/nri/b.py": english.NOTHING}, not_yet=("shim/nri",)) == [
         "shim/nri: passes; take it off NOT_YET in tests/english.py"
     ]
+
+
+def test_prose_behind_a_table_and_an_example_counts() -> None:
+    text = (
+        "A.\n\n| What | b |\n\n    What code\n\n```\nWhat code\n```\n\nWhat is left is removed.\n"
+    )
+    assert english.count(text).begins == ("What is left is removed.",)

@@ -3,7 +3,7 @@
     MIB=32 DEVICES=0 CHILDREN=0 python3 -m workers.gpu
 
 DEVICES (0; a comma-separated list of ordinals) get MIB (32) each, and so do CHILDREN (0) processes
-of their own. What lies there follows from the nonce.
+of their own. The nonce determines the content.
 
     /gpu                     UUIDs of the visible devices, of each process; how many words are wrong
     /gpu/begin               one more child with memory of its own
