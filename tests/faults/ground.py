@@ -74,7 +74,7 @@ class Ground:
         )
         self.source = self.snapshot.source
         # A host directory: a copy back follows each damage to the snapshot.
-        self._pristine = node.kept("pristine")
+        self._pristine = node.kept(f"pristine-{self.snapshot.id}")
         shutil.copytree(self.snapshot.directory, self._pristine, symlinks=True)
         self.before = node.inventory()
 
