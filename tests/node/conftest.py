@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.node import base, images, swapping
+from tests.node.gpus import gpus
 from tests.node.images import File, ImageConfig
 from tests.node.node import Node
 from tests.workers import images as workers
@@ -80,6 +81,13 @@ def swap_node(quickthaw_node: Node) -> Node:
     if swapping.PROBE not in quickthaw_node.cri.image_names():
         quickthaw_node.import_image(workers.build("probe"))
     return quickthaw_node
+
+
+@pytest.fixture(scope="module")
+def gpu_node(swap_node: Node) -> Iterator[Node]:
+    """A node with two GPUs."""
+    with gpus(swap_node):
+        yield swap_node
 
 
 @pytest.fixture

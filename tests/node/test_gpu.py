@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.node.gpus import SHARED_MEMORY, checked, gpu_probe, gpus, in_use, octets, uuid
+from tests.node.gpus import SHARED_MEMORY, checked, gpu_probe, in_use, octets, uuid
 from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
@@ -18,13 +18,6 @@ from tests.node.swapping import (
     probe,
     restored,
 )
-
-
-@pytest.fixture(scope="module")
-def gpu_node(swap_node: Node) -> Iterator[Node]:
-    """A node with two GPUs."""
-    with gpus(swap_node):
-        yield swap_node
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.node.gpus import SHARED_MEMORY, checked, gpu_probe, gpus, in_use, octets, uuid
+from tests.node.gpus import SHARED_MEMORY, checked, gpu_probe, in_use, octets, uuid
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
@@ -26,13 +26,6 @@ QUICK_S = 3.0
 """A driver's restore changes the address space thousands of times. It waited for the page server
 each time, 10 s in all on an H200, as long as that held the userfaultfds.
 """
-
-
-@pytest.fixture(scope="module")
-def gpu_node(swap_node: Node) -> Iterator[Node]:
-    """A node with two GPUs."""
-    with gpus(swap_node):
-        yield swap_node
 
 
 @pytest.fixture(autouse=True)

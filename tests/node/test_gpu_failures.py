@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shim.contract.paths import FAULTS
-from tests.node.gpus import SHARED_MEMORY, checked, fault, gpu_probe, gpus, in_use
+from tests.node.gpus import SHARED_MEMORY, checked, fault, gpu_probe, in_use
 from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
@@ -25,13 +25,6 @@ from tests.node.swapping import (
 )
 
 WITHIN_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def gpu_node(swap_node: Node) -> Iterator[Node]:
-    """A node with two GPUs."""
-    with gpus(swap_node):
-        yield swap_node
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.node.gpus import MODEL, SHARED_MEMORY, checked, describe, gpu_probe, gpus, restart_daemon
+from tests.node.gpus import MODEL, SHARED_MEMORY, checked, describe, gpu_probe, restart_daemon
 from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
@@ -22,13 +22,6 @@ from tests.node.swapping import (
     said,
     wishes,
 )
-
-
-@pytest.fixture(scope="module")
-def gpu_node(swap_node: Node) -> Iterator[Node]:
-    """A node with two GPUs."""
-    with gpus(swap_node):
-        yield swap_node
 
 
 @pytest.fixture(autouse=True)
