@@ -1,6 +1,6 @@
 """Runs `runc checkpoint` on a frozen container; CRIU does not write the content of memory.
 
-See `shim.criu.nowhere`; `shim.capture.memorycopy` writes that content. Blocking.
+See `shim.criu.devnull`; `shim.memory.copy.memorycopy` writes that content. Blocking.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from shim.capture import tool
 from shim.contract import journal
 from shim.contract.errors import CriuDumpFailed
 from shim.contract.paths import CONTAINER_WORK
-from shim.criu import nowhere, options, sharedmem
+from shim.criu import devnull, options, sharedmem
 from shim.criu.log import first_error
+from shim.node import tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
-    from shim.capture.source import Source
+    from shim.source.source import Source
 
 _DUMP_CONF = "criu-dump.conf"
 _AT_LEAST_S = 1.0
@@ -36,23 +36,23 @@ def checkpoint(
     thaw: lets the container run again: without that, CRIU may wait where no signal ends the wait.
     Raises CriuDumpFailed; DamagedImage, OSError.
     """
-    nowhere.make(image_dir, range(1, 1 + processes + len(shared)))
+    devnull.make(image_dir, range(1, 1 + processes + len(shared)))
     _run(source, image_dir, unanswered, until, thaw)
     only_crius = _only_criu_has(image_dir, shared)
-    if any(nowhere.is_lost(image_dir, number) for number in only_crius):
+    if any(devnull.is_lost(image_dir, number) for number in only_crius):
         # A memfd comes before the process that has it open, other shared memory after all
         # processes. Nothing changes while all is frozen: the next dump has the same numbers.
-        had = nowhere.of_processes(image_dir).union(nowhere.of_objects(image_dir).values())
+        had = devnull.of_processes(image_dir).union(devnull.of_objects(image_dir).values())
         for path in image_dir.iterdir():
             path.unlink()
-        nowhere.make(image_dir, had - only_crius)
+        devnull.make(image_dir, had - only_crius)
         _run(source, image_dir, unanswered, until, thaw)
-    nowhere.remove(image_dir)
+    devnull.remove(image_dir)
 
 
 def _only_criu_has(image_dir: Path, shared: Collection[int]) -> set[int]:
     """Returns the images of objects that we do not copy, or that CRIU handles otherwise."""
-    images = nowhere.of_objects(image_dir)
+    images = devnull.of_objects(image_dir)
     known = sharedmem.objects(image_dir) if images else {}
     copied = {number for number in shared if number in known and not known[number].is_huge}
     return {image for number, image in images.items() if number not in copied}

@@ -10,12 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shim.capture import opened, standstill, within
-from shim.capture.belongings import Belongings, checked
 from shim.capture.checkpoint import checkpoint
-from shim.capture.deleted import SHM, Copied, Remapped, give_links, names_in
-from shim.capture.memorycopy import MemoryCopy
-from shim.capture.source import frozen, own_freezer
 from shim.contract import faults
 from shim.contract.errors import ContainerBusy, MemoryNotCopied, RootfsNotCopied
 from shim.contract.paths import (
@@ -31,18 +26,23 @@ from shim.criu import images, ipcobjects, options, passcred
 from shim.gate.descriptors import reachable
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
+from shim.memory.copy.memorycopy import MemoryCopy
 from shim.rootfs import overlay
-from shim.rootfs.devshm import ShmCopy
 from shim.rootfs.diff import DiffCopy
+from shim.shm.devshm import ShmCopy
+from shim.source import excess, opened, standstill
+from shim.source.belongings import Belongings, checked
+from shim.source.deleted import SHM, Copied, Remapped, give_links, names_in
+from shim.source.source import frozen, own_freezer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from shim.capture.copied import CopiedMemory
-    from shim.capture.opened import Opened
-    from shim.capture.source import Source
     from shim.kernel.stopping import Stop
+    from shim.memory.copy.copied import CopiedMemory
+    from shim.source.opened import Opened
+    from shim.source.source import Source
 
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
@@ -204,8 +204,8 @@ def _looked_at(
 
     Raises NotCapturable for a process or descriptor with more power than the spec gives.
     """
-    within.check(source, pids)
-    has = reachable(source.spec, within.permitted(pids))
+    excess.check(source, pids)
+    has = reachable(source.spec, excess.permitted(pids))
     found = opened.look(source, pids, stop)
     opened.check(source, found, has)
     return found, has

@@ -15,9 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shim.capture import tool
 from shim.capture.dump import dump
-from shim.capture.source import own_freezer
 from shim.contract.errors import GpuNotCapturable, GpuNotCheckpointed
 from shim.contract.paths import CONTAINER_GPU_LOCK, SNAPSHOT_MEMORY
 from shim.gate import gpu
@@ -28,15 +26,17 @@ from shim.gpu.helper import Team
 from shim.gpu.look import look
 from shim.gpu.payload import Payload
 from shim.kernel import nvml
+from shim.node import tool
+from shim.source.source import own_freezer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from shim.capture.dump import Dumped
-    from shim.capture.source import Source
     from shim.gpu.support import Look
     from shim.kernel.stopping import Stop
+    from shim.source.source import Source
 
 _GPUS_S = 20.0
 _LOOK_S = 10.0

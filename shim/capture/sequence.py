@@ -14,29 +14,30 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shim.capture import ghosts, opened, standstill, workload
 from shim.capture.dump import dump
-from shim.capture.estimate import amount
-from shim.capture.settle import settle
-from shim.capture.source import own_freezer
-from shim.capture.toll import Toll
-from shim.capture.volumefiles import volume_files
 from shim.contract import faults
 from shim.contract.errors import CaptureFailed, GpuLost, NotCapturable, QuiesceFailed
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
 from shim.integrity import tree
 from shim.kernel.stopping import Stop, Stopped
-from shim.nri.annotations import ExecCall
+from shim.memory.copy.settle import settle
+from shim.source import ghosts, opened, standstill
+from shim.source.estimate import amount
+from shim.source.source import own_freezer
+from shim.source.toll import Toll
+from shim.source.volumefiles import volume_files
+from shim.workload import requests
+from shim.workload.annotations import ExecCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
     from pathlib import Path
 
     from shim.capture.dump import Dumped
-    from shim.capture.source import Source
     from shim.gpu.payload import Payload
-    from shim.nri.annotations import Call
+    from shim.source.source import Source
+    from shim.workload.annotations import Call
 
 log = logging.getLogger(__name__)
 
@@ -200,13 +201,13 @@ async def _call(source: Source, wanted: Call | None) -> None:
         return
     try:
         if isinstance(wanted, ExecCall):
-            await workload.execute(source, wanted.argv, within_s=_CALL_S)
+            await requests.execute(source, wanted.argv, within_s=_CALL_S)
         else:
-            await workload.request(
+            await requests.request(
                 source, "http", wanted.port, method=wanted.method, target=wanted.path,
                 within_s=_CALL_S,
             )  # fmt: skip
-    except workload.WorkloadRefused as error:
+    except requests.WorkloadRefused as error:
         raise QuiesceFailed(
             "the quiesce or resume call failed", container=source.container, why=str(error),
             do="Check the pod's quickthaw.io/quiesce and resume annotations.",

@@ -85,9 +85,9 @@ def _of_pod(asked: Namespace) -> dict[str, Any]:
 
 
 def _of_spec(asked: Namespace, out: Output) -> dict[str, Any]:
-    from shim.cli import ofspec  # here: an explanation of a pod need not pay for this
+    from shim.cli import explain_spec  # here: an explanation of a pod need not pay for this
 
-    return ofspec.explain(asked, out)
+    return explain_spec.explain(asked, out)
 
 
 def _show(answer: dict[str, Any], out: Output) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from shim.cli import client, output
-from shim.cli.each import SNAPSHOT, ask_for_each, namespace_argument
+from shim.cli.foreach import SNAPSHOT, ask_for_each, namespace_argument
 from shim.contract.errors import DaemonAway
 
 if TYPE_CHECKING:

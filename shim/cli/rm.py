@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from shim.cli.each import SNAPSHOT, ask_for_each, namespace_argument
+from shim.cli.foreach import SNAPSHOT, ask_for_each, namespace_argument
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace

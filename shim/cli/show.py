@@ -7,7 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any, Final
 
 from shim.cli import client, output
-from shim.cli.each import SNAPSHOT, namespace_argument, qualified
+from shim.cli.foreach import SNAPSHOT, namespace_argument, qualified
 from shim.contract.errors import DaemonAway
 
 if TYPE_CHECKING:

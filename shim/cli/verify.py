@@ -11,7 +11,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from shim.cli.each import SNAPSHOT, namespace_argument, qualified
+from shim.cli.foreach import SNAPSHOT, namespace_argument, qualified
 from shim.cli.output import duration, size
 from shim.contract.errors import BadManifest, QuickthawError, SnapshotNotWhole
 from shim.integrity.check import Check

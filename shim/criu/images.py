@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from protos import criu_pb2
-from shim.criu.addresses import address_words, encode_word
+from shim.criu.fixedwidth import address_words, encode_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -160,7 +160,7 @@ def make_patchable(directory: Path, addresses: Sequence[str]) -> list[tuple[str,
     """Give each word of a socket's source address in `addresses` a fixed width in files.img.
 
     Returns address and offsets in the rewritten file for each such socket, the input of
-    `shim.restore.images.readdressed`; without such a socket the file stays as it is. Protobuf
+    `shim.network.readdress.readdressed`; without such a socket the file stays as it is. Protobuf
     readers accept padded varints. Raises DamagedImage, OSError.
     """
     path = directory / "files.img"

@@ -21,14 +21,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shim.front.argv import Call
+    from shim.oci.call import Call
 
 _DELETE_S = 10.0
 _DIES_WITHIN_S = 5.0
 _RUNC_ROOT = "/run/runc"
 _LOOK_S = 0.001
 _UMASK = 0o022
-"""CRIU makes deleted files again with this umask: `shim.capture.ghosts` relies on its value."""
+"""CRIU makes deleted files again with this umask: `shim.source.ghosts` relies on its value."""
 
 DESCRIPTORS = "descriptors.json"
 """The pipes and files of the container's standard streams. Source: runc, checkpoint."""

@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import version
-from shim.capture import gpus, record, tool
-from shim.capture.estimate import Amount, estimate
-from shim.capture.nodefacts import criu_version
-from shim.capture.readiness import wait_until_ready
+from shim.capture import gpus
 from shim.capture.sequence import Bounds, capture, finished
-from shim.capture.source import Source, thaw_left
 from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
 from shim.contract.errors import (
@@ -42,9 +38,15 @@ from shim.daemon.tracked import State
 from shim.gate import gpu, volumecontent
 from shim.gate.checks import WITHIN_SPEC
 from shim.kernel.stopping import Stop, Stopped
-from shim.nri.annotations import SignalReady
+from shim.node import tool
+from shim.node.facts import criu_version
 from shim.report.records import Captured, CaptureRefused, capture_failed
+from shim.source import record
+from shim.source.estimate import Amount, estimate
+from shim.source.source import Source, thaw_left
 from shim.store.listing import told
+from shim.workload.annotations import SignalReady
+from shim.workload.readiness import wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -1,7 +1,7 @@
 """Records which containers share a pod: any of them could have made a file in its /dev/shm.
 
 All containers of all pods count, also the containers that did not opt in. A capture uses the
-records that this module writes: see `shim.capture.record`.
+records that this module writes: see `shim.source.record`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shim.capture import record
+from shim.source import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -28,10 +28,10 @@ from shim.trust.verdict import REASON as SIGNATURE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shim.capture.nodefacts import NodeFacts
     from shim.contract.manifest import Manifest
     from shim.daemon.config import Config
     from shim.daemon.containerd import Containerd, Record
+    from shim.node.facts import NodeFacts
     from shim.report.reporter import Reporter
     from shim.store.store import Store
     from shim.trust.verdict import Trust, Verdict

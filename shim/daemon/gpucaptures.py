@@ -6,16 +6,16 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from shim.capture import gpus
-from shim.capture.source import own_freezer
 from shim.contract.errors import GpuLost, GpuNotCapturable
 from shim.contract.paths import GPU_PAYLOAD
 from shim.gpu import engine, support
+from shim.source.source import own_freezer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.capture.sequence import Taken
-    from shim.capture.source import Source
+    from shim.source.source import Source
 
 
 async def findings(source_of: Callable[[], Source]) -> list[dict[str, object]]:

@@ -12,9 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from shim.capture import kerndat, nodefacts
 from shim.capture.sequence import finished
-from shim.capture.source import thaw_left
 from shim.contract import faults
 from shim.contract.errors import KeyRefused, NoTurn, QuickthawError
 from shim.contract.paths import (
@@ -33,8 +31,8 @@ from shim.daemon import control
 from shim.daemon.captures import Captures
 from shim.daemon.containerd import Containerd
 from shim.daemon.decision import Decider
-from shim.daemon.explaining import Explaining
-from shim.daemon.health import Health
+from shim.daemon.explain import Explaining
+from shim.daemon.failures import Health
 from shim.daemon.notify import notify
 from shim.daemon.oneline import OneLine
 from shim.daemon.plugin import NodePlugin
@@ -44,9 +42,11 @@ from shim.daemon.requests import Requests
 from shim.daemon.reverify import forget_gone, reverify
 from shim.daemon.watch import Watch, gauges, watched
 from shim.kernel import stopping
+from shim.node import facts, kerndat
 from shim.nri import session
 from shim.report.reporter import Reporter
 from shim.restore import turns
+from shim.source.source import thaw_left
 from shim.store.store import Store
 from shim.trust import change
 from shim.trust.keys import KeyDirectory
@@ -147,7 +147,7 @@ async def _serve(config: Config, store: Store, trust: Trust, watch: Watch) -> No
     threads = _SHORT_THREADS + _THREADS_OF_CAPTURE * config.max_captures_at_once
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "work"))
     containerd = Containerd(config.containerd_socket, config.containerd_namespace)
-    node = await nodefacts.learn(config.criu, trust)
+    node = await facts.learn(config.criu, trust)
     decider = Decider(config, store, trust, containerd, reporter, node)
     try:
         with (

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from shim.contract import faults, outcome
 from shim.contract.errors import BadAnnotation
 from shim.contract.names import ContainerId
+from shim.daemon import adjust
 from shim.daemon.company import Company
 from shim.daemon.tracked import Pod, State, Tracked
-from shim.nri import adjust
-from shim.nri.annotations import parse, wanted
 from shim.nri.events import Plugin
 from shim.report.records import AnnotationRefused, swap_ended
 from shim.restore.forget import forget
+from shim.workload.annotations import parse, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from protos import nri_pb2
     from shim.daemon.captures import Captures
     from shim.daemon.decision import Decider
-    from shim.daemon.health import Health
+    from shim.daemon.failures import Health
     from shim.daemon.prefetch import Prefetch
     from shim.daemon.registry import Registry
     from shim.report.reporter import Reporter

@@ -13,11 +13,11 @@ from shim import version
 from shim.contract.errors import NoSuchPod, NotRemoved
 from shim.contract.names import SnapshotId
 from shim.contract.paths import LOGS, SNAPSHOTS
-from shim.daemon.asked import container_asked_for
 from shim.daemon.containerd import ContainerdRefused
 from shim.daemon.control import text
 from shim.daemon.users import users, with_diff_mounted
 from shim.daemon.watch import memory
+from shim.daemon.which import container_asked_for
 from shim.nri.session import Configured, Lost, Synchronized
 from shim.report.records import Released
 from shim.store import listing

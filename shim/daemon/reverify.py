@@ -14,10 +14,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from shim.capture import tool
 from shim.contract.manifest import LISTINGS
 from shim.contract.paths import PREFIX, SNAPSHOT_CRIU, VERIFIED
 from shim.integrity import marks
+from shim.node import tool
 
 if TYPE_CHECKING:
     from shim.store.store import Store

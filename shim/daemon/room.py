@@ -19,12 +19,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shim.capture.estimate import Amount, amount
 from shim.contract.errors import CaptureFailed, NoRoom, SnapshotTooBig
 from shim.contract.names import SnapshotId
 from shim.daemon.users import is_wanted, users
 from shim.kernel.stopping import Stop
 from shim.report.records import Evicted
+from shim.source.estimate import Amount, amount
 from shim.store.room import Candidate, Excess, Limits, Shares, disk, excess, shares, victims
 
 if TYPE_CHECKING:

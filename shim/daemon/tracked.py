@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shim.contract.names import ContainerId
     from shim.gate.gpu import Gpu
     from shim.gate.request import Request
-    from shim.nri.annotations import Wish
+    from shim.workload.annotations import Wish
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,14 @@ import time
 from shim.contract import faults, jsontext, outcome, ticket
 from shim.contract.errors import Effect, QuickthawError, SwapFailed, blame_of
 from shim.contract.paths import SWAPPED
-from shim.front import argv, cold
+from shim.front import cold
 from shim.kernel import alarm
+from shim.oci import call as argv
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.contract.ticket import Ticket
-    from shim.front.argv import Call
+    from shim.oci.call import Call
 
 _QUICK_S = 5.0
 """For steps that read or write a small file in memory, outside of the deadline of the swap."""

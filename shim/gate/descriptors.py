@@ -9,7 +9,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from shim.criu.openfiles import decoded
-from shim.gate.facts import entries, section
 from shim.gate.kinds import (
     ADMIN,
     ANONYMOUS,
@@ -27,6 +26,7 @@ from shim.gate.kinds import (
     TERMINALS,
 )
 from shim.kernel.capabilities import mask_of
+from shim.oci.spec import entries, section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

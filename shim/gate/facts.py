@@ -16,6 +16,7 @@ import os
 from shim.contract.jsontext import canonical
 from shim.gate import gpudevices
 from shim.kernel.sha256 import hexdigest
+from shim.oci.spec import entries, is_bind, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,18 +62,6 @@ WORKLOAD_FACTS = (
     "image_digest", "args", "cwd", "env", "process_user", "mounted", "process_devices", "hugepages",
 )  # fmt: skip
 """Made by `shim.gate.key`."""
-
-
-def section(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the object `name` in `value`, empty when there is none."""
-    found = value.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def entries(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Returns the objects in the list `name` in `value`."""
-    found = value.get(name)
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def as_set(value: object) -> object:
@@ -137,13 +126,6 @@ def compact(value: object) -> str:
     return canonical({"characters": len(text), "sha256": hexdigest(text.encode())})
 
 
-def memory_limit(spec: Mapping[str, Any]) -> int:
-    """Returns the container's memory limit in bytes, 0 if there is no limit."""
-    memory = section(section(section(spec, "linux"), "resources"), "memory")
-    limit = memory.get("limit")
-    return limit if isinstance(limit, int) and limit > 0 else 0
-
-
 def _user(user: Mapping[str, Any]) -> dict[str, object]:
     return {
         "uid": user.get("uid") or 0,
@@ -178,13 +160,6 @@ def _joined(kind: str, path: str, is_host: IsHost) -> str:
         return "host" if is_host(path, _NAMESPACES.get(kind, kind)) else "joined"
     except OSError as error:
         return f"unknown: {path}: {error.strerror}"  # equal to nothing, so this is a refusal
-
-
-def is_bind(mount: Mapping[str, Any]) -> bool:
-    """Whether the mount shows a directory or file of the host."""
-    options = mount.get("options")
-    listed = options if isinstance(options, list) else []
-    return mount.get("type") == "bind" or "bind" in listed or "rbind" in listed
 
 
 def mounts(spec: Mapping[str, Any]) -> list[dict[str, object]]:

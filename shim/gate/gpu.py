@@ -11,8 +11,8 @@ from __future__ import annotations
 from shim.contract import jsontext
 from shim.contract.jsontext import canonical
 from shim.gate import gpudevices
-from shim.gate.facts import entries, section
 from shim.gate.gpudevices import VISIBLE
+from shim.oci.spec import entries, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import re
 from shim.contract.jsontext import canonical
 from shim.contract.paths import CONTROL_IN_CONTAINER
 from shim.gate import gpudevices
-from shim.gate.facts import WORKLOAD_FACTS, as_set, compact, entries, is_bind, mounts, section
+from shim.gate.facts import WORKLOAD_FACTS, as_set, compact, mounts
+from shim.oci.spec import entries, is_bind, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

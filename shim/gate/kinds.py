@@ -199,7 +199,7 @@ KINDS: Final[Mapping[int, Kind]] = {
     11: Kind("terminal", 19),  # which one: see TERMINALS
     12: Kind("fanotify", 14, needs=("CAP_SYS_ADMIN",)),
     13: Kind("netlink socket", 7, fields=NETLINK_SOCKET),
-    14: Kind("namespace", 5),  # of the container itself: see `shim.capture.opened`
+    14: Kind("namespace", 5),  # of the container itself: see `shim.source.opened`
     15: Kind("TUN/TAP device", 11, needs=ADMIN),
     16: Kind("external file", 15, needs=NOBODY),
     17: Kind("timerfd", 12, fields=TIMER),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 
-from shim.gate.facts import entries, section
 from shim.kernel.netns import entered
+from shim.oci.spec import entries, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from shim.contract.jsontext import canonical
 from shim.criu import options
 from shim.gate import gpu, network, volumes
-from shim.gate.facts import memory_limit, power_facts, section
+from shim.gate.facts import power_facts
+from shim.oci.spec import memory_limit, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ import re
 import stat
 
 from shim.contract.jsontext import canonical
-from shim.gate.facts import entries, is_bind
 from shim.gate.key import RANDOM_SUFFIX
 from shim.kernel.beneath import O_WALK, open_beneath, open_dir, open_in_root
 from shim.kernel.fds import OwnedFd
 from shim.kernel.sha256 import hexdigest
+from shim.oci.spec import entries, is_bind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import errno
 import os
 import stat
 
-from shim.gate.facts import entries, is_bind, section
 from shim.kernel.beneath import open_beneath, open_dir
 from shim.kernel.capabilities import mask_of
 from shim.kernel.fds import OwnedFd
+from shim.oci.spec import entries, is_bind, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import contextlib
 import os
 import stat
 
-from shim.gate.facts import entries, section
 from shim.gate.gpudevices import DEVICE
 from shim.kernel import survivors
 from shim.kernel.beneath import open_beneath
 from shim.kernel.fds import OwnedFd
+from shim.oci.spec import entries, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ A file of ranges is 8 bytes of magic and then for each range three 64 bit little
 address, length and offset in the file of data; in the order of addresses, disjoint, whole pages. A
 page of an area or object in no range reads as zeros. compression: always none; sampled_ratio: the
 compression ratio that zlib reached on samples (docs/decisions/0008-memory-is-copied-beside-criu.md
-says why). `shim.capture.settle` writes all of these files; a restore parses them from memory after
-it has checked their digests. Lean.
+says why). `shim.memory.copy.settle` writes all of these files; a restore parses them from memory
+after it has checked their digests. Lean.
 """
 
 from __future__ import annotations

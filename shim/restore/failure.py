@@ -13,7 +13,7 @@ import os
 from shim.contract import jsontext
 from shim.contract.errors import Blame, CriuRestoreFailed, SwapTooLate
 from shim.gate import volumes
-from shim.gate.facts import section
+from shim.oci.spec import section
 from shim.restore import logs
 
 TYPE_CHECKING = False

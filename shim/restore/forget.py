@@ -23,7 +23,7 @@ from shim.criu import mntns, options
 from shim.kernel import mounts
 from shim.kernel.beneath import open_dir, remove_tree
 from shim.restore import turns
-from shim.rootfs import shmfill
+from shim.shm import fill
 
 _QUEUE_S = 1.0
 
@@ -61,7 +61,7 @@ def _undo_unfinished(container: str) -> None:
         seen.add(kind)
         if kind == journal.SHM and journal.SHM_UNDONE not in seen and isinstance(subject, dict):
             placed = journal.SHM_PLACED in seen
-            shmfill.undo(subject["target"], subject["put"], container=container, placed=placed)
+            fill.undo(subject["target"], subject["put"], container=container, placed=placed)
         if kind == journal.RUNTIME:
             private = f"{CONTAINERS}/{container}"
             mntns.remove(

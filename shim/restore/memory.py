@@ -10,8 +10,9 @@ import time
 
 from shim.contract.errors import Blame, MemoryNotServed
 from shim.kernel import alarm, process, userfault
-from shim.memory import layout, told
-from shim.memory.asked import Asked
+from shim.memory import layout
+from shim.memory.serve import messages
+from shim.memory.serve.fifos import Asked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class PageServer:
     def _hear(self, until: float, late: str) -> None:
         self._its.settimeout(max(_SHORTLY_S, until - time.monotonic()))
         try:
-            self._judge(self._its.recv(told.MOST_BYTES))
+            self._judge(self._its.recv(messages.MOST_BYTES))
         except TimeoutError:
             raise _not_served(self._ticket, late, _LOOK) from None
 
@@ -71,21 +72,21 @@ class PageServer:
         """Raises MemoryNotServed if CRIU failed because the server ended."""
         self._its.settimeout(0)
         with contextlib.suppress(BlockingIOError):
-            self._judge(self._its.recv(told.MOST_BYTES))
+            self._judge(self._its.recv(messages.MOST_BYTES))
 
     def _judge(self, message: bytes) -> None:
         """Raises MemoryNotServed for every message that does not tell of progress."""
-        failed = message.removeprefix(told.READY)
-        if failed.startswith(told.FILLED):
+        failed = message.removeprefix(messages.READY)
+        if failed.startswith(messages.FILLED):
             self._is_filled = True
-            failed = failed.removeprefix(told.FILLED)
-        if failed.startswith(told.ORDINARY):
+            failed = failed.removeprefix(messages.FILLED)
+        if failed.startswith(messages.ORDINARY):
             self._is_ordinary = True
-            failed = failed.removeprefix(told.ORDINARY)
+            failed = failed.removeprefix(messages.ORDINARY)
         if message and not failed:
             return
         why = failed[1:].decode(errors="replace") or _ENDED
-        if failed[:1] != told.DAMAGED:
+        if failed[:1] != messages.DAMAGED:
             raise _not_served(self._ticket, why, _LOOK)
         raise _damaged(self._ticket, why)
 
@@ -180,7 +181,7 @@ def _become(
         alarm.cancel()
         _let_go(check.snapshot_dirfd, listener.fileno(), swap.fileno(), *asked.filenos())
         # Only here: the swap needs no threads, and does not wait for these imports.
-        from shim.memory.run import serve
+        from shim.memory.serve.main import serve
 
         data, dirfd = check.unchecked, check.snapshot_dirfd
         serve(ticket, dirfd, data, memory, asked, listener, swap)

@@ -21,7 +21,7 @@ from shim.criu import options
 from shim.gate import volumes
 from shim.kernel.fds import OwnedFd
 from shim.kernel.lineage import numbers, tree
-from shim.restore import images
+from shim.network import readdress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ def watched(
     wrong, held = volumes.hold(spec, files, stack)
     if wrong:
         raise _other_files(container, "; ".join(wrong))
-    is_brief = images.has_earlier(check.big_images)
+    is_brief = readdress.has_earlier(check.big_images)
     options.write(options.path_of(container), is_brief=is_brief, is_asking=True)
     return Watch(f"{CONTAINERS}/{container}", files, held, stack, container)
 
 
 def _check_company(ticket: Ticket, path: str) -> None:
-    """CRIU makes deleted files as root, by their names: see `shim.capture.ghosts`."""
+    """CRIU makes deleted files as root, by their names: see `shim.source.ghosts`."""
     if ticket.others:
         error = SnapshotDoesNotFit(
             "a deleted file cannot be made again", container=ticket.container,

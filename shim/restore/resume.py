@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
-    from shim.restore.bundle import Bundle
+    from shim.oci.bundle import Bundle
 
 
 def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ def call_workload(ticket: Ticket, netns: str, runtime: Sequence[str], *, until: 
     """
     if not ticket.resume:
         return
-    from shim.network import call
+    from shim.workload import call
 
     kind, _, rest = ticket.resume.partition(":" if ticket.resume.startswith("exec") else " ")
     try:

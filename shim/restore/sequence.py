@@ -43,8 +43,8 @@ from shim.kernel.alarm import TooLate
 from shim.kernel.beneath import open_beneath, open_dir, remove_tree
 from shim.kernel.fds import OwnedFd
 from shim.kernel.replace import take_away
+from shim.oci.bundle import Bundle
 from shim.restore import turns
-from shim.restore.bundle import Bundle
 from shim.rootfs import overlay
 
 TYPE_CHECKING = False
@@ -54,11 +54,11 @@ if TYPE_CHECKING:
     from shim.contract.errors import SwapTooLate
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
-    from shim.front.argv import Call
     from shim.gpu.restoring import Restoring
     from shim.integrity.check import Check
     from shim.kernel.process import Child
     from shim.memory.layout import Layout
+    from shim.oci.call import Call
     from shim.restore.memory import PageServer
     from shim.restore.opened import Watch
 
@@ -278,28 +278,28 @@ class Swap:
             ) from error  # fmt: skip
 
     def _fill_shm(self, undo: contextlib.ExitStack) -> None:
-        from shim.rootfs import shmfill
+        from shim.shm import fill
 
         source = f"{self.snapshot}/{SNAPSHOT_SHM}"
         target = self.bundle.mount_source("/dev/shm")
         if not target or not os.path.isdir(source) or not os.listdir(source):
             return
         container = self.ticket.container
-        put = shmfill.plan(source, target, container=container)
+        put = fill.plan(source, target, container=container)
         journal.note(f"{self.private}/journal", journal.SHM, {"target": target, "put": put})
         undo.callback(self._empty_shm, target, put, placed=False)
         faults.point("restore.shm.noted", container)
-        shmfill.build(source, target, put, container=container)
+        fill.build(source, target, put, container=container)
         journal.note(f"{self.private}/journal", journal.SHM_PLACED, None)
         undo.callback(self._empty_shm, target, put, placed=True)
         faults.point("restore.shm.built", container)
-        shmfill.place(target, put, container=container)
+        fill.place(target, put, container=container)
         faults.point("restore.shm.filled", container)
 
     def _empty_shm(self, target: str, put: Sequence[str], *, placed: bool) -> None:
-        from shim.rootfs import shmfill
+        from shim.shm import fill
 
-        shmfill.undo(target, put, container=self.ticket.container, placed=placed)
+        fill.undo(target, put, container=self.ticket.container, placed=placed)
         # From now on a file with such a name is the cold started container's, or a neighbour's.
         journal.note(f"{self.private}/journal", journal.SHM_UNDONE, None)
 
@@ -307,27 +307,27 @@ class Swap:
         self, captured: Manifest, check: Check, content: Layout, undo: contextlib.ExitStack
     ) -> tuple[list[str], bytes]:
         """Make the images for CRIU. Returns the new pod's addresses, and the descriptors image."""
-        from shim.kernel.addresses import global_addresses
-        from shim.restore import images
+        from shim.network import readdress
+        from shim.network.addresses import global_addresses
 
         own = f"{self.snapshot}/{SNAPSHOT_CRIU}"
         try:
-            written = check.images | images.with_name_of(self.bundle, check.images)
+            written = check.images | readdress.with_name_of(self.bundle, check.images)
             addresses: list[str] = []
             if netns := self._hold_network():
                 addresses = global_addresses(netns)
                 faults.point("restore.network.read", self.ticket.container)
-                patches = images.patches_of(captured.network)
-                chosen = images.replacements([address for address, _ in patches], addresses)
+                patches = readdress.patches_of(captured.network)
+                chosen = readdress.replacements([address for address, _ in patches], addresses)
                 if patches:
-                    files = images.readdressed(written[images.PATCHED], patches, chosen)
-                    written[images.PATCHED] = files
+                    files = readdress.readdressed(written[readdress.PATCHED], patches, chosen)
+                    written[readdress.PATCHED] = files
                 left = {address for address, _ in patches} - chosen.keys()
                 self._plan_network(netns, sorted(left), undo)
             descriptors = written.pop(runtime_restore.DESCRIPTORS, b"")
             piped = [each.image for each in content.shared]
-            images.view_of(own, self.images, check.big_images, written, piped)
-            if images.has_earlier(check.big_images):  # CRIU reads this after the descriptors
+            readdress.view_of(own, self.images, check.big_images, written, piped)
+            if readdress.has_earlier(check.big_images):  # CRIU reads this after the descriptors
                 options.write(f"{self.private}/{CONTAINER_CRIU_CONF}", is_brief=True)
             faults.point("restore.images.viewed", self.ticket.container)
             return addresses, descriptors

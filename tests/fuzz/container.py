@@ -9,20 +9,20 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from protos import criu_pb2
-from shim.capture import masks
 from shim.contract.errors import BadAnnotation
-from shim.criu import images, ipcobjects, openfiles
+from shim.criu import images, ipcobjects, masks, openfiles
 from shim.gate import descriptors
 from shim.gate.checks import DECISION, SWAP, findings
-from shim.gate.facts import memory_limit, power_facts
+from shim.gate.facts import power_facts
 from shim.gate.key import Pod
 from shim.gate.kinds import Bounds
 from shim.gate.request import NOWHERE, Node, Request, request_at_swap, request_of
 from shim.kernel import mounts, sysvipc
-from shim.nri import annotations as pods
-from shim.nri import logregex
-from shim.restore.bundle import Bundle
+from shim.oci.bundle import Bundle
+from shim.oci.spec import memory_limit
 from shim.rootfs import overlay
+from shim.workload import annotations as pods
+from shim.workload import logregex
 from tests.fuzz.files import place
 from tests.fuzz.invariants import Violated, refuses_with, same
 from tests.unit.manifests import SOFTWARE, made

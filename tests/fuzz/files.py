@@ -12,15 +12,16 @@ import tempfile
 from pathlib import Path
 
 from hook.state import read_state
-from shim.capture import record
 from shim.contract import journal, jsontext, manifest, names, outcome, ticket
 from shim.contract.errors import BadManifest
 from shim.criu import log
 from shim.gate import volumes
 from shim.integrity import marks, tree
 from shim.kube import kubeconfig
-from shim.memory import layout, workingset
-from shim.restore import images as patching
+from shim.memory import layout
+from shim.memory.serve import workingset
+from shim.network import readdress as patching
+from shim.source import record
 from shim.store import quarantine
 from shim.trust import keyfile, signature
 from tests.fuzz.invariants import Violated, refuses_with, same

@@ -23,8 +23,8 @@ from shim.store import quarantine
 from shim.trust import keyfile
 from shim.trust.signature import Signature
 from tests.fuzz.targets import TARGETS
+from tests.unit.criu.test_images import MAGIC, field
 from tests.unit.manifests import made
-from tests.unit.test_criu_images import MAGIC, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,13 +12,13 @@ from shim.contract.errors import BadAnnotation, BadRequest
 from shim.daemon import control
 from shim.daemon.registry import Registry
 from shim.daemon.requests import Requests
-from shim.nri import annotations as pods
 from shim.nri import service
 from shim.nri.events import EVENTS, Plugin
 from shim.report.reporter import Reporter
 from shim.rpc import mux, ttrpc
 from shim.rpc.errors import CallRefused, MuxViolated, TtrpcViolated
 from shim.store.store import Store
+from shim.workload import annotations as pods
 from tests.fuzz.files import place
 from tests.fuzz.invariants import Violated, cuts, outcome, refuses_with, same
 

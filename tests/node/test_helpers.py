@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 PORT: Final = 8099
 """Nothing in a pod listens there."""
 FORMS: Final = {
-    "http": (f"http://:{PORT}/never", b"shim.network.probe"),
-    "tcp": (f"tcp://:{PORT}", b"shim.network.probe"),
+    "http": (f"http://:{PORT}/never", b"shim.workload.probe"),
+    "tcp": (f"tcp://:{PORT}", b"shim.workload.probe"),
     "exec": ("exec:sleep 3600", b"\0exec\0"),
     "log": ("log:never", b"logwatch.py"),
 }

@@ -6,10 +6,10 @@ from unittest import mock
 
 from shim.kernel import userfault
 from shim.kernel.userfault import FORK, PAGE, REMAP, REMOVE, UNMAP, Message
-from shim.memory import space
-from shim.memory.events import settle
 from shim.memory.extents import Extents
-from shim.memory.space import Space
+from shim.memory.serve import space
+from shim.memory.serve.events import settle
+from shim.memory.serve.space import Space
 
 
 def _forgetting(kind: int) -> Callable[[], None]:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from shim.kernel.priority import killed_with_parent
-from shim.memory import filling
-from shim.memory.filling import Filling
 from shim.memory.layout import SpaceLayout, decode_ranges
-from shim.memory.payload import Payload
-from shim.memory.server import Server
+from shim.memory.serve import filling
+from shim.memory.serve.filling import Filling
+from shim.memory.serve.payload import Payload
+from shim.memory.serve.server import Server
 from tests.storm import planted
 
 if TYPE_CHECKING:
-    from shim.memory.guard import Guard
+    from shim.memory.serve.guard import Guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class How:
 
 
 class NoGuard:
-    """Stands in for `shim.memory.guard.Guard`."""
+    """Stands in for `shim.memory.serve.guard.Guard`."""
 
     def __init__(self) -> None:
         self._pipe = os.pipe()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from shim.contract.paths import CONTAINERS
 from shim.gate import gpu, key
 from shim.gate.checks import CHECKS, DECISION, SWAP, WITHIN_SPEC, Check, findings
-from shim.gate.facts import memory_limit, power_facts
+from shim.gate.facts import power_facts
 from shim.gate.host import facts_of
 from shim.gate.request import AtSwap, Node, Request
+from shim.oci.spec import memory_limit
 from tests.unit.manifests import SOFTWARE, made
 
 if TYPE_CHECKING:

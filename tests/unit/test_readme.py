@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.nri.annotations import ANNOTATIONS, PREFIX
+from shim.workload.annotations import ANNOTATIONS, PREFIX
 
 TOP = Path(__file__).parents[2]
 README = (TOP / "README.md").read_text()

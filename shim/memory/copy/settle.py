@@ -1,0 +1,141 @@
+"""Turns a dump into a form for the page server: `memory/` beside `criu/`.
+
+The pages that CRIU reads itself (not lazy: stacks, changed pages of private file mappings) go from
+the copy of the memory to CRIU's pages-N.img, the other pages stay in the copy, and pagemap-PID.img
+says which is which. CRIU also reads pages that forked processes share: see
+`shim.memory.copy.forked`. See `shim.memory.layout`. Blocking, after the thaw.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import TYPE_CHECKING
+
+from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
+from shim.criu import masks, pagemap
+from shim.memory import layout
+from shim.memory.copy import datafile
+from shim.memory.copy.copied import Content
+from shim.memory.copy.forked import families, store
+from shim.memory.copy.sharedsettle import settle_shared
+from shim.memory.extents import Extents, joined
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from shim.criu.pagemap import Pages
+    from shim.memory.copy.copied import CopiedMemory, Space
+    from shim.memory.extents import Extent
+
+_SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
+
+
+def settle(staging: Path, copied: CopiedMemory) -> None:
+    """Complete `memory/`, and fit CRIU's images to it.
+
+    copied: of all processes that were dumped. Raises ValueError if a page is missing; DamagedImage,
+    OSError.
+    """
+    criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
+    by_pid = {each.number: each for each in copied.spaces}
+    shared: dict[int, Extents] = {}
+    for each in families(criu, by_pid):
+        store(criu, each, by_pid[each.root])
+        shared |= each.shared
+    found = [_space(criu, memory, each, shared.get(each.number)) for each in by_pid.values()]
+    objects = settle_shared(criu, copied.shared)
+    masks.mount_bare(criu)
+    masks.own_null(criu)
+    datafile.write_small(memory / layout.LAYOUT, layout.encode(found, objects))
+
+
+def _space(
+    criu: Path, memory: Path, copied: Space, shared: Extents | None
+) -> dict[str, object]:  # fmt: skip
+    areas = pagemap.lazy_areas(criu / f"mm-{copied.number}.img")
+    listed = _without_shared(copied.pages.pages, shared) if shared else copied.pages.pages
+    lazy, own, size = _split(copied, listed, areas)
+    pages = criu / f"pages-{copied.pages.pages_id}.img"
+    pages.unlink(missing_ok=True)
+    with copied.data.open("r+b") as whole, pages.open("xb") as small:
+        for _, offset, to, length in own:
+            datafile.copy_range(whole.fileno(), offset, small.fileno(), to, length)
+        small.truncate(size)
+        datafile.keep_only(whole.fileno(), lazy)
+        ratio = _sampled_ratio(whole.fileno())
+    pages.chmod(0o600)
+    ranges = f"space-{copied.number}.ranges"
+    datafile.write_ranges(memory / ranges, joined(lazy))  # CRIU lists a MiB at most at a time
+    image = criu / f"pagemap-{copied.number}.img"
+    left = _joined(map(_without_lazy, listed))
+    pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, tuple(left)))
+    return {
+        "pid": copied.number, "data": copied.data.name, "ranges": ranges, "areas": areas,
+        "huge": pagemap.huge_areas(criu / f"mm-{copied.number}.img"),
+        "compression": "none", "sampled_ratio": ratio,
+    }  # fmt: skip
+
+
+def _without_shared(pages: Sequence[Pages], shared: Extents) -> tuple[Pages, ...]:
+    """Returns the same pages; the shared pages are in the images of the family."""
+    found = []
+    for each in pages:
+        at = each.start
+        for start, end, _ in [*shared.within(each.start, each.end), (each.end, each.end, 0)]:
+            if at < start:
+                found.append(pagemap.Pages(at, start, each.flags))
+            if start < end:
+                found.append(pagemap.Pages(start, end, pagemap.PARENT))
+            at = end
+    return tuple(found)
+
+
+def _split(
+    copied: Space, listed: Sequence[Pages], areas: Sequence[tuple[int, int]]
+) -> tuple[list[Extent], list[tuple[int, int, int, int]], int]:
+    """Returns ranges for the page server; ranges for CRIU; and the size of pages-N.img.
+
+    A range for CRIU: address, offset, place in pages-N.img, size. Raises ValueError if a page that
+    CRIU lists is missing.
+    """
+    content = Content(copied)
+    lazy: list[Extent] = []
+    own: list[tuple[int, int, int, int]] = []
+    size = 0
+    for each in pagemap.clipped(listed, areas):
+        there = content.of(each.start, each.end)
+        if each.flags & pagemap.LAZY:
+            lazy += there
+        elif each.flags & pagemap.PRESENT:
+            own += [(start, at, size + start - each.start, end - start) for start, end, at in there]
+            size += each.size
+    return lazy, own, size
+
+
+def _without_lazy(pages: Pages) -> Pages:
+    if not pages.flags & pagemap.LAZY:
+        return pages
+    return pagemap.Pages(pages.start, pages.end, pages.flags & ~pagemap.PRESENT)
+
+
+def _joined(pages: Iterable[Pages]) -> list[Pages]:
+    """Returns the pages, with like neighbours joined: each restore goes through the list."""
+    found: list[Pages] = []
+    for each in pages:
+        if found and (found[-1].end, found[-1].flags) == (each.start, each.flags):
+            found[-1] = pagemap.Pages(found[-1].start, each.end, each.flags)
+        else:
+            found.append(each)
+    return found
+
+
+def _sampled_ratio(fd: int) -> float:
+    """Returns the compression ratio of samples from all of the file. For people."""
+    size = os.fstat(fd).st_size
+    sample = b"".join(
+        os.pread(fd, _SAMPLE_BYTES, at)
+        for at in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES))
+    )
+    return round(len(sample) / len(zlib.compress(sample, 1)), 2) if sample else 1.0

@@ -1,0 +1,125 @@
+"""Refuses captured processes with more power than their container's spec gives.
+
+The gate compares specs, but CRIU restores the power of processes. If a process got more than its
+spec says (a debugging container that shares the PID namespace leaves a child behind, an
+administrator runs something with `nsenter`), the snapshot would hand that on. So this module looks
+at every thread while everything is frozen. Sources: proc_pid_status(5), namespaces(7).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from shim.contract.errors import NotCapturable
+from shim.kernel.capabilities import mask_of, names_of
+from shim.oci.spec import section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from shim.source.source import Source
+
+_CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+_ENDED = "ZX"
+_FILTERED = "2"
+"""The mode of seccomp with filters."""
+
+
+def check(source: Source, pids: Iterable[int]) -> None:
+    """Raises NotCapturable with the first process that has more than the spec gives.
+
+    pids: the processes in the container's cgroup. Call this while they are frozen.
+    """
+    if why := excess(source.spec, source.pid, set(pids)):
+        raise NotCapturable(
+            "cannot capture", container=source.container, why=why,
+            do="A snapshot would give a new pod more than it asks for: start the pod again.",
+        )  # fmt: skip
+
+
+def permitted(pids: Iterable[int], proc: str = "/proc") -> int:
+    """Returns the union of the processes' permitted capabilities, as a mask. Raises OSError."""
+    held = 0
+    for pid in pids:
+        held |= int(_status(f"{proc}/{pid}")["CapPrm"], 16)
+    return held
+
+
+def excess(spec: Mapping[str, Any], init_pid: int, pids: set[int], proc: str = "/proc") -> str:
+    """Returns the first excess of a process beyond the spec; empty if there is none.
+
+    Raises OSError for a process that is gone: none can be gone while they are frozen.
+    """
+    for pid in sorted(set(_tree(init_pid, proc)) - pids):
+        if _status(f"{proc}/{pid}")["State"][0] not in _ENDED:  # no cgroup lists a zombie
+            return f"process {pid} of its tree is in another cgroup"
+    own = _places(init_pid, proc)
+    for pid in sorted(pids):
+        for task in _tasks(pid, proc):
+            if why := _more(spec, _status(task)) or _elsewhere(own, task):
+                return f"process {pid} {why}"
+    return ""
+
+
+def _more(spec: Mapping[str, Any], status: Mapping[str, str]) -> str:
+    """Returns the power of a thread that the spec does not give."""
+    process = section(spec, "process")
+    given = mask_of(section(process, "capabilities").get("bounding") or ())
+    has = 0
+    for name in _CAPABILITY_SETS:
+        has |= int(status[name], 16)
+    if process.get("capabilities") is not None and has & ~given:
+        return f"has {', '.join(names_of(has & ~given))}, which its spec does not give"
+    if process.get("noNewPrivileges") and status["NoNewPrivs"] != "1":
+        return "can gain privileges, which its spec forbids"
+    if section(spec, "linux").get("seccomp") and status["Seccomp"] != _FILTERED:
+        return "has no system call filter, and its spec has one"
+    return ""
+
+
+def _elsewhere(own: Mapping[str, str], task: str) -> str:
+    """Returns how a thread's namespaces, root or label differ from the container init's."""
+    for name, place in _seen(task).items():
+        if place != own.get(name):
+            return f"has another {name} than its container"
+    return ""
+
+
+def _places(pid: int, proc: str) -> dict[str, str]:
+    return _seen(f"{proc}/{pid}/task/{pid}")
+
+
+def _seen(task: str) -> dict[str, str]:
+    found = {
+        f"{name} namespace": os.readlink(f"{task}/ns/{name}")
+        for name in _NAMESPACES
+        if os.path.lexists(f"{task}/ns/{name}")
+    }
+    try:
+        with open(f"{task}/attr/current", errors="surrogateescape", newline="\n") as file:
+            found["security label"] = file.read().rstrip("\n\0")
+    except OSError:
+        pass  # this kernel has no security module with labels
+    return found
+
+
+def _status(task: str) -> dict[str, str]:
+    # A thread's name is any bytes, line feeds excepted.
+    with open(f"{task}/status", errors="surrogateescape", newline="\n") as file:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+
+
+def _tasks(pid: int, proc: str) -> list[str]:
+    return [f"{proc}/{pid}/task/{thread}" for thread in os.listdir(f"{proc}/{pid}/task")]
+
+
+def _tree(pid: int, proc: str) -> Iterator[int]:
+    """Yields the process and all its descendants, as CRIU dumps them."""
+    yield pid
+    for task in _tasks(pid, proc):
+        with open(f"{task}/children") as file:
+            children = [int(child) for child in file.read().split()]
+        for child in children:
+            yield from _tree(child, proc)
