@@ -29,9 +29,9 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)).removesuffix("/shim/gpu/direct"))
 
 from shim.gpu.direct import mover
-from shim.gpu.direct.device import Driver, DriverError, Gpu, processors
+from shim.gpu.direct.device import DriverError
+from shim.gpu.direct.gpus import Gpus
 from shim.gpu.direct.load import Load
-from shim.gpu.direct.mover import Ring
 from shim.gpu.direct.pieces import Piece, groups
 from shim.gpu.direct.save import Save
 from shim.gpu.direct.session import Door, Lost, NotOurs, Refused
@@ -48,28 +48,6 @@ SILENT_S = 20.0
 _MOST_BYTES = 8 << 20
 _RESCUE_S = 150.0
 _TRY_S = 10.0
-
-
-class Gpus:
-    """Contexts by UUID, each with its ring; made when they are used."""
-
-    def __init__(self) -> None:
-        self._driver: Driver | None = None
-        self._rings: dict[bytes, Ring] = {}
-
-    def ring(self, uuid: bytes, *, of: int = 1) -> Ring:
-        """of: how many GPUs share the processors."""
-        if uuid not in self._rings:
-            self._driver = self._driver or Driver()
-            gpu = Gpu(self._driver, uuid)
-            gpu.use()
-            self._rings[uuid] = Ring(gpu, max(2, processors() // of))
-        self._rings[uuid].gpu.use()
-        return self._rings[uuid]
-
-    def gpu(self, uuid: bytes) -> Gpu:
-        """Its context is the thread's afterwards."""
-        return self.ring(uuid).gpu
 
 
 class Carrier:

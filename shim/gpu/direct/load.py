@@ -7,17 +7,17 @@ import threading
 import time
 
 from shim.gpu.direct import mover
+from shim.gpu.direct.files import opened
 from shim.gpu.direct.mover import Move
 from shim.gpu.direct.pieces import Piece
-from shim.gpu.direct.save import opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from shim.gpu.direct.carrier import Gpus
     from shim.gpu.direct.device import Memory
+    from shim.gpu.direct.gpus import Gpus
 
 _MOST_PIECES = 1 << 20
 

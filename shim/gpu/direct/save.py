@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 
 from shim.gpu.direct import mover
+from shim.gpu.direct.files import opened
 from shim.gpu.direct.mover import Move
-from shim.kernel.beneath import open_beneath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from shim.gpu.direct.carrier import Gpus
     from shim.gpu.direct.device import Memory
+    from shim.gpu.direct.gpus import Gpus
 
 
 class Save:
@@ -55,14 +54,3 @@ class Save:
                 Move(gpus.ring(uuid), memory, fds).save(chunks)
         except BaseException as error:  # noqa: BLE001 - raised by whoever waits for it
             self.error = self.error or error
-
-
-@contextlib.contextmanager
-def opened(dirfd: int, gpu: int, flags: int) -> Iterator[list[int]]:
-    """The files of one GPU, by its place in `about`. Raises OSError."""
-    mode = 0o600 if flags & os.O_CREAT else 0
-    with contextlib.ExitStack() as held:
-        yield [
-            held.enter_context(open_beneath(dirfd, mover.name(gpu, file), flags, mode)).fileno()
-            for file in range(mover.FILES)
-        ]
