@@ -22,7 +22,7 @@ from shim.contract.paths import (
     SNAPSHOT_SHM,
     SNAPSHOTS,
 )
-from shim.criu import images, ipcobjects, options, passcred
+from shim.criu import advice, images, ipcobjects, options, passcred
 from shim.gate.descriptors import reachable
 from shim.kernel.lineage import strangers
 from shim.kernel.shared_mappings import writable_shared_files
@@ -119,7 +119,7 @@ def dump(
             pids = freezer.pids()
             _check_alone(source, pids)
             with _of_memory(source):
-                shared = memory.compare(pids, until)
+                shared = memory.compare(pids, until, areas=not advice.is_known_to(source.criu))
             found, has = _looked_at(source, pids, stop)
             lost = opened.lost_names(found)
             foreign = own.foreign_objects(pids)

@@ -363,6 +363,7 @@ class Captures:
         return Source(
             tracked.container, HostPid(tracked.pid), bundle, spec, runtime, identity.log_path,
             tracked.held, None if found is None else tuple(found),
+            identity.request.node.criu,
         )  # fmt: skip
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from shim.memory.extents import Extents
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from shim.criu.pagemap import Pagemap
     from shim.kernel.othermemory import Range
+    from shim.kernel.smaps import Area
     from shim.memory.extents import Extent
 
 
@@ -21,7 +23,7 @@ class Space:
 
     number: CRIU's, of the process or object. data: the file of the copy. pages: CRIU's list.
     content: the place in the file, by address; zeros: the ranges of zeros, which the file does not
-    have.
+    have. areas: the flags of a process's areas, if CRIU does not know all of them.
     """
 
     number: int
@@ -29,6 +31,7 @@ class Space:
     pages: Pagemap
     content: list[Extent]
     zeros: list[Range]
+    areas: Sequence[Area] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from shim.criu import devnull, pagemap, sharedmem
-from shim.kernel import lineage, othermemory, sharedobjects
+from shim.kernel import lineage, othermemory, sharedobjects, smaps
 from shim.kernel.stopping import Stop
 from shim.memory.copy.copied import CopiedMemory, Space
 from shim.memory.copy.readable import OfObject, OfProcess
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from shim.criu.pagemap import Pagemap
     from shim.kernel.othermemory import Range
+    from shim.kernel.smaps import Area
     from shim.memory.copy.spacecopy import Batch
 
 _THREADS: Final = min(8, os.cpu_count() or 1)
@@ -71,6 +72,7 @@ class MemoryCopy:
         self._objects: dict[int, SpaceCopy] = {}
         self._undo = contextlib.ExitStack()
         self._going: list[Future[None]] = []
+        self._areas: dict[int, Future[list[Area]]] = {}
         self._serving: Callable[[], None] | None = None
         self._stopped = False
 
@@ -108,14 +110,18 @@ class MemoryCopy:
         """The number of bytes copied so far."""
         return sum(copy.size for copy in self._all())
 
-    def compare(self, pids: Sequence[int], until: float | None = None) -> frozenset[int]:
+    def compare(
+        self, pids: Sequence[int], until: float | None = None, *, areas: bool = False
+    ) -> frozenset[int]:
         """Begin to bring the copy up to date. The processes are frozen from now on.
 
-        until: another deadline from now on. Returns the numbers of the objects of shared memory
-        that have a copy.
+        until: another deadline from now on. areas: whether to read the flags of all areas, too.
+        Returns the numbers of the objects of shared memory that have a copy.
         """
         self._until = self._until if until is None else until
         here = {pid: lineage.numbers(pid)[self._level] for pid in pids}
+        if areas:
+            self._areas = {here[pid]: self._threads.submit(smaps.areas, pid) for pid in here}
         for pid, space in list(self._spaces.items()):
             if here.get(pid) != space.number:
                 self._spaces.pop(pid).discard()
@@ -144,10 +150,14 @@ class MemoryCopy:
                 self._objects.pop(number).discard()
         self._each(_missing(listed), lambda job: job[0].copy(job[1], forced=True))
         found = [
-            Space(copy.number, copy.path, pages, copy.content(), copy.zeros())
+            Space(copy.number, copy.path, pages, copy.content(), copy.zeros(), self._flags(copy))
             for copy, pages in listed.items()
         ]
         return CopiedMemory(found[: len(self._spaces)], found[len(self._spaces) :])
+
+    def _flags(self, copy: SpaceCopy) -> Sequence[Area]:
+        reading = None if copy in self._objects.values() else self._areas.get(copy.number)
+        return () if reading is None else reading.result()
 
     def _images(self, criu: Path) -> dict[str, SpaceCopy]:
         """Returns by name the images that list pages whose content CRIU lacks: processes first."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
-from shim.criu import masks, pagemap
+from shim.criu import advice, masks, pagemap
 from shim.memory import layout
 from shim.memory.copy import datafile
 from shim.memory.copy.copied import Content
@@ -39,7 +40,7 @@ def settle(staging: Path, copied: CopiedMemory) -> None:
     OSError.
     """
     criu, memory = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY
-    by_pid = {each.number: each for each in copied.spaces}
+    by_pid = {each.number: _without_wiped(criu, each) for each in copied.spaces}
     shared: dict[int, Extents] = {}
     for each in families(criu, by_pid):
         store(criu, each, by_pid[each.root])
@@ -49,6 +50,14 @@ def settle(staging: Path, copied: CopiedMemory) -> None:
     masks.mount_bare(criu)
     masks.own_null(criu)
     datafile.write_small(memory / layout.LAYOUT, layout.encode(found, objects))
+
+
+def _without_wiped(criu: Path, copied: Space) -> Space:
+    """Returns the copy without memory that must not come along. See `shim.criu.advice`."""
+    image = criu / f"mm-{copied.number}.img"
+    advice.complete(image, copied.areas)
+    pages = advice.without_wiped(image, copied.pages.pages)
+    return replace(copied, pages=pagemap.Pagemap(copied.pages.pages_id, pages))
 
 
 def _space(

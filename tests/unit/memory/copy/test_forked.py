@@ -5,7 +5,7 @@ memory back.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -19,6 +19,7 @@ from shim.memory.copy import forked
 from shim.memory.copy.copied import CopiedMemory, Space
 from shim.memory.copy.memorycopy import merge
 from shim.memory.copy.settle import settle
+from tests.unit.criuimages import image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,16 +28,9 @@ if TYPE_CHECKING:
     Memory = dict[int, bytes]
     """The content of pages by number."""
 
-MAGIC: Final = b"\x19\x43\x56\x54\x00\x00\x00\x00"
 ANONYMOUS, LOCKED = 0x22, 0x2022
 AREAS: Final = [(10, 60), (60, 90), (100, 140), (150, 170)]
 """The last area is locked: CRIU's in any case."""
-
-
-def image(path: Path, *messages: Any) -> None:
-    """Writes an image as CRIU does."""
-    raw = [message.SerializeToString() for message in messages]
-    path.write_bytes(MAGIC + b"".join(len(each).to_bytes(4, "little") + each for each in raw))
 
 
 def dumped(

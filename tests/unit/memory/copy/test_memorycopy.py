@@ -15,7 +15,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -32,6 +32,7 @@ from shim.memory.copy.memorycopy import MemoryCopy, merge, without
 from shim.memory.copy.settle import settle
 from shim.memory.copy.spacecopy import Room
 from shim.memory.extents import joined
+from tests.unit.criuimages import image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,12 +170,6 @@ def process(seed: int) -> Iterator[Process]:
         yield started
     finally:
         started.end()
-
-
-def image(path: Path, *messages: Any) -> None:
-    """Writes an image as CRIU does."""
-    raw = [message.SerializeToString() for message in messages]
-    path.write_bytes(MAGIC + b"".join(len(each).to_bytes(4, "little") + each for each in raw))
 
 
 def dumped(child: Process, number: int, criu: Path, there: dict[int, bytes]) -> None:

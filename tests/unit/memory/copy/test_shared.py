@@ -18,7 +18,8 @@ from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.kernel import sharedobjects
 from shim.kernel.sharedobjects import OpenObject
 from shim.memory.copy.memorycopy import MemoryCopy
-from tests.unit.memory.copy.test_memorycopy import content_of, image
+from tests.unit.criuimages import image
+from tests.unit.memory.copy.test_memorycopy import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,7 +1,6 @@
 """Shared memory that CRIU has dumped becomes a payload; a part stays CRIU's."""
 
 import os
-import struct
 from pathlib import Path
 from typing import Final
 
@@ -18,20 +17,11 @@ from shim.memory import layout
 from shim.memory.copy.copied import Space
 from shim.memory.copy.sharedsettle import settle_shared
 from shim.memory.layout import BadLayout, SharedLayout
+from tests.unit.criuimages import image
 
 PAGE: Final = 4096
 MIB: Final = 1 << 20
-MAGIC: Final = struct.pack("<II", 0x54564319, 0x1234)
 ANON, SEGMENT, HUGETLB = 1 << 8, 1 << 10, 0x40000
-
-
-def image(path: Path, *messages: object) -> None:
-    """Write an image of CRIU's."""
-    out = MAGIC
-    for message in messages:
-        raw = message.SerializeToString()  # type: ignore[attr-defined]
-        out += struct.pack("<I", len(raw)) + raw
-    path.write_bytes(out)
 
 
 class Dump:

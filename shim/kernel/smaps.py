@@ -1,0 +1,43 @@
+"""Reads the flags of a process's areas of memory. Source: proc_pid_smaps(5)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_AREA: Final = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ")
+_FLAGS: Final = b"VmFlags:"
+WIPE_ON_FORK: Final = "wf"
+DROPPABLE: Final = "dp"
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """start, end: addresses. flags: two letters each, as the kernel prints them."""
+
+    start: int
+    end: int
+    flags: frozenset[str]
+
+
+def areas(pid: int) -> list[Area]:
+    """Returns all areas of a process. Raises OSError; ValueError for a list of another form."""
+    with open(f"/proc/{pid}/smaps", "rb") as file:
+        return parsed(file.read())
+
+
+def parsed(text: bytes) -> list[Area]:
+    """Returns the areas in the content of such a file. Raises ValueError."""
+    found = []
+    bounds: tuple[int, int] | None = None
+    for line in text.splitlines():
+        if match := _AREA.match(line):
+            bounds = int(match[1], 16), int(match[2], 16)
+        elif line.startswith(_FLAGS):
+            if bounds is None:
+                raise ValueError("smaps has flags without an area")
+            flags = line[len(_FLAGS) :].decode("ascii", "replace").split()
+            found.append(Area(*bounds, frozenset(flags)))
+            bounds = None
+    return found
