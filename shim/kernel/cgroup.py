@@ -30,7 +30,7 @@ class Freezer:
 
         Raises OSError, or ValueError when no mounted hierarchy with a freezer has the cgroup.
         """
-        for controllers, path in _cgroups_of(pid):
+        for controllers, path in cgroups_of(f"/proc/{pid}"):
             if controllers == "" or "freezer" in controllers.split(","):
                 for directory in _mounted(controllers == "", path):
                     return cls(directory)
@@ -97,7 +97,7 @@ def memory_cgroup(pid: int) -> str:
 
     Raises OSError, ValueError when no cgroup counts it.
     """
-    for controllers, path in _cgroups_of(pid):
+    for controllers, path in cgroups_of(f"/proc/{pid}"):
         if controllers == "" or "memory" in controllers.split(","):
             for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
                 return directory
@@ -153,7 +153,7 @@ class QuickMoves:
 
 def _where_we_are() -> str:
     """Returns cgroup.procs of a cgroup of this process, of any hierarchy."""
-    for controllers, path in _cgroups_of("self"):
+    for controllers, path in cgroups_of("/proc/self"):
         for directory in _mounted(
             controllers == "", path, controllers.split(",")[0], "cgroup.procs"
         ):
@@ -161,9 +161,12 @@ def _where_we_are() -> str:
     raise ValueError("no cgroup of this process is mounted")
 
 
-def _cgroups_of(pid: int | str) -> list[tuple[str, str]]:
-    """Returns controllers and path in each hierarchy; v1 first, which runc prefers, too."""
-    with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
+def cgroups_of(proc: str) -> list[tuple[str, str]]:
+    """Returns controllers and path in each hierarchy; v1 first, which runc prefers, too.
+
+    proc: the process's directory in /proc. Raises OSError.
+    """
+    with open(f"{proc}/cgroup", errors="surrogateescape", newline="\n") as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
     return sorted(((line[1], line[2]) for line in lines), key=lambda each: each[0] == "")
 
@@ -183,7 +186,7 @@ def memory_room(pid: int) -> int | None:
     Cache counts as room. Raises OSError, ValueError.
     """
     rooms: list[int] = []
-    for controllers, path in _cgroups_of(pid):
+    for controllers, path in cgroups_of(f"/proc/{pid}"):
         if controllers == "" or "memory" in controllers.split(","):
             for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
                 while os.path.exists(f"{directory}/memory.stat"):

@@ -153,9 +153,11 @@ class Swap:
         with self._step("criu"):
             from shim.restore import opened
 
-            watch = opened.watched(captured, check, self.bundle.spec, self.ticket, held)
+            watch = opened.watched(captured, self.bundle.spec, self.ticket, held)
+            self._tell_criu(check, is_asking=watch is not None)
             self._restore(captured, runtime, descriptors, server, watch, undo)
             server.wait_until_ready(self.until)
+            self._check_cgroups()
             self._rescore()
             check.unchanged()
             with open_dir(self.private) as private:  # they take memory, and CRIU is done
@@ -327,8 +329,6 @@ class Swap:
             descriptors = written.pop(runtime_restore.DESCRIPTORS, b"")
             piped = [each.image for each in content.shared]
             images.view_of(own, self.images, check.big_images, written, piped)
-            if images.has_earlier(check.big_images):  # CRIU reads this after the descriptors
-                options.write(f"{self.private}/{CONTAINER_CRIU_CONF}", is_brief=True)
             faults.point("restore.images.viewed", self.ticket.container)
             return addresses, descriptors
         except OSError as error:
@@ -386,7 +386,6 @@ class Swap:
 
     def _start_runtime(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> Child:
         os.makedirs(self.work, 0o700, exist_ok=True)
-        options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
         marker = f"{SWAPPED}/{self.ticket.container}"
         undo.callback(take_away, marker)  # first: the alarm may ring as soon as the marker is there
         with open(marker, "w"):
@@ -396,6 +395,26 @@ class Swap:
         return runtime_restore.start(
             self.call, self.runtime, self.images, self.work, undo, held
         )  # fmt: skip
+
+    def _tell_criu(self, check: Check, *, is_asking: bool) -> None:
+        """Write CRIU's options, which CRIU reads after the descriptors. Raises OSError."""
+        from shim.restore import cgroups, images
+
+        options.write(
+            f"{self.private}/{CONTAINER_CRIU_CONF}",
+            is_brief=images.has_earlier(check.big_images), is_asking=is_asking,
+            sources=cgroups.sources(
+                self.bundle.spec, self.ticket.container,
+                is_systemd="--systemd-cgroup" in self.call.root_flags,
+            ),
+        )  # fmt: skip
+
+    def _check_cgroups(self) -> None:
+        """Check that the container is in its own cgroups. Raises SwapFailed, OSError."""
+        from shim.restore import cgroups
+
+        if self.call.option("--pid-file"):
+            cgroups.check(self.bundle.spec, self.ticket.container, self._init())
 
     def _restore(
         self, captured: Manifest, runtime: Child, descriptors: bytes, server: PageServer,
