@@ -92,7 +92,7 @@ class Swap:
                 try:
                     with (
                         contextlib.ExitStack() as held,
-                        self._told("between two steps"),
+                        self._told(""),
                         alarm.raising(self.until),
                     ):
                         self._take_steps(undo, held)
@@ -208,33 +208,34 @@ class Swap:
         """Time the step, and notice a deadline that passed silently in the step."""
         began = time.monotonic()
         try:
-            with self._told(f"in step {name}"):
+            with self._told(name):
                 yield
         finally:
             self.steps[name] = round(time.monotonic() - began, 4)
         if time.monotonic() > self.until:
-            raise self._late(f"in step {name}", "it took too long")
+            raise self._late(name, "it took too long")
 
     @contextlib.contextmanager
-    def _told(self, where: str) -> Iterator[None]:
-        """Give every raised error the container's id and an effect."""
+    def _told(self, step: str) -> Iterator[None]:
+        """Give every raised error the container's id and an effect. step: empty between two."""
         try:
             yield
         except QuickthawError:
             raise
         except TooLate as error:
-            raise self._late(where, str(error)) from error
+            raise self._late(step, str(error)) from error
         except Exception as error:
+            where = f"in step {step}" if step else "between two steps"
             raise SwapFailed(
                 f"the swap failed {where}", container=self.ticket.container,
                 why=f"{type(error).__name__}: {error}",
                 do=f"See `quickthaw show {self.ticket.snapshot[:12]}`.",
             ) from error  # fmt: skip
 
-    def _late(self, where: str, why: str) -> SwapTooLate:
+    def _late(self, step: str, why: str) -> SwapTooLate:
         from shim.restore import failure
 
-        return failure.too_late(self.ticket, self.bundle.spec, where, why)
+        return failure.too_late(self.ticket, self.bundle.spec, step, why)
 
     def _checked(self, held: contextlib.ExitStack) -> tuple[Manifest, Check]:
         """Returns the manifest of a snapshot that fits the spec for runc, and its running check."""
