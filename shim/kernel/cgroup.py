@@ -5,6 +5,7 @@ Source: the kernel's admin-guide, cgroup-v1/freezer-subsystem and cgroup-v2 (cgr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -64,6 +65,23 @@ class Freezer:
         _write(f"{self.path}/cgroup.freeze", "1" if wanted else "0")
         with open(f"{self.path}/cgroup.events") as file:
             return f"frozen {int(wanted)}" in file.read().splitlines()
+
+
+def siblings(pid: int) -> set[int]:
+    """Returns the processes of the cgroup around the cgroup of process `pid`, with all beneath.
+
+    Around a container's cgroup that is the pod's. No namespace that a process enters or makes lets
+    it leave this cgroup. Raises OSError, ValueError as `Freezer.of`.
+    """
+    own = Freezer.of(pid).path
+    around = os.path.dirname(own)
+    if not os.path.exists(f"{around}/cgroup.procs"):
+        around = own  # the root of the hierarchy
+    found: set[int] = set()
+    for directory, _, _ in os.walk(around):
+        with contextlib.suppress(OSError), open(f"{directory}/cgroup.procs") as file:
+            found.update(int(line) for line in file)  # else it was removed meanwhile
+    return found
 
 
 class OomKills:
