@@ -31,7 +31,7 @@ from shim.workload import requests
 from shim.workload.annotations import ExecCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
     from shim.capture.dump import Dumped
@@ -80,12 +80,12 @@ async def capture(
     *,
     quiesce: Call | None,
     resume: Call | None,
-    make_room: Callable[[], Awaitable[None]],
+    check_room: Callable[[], Awaitable[None]],
     bounds: Bounds,
 ) -> Taken:
     """Take everything of `source` into `staging`.
 
-    network: the hook's record from the start of the container. make_room: called right before the
+    network: the hook's record from the start of the container. check_room: called right before the
     first copy. Raises CaptureFailed; the source then runs as before. Cancelling tells the bounds'
     `stop`, and waits for the frozen window to end.
     """
@@ -95,7 +95,7 @@ async def capture(
     steps: dict[str, float] = {}
     began = time.monotonic()
     async with _quiesced(source, quiesce, resume):
-        await make_room()
+        await check_room()
         with _border(source.container):
             faults.point("capture.quiesced", source.container)
             # A daemon that must stop must not leave a container frozen.
@@ -148,7 +148,7 @@ def _before(source: Source) -> Toll:
         ) from error  # fmt: skip
 
 
-async def finished(work: Coroutine[Any, Any, Result], stop: Stop | None = None) -> Result:
+async def finished(work: Awaitable[Result], stop: Stop | None = None) -> Result:
     """Wait until `work` has ended, even if cancelled meanwhile; then raise the cancellation.
 
     For threads, which cannot be cancelled: their resources must outlive them. stop: asks the thread

@@ -10,6 +10,10 @@ import os
 
 from shim.contract.paths import CONTAINER_CRIU_CONF, CONTAINERS, PREFIX
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 ANNOTATION = "org.criu.config"
 """The annotation on the container's OCI spec: path of the file. Source: runc's
 docs/checkpoint-restore.md."""
@@ -51,13 +55,18 @@ _BRIEF_OPTIONS = ("verbosity=2",)
 _ASKING_OPTIONS = (f"action-script {PREFIX}/bin/quickthaw-opened",)
 
 
-def write(path: str, *, is_brief: bool = False, is_asking: bool = False) -> None:
+def write(
+    path: str, *, is_brief: bool = False, is_asking: bool = False,
+    sources: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Write the file for a container. Raises OSError.
 
     is_brief: CRIU's log gets no notes. is_asking: a restore asks us to check its open files.
+    sources: directories that CRIU binds instead of the runtime's choice, by place.
     """
     brief, asking = _BRIEF_OPTIONS if is_brief else (), _ASKING_OPTIONS if is_asking else ()
-    _write(path, _OPTIONS + brief + asking)
+    binds = [f"external mnt[{place}]:{source}" for place, source in (sources or {}).items()]
+    _write(path, (*_OPTIONS, *brief, *asking, *binds))
 
 
 def is_brief(path: str) -> bool:

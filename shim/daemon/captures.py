@@ -329,16 +329,16 @@ class Captures:
         async with self._staged() as staging:
             network = await _network(source)
             faults.point("capture.network.read", source.container)
-            taken = await capture(
-                source, staging, network,
-                quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
-                make_room=lambda: self._room.make(source.container, tracked.pod.namespace),
-                bounds=Bounds(stop, self._config.frozen_limit_s),
-            )  # fmt: skip
+            whose = (source.container, tracked.pod.namespace)
+            async with self._room.followed(*whose):
+                taken = await capture(
+                    source, staging, network,
+                    quiesce=tracked.wish.quiesce, resume=tracked.wish.resume,
+                    check_room=lambda: self._room.check(*whose),
+                    bounds=Bounds(stop, self._config.frozen_limit_s),
+                )  # fmt: skip
             await content.check(tracked, identity, source.spec)
-            await self._room.admit(
-                source.container, tracked.pod.namespace, needed, _amount(taken.sizes)
-            )
+            await self._room.admit(*whose, needed, _amount(taken.sizes))
             software = await _software(source.runtime, self._config.criu)
             # To its end even when cancelled: nobody may remove a snapshot during its publication.
             found = await finished(

@@ -3,9 +3,10 @@
 When there is no room, an eviction removes snapshots that nobody uses, the least recently used
 first, and snapshots of the capture's own namespace before others. If that does not help, nothing is
 removed and the capture is refused. Evictions make room for bytes that exist: for the store's
-limits when the snapshot is made and its size known; for the disk's limits right before the copy,
-when the workload is quiesced and nothing is known to speak against the capture. A request for a
-capture removes nothing.
+limits when the snapshot is made and its size known; for the disk's limits while the copy grows, as
+far as it has grown. Neither the request for a capture nor an estimate removes anything.
+
+The space that stays free is never lent to a copy: kubelet evicts pods when the disk is full.
 """
 
 from __future__ import annotations
@@ -19,13 +20,24 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shim.capture.sequence import finished
 from shim.contract.errors import CaptureFailed, NoRoom, SnapshotTooBig
 from shim.contract.names import SnapshotId
 from shim.daemon.users import is_wanted, users
 from shim.kernel.stopping import Stop
 from shim.report.records import Evicted
 from shim.source.estimate import Amount, amount
-from shim.store.room import Candidate, Excess, Limits, Shares, disk, excess, shares, victims
+from shim.store.room import (
+    Candidate,
+    Disk,
+    Excess,
+    Limits,
+    Shares,
+    disk,
+    excess,
+    shares,
+    victims,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -45,6 +57,10 @@ _EVICT = "Remove snapshots with `quickthaw rm`, or set evict = true."
 _NOTHING = Amount(0, 0)
 _FULL_BYTES = 1 << 20
 """With less free space than this, a failed capture has failed because the disk is full."""
+_LOOK_S = 0.05
+"""The kernel has no event for a disk that fills. A copy writes 100 MiB meanwhile."""
+_SPARE_BYTES, _SPARE_PERCENT = 256 << 20, 1
+"""Without a limit a copy still gets room before the disk is full: the smaller of the two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +106,64 @@ class Room:
         finally:
             self._reserved[namespace] = self._reserved[namespace].less(needed)
 
-    async def make(self, container: str, namespace: str) -> None:
-        """Make room on the disk for all reservations: the copy begins now. Raises NoRoom."""
-        of_disk = replace(self._limits, max_store_bytes=0, max_namespace_bytes=0)
+    async def check(self, container: str, namespace: str) -> None:
+        """Check that the disk has room for all reservations, or can get it. Raises NoRoom."""
         async with self._one_at_a_time:
-            await self._make(_Wanted(container, namespace, _NOTHING), of_disk)
+            await self._make(
+                _Wanted(container, namespace, _NOTHING), self._of_disk(), remove=False
+            )  # fmt: skip
+
+    @contextlib.asynccontextmanager
+    async def followed(self, container: str, namespace: str) -> AsyncIterator[None]:
+        """Within this, remove snapshots when the disk gets too full by what is copied.
+
+        If that is impossible, the copy goes on, and `admit` refuses the snapshot.
+        """
+        ended = asyncio.Event()
+        before = await asyncio.to_thread(disk, self._store.root)
+        following = asyncio.create_task(
+            self._follow(_Wanted(container, namespace, _NOTHING), before, ended)
+        )
+        try:
+            yield
+        finally:
+            ended.set()
+            await finished(following)  # to its end: a removal is not to be cancelled
+
+    async def _follow(self, wanted: _Wanted, before: Disk, ended: asyncio.Event) -> None:
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await ended.wait()
+            try:
+                async with self._one_at_a_time:
+                    await self._keep_free(wanted, before)
+            except (NoRoom, OSError) as error:
+                log.info("no eviction during the copy of %s: %s", wanted.container[:12], error)
+                return
+
+    async def _keep_free(self, wanted: _Wanted, before: Disk) -> None:
+        """Remove snapshots for what the disk has less than `before`. Raises NoRoom."""
+        there = await asyncio.to_thread(disk, self._store.root)
+        spare = min(_SPARE_BYTES, there.size_bytes * _SPARE_PERCENT // 100)
+        kept = max(self._limits.keep_free_bytes, spare)
+        limits = replace(self._of_disk(), keep_free_bytes=kept)
+        found = excess(limits, there, 0, 0, 0)
+        copies = sum((each.size_bytes for each in self._reserved.values()), 0)
+        grown = replace(  # others write to the disk, too
+            found,
+            size_bytes=min(found.size_bytes, before.free_bytes - there.free_bytes, copies),
+            inodes=min(found.inodes, before.free_inodes - there.free_inodes),
+        )
+        if grown.fits:
+            return
+        used = await asyncio.to_thread(self._used)
+        given = shares(limits, there, used, wanted.namespace, self._own(wanted))
+        for each in self._chosen(wanted, grown, self._candidates(), given):
+            await self._remove(each, wanted.container)
+
+    def _of_disk(self) -> Limits:
+        return replace(self._limits, max_store_bytes=0, max_namespace_bytes=0)
 
     async def admit(self, container: str, namespace: str, estimated: Amount, real: Amount) -> None:
         """Admit a capture on the disk, of size `real`. Raises SnapshotTooBig, NoRoom."""

@@ -5,6 +5,7 @@ Source: the kernel's admin-guide, cgroup-v1/freezer-subsystem and cgroup-v2 (cgr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -30,7 +31,7 @@ class Freezer:
 
         Raises OSError, or ValueError when no mounted hierarchy with a freezer has the cgroup.
         """
-        for controllers, path in _cgroups_of(pid):
+        for controllers, path in cgroups_of(f"/proc/{pid}"):
             if controllers == "" or "freezer" in controllers.split(","):
                 for directory in _mounted(controllers == "", path):
                     return cls(directory)
@@ -66,6 +67,23 @@ class Freezer:
             return f"frozen {int(wanted)}" in file.read().splitlines()
 
 
+def siblings(pid: int) -> set[int]:
+    """Returns the processes of the cgroup around the cgroup of process `pid`, with all beneath.
+
+    Around a container's cgroup that is the pod's. No namespace that a process enters or makes lets
+    it leave this cgroup. Raises OSError, ValueError as `Freezer.of`.
+    """
+    own = Freezer.of(pid).path
+    around = os.path.dirname(own)
+    if not os.path.exists(f"{around}/cgroup.procs"):
+        around = own  # the root of the hierarchy
+    found: set[int] = set()
+    for directory, _, _ in os.walk(around):
+        with contextlib.suppress(OSError), open(f"{directory}/cgroup.procs") as file:
+            found.update(int(line) for line in file)  # else it was removed meanwhile
+    return found
+
+
 class OomKills:
     """The OOM killer's count in a cgroup and the cgroups beneath. path: the cgroup's directory.
 
@@ -97,7 +115,7 @@ def memory_cgroup(pid: int) -> str:
 
     Raises OSError, ValueError when no cgroup counts it.
     """
-    for controllers, path in _cgroups_of(pid):
+    for controllers, path in cgroups_of(f"/proc/{pid}"):
         if controllers == "" or "memory" in controllers.split(","):
             for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
                 return directory
@@ -153,7 +171,7 @@ class QuickMoves:
 
 def _where_we_are() -> str:
     """Returns cgroup.procs of a cgroup of this process, of any hierarchy."""
-    for controllers, path in _cgroups_of("self"):
+    for controllers, path in cgroups_of("/proc/self"):
         for directory in _mounted(
             controllers == "", path, controllers.split(",")[0], "cgroup.procs"
         ):
@@ -161,9 +179,12 @@ def _where_we_are() -> str:
     raise ValueError("no cgroup of this process is mounted")
 
 
-def _cgroups_of(pid: int | str) -> list[tuple[str, str]]:
-    """Returns controllers and path in each hierarchy; v1 first, which runc prefers, too."""
-    with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
+def cgroups_of(proc: str) -> list[tuple[str, str]]:
+    """Returns controllers and path in each hierarchy; v1 first, which runc prefers, too.
+
+    proc: the process's directory in /proc. Raises OSError.
+    """
+    with open(f"{proc}/cgroup", errors="surrogateescape", newline="\n") as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
     return sorted(((line[1], line[2]) for line in lines), key=lambda each: each[0] == "")
 
@@ -183,7 +204,7 @@ def memory_room(pid: int) -> int | None:
     Cache counts as room. Raises OSError, ValueError.
     """
     rooms: list[int] = []
-    for controllers, path in _cgroups_of(pid):
+    for controllers, path in cgroups_of(f"/proc/{pid}"):
         if controllers == "" or "memory" in controllers.split(","):
             for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
                 while os.path.exists(f"{directory}/memory.stat"):

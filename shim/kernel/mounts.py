@@ -112,10 +112,17 @@ def parse_mountinfo(content: bytes) -> list[Mount]:
     return [Mount(line) for line in os.fsdecode(content).split("\n") if line]
 
 
-def read_mounts(path: str = "/proc/self/mountinfo") -> list[Mount]:
-    """Returns the mounts that this process sees. Raises OSError."""
+def read_mounts(path: str = "/proc/self/mountinfo", kind: str = "") -> list[Mount]:
+    """Returns the mounts that this process sees. Raises OSError.
+
+    kind: only of file systems whose type begins like this; a node has very many mounts.
+    """
     with open(path, "rb", buffering=0) as file:
-        return parse_mountinfo(file.read())
+        content = file.read()
+    if kind:
+        wanted = f" - {kind}".encode()
+        content = b"\n".join(line for line in content.split(b"\n") if wanted in line)
+    return [mount for mount in parse_mountinfo(content) if mount.fstype.startswith(kind)]
 
 
 def mounts_at(target: str) -> list[Mount]:

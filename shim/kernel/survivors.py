@@ -84,7 +84,7 @@ def numbered(container: str, pid: int) -> int:
 def _is_in(pid: int, name: bytes) -> bool:
     try:
         with open(f"/proc/{pid}/cgroup", "rb") as file:
-            if not any(_is_named(line.rpartition(b":")[2], name) for line in file):
+            if not any(is_named(line.rpartition(b":")[2], name) for line in file):
                 return False
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
@@ -92,7 +92,7 @@ def _is_in(pid: int, name: bytes) -> bool:
         return False
 
 
-def _is_named(path: bytes, name: bytes) -> bool:
+def is_named(path: bytes, name: bytes) -> bool:
     """Whether a part of the path is the id, or the name of a unit that ends with the id."""
     return any(
         part == name or (part.endswith(b"-" + name + b".scope"))

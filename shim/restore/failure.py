@@ -15,6 +15,7 @@ from shim.contract.errors import Blame, CriuRestoreFailed, SwapTooLate
 from shim.gate import volumes
 from shim.oci.spec import section
 from shim.restore import logs
+from shim.restore.waits import on_file_system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,12 +26,18 @@ if TYPE_CHECKING:
 
 _PERIOD_US = 100_000
 """The kernel's default, if the spec has no period."""
+_OF_THE_SNAPSHOT = ("hash", "criu", "gpu_fill", "gpu")
+"""The other steps depend on the node, on the pod's volumes, network or /dev/shm, or on its author.
+"""
 _OF_THE_POD = tuple(
     os.strerror(number)
     for number in (
         errno.EADDRINUSE, errno.EADDRNOTAVAIL,  # of its network
         errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT,  # of its limits, or the node
         errno.EMFILE, errno.ENFILE, errno.EROFS, errno.ENODEV,
+        # of a volume whose server is away
+        errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN,
+        errno.EHOSTUNREACH, errno.EREMOTEIO,
     )
 )  # fmt: skip
 
@@ -53,19 +60,23 @@ def of_criu(
     return error
 
 
-def too_late(ticket: Ticket, spec: Mapping[str, Any], where: str, why: str) -> SwapTooLate:
+def too_late(ticket: Ticket, spec: Mapping[str, Any], step: str, why: str) -> SwapTooLate:
     """Returns the error for a deadline that passed. spec: of the new container.
 
-    CRIU works in the container's cgroup: with less than one processor CRIU is as slow as the pod's
-    author wants it to be.
+    step: of the swap; empty between two steps. Only a step that depends on nothing but the snapshot
+    blames the snapshot. CRIU works in the container's cgroup: with less than one processor CRIU is
+    as slow as the pod's author wants it to be. And CRIU waits for the servers of the pod's volumes.
     """
+    waits = on_file_system(ticket.container) if step in _OF_THE_SNAPSHOT else ""
+    why = "; ".join(filter(None, [why, waits]))
     error = SwapTooLate(
-        f"the swap's deadline passed {where}", container=ticket.container,
+        f"the swap's deadline passed {f'in step {step}' if step else 'between two steps'}",
+        container=ticket.container,
         why=f"{why}; {ticket.deadline_s:g} s are allowed, {ticket.turn_hold_s:g} s with a turn",
         do="Find what is slow, or raise quickthaw.io/deadline, and restore_hold_s in the "
         "configuration.",
     )  # fmt: skip
-    if has_slow_cpu(spec):
+    if step not in _OF_THE_SNAPSHOT or waits or has_slow_cpu(spec):
         error.blame = Blame.OTHER
     return error
 

@@ -17,11 +17,9 @@ import time
 from shim.contract import jsontext
 from shim.contract.errors import SnapshotDoesNotFit
 from shim.contract.paths import CONTAINERS
-from shim.criu import options
 from shim.gate import volumes
 from shim.kernel.fds import OwnedFd
 from shim.kernel.lineage import numbers, tree
-from shim.network import readdress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.gate.volumes import Identity, VolumeFile
-    from shim.integrity.check import Check
 
 ASKED, ANSWERED = "opened.asked", "opened.answered"
 """The fifos, in the container's directory of CONTAINERS. hook/quickthaw-opened knows both."""
@@ -39,13 +36,12 @@ _LONGEST = 32
 
 
 def watched(
-    captured: Manifest, check: Check, spec: Mapping[str, Any], ticket: Ticket,
-    stack: contextlib.ExitStack,
-) -> Watch | None:  # fmt: skip
+    captured: Manifest, spec: Mapping[str, Any], ticket: Ticket, stack: contextlib.ExitStack
+) -> Watch | None:
     """Hold the files in volumes that CRIU will open, until `stack` is left; None if there are none.
 
-    The gate did the same, but /dev/shm has been filled since. CRIU must not have read its options
-    yet. Raises SnapshotDoesNotFit, OSError.
+    The gate did the same, but /dev/shm has been filled since. CRIU's options must then have it ask.
+    Raises SnapshotDoesNotFit, OSError.
     """
     fact = jsontext.parse(captured.facts["volume_files"])
     files, _ = volumes.parse(fact)
@@ -57,8 +53,6 @@ def watched(
     wrong, held = volumes.hold(spec, files, stack)
     if wrong:
         raise _other_files(container, "; ".join(wrong))
-    is_brief = readdress.has_earlier(check.big_images)
-    options.write(options.path_of(container), is_brief=is_brief, is_asking=True)
     return Watch(f"{CONTAINERS}/{container}", files, held, stack, container)
 
 

@@ -92,7 +92,7 @@ class Swap:
                 try:
                     with (
                         contextlib.ExitStack() as held,
-                        self._told("between two steps"),
+                        self._told(""),
                         alarm.raising(self.until),
                     ):
                         self._take_steps(undo, held)
@@ -153,9 +153,11 @@ class Swap:
         with self._step("criu"):
             from shim.restore import opened
 
-            watch = opened.watched(captured, check, self.bundle.spec, self.ticket, held)
+            watch = opened.watched(captured, self.bundle.spec, self.ticket, held)
+            self._tell_criu(check, is_asking=watch is not None)
             self._restore(captured, runtime, descriptors, server, watch, undo)
             server.wait_until_ready(self.until)
+            self._check_cgroups()
             self._rescore()
             check.unchanged()
             with open_dir(self.private) as private:  # they take memory, and CRIU is done
@@ -206,33 +208,34 @@ class Swap:
         """Time the step, and notice a deadline that passed silently in the step."""
         began = time.monotonic()
         try:
-            with self._told(f"in step {name}"):
+            with self._told(name):
                 yield
         finally:
             self.steps[name] = round(time.monotonic() - began, 4)
         if time.monotonic() > self.until:
-            raise self._late(f"in step {name}", "it took too long")
+            raise self._late(name, "it took too long")
 
     @contextlib.contextmanager
-    def _told(self, where: str) -> Iterator[None]:
-        """Give every raised error the container's id and an effect."""
+    def _told(self, step: str) -> Iterator[None]:
+        """Give every raised error the container's id and an effect. step: empty between two."""
         try:
             yield
         except QuickthawError:
             raise
         except TooLate as error:
-            raise self._late(where, str(error)) from error
+            raise self._late(step, str(error)) from error
         except Exception as error:
+            where = f"in step {step}" if step else "between two steps"
             raise SwapFailed(
                 f"the swap failed {where}", container=self.ticket.container,
                 why=f"{type(error).__name__}: {error}",
                 do=f"See `quickthaw show {self.ticket.snapshot[:12]}`.",
             ) from error  # fmt: skip
 
-    def _late(self, where: str, why: str) -> SwapTooLate:
+    def _late(self, step: str, why: str) -> SwapTooLate:
         from shim.restore import failure
 
-        return failure.too_late(self.ticket, self.bundle.spec, where, why)
+        return failure.too_late(self.ticket, self.bundle.spec, step, why)
 
     def _checked(self, held: contextlib.ExitStack) -> tuple[Manifest, Check]:
         """Returns the manifest of a snapshot that fits the spec for runc, and its running check."""
@@ -327,8 +330,6 @@ class Swap:
             descriptors = written.pop(runtime_restore.DESCRIPTORS, b"")
             piped = [each.image for each in content.shared]
             readdress.view_of(own, self.images, check.big_images, written, piped)
-            if readdress.has_earlier(check.big_images):  # CRIU reads this after the descriptors
-                options.write(f"{self.private}/{CONTAINER_CRIU_CONF}", is_brief=True)
             faults.point("restore.images.viewed", self.ticket.container)
             return addresses, descriptors
         except OSError as error:
@@ -386,7 +387,6 @@ class Swap:
 
     def _start_runtime(self, undo: contextlib.ExitStack, held: contextlib.ExitStack) -> Child:
         os.makedirs(self.work, 0o700, exist_ok=True)
-        options.write(f"{self.private}/{CONTAINER_CRIU_CONF}")
         marker = f"{SWAPPED}/{self.ticket.container}"
         undo.callback(take_away, marker)  # first: the alarm may ring as soon as the marker is there
         with open(marker, "w"):
@@ -396,6 +396,27 @@ class Swap:
         return runtime_restore.start(
             self.call, self.runtime, self.images, self.work, undo, held
         )  # fmt: skip
+
+    def _tell_criu(self, check: Check, *, is_asking: bool) -> None:
+        """Write CRIU's options, which CRIU reads after the descriptors. Raises OSError."""
+        from shim.network import readdress
+        from shim.restore import cgroups
+
+        options.write(
+            f"{self.private}/{CONTAINER_CRIU_CONF}",
+            is_brief=readdress.has_earlier(check.big_images), is_asking=is_asking,
+            sources=cgroups.sources(
+                self.bundle.spec, self.ticket.container,
+                is_systemd="--systemd-cgroup" in self.call.root_flags,
+            ),
+        )  # fmt: skip
+
+    def _check_cgroups(self) -> None:
+        """Check that the container is in its own cgroups. Raises SwapFailed, OSError."""
+        from shim.restore import cgroups
+
+        if self.call.option("--pid-file"):
+            cgroups.check(self.bundle.spec, self.ticket.container, self._init())
 
     def _restore(
         self, captured: Manifest, runtime: Child, descriptors: bytes, server: PageServer,

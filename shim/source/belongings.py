@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from shim.contract.errors import NotCapturable
 from shim.kernel import filesystem, sharedobjects, sysvipc
 from shim.kernel.beneath import open_dir
+from shim.kernel.cgroup import siblings
 from shim.kernel.stopping import Stop
 from shim.source import record
 
@@ -159,13 +160,18 @@ class Belongings:
 
     @cached_property
     def _theirs(self) -> _Held:
+        """All that other processes of the pod hold.
+
+        By the pod's cgroup, which a process cannot leave, and by the IPC namespace: a process can
+        make another namespace, and still has the pod's /dev/shm.
+        """
+        others = siblings(self._source.pid)
         namespace = os.readlink(f"/proc/{self._source.pid}/ns/ipc")
-        others = []
         for name in filter(str.isdecimal, os.listdir("/proc")):
             with contextlib.suppress(OSError):  # a dead process, or a kernel thread
                 if os.readlink(f"/proc/{name}/ns/ipc") == namespace:
-                    others.append(int(name))
-        return self._held_by(set(others) - self._pids)
+                    others.add(int(name))
+        return self._held_by(others - self._pids)
 
     def _held_by(self, pids: Iterable[int]) -> _Held:
         held = _Held()

@@ -34,8 +34,8 @@ class Source:
     runtime: the real runtime with its global flags. spec: the container's config.json. bundle: its
     directory. log_path: the log file as kubelet named it, or empty. held: the first process, held
     since its start; None only if nobody asks for it. gpus: the container's GPUs, as
-    `shim.kernel.nvml` lists them; None if they are not known. criu: the version that the node's CRIU
-    prints.
+    `shim.kernel.nvml` lists them; None if they are not known. criu: the node's version of CRIU, as
+    CRIU prints it.
     """
 
     container: ContainerId

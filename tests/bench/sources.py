@@ -11,6 +11,7 @@ from tests.bench.asking import PORT, Asked, Asking
 from tests.bench.ground import size_of
 from tests.bench.podman import Podman
 from tests.bench.ways import COLD, PODMAN, QUICK, STOCK, Quickthaw, Stock, Way
+from tests.node import source
 from tests.node.swapping import RESTORE
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ class Sources:
     keep: bool = False
 
     def make(self, worker: Worker) -> dict[str, str]:
-        """Run sources, measure them and their capture. Returns the first answers, by way."""
+        """Run sources, measure them and their capture. Returns the first answers, by way.
+
+        Raises AssertionError when a capture of quickthaw has harmed its source.
+        """
         self.ground.image(worker.image)
         said: dict[str, str] = {}
         names = [name for name in (QUICK, STOCK) if name in self.ways]
@@ -92,6 +96,7 @@ class Sources:
         self._pauses(pod)
         found: dict[str, float] = {}
         way = self.ways[name]
+        before = source.settled(pod.container()) if isinstance(way, Quickthaw) else None
         if isinstance(way, Quickthaw):
             if not self.keep:
                 way.forget()
@@ -102,6 +107,8 @@ class Sources:
         frozen = self._pauses(pod)
         if frozen is not None:
             found["frozen_s"] = frozen
+        if before:
+            source.assert_unharmed(pod.container(), before)
         self.results.add(CAPTURE, worker.name, name, **found)
 
     def _pauses(self, pod: Pod) -> float | None:

@@ -1,5 +1,6 @@
 """A snapshot has the container's own objects of the pod's /dev/shm and IPC namespace."""
 
+import os
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -243,3 +244,46 @@ def test_container_that_came_and_went_while_daemon_was_down_is_known(swap_node: 
     ask(pod, "/ready")
     line = said(swap_node, pod.container().id[:12], "no snapshot was made", within_s=30)
     assert "another container of the pod made /dev/shm/whose" in line
+
+
+HIDES: Final = f"""
+import ctypes, os, time
+secret = "-".join({MARK.split("-")!r}).encode()
+while not os.path.exists("/dev/shm/go-on"):
+    time.sleep(0.01)
+fd = os.open("/dev/shm/whose", os.O_RDWR | os.O_CREAT, 0o666)
+os.write(fd, secret)
+libc = ctypes.CDLL(None, use_errno=True)
+IPC, MOUNTS = 0x08000000, 0x00020000
+assert libc.unshare(IPC | MOUNTS) == 0, os.strerror(ctypes.get_errno())
+assert libc.mount(None, b"/", None, 0x4000 | 0x40000, None) == 0  # private, all of them
+assert libc.umount2(b"/dev/shm", 2) == 0, os.strerror(ctypes.get_errno())
+print("armed", flush=True)
+time.sleep(1000)
+"""
+"""A neighbour that leaves the pod's IPC namespace, and unmounts its /dev/shm, with a file open."""
+
+
+@pytest.mark.attack("a neighbour hides in namespaces of its own, and its open file is captured")
+def test_neighbour_in_namespaces_of_its_own_still_holds_its_files(swap_node: Node) -> None:
+    neighbour = probe(
+        name="neighbour", command=["python3", "-c", HIDES], add_capabilities=["SYS_ADMIN"],
+        seccomp="Unconfined",
+    )  # fmt: skip
+    pod = swap_node.kubelet.make_pod(
+        "source", [neighbour, own_spec("hides")], annotations=of_main()
+    )
+    pod.run_sandbox()
+    for each in ("neighbour", "main"):
+        pod.container(each).create()
+        pod.container(each).start()
+    first_answer(pod)
+    pod.container("neighbour").output(["touch", "/dev/shm/go-on"])
+    pod.container("neighbour").wait_log("armed")
+    pod.container("main").output(["rm", "/dev/shm/go-on"])
+    spaces = {os.readlink(f"/proc/{each.host_pid}/ns/ipc") for each in pod.containers.values()}
+    assert len(spaces) == 2, "it has left"
+    ask(pod, "/hold?name=both&path=/dev/shm/whose&size=10&seed=1")
+    ask(pod, "/ready")
+    line = said(swap_node, pod.container().id[:12], "no snapshot was made", within_s=30)
+    assert "/dev/shm/whose is in use in this container, and is in use in another one" in line

@@ -1,11 +1,14 @@
 """Failures of a restore that the pod or its author causes do not count against the snapshot."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import pytest
 
+from tests.node import hanging
 from tests.node.attacking import SHARED, run_helper, shared_directory
 from tests.node.kubelet import Pod
 from tests.node.node import Node
@@ -27,6 +30,7 @@ from tests.node.swapping import (
     wipe_snapshots,
     wishes,
 )
+from tests.node.test_limits import configured
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -43,17 +47,22 @@ def victim_spec(case: str) -> ContainerSpec:
     return probe(env={"CASE": f"blame-{case}"}, mounts=mounts)
 
 
-def victims_snapshot(node: Node, case: str) -> SnapshotRef:
+def victims_snapshot(node: Node, case: str, *, make: bool = True) -> SnapshotRef:
     """Returns the snapshot of a container with an open file in its volume, and another in
-    /dev/shm.
+    /dev/shm. make: else the volume with its file is there.
     """
-    node.run(["sh", "-c", f"rm -rf {SHARED}/own && mkdir {SHARED}/own && chmod 777 {SHARED}/own"])
+    if make:
+        own = f"{SHARED}/own"
+        node.run(["sh", "-c", f"rm -rf {own} && mkdir {own} && chmod 777 {own}"])
 
     def prepare(pod: Pod) -> None:
-        ask(pod, "/write?path=/own/file&size=4096&seed=1")
+        if make:
+            ask(pod, "/write?path=/own/file&size=4096&seed=1")
         ask(pod, "/write?path=/dev/shm/buffer&size=4096&seed=1")
         run_helper(pod.container(), KEEPS_OPEN)
-        wait_until(node.path(f"{SHARED}/own/opened").exists, "nothing is open", node)
+        wait_until(
+            lambda: "opened" in ask(pod, "/read?path=/tmp")["entries"], "nothing is open", node
+        )
         ask(pod, "/ready")
 
     taken = captured(
@@ -65,7 +74,7 @@ def victims_snapshot(node: Node, case: str) -> SnapshotRef:
 
 KEEPS_OPEN: Final = """
 file = os.open("/own/file", os.O_RDWR)
-os.close(os.open("/own/opened", os.O_CREAT | os.O_WRONLY))
+os.close(os.open("/tmp/opened", os.O_CREAT | os.O_WRONLY))
 time.sleep(3600)
 """
 
@@ -166,3 +175,39 @@ def test_pod_that_fails_repeatedly_counts_once(swap_node: Node) -> None:
         other = swap_node.kubelet.run_pod("other", [victim_spec("restarts")], annotations=RESTORE)
         first_answer(other)
         said(swap_node, taken.id[:12], "goes to quarantine", "2 restores failed in a row")
+
+
+HANGS: Final = "/run/hangs"
+
+
+@pytest.mark.attack("two pods whose volume's server hangs put the snapshot of others in quarantine")
+def test_volume_that_hangs_does_not_blame_the_snapshot(swap_node: Node) -> None:
+    """The server does not answer CRIU until the restore has been given up."""
+    swap_node.run(["mkdir", "-p", f"{SHARED}/own"])
+    with (
+        hanging.volume(swap_node, f"{SHARED}/own", HANGS),
+        configured(swap_node, restore_hold_s=3.0),
+    ):
+        taken = victims_snapshot(swap_node, "hangs", make=False)
+        for number in range(3):
+            pod = swap_node.kubelet.make_pod(
+                f"own-{number}", [victim_spec("hangs")], annotations=RESTORE
+            )
+            pod.run_sandbox()
+            pod.container().create()
+            swap_node.write(HANGS, "criu")
+            with ThreadPoolExecutor(1) as thread:
+                started = thread.submit(pod.container().start)
+                time.sleep(4.0)
+                swap_node.path(HANGS).unlink()
+                started.result()
+            line = said(swap_node, pod.container().id[:12], "starts cold")
+            assert "deadline passed in step criu" in line
+            assert taken.id not in {row["id"] for row in quarantined(swap_node)}
+            assert not swap_node.path(f"{STORE}/health/{taken.id}.json").exists(), line
+            assert "waits for a file system" in line
+            pod.remove(grace_s=0)
+        pod = swap_node.kubelet.run_pod("innocent", [victim_spec("hangs")], annotations=RESTORE)
+        first_answer(pod)
+        assert_restored(pod.container())
+        pod.remove(grace_s=0)

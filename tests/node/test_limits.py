@@ -40,7 +40,8 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 DROP_IN = "/etc/quickthaw/quickthaw.d/90-test.toml"
 TURNS = f"{RUN}/turns"
-STAGING = "/var/lib/quickthaw/staging"
+STORE = "/var/lib/quickthaw"
+STAGING = f"{STORE}/staging"
 DEADLINE_S = 2.0
 COLD_WITHIN_S = 4.0
 """Time of the cold start beside the deadline, on a busy machine."""
@@ -344,6 +345,58 @@ def test_capture_that_never_happens_evicts_nothing(swap_node: Node, obstacle: st
             wait_until(lambda: "T" in states(pod.container()), "nothing is stopped", swap_node)
         assert swap_node.call([QUICKTHAW, "capture", "source"]).returncode != 0
         assert {path.name for path in swap_node.path(SNAPSHOTS).iterdir()} == {taken.id}
+
+
+@contextlib.contextmanager
+def own_disk(node: Node, size_bytes: int) -> Iterator[None]:
+    """Gives the store a file system of its own, to which nobody else writes, in the `with`."""
+    with node.daemon_stopped():
+        options = f"size={size_bytes},mode=700"
+        node.run(["mount", "-t", "tmpfs", "-o", options, "store", STORE])
+    try:
+        yield
+    finally:
+        node.kubelet.remove_pods()
+        with node.daemon_stopped():
+            node.run(["umount", "-l", STORE])
+
+
+def with_a_file(pod: Pod, size: int = 48 << 20) -> None:
+    ask(pod, f"/write?path=/var/big&size={size}&seed=1")
+    ask(pod, "/ready")
+
+
+@pytest.mark.attack(
+    "A pod whose capture fails during its copy has other tenants' snapshots removed"
+)
+def test_full_disk_loses_snapshots_only_for_bytes_that_are_there(swap_node: Node) -> None:
+    when = wishes(capture_when="signal")
+    with own_disk(swap_node, 1 << 30):
+        old = [
+            captured(swap_node, own_spec(case), name=case, annotations=when, before=with_a_file)
+            for case in ("old", "older")
+        ]
+        for each in old:
+            each.source.remove(grace_s=0)
+        disk = os.statvfs(swap_node.path(SNAPSHOTS))
+        kept = disk.f_bavail * disk.f_frsize - (4 << 20)
+        with (
+            armed(swap_node, "capture.quiesced", "error"),
+            configured(swap_node, keep_free_bytes=kept, evict_after_s=0.001),
+        ):
+            pod = swap_node.kubelet.run_pod("fails", [own_spec("new")], annotations=RESTORE)
+            first_answer(pod)
+            with_a_file(pod)
+            assert swap_node.call([QUICKTHAW, "capture", "fails"]).returncode != 0
+            assert snapshots(swap_node) == {each.id for each in old}, "nothing was copied"
+            pod.remove(grace_s=0)
+        with configured(swap_node, keep_free_bytes=kept, evict_after_s=0.001):
+            new = captured(swap_node, own_spec("new"), annotations=when, before=with_a_file)
+            left = snapshots(swap_node)
+            assert new.id in left
+            assert len(left) == 2, "a single snapshot left for it"
+            disk = os.statvfs(swap_node.path(SNAPSHOTS))
+            assert disk.f_bavail * disk.f_frsize >= kept
 
 
 def states(container: Container) -> list[str]:

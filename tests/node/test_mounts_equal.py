@@ -1,5 +1,6 @@
 """The mount table of a restored container is that of a cold one, in everything but numbers."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -76,15 +77,12 @@ class Table:
         status = os.stat(f"/proc/{self._pid}/root{mount.target}")
         layers = ("lowerdir", "upperdir", "workdir", "index")  # the diff is another layer
         options = [f"{name}={value}" for name, value in mount.pairs() if name not in layers]
-        # Where cgroups are of v1, the runtime binds other directories of them at a restore: see
-        # docs/security.md, Not protected.
-        root = "" if mount.fstype == "cgroup" else self._plain(mount.root)
         return {
             "parent": parent,
             "file system": self._devices[mount.device],
             "type": mount.fstype,
             "source": self._plain(mount.source),
-            "root": root,
+            "root": self._plain(mount.root),
             "flags": sorted(mount.options),
             "options": sorted(options),
             "propagation": sorted(each.partition(":")[0] for each in mount.propagation),
@@ -149,3 +147,91 @@ def test_restored_container_changes_only_its_own_null_device(swap_node: Node) ->
     finally:
         null.chmod(before[0] & 0o7777)
         os.chown(null, before[1], 0)
+
+
+# The cgroups that a container sees
+
+LIMITS: Final[dict[str, Any]] = {
+    "memory_limit_bytes": 192 << 20,
+    "cpu_limit_cores": 1.5,
+}
+CGROUPS: Final = "/sys/fs/cgroup"
+CHANGES: Final = re.compile(
+    r"stat|usage|current|peak|failcnt|procs$|tasks$|pressure|events|numa|io_service|io_wait|"
+    r"io_merged|io_queued|time|sectors|memory_migrate|threads|control$|kmem.*slabinfo|freezer.state"
+)
+"""Names of files that count, or list, or cannot be read: their content is never the same twice."""
+READS: Final = f"""
+import json, os
+found = {{}}
+for place, _, names in os.walk("{CGROUPS}"):
+    for name in names:
+        try:
+            with open(os.path.join(place, name)) as file:
+                found[os.path.join(place, name)] = file.read(4096)
+        except OSError as error:
+            found[os.path.join(place, name)] = error.strerror
+print(json.dumps(found))
+"""
+OWN_CGROUP: Final = "cat /proc/1/cgroup; echo; cat /proc/self/cgroup"
+OWN_MOUNTS: Final = "grep -E ' - cgroup2? ' /proc/self/mountinfo"
+
+
+def cgroup_files(container: Container) -> dict[str, str]:
+    """Returns the content of each file below /sys/fs/cgroup, as a process of `exec` reads it."""
+    found: dict[str, str] = json.loads(container.output(["python3", "-c", READS]))
+    return found
+
+
+def in_words(container: Container, text: str) -> str:
+    """Returns the text without numbers of mounts and of this container."""
+    text = text.replace(container.id, "CONTAINER").replace(container.pod.uid, "POD")
+    return re.sub(r"(?m)^\d+ \d+ \d+:\d+ ", "", text)
+
+
+def test_restored_container_sees_its_own_cgroups_file_by_file(swap_node: Node) -> None:
+    taken = own_snapshot(swap_node, "cgroups", LIMITS)
+    restored = start_victim(swap_node, "cgroups", LIMITS, taken.id)
+    assert_restored(restored.container())
+    cold = swap_node.kubelet.run_pod("cold", [own_spec("cgroups", **LIMITS)])
+    first_answer(cold)
+    assert_cold(cold.container())
+    here, there = cgroup_files(cold.container()), cgroup_files(restored.container())
+    assert there.keys() == here.keys()
+    differing = {
+        name: (text, there[name]) for name, text in here.items()
+        if there[name] != text and not CHANGES.search(name)
+    }  # fmt: skip
+    assert differing == {}
+    for command in (OWN_CGROUP, OWN_MOUNTS):
+        of_cold, of_restored = (
+            in_words(each.container(), each.container().output(["sh", "-c", command]))
+            for each in (cold, restored)
+        )
+        assert of_restored == of_cold, command
+        assert command != OWN_CGROUP or "CONTAINER" in of_restored
+    limits = [
+        name for name, text in there.items() if text.strip() in (str(192 << 20), "150000")
+    ]  # fmt: skip
+    assert len(limits) >= 2, f"memory and processor time are limited: {there}"
+    used = next(
+        name for name in there
+        if name.endswith(("/memory.usage_in_bytes", "/memory.current"))
+    )  # fmt: skip
+    assert 0 < int(there[used]) <= 192 << 20
+
+
+@pytest.mark.attack("a restored container reads the statistics of another pod")
+def test_restored_container_reads_no_other_pods_statistics(swap_node: Node) -> None:
+    other = swap_node.kubelet.run_pod("other", [own_spec("others")])
+    first_answer(other)
+    taken = own_snapshot(swap_node, "spies", {})
+    pod = start_victim(swap_node, "spies", {}, taken.id)
+    assert_restored(pod.container())
+    foreign = {other.container().id, other.sandbox_id, pod.sandbox_id}
+    seen = pod.container().output(["find", CGROUPS])
+    assert [line for line in seen.splitlines() if any(each in line for each in foreign)] == []
+    # A process that is not in the container's PID namespace has the number 0.
+    listed = pod.container().output(["sh", "-c", f"find {CGROUPS} -name cgroup.procs | xargs cat"])
+    assert listed.split(), "its own processes"
+    assert "0" not in listed.split()

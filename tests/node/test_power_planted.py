@@ -270,7 +270,7 @@ def test_rename_after_the_check_is_found_before_a_process_runs(swap_node: Node, 
     """])  # fmt: skip
 
     def racing(text: str) -> str:
-        line = "    is_brief = images.has_earlier(check.big_images)"
+        line = "    return Watch("
         assert text.count(line) == 1
         moved = f'    os.rename("{SHARED}/theirs", "{SHARED}/own/file")\n'
         return text.replace(line, moved + line)

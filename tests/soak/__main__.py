@@ -2,7 +2,8 @@
 
 A real node with the package as it is installed. RESTORES and CAPTURES in the environment set the
 size; 0 leaves a part out. Writes build/soak.json with every level of every cycle. The exit status
-is 1 when a level grew from the 50th cycle to the last, or a cycle failed.
+is 1 when a level grew from the 50th cycle to the last, or a cycle failed; of fewer than 100 cycles,
+from the middle on.
 """
 
 import json
@@ -75,13 +76,14 @@ def _teller(part: str, count: int, out: Console) -> cycles.Tell:
 
 def _table(part: str, taken: list[Levels]) -> Table:
     table = Table(title=f"{len(taken)} {part}")
-    for heading in ("", "1st", f"{levels.WARM_UP}th", "last", "highest"):
+    warm = levels.warm_up(len(taken))
+    for heading in ("", "1st", f"{warm}th", "last", "highest"):
         table.add_column(heading, justify="right" if heading else "left")
     grown: dict[str, Growth] = {each.level: each for each in levels.grown(taken)}
     for level in taken[0]:
         values = [each[level] for each in taken]
         style = "red" if level in grown else ""
-        shown = (values[0], values[levels.WARM_UP - 1], values[-1], max(values))
+        shown = (values[0], values[warm - 1], values[-1], max(values))
         table.add_row(level, *map(str, shown), style=style)
     return table
 

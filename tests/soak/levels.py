@@ -20,8 +20,8 @@ WARM_UP: Final = 50
 """Cycles after which everything must be flat: caches are filled, modules are imported."""
 WINDOW: Final = 25
 """The number of levels that are compared on either side."""
-LEAST: Final = WARM_UP + 2 * WINDOW
-"""Fewer cycles prove nothing."""
+LEAST: Final = 50
+"""Fewer cycles prove nothing: a leak of one object in ten cycles would not be found."""
 
 ALLOWED: Final = {
     "daemon_memory_kib": 1024,  # the allocator's own ups and downs: about 1 KiB in a cycle
@@ -71,7 +71,8 @@ def grown(taken: Sequence[Levels]) -> list[Growth]:
     """
     if len(taken) < LEAST:
         raise ValueError(f"{len(taken)} cycles are too few: {LEAST} or more")
-    first, last = taken[WARM_UP : WARM_UP + WINDOW], taken[-WINDOW:]
+    warm, window = warm_up(len(taken)), min(WINDOW, len(taken) // 4)
+    first, last = taken[warm : warm + window], taken[-window:]
     found = []
     for level in taken[0]:
         was, became = (min(each[level] for each in part) for part in (first, last))
@@ -79,6 +80,11 @@ def grown(taken: Sequence[Levels]) -> list[Growth]:
         if became > was + allowed:
             found.append(Growth(level, was, became, allowed))
     return found
+
+
+def warm_up(cycles: int) -> int:
+    """Returns the number of cycles that are not judged: of few cycles, the half."""
+    return min(WARM_UP, cycles // 2)
 
 
 def memory_kib(pid: int) -> int:

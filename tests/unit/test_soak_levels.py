@@ -48,4 +48,13 @@ def test_memory_counts_written_pages_and_no_mapped_file(tmp_path: Path) -> None:
 
 def test_too_few_cycles_prove_nothing() -> None:
     with pytest.raises(ValueError, match="too few"):
-        levels.grown(series(*[1] * 99))
+        levels.grown(series(*[1] * (levels.LEAST - 1)))
+
+
+@pytest.mark.parametrize("cycles", [50, 60, 99, 100, 200])
+def test_every_allowed_number_of_cycles_finds_the_leak(cycles: int) -> None:
+    leaks = series(*[12 + number // 10 for number in range(cycles)])
+    (found,) = levels.grown(leaks)
+    assert found.became > found.was
+    flat = series(*[30] * levels.warm_up(cycles), *[12] * (cycles - levels.warm_up(cycles)))
+    assert levels.grown(flat) == []

@@ -69,7 +69,7 @@ def test_what_fails_after_the_thaw_is_a_failed_capture(
     with pytest.raises(CaptureFailed, match=str(wrong.args[-1])):
         asyncio.run(
             sequence.capture(
-                cast("Source", source), tmp_path, {}, quiesce=None, resume=None, make_room=room,
+                cast("Source", source), tmp_path, {}, quiesce=None, resume=None, check_room=room,
                 bounds=sequence.Bounds(Stop(), 1.0),
             )
         )  # fmt: skip

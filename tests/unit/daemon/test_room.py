@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,19 @@ def a_container(wish: Wish, state: State = State.COLD, snapshot: str = "") -> Tr
     return Tracked(ContainerId("abc"), "main", pod, wish, state=state, snapshot=snapshot)
 
 
-def captured(room: Room, estimated: int, real: int | None = None) -> None:
+async def _nothing() -> None:
+    """Grows by nothing: the default copy."""
+
+
+def captured(
+    room: Room, estimated: int, real: int | None = None,
+    grow: Callable[[], Awaitable[None]] = _nothing,
+) -> None:  # fmt: skip
     async def run() -> None:
         async with room.reserved("c", "models", Amount(estimated, 1)):
-            await room.make("c", "models")
+            async with room.followed("c", "models"):
+                await room.check("c", "models")
+                await grow()
             await room.admit(
                 "c", "models", Amount(estimated, 1),
                 Amount(estimated if real is None else real, 1),
@@ -310,10 +320,77 @@ def test_room_on_the_disk_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(rooms, "disk", lambda _: Disk(2000, free[0]))
     captured(a_room(store, keep_free_percent=10.0), 800)
     assert left(store) == {one}
-    captured(a_room(store, keep_free_bytes=250), 800, 0)
-    assert left(store) == set()
     with pytest.raises(NoRoom, match="keep_free"):
-        captured(a_room(store, keep_free_bytes=250), 800)
+        captured(a_room(store, keep_free_bytes=350), 800)
+    assert left(store) == {one}
+    free[0] = 240  # the new snapshot is on the disk
+    captured(a_room(store, keep_free_bytes=250), 0, 0)
+    assert left(store) == set()
+
+
+@pytest.mark.parametrize(
+    ("copied", "stays"), [(0, 3), (700, 3), (750, 3), (751, 2), (850, 2), (851, 1), (951, 0)]
+)
+def test_copy_evicts_only_for_what_it_has_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch, copied: int, stays: int
+) -> None:
+    """The capture fails in the end, and 1,050 bytes were estimated."""
+    several = [put(store, age) for age in (1, 2, 3)]
+    free = [1000]
+    monkeypatch.setattr(rooms, "disk", lambda _: Disk(2000, free[0] + 100 * (3 - len(all_(store)))))
+    monkeypatch.setattr(rooms, "_LOOK_S", 0.001)
+    monkeypatch.setattr(rooms, "_FULL_BYTES", 0)
+
+    async def grow() -> None:
+        for written in range(0, copied + 1, 50):
+            free[0] = 1000 - written
+            await asyncio.sleep(0.01)
+        free[0] = 1000 - copied
+        await asyncio.sleep(0.05)
+        raise CriuDumpFailed("cannot dump", container="c", why="why", do="Look.")
+
+    with pytest.raises(CriuDumpFailed):
+        captured(a_room(store, keep_free_bytes=250), 1050, grow=grow)
+    assert left(store) == set(several[:stays]), "the oldest leave first"
+
+
+def all_(store: Store) -> list[str]:
+    return os.listdir(store.snapshots)
+
+
+def test_others_that_fill_the_disk_evict_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has less than its limit already, and another program writes to the disk."""
+    one = put(store, 1)
+    free = [240]
+    monkeypatch.setattr(rooms, "disk", lambda _: Disk(2000, free[0]))
+    monkeypatch.setattr(rooms, "_LOOK_S", 0.001)
+    monkeypatch.setattr(rooms, "_FULL_BYTES", 0)
+
+    async def others_write() -> None:
+        await asyncio.sleep(0.05)
+        assert left(store) == {one}, "no copy has grown yet"
+        free[0] = 100
+        await asyncio.sleep(0.05)
+        raise CriuDumpFailed("cannot dump", container="c", why="why", do="Look.")
+
+    with pytest.raises(CriuDumpFailed):
+        captured(a_room(store, keep_free_bytes=250), 0, grow=others_write)
+    assert left(store) == {one}
+
+
+def test_copy_that_cannot_get_room_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [1000]
+    monkeypatch.setattr(rooms, "disk", lambda _: Disk(2000, free[0]))
+    monkeypatch.setattr(rooms, "_LOOK_S", 0.001)
+
+    async def grow() -> None:
+        free[0] = 100
+        await asyncio.sleep(0.05)
+
+    with pytest.raises(NoRoom, match="keep_free"):
+        captured(a_room(store, keep_free_bytes=250), 700, 900, grow=grow)
 
 
 def test_full_disk_is_reported_as_no_room(store: Store) -> None:
@@ -346,17 +423,13 @@ def test_capture_that_never_happens_evicts_nothing(
     one = put(store, 1, size=100)
     monkeypatch.setattr(rooms, "disk", lambda _: Disk(2000, 1000))
 
-    async def run(room: Room, *, copied: bool) -> None:
+    async def run(room: Room) -> None:
         async with room.reserved("c", "models", Amount(950, 1)):
-            if copied:
-                await room.make("c", "models")
+            await room.check("c", "models")
 
     for config in ({"max_store_bytes": 1000}, {"keep_free_bytes": 100}):
-        asyncio.run(run(a_room(store, **config), copied=False))
-    asyncio.run(run(a_room(store, max_store_bytes=1000), copied=True))
-    assert left(store) == {one}, "the store's limit is for snapshots that exist"
-    asyncio.run(run(a_room(store, keep_free_bytes=100), copied=True))
-    assert left(store) == set(), "nothing is copied into what has to stay free"
+        asyncio.run(run(a_room(store, **config)))
+    assert left(store) == {one}
 
 
 def test_snapshot_smaller_than_its_estimate_evicts_nothing(store: Store) -> None:
@@ -427,9 +500,20 @@ def test_snapshots_of_an_older_schema_are_evicted_first(store: Store) -> None:
 
 def test_inodes_are_kept_free_like_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store, 1, size=100)
-    there = Disk(10_000, 10_000, inodes=1000, free_inodes=100)
-    monkeypatch.setattr(rooms, "disk", lambda _: there)
-    captured(a_room(store, keep_free_percent=10.0), 1)
+    free = [100]
+
+    def there(_: object) -> Disk:
+        evicted = 1 - len(all_(store))
+        return Disk(10_000, 10_000, inodes=1000, free_inodes=free[0] + evicted)
+
+    monkeypatch.setattr(rooms, "disk", there)
+    monkeypatch.setattr(rooms, "_LOOK_S", 0.001)
+
+    async def grow() -> None:
+        free[0] = 99
+        await asyncio.sleep(0.05)
+
+    captured(a_room(store, keep_free_percent=10.0), 1, grow=grow)
     assert left(store) == set(), "the snapshot with one inode makes room for one"
     with pytest.raises(NoRoom, match=r"99 inodes of 1000 would be left free.*asks for 101"):
         captured(a_room(store, keep_free_percent=10.1), 1)

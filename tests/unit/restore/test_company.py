@@ -10,7 +10,6 @@ import pytest
 
 from protos import nri_pb2
 from shim.contract.errors import SnapshotDoesNotFit
-from shim.criu import options
 from shim.daemon.company import Company
 from shim.restore import opened
 
@@ -24,15 +23,14 @@ def watched(others: int, *, made: bool) -> None:
     """made: else the file has other names."""
     fact = FACT % ("true", '"/dev/shm/x"' if made else "")
     ticket = SimpleNamespace(container="c1", others=others)
-    captured, check = SimpleNamespace(facts={"volume_files": fact}), SimpleNamespace(big_images=())
+    captured = SimpleNamespace(facts={"volume_files": fact})
     with contextlib.ExitStack() as stack:
-        opened.watched(captured, check, {}, ticket, stack)  # type: ignore[arg-type]
+        opened.watched(captured, {}, ticket, stack)  # type: ignore[arg-type]
 
 
 def test_deleted_files_are_made_again_for_nobody_in_company(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(options, "write", lambda *_, **__: None)
     monkeypatch.setattr(opened, "Watch", lambda *_: None)
     with pytest.raises(SnapshotDoesNotFit, match="/dev/shm/x by its name") as caught:
         watched(1, made=True)

@@ -22,7 +22,7 @@ from shim.contract.errors import NotCapturable
 from shim.criu import ipcobjects
 from shim.criu.images import DamagedImage
 from shim.daemon.company import Company
-from shim.kernel import mounts, sysvipc
+from shim.kernel import cgroup, mounts, sysvipc
 from shim.kernel.namespaces import CLONE_NEWIPC, CLONE_NEWNS
 from shim.kernel.stopping import Stop
 from shim.kernel.sysvipc import Object
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from shim.source.source import Source
 
 OWN, OTHER = "c" * 64, "d" * 64
+in_the_pod: set[int] = set()
+"""Processes in the pod's cgroup; the others of a test share its IPC namespace."""
 
 
 @pytest.fixture
@@ -56,6 +58,7 @@ def containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (OWN, OTHER):
         (place / name).mkdir(parents=True)
     monkeypatch.setattr(record, "CONTAINERS", str(place))
+    monkeypatch.setattr(belongings, "siblings", lambda _: set(in_the_pod))
     return place
 
 
@@ -129,6 +132,39 @@ def test_in_a_pod_of_several_the_holder_owns_an_object(shm: Path, theirs: Path) 
         with pytest.raises(NotCapturable, match="/dev/shm/d"):
             own.directory((shm / "d").stat(), "d", is_empty=True)
         assert not own.directory((shm / "d").stat(), "d", is_empty=False)
+
+
+def test_holder_in_an_ipc_namespace_of_its_own_is_known_by_the_pods_cgroup(shm: Path) -> None:
+    path = shm / "theirs"
+    path.write_bytes(b"x")
+    code = "import sys; file = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    argv = ["unshare", "--ipc", sys.executable, "-c", code, str(path)]
+    with (
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
+        path.open("rb"),
+    ):
+        assert child.stdout
+        child.stdout.readline()
+        in_the_pod.add(child.pid)
+        own = _of(shm, {os.getpid()}, before=_whole(), others=_whole())
+        with pytest.raises(NotCapturable, match="theirs is in use in this container, and is in"):
+            own.file(path.stat(), "theirs")
+        in_the_pod.clear()
+        child.kill()
+
+
+def test_processes_of_the_cgroup_around_are_siblings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("pod", "pod/own", "pod/other", "pod/other/deep", "another")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cgroup.procs").write_text(f"{number}\n{number + 10}\n")
+    (tmp_path / "pod" / "gone").mkdir()
+    own = cgroup.Freezer(str(tmp_path / "pod" / "own"))
+    monkeypatch.setattr(cgroup.Freezer, "of", lambda _: own)
+    assert cgroup.siblings(1) == {0, 10, 1, 11, 2, 12, 3, 13}
+    own = cgroup.Freezer(str(tmp_path / "pod"))
+    assert cgroup.siblings(1) == {0, 10, 1, 11, 2, 12, 3, 13}, "around it is no cgroup"
 
 
 def test_object_that_both_containers_hold_is_refused(shm: Path, theirs: Path) -> None:
