@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from shim.gpu.way import Evacuation, Loading
+    from shim.kernel.steps import Steps
 
 NAME = "driver"
 
@@ -32,18 +33,22 @@ class _Nothing:
         del until
         return {}
 
-    def begin(self, until: float) -> None: ...
-
     def end(self) -> None: ...
+
+    def tell(self, steps: Steps) -> None: ...
 
     def resume(self, until: float) -> None: ...
 
 
 class _Evacuation(_Nothing):
+    def begin(self, gpus: Sequence[str], until: float) -> None: ...
+
     def give_back(self, until: float) -> None: ...
 
 
 class _Loading(_Nothing):
+    def begin(self, until: float) -> None: ...
+
     def give_back(self, pids: Sequence[int], until: float) -> None: ...
 
 
@@ -58,8 +63,8 @@ class DriverWay:
         return None
 
     @contextlib.contextmanager
-    def evacuation(self, container: str, payload_dirfd: int) -> Iterator[Evacuation]:
-        del container, payload_dirfd
+    def evacuation(self, container: str, payload_dirfd: int, lock: str) -> Iterator[Evacuation]:
+        del container, payload_dirfd, lock
         yield _Evacuation()
 
     @contextlib.contextmanager

@@ -80,7 +80,7 @@ class Scene:
     @contextlib.contextmanager
     def evacuation(self) -> "Iterator[Evacuation]":
         way = DirectWay(self.spawn, CONTAINER)
-        with directory(self.payload) as fd, way.evacuation(CONTAINER, fd) as evacuation:
+        with directory(self.payload) as fd, way.evacuation(CONTAINER, fd, "") as evacuation:
             yield evacuation
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ checkpoints the rest. Here are the two sides as the engine calls them; the work 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -21,18 +22,20 @@ from shim.gpu.direct.session import Door, Lost, NotOurs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from shim.contract.errors import QuickthawError
     from shim.gpu.helper import Spawn
     from shim.gpu.way import Evacuation, Loading
+    from shim.kernel.steps import Steps
 
 NAME = "direct"
 STAYS = "memory that stays"
 PROGRAM = f"{os.path.dirname(os.path.abspath(__file__))}/carrier.py"
 _MOST_BYTES = 8 << 20
 _ASK_S = 2.0
+_HOME_S = 10.0
 _CLOSE_S = 5.0
 """How long a call of the program, or a capture of a stream, may keep the gate open."""
 
@@ -42,15 +45,16 @@ class Carrier:
 
     def __init__(
         self, spawn: Spawn, container: str, payload_dirfd: int,
-        error: Callable[[str], QuickthawError],
+        error: Callable[[str], QuickthawError], lock: str = "",
     ) -> None:  # fmt: skip
         self._error = error
+        self.times: list[tuple[str, float, float]] = []
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         with its:
             self._child = spawn([sys.executable, "-ISE", PROGRAM, str(its.fileno())], its.fileno())
-        with _control(container) as control_dirfd:
-            socket.send_fds(ours, [b"{}"], [control_dirfd, payload_dirfd])
+        with _control(container) as control_dirfd, _locked(lock) as held:
+            socket.send_fds(ours, [b"{}"], [control_dirfd, payload_dirfd, *held])
         self._is_ready = False
 
     def do(self, verb: str, until: float, **more: object) -> dict[str, Any]:
@@ -76,6 +80,7 @@ class Carrier:
         found: dict[str, Any] = json.loads(data) if data else {"failed": "the carrier has died"}
         if "failed" in found:
             raise self._error(str(found["failed"]))
+        self.times += found.get("times", [])
         return found
 
     def end(self) -> None:
@@ -89,10 +94,13 @@ class _Evacuation:
 
     splits = True
 
-    def __init__(self, carrier: Carrier) -> None:
-        self._carrier = carrier
+    def __init__(self, carrier: Carrier, container: str) -> None:
+        self._carrier, self._container = carrier, container
         self._pids: list[int] = []
         self._is_closed = self._is_taken = False
+
+    def begin(self, gpus: Sequence[str], until: float) -> None:
+        self._carrier.do("warm", until, gpus=list(gpus))
 
     def prepare(self, pids: Sequence[int], until: float) -> None:
         self._pids = list(pids)
@@ -108,17 +116,33 @@ class _Evacuation:
 
     def give_back(self, until: float) -> None:
         if self._is_taken:
-            self._carrier.do("give", until, pids=self._pids)
+            with self._unless_home(until):
+                self._carrier.do("give", until, pids=self._pids)
             self._is_taken = False
 
     def resume(self, until: float) -> None:
         if self._is_closed:
-            self._carrier.do("open", until)
+            with self._unless_home(until):
+                self._carrier.do("open", until)
             self._is_closed = False
+
+    @contextlib.contextmanager
+    def _unless_home(self, until: float) -> Iterator[None]:
+        """A carrier that failed or has died is no loss to processes that have all their memory."""
+        try:
+            yield
+        except GpuNotCheckpointed:
+            self._carrier.end()  # a library talks to one host only
+            if away(self._container, self._pids, until):
+                raise
 
     def finish(self, until: float) -> Mapping[str, object]:
         about: Mapping[str, object] = self._carrier.do("saved", until)["about"]
         return about
+
+    def tell(self, steps: Steps) -> None:
+        for name, began, ended in self._carrier.times:
+            steps.add(name, began, ended)
 
 
 class _Loading:
@@ -142,6 +166,10 @@ class _Loading:
 
     def end(self) -> None:
         self._carrier.end()
+
+    def tell(self, steps: Steps) -> None:
+        for name, began, ended in self._carrier.times:
+            steps.add(name, began, ended)
 
 
 _AGAINST = {
@@ -186,16 +214,16 @@ class DirectWay:
                 for word in seen if word != STAYS]  # fmt: skip
 
     @contextlib.contextmanager
-    def evacuation(self, container: str, payload_dirfd: int) -> Iterator[Evacuation]:
+    def evacuation(self, container: str, payload_dirfd: int, lock: str) -> Iterator[Evacuation]:
         def failed(why: str) -> GpuNotCheckpointed:
             return GpuNotCheckpointed(
                 "cannot take the GPU's memory away", container=container, why=why,
                 do="Let quickthaw.io/quiesce end the work on the GPU, or try again.",
             )  # fmt: skip
 
-        carrier = Carrier(self._spawn, container, payload_dirfd, failed)
+        carrier = Carrier(self._spawn, container, payload_dirfd, failed, lock)
         try:
-            yield _Evacuation(carrier)
+            yield _Evacuation(carrier, container)
         finally:
             carrier.end()
 
@@ -215,6 +243,44 @@ class DirectWay:
             yield _Loading(carrier, about, pairs, self._digests)
         finally:
             carrier.end()
+
+
+def away(container: str, pids: Iterable[int], until: float) -> list[str]:
+    """Returns in words which of these processes lack memory, or cannot be asked, empty for none.
+
+    Nobody else may talk to their libraries meanwhile. One that is all there, with its gate closed
+    and no host, opens the gate by itself.
+    """
+    found = []
+    with contextlib.ExitStack() as held:
+        door = None
+        for pid in pids:
+            try:
+                if door is None:
+                    control_dirfd = held.enter_context(_control(container))
+                    door = held.enter_context(Door(control_dirfd))
+                with door.call(pid, min(until, time.monotonic() + _HOME_S)) as session:
+                    if session.hello.away:
+                        found.append(f"{session.hello.away} pieces of process {pid} are lost")
+            except NotOurs:
+                continue
+            except (Lost, OSError) as error:
+                found.append(f"process {pid} does not tell whether it has its memory: {error}")
+    return found
+
+
+@contextlib.contextmanager
+def _locked(lock: str) -> Iterator[list[int]]:
+    """The locked file of those who guard the source, for the carrier to hold. Raises OSError."""
+    if not lock:
+        yield []
+        return
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield [fd]
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
