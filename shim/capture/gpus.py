@@ -47,7 +47,7 @@ _BESIDE = "gpu"
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The look before a capture. cuda: whether a process uses a GPU at all. bytes: staged ones."""
+    """The look before a capture. cuda: whether a process uses a GPU at all. bytes: on its GPUs."""
 
     cuda: bool
     bytes: int
@@ -74,7 +74,7 @@ def spawn(argv: Sequence[str], fd: int) -> _Program:
 
 
 def check(source: Source) -> int:
-    """Returns the bytes that a checkpoint would stage. Raises GpuNotCapturable with all reasons."""
+    """Returns the bytes on its GPUs. Raises GpuNotCapturable with all reasons."""
     seen = examine(source)
     if refused := [row for row in seen.rows if not row["fits"]]:
         error = GpuNotCapturable(

@@ -23,6 +23,19 @@ Every call has a deadline on `time.monotonic`, and raises a QuickthawError or OS
 from __future__ import annotations
 
 TYPE_CHECKING = False
+
+
+class Asked:
+    """What a way knows of a process. against: why it cannot be restored, in words with the remedy.
+    moved: bytes of device memory that the way takes out of the process, so that nobody stages them.
+    """
+
+    __slots__ = ("against", "moved")
+
+    def __init__(self, against: list[str], moved: int) -> None:
+        self.against, self.moved = against, moved
+
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
@@ -91,9 +104,9 @@ if TYPE_CHECKING:
 
         name: str
 
-        def against(self, pid: int) -> list[str] | None:
-            """Why this process cannot be restored, in words with the remedy, as far as the way
-            knows what the process has called; None when it does not know.
+        def asked(self, pid: int) -> Asked | None:
+            """What the way knows of this process; None when it does not know what it has called.
+            Changes nothing in the process.
             """
 
         def evacuation(

@@ -19,6 +19,7 @@ import time
 from shim.contract.errors import GpuNotCheckpointed, GpuNotRestored
 from shim.contract.paths import CONTROL
 from shim.gpu.direct.session import Door, Lost, NotOurs
+from shim.gpu.way import Asked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -199,19 +200,20 @@ class DirectWay:
     ) -> None:
         self._spawn, self._container, self._digests = spawn, container, digests or {}
 
-    def against(self, pid: int) -> list[str] | None:
-        """Asks the library. Changes nothing in the process."""
+    def asked(self, pid: int) -> Asked | None:
+        """Asks the library."""
         try:
             with (
                 _control(self._container) as control_dirfd,
                 Door(control_dirfd) as door,
                 door.call(pid, time.monotonic() + _ASK_S) as session,
             ):
-                seen = session.hello.seen
+                told = session.hello
         except (NotOurs, Lost, OSError):
             return None
-        return [f"{word}: {_AGAINST[word]}" if word in _AGAINST else word
-                for word in seen if word != STAYS]  # fmt: skip
+        against = [f"{word}: {_AGAINST[word]}" if word in _AGAINST else word
+                   for word in told.seen if word != STAYS]  # fmt: skip
+        return Asked(against, told.octets)
 
     @contextlib.contextmanager
     def evacuation(self, container: str, payload_dirfd: int, lock: str) -> Iterator[Evacuation]:
