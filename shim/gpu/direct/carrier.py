@@ -4,8 +4,8 @@ A process of its own: it has a CUDA context, which costs half a GiB of device me
 and both are gone when it is killed. Started with the number of a SOCK_SEQPACKET socket. The first
 message brings the descriptors of the control directory, of the payload's directory, and in a
 capture of the file that whoever guards the source has locked. One JSON object a request, one an
-answer, in turn; `failed` says that it failed and why, `lost` that memory of a process may be
-missing. `times` of an answer: steps with begin and end on the system's monotonic clock.
+answer, in turn; `failed` says that it failed and why, `damaged` that the payload is not as it was
+captured. `times` of an answer: steps with begin and end on the system's monotonic clock.
 
     begin   (first, with the descriptors) {}
     warm    gpus                      makes contexts, beside what follows
@@ -332,7 +332,10 @@ def serve(ours: socket.socket) -> None:
         try:
             answer = carrier.do(json.loads(data))
         except _KNOWN as error:
-            answer = {"failed": f"{type(error).__name__}: {error}", "lost": isinstance(error, Lost)}
+            answer = {
+                "failed": f"{type(error).__name__}: {error}",
+                "damaged": isinstance(error, mover.Damaged),
+            }  # fmt: skip
 
 
 def _is_asked(ours: socket.socket, carrier: Carrier) -> bool:

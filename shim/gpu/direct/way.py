@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 
-from shim.contract.errors import GpuNotCheckpointed, GpuNotRestored
+from shim.contract.errors import Blame, GpuNotCheckpointed, GpuNotRestored
 from shim.contract.paths import CONTROL
 from shim.gpu.direct.session import Door, Lost, NotOurs
 from shim.gpu.way import Asked
@@ -42,11 +42,13 @@ _CLOSE_S = 5.0
 
 
 class Carrier:
-    """The program `carrier`, for one container. error: makes what a failure of it is."""
+    """The program `carrier`, for one container. error: makes what a failure of it is, of the reason
+    and whether the payload is damaged.
+    """
 
     def __init__(
         self, spawn: Spawn, container: str, payload_dirfd: int,
-        error: Callable[[str], QuickthawError], lock: str = "",
+        error: Callable[..., QuickthawError], lock: str = "",
     ) -> None:  # fmt: skip
         self._error = error
         self.times: list[tuple[str, float, float]] = []
@@ -80,7 +82,7 @@ class Carrier:
             raise self._error(f"the carrier is gone: {broken}") from broken
         found: dict[str, Any] = json.loads(data) if data else {"failed": "the carrier has died"}
         if "failed" in found:
-            raise self._error(str(found["failed"]))
+            raise self._error(str(found["failed"]), is_damaged=bool(found.get("damaged")))
         self.times += found.get("times", [])
         return found
 
@@ -217,7 +219,7 @@ class DirectWay:
 
     @contextlib.contextmanager
     def evacuation(self, container: str, payload_dirfd: int, lock: str) -> Iterator[Evacuation]:
-        def failed(why: str) -> GpuNotCheckpointed:
+        def failed(why: str, **_: object) -> GpuNotCheckpointed:
             return GpuNotCheckpointed(
                 "cannot take the GPU's memory away", container=container, why=why,
                 do="Let quickthaw.io/quiesce end the work on the GPU, or try again.",
@@ -234,11 +236,14 @@ class DirectWay:
         self, container: str, payload_dirfd: int, about: Mapping[str, object],
         pairs: Sequence[tuple[bytes, bytes]],
     ) -> Iterator[Loading]:  # fmt: skip
-        def failed(why: str) -> GpuNotRestored:
-            return GpuNotRestored(
+        def failed(why: str, *, is_damaged: bool = False) -> GpuNotRestored:
+            error = GpuNotRestored(
                 "the GPU's memory was not loaded", container=container, why=why,
                 do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
             )  # fmt: skip
+            # A device that is full, and a loader that dies or hangs, say nothing of the snapshot.
+            error.blame = Blame.CONTENT if is_damaged else Blame.OTHER
+            return error
 
         carrier = Carrier(self._spawn, container, payload_dirfd, failed)
         try:
