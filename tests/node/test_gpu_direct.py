@@ -21,6 +21,7 @@ from tests.node.swapping import (
     first_answer,
     nothing_left,
     restored,
+    said,
     wishes,
 )
 
@@ -150,7 +151,11 @@ def test_the_source_serves_while_its_host_memory_is_copied(gpu_node: Node) -> No
     )
     first_answer(pod)
     ask(pod, f"/allocate?mib={HOST_MIB}")
-    capture = lambda: gpu_node.run(["quickthaw", "capture", pod.spec.name])  # noqa: E731
+
+    def capture() -> None:
+        ask(pod, "/ready")
+        said(gpu_node, f"({pod.container().id[:12]}) captured as ", within_s=60)
+
     longest, answered = stop_of(pod, capture)
     timings = manifest_of(gpu_node, pod)["timings"]
     print(f"longest wait {longest:.3f} s, {answered} answers", timings)
