@@ -1,4 +1,6 @@
-"""Program: packs a node for a bare Ubuntu 24.04 machine: `python3 -m tests.gpu.node.pack FILE.tar.xz`.
+"""Program: packs a node for a bare Ubuntu 24.04 machine.
+
+    python3 -m tests.gpu.node.pack FILE.tar.xz
 
 containerd, runc, CRIU and the CNI plugins of Debian with their libraries, the installed deb without
 the wheels of other Pythons, the pause image. To be unpacked to / there. The driver, PyTorch and
@@ -22,8 +24,10 @@ from tests.node.images import pause_image
 SUITE: Final = "forky"
 AT: Final = "var/lib/quickthaw-bundle"
 """Of what is of use only to the measurement. `bin` has scripts that start the programs."""
-STATIC: Final = ("usr/bin/containerd", "usr/bin/containerd-shim-runc-v2", "usr/bin/ctr",
-                 "usr/lib/cni/bridge", "usr/lib/cni/host-local", "usr/lib/cni/loopback")  # fmt: skip
+STATIC: Final = (
+    "usr/bin/containerd", "usr/bin/containerd-shim-runc-v2", "usr/bin/ctr",
+    "usr/lib/cni/bridge", "usr/lib/cni/host-local", "usr/lib/cni/loopback",
+)  # fmt: skip
 """Programs that need nothing but a C library, and what their version of it is everywhere."""
 PROGRAMS: Final = {"criu": "usr/sbin/criu", "runc": "usr/sbin/runc"}
 TAG: Final = os.environ.get("PYTHON_TAG", "cp312")
