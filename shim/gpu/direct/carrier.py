@@ -22,7 +22,6 @@ When the daemon ends, or is stopped, while memory of the source is here, the car
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import select
@@ -35,7 +34,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)).removesuffix("/shim/gpu/direct"))
 
 from shim.gpu.calls import is_stopped
-from shim.gpu.direct import mover
+from shim.gpu.direct import mover, talk
 from shim.gpu.direct.device import Driver, DriverError, Gpu, processors
 from shim.gpu.direct.load import Load
 from shim.gpu.direct.mover import Ring
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 
 SILENT_S = 20.0
 """A library whose host says nothing for so long opens the gate by itself."""
-_MOST_BYTES = 8 << 20
 _RESCUE_S = 100.0
 """Less than the next daemon waits for us: see `shim.gpu.engine`."""
 _TRY_S = 10.0
@@ -315,22 +313,22 @@ def serve(ours: socket.socket) -> None:
     """Until the other end is closed, or the daemon is stopped while the source needs us."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # pieces come with one each
-    _, fds, _, _ = socket.recv_fds(ours, _MOST_BYTES, 3)
+    _, fds, _, _ = socket.recv_fds(ours, 16, 3)
     if len(fds) not in (2, 3):
         raise ValueError(f"{len(fds)} descriptors")
     carrier = Carrier(*fds[:2])  # the third is held, and with it its lock, until we end
     answer: dict[str, Any] = {}
     while True:
         try:
-            ours.send(json.dumps(answer).encode())
-            data = ours.recv(_MOST_BYTES) if _is_asked(ours, carrier) else b""
+            talk.send(ours, answer)
+            request = talk.receive(ours) if _is_asked(ours, carrier) else None
         except OSError:
-            data = b""
-        if not data:
+            request = None
+        if request is None:
             carrier.rescue()
             return
         try:
-            answer = carrier.do(json.loads(data))
+            answer = carrier.do(request)
         except _KNOWN as error:
             answer = {
                 "failed": f"{type(error).__name__}: {error}",

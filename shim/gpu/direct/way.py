@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import select
 import socket
@@ -18,6 +17,7 @@ import time
 
 from shim.contract.errors import Blame, GpuNotCheckpointed, GpuNotRestored
 from shim.contract.paths import CONTROL
+from shim.gpu.direct import talk
 from shim.gpu.direct.session import Door, Lost, NotOurs
 from shim.gpu.way import Asked
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 NAME = "direct"
 STAYS = "memory that stays"
 PROGRAM = f"{os.path.dirname(os.path.abspath(__file__))}/carrier.py"
-_MOST_BYTES = 8 << 20
 _ASK_S = 2.0
 _HOME_S = 10.0
 _CLOSE_S = 5.0
@@ -58,29 +57,41 @@ class Carrier:
             self._child = spawn([sys.executable, "-ISE", PROGRAM, str(its.fileno())], its.fileno())
         with _control(container) as control_dirfd, _locked(lock) as held:
             socket.send_fds(ours, [b"{}"], [control_dirfd, payload_dirfd, *held])
-        self._is_ready = False
+        self._unheard = 1  # it says when it is ready
 
     def do(self, verb: str, until: float, **more: object) -> dict[str, Any]:
-        """The answer. Raises what `error` makes."""
-        if not self._is_ready:
-            self._hear(until)
-            self._is_ready = True
+        """The answer. Raises what `error` makes, also of an earlier `post`."""
+        self._await_posted(until)
+        self.post(verb, until, **more)
+        self._unheard -= 1
+        return self._hear(until)
+
+    def post(self, verb: str, until: float, **more: object) -> None:
+        """The same without waiting for the answer: it has to start first, and others need not wait
+        for that. Raises what `error` makes.
+        """
         within_s = max(0.0, until - time.monotonic())
         try:
-            self._socket.send(json.dumps({"do": verb, "within_s": within_s, **more}).encode())
+            talk.send(self._socket, {"do": verb, "within_s": within_s, **more})
         except OSError as broken:
             raise self._error(f"the carrier is gone: {broken}") from broken
-        return self._hear(until)
+        self._unheard += 1
+
+    def _await_posted(self, until: float) -> None:
+        while self._unheard:
+            self._unheard -= 1
+            self._hear(until)
 
     def _hear(self, until: float) -> dict[str, Any]:
         left = max(0.0, until - time.monotonic()) + 1.0  # its own deadline is the better message
         if not select.select([self._socket], [], [], left)[0]:
             raise self._error("the carrier does not answer")
         try:
-            data = self._socket.recv(_MOST_BYTES)
+            found = talk.receive(self._socket)
         except OSError as broken:
             raise self._error(f"the carrier is gone: {broken}") from broken
-        found: dict[str, Any] = json.loads(data) if data else {"failed": "the carrier has died"}
+        if found is None:
+            raise self._error("the carrier has died")
         if "failed" in found:
             raise self._error(str(found["failed"]), is_damaged=bool(found.get("damaged")))
         self.times += found.get("times", [])
@@ -103,7 +114,7 @@ class _Evacuation:
         self._is_closed = self._is_taken = False
 
     def begin(self, gpus: Sequence[str], until: float) -> None:
-        self._carrier.do("warm", until, gpus=list(gpus))
+        self._carrier.post("warm", until, gpus=list(gpus))
 
     def prepare(self, pids: Sequence[int], until: float) -> None:
         self._pids = list(pids)
@@ -159,7 +170,8 @@ class _Loading:
         self._pairs = [(old.hex(), new.hex()) for old, new in pairs]
 
     def begin(self, until: float) -> None:
-        self._carrier.do("load", until, about=self._about, pairs=self._pairs, digests=self._digests)
+        more = {"about": self._about, "pairs": self._pairs, "digests": self._digests}
+        self._carrier.post("load", until, **more)
 
     def give_back(self, pids: Sequence[int], until: float) -> None:
         self._carrier.do("give", until, pids=list(pids))
