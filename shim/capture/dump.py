@@ -25,6 +25,7 @@ from shim.contract.paths import (
 from shim.criu import advice, images, ipcobjects, options, passcred
 from shim.gate.descriptors import reachable
 from shim.kernel.lineage import strangers
+from shim.kernel.residence import resident_bytes
 from shim.kernel.shared_mappings import writable_shared_files
 from shim.memory.copy.memorycopy import MemoryCopy
 from shim.rootfs import overlay
@@ -36,13 +37,19 @@ from shim.source.deleted import SHM, Copied, Remapped, give_links, names_in
 from shim.source.source import frozen, own_freezer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from shim.kernel.cgroup import Freezer
+    from shim.kernel.steps import Steps
     from shim.kernel.stopping import Stop
+    from shim.kernel.sysvipc import Object
     from shim.memory.copy.copied import CopiedMemory
     from shim.source.opened import Opened
     from shim.source.source import Source
+
+    Parked = Callable[[], AbstractContextManager[None]]
 
 _MUCH_BYTES = 32 << 20
 _SETTLE_S = 2.1
@@ -50,17 +57,10 @@ _SPARE_S = 1.0
 _LATE = "the copies of its files took longer than its frozen window had left"
 """The guard thaws when we should have been done: not before a hanging CRIU is killed."""
 _FROZEN_S = 10.0
+_MUCH_NEW_BYTES = 2 << 30
+"""More new memory than this is copied before the freeze, and compared in the frozen window."""
 _COMPARED_BYTES_PER_S = 512 << 20
 """The speed of a slow machine: one processor beside CRIU, memory that many processes share."""
-
-
-@contextlib.contextmanager
-def _step(steps: dict[str, float], name: str) -> Iterator[None]:
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        steps[name] = round(time.monotonic() - began, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +77,17 @@ class Dumped:
 
 
 def dump(
-    source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_limit_s: float
-) -> Dumped:
+    source: Source, staging: Path, steps: Steps, stop: Stop, frozen_limit_s: float,
+    parked: Sequence[Parked] = (),
+) -> Dumped:  # fmt: skip
     """Fill `staging` with criu/, rootfs/ and shm/, and the data files of memory/.
 
     The container runs again when this returns.
 
-    steps: seconds by step, filled while this runs. stop: ends the dump, at its deadline or on
-    request. frozen_limit_s: the longest frozen window. Raises CaptureFailed of the step's kind;
-    Stopped.
+    steps: filled while this runs. stop: ends the dump, at its deadline or on request.
+    frozen_limit_s: the longest frozen window. parked: what else stands still from the end of the
+    pre-copy until the thaw: entered in this order, before the freeze, and left after the thaw.
+    Raises CaptureFailed of the step's kind; Stopped.
     """
     _check_filled(source)
     own = checked(source, stop)
@@ -102,50 +104,162 @@ def dump(
     ) as shm, MemoryCopy(
         source.pid, staging / SNAPSHOT_MEMORY, stop.until, stop
     ) as memory:  # fmt: skip
-        with _step(steps, "precopy"):
-            _precopy(diff, stop)
-            _precopy_shm(source, own, shm)
-        faults.point("capture.precopied", source.container)
-        with _step(steps, "memory"), _of_memory(source):
-            memory.precopy(own_freezer(source).pids())
-        faults.point("capture.memory.precopied", source.container)
-        until = _until_frozen(source, memory.size, stop.until, frozen_limit_s)
-        with (
-            passcred.answered(source.pid) as unanswered,
-            frozen(source, steps, until=until + _SPARE_S) as freezer,
-            stop.sooner(until, _LATE),
-        ):
-            faults.point("capture.frozen", source.container)
-            pids = freezer.pids()
-            _check_alone(source, pids)
-            with _of_memory(source):
-                shared = memory.compare(pids, until, areas=not advice.is_known_to(source.criu))
-            found, has = _looked_at(source, pids, stop)
-            lost = opened.lost_names(found)
-            foreign = own.foreign_objects(pids)
-            with _step(steps, "criu"):
-                checkpoint(
-                    source, staging / SNAPSHOT_CRIU, len(pids),
-                    shared.union(ipcobjects.segments(foreign)), unanswered=unanswered,
-                    until=until, thaw=freezer.thaw,
-                )  # fmt: skip
-            faults.point("capture.dumped", source.container)
-            with _step(steps, "memory_rest"), _of_memory(source):
-                ipcobjects.leave_out(staging / SNAPSHOT_CRIU, foreign)
-                copied = memory.complete(staging / SNAPSHOT_CRIU)
-            faults.point("capture.memory.copied", source.container)
-            with _step(steps, "rootfs"):
-                # This walk meets each file once anyway, so it also finds other names of files that
-                # lost a name.
-                diff.finish(always_paths=writable_shared_files(pids), wanted=lost.values())
-            faults.point("capture.rootfs.copied", source.container)
-            with _step(steps, "shm"):
-                shm.finish()
-            faults.point("capture.shm.copied", source.container)
-            names = _names(source, staging, lost, diff, stop)
+        dumping = _Dumping(source, staging, stop, own, diff, shm, memory)
+        dumping.take(RUNNING, steps)
+        with contextlib.ExitStack() as held:
+            for each in parked:
+                held.enter_context(each())
+            if parked:
+                dumping.take(PARKED, steps)
+            until = dumping.until_frozen(frozen_limit_s)
+            unanswered = held.enter_context(passcred.answered(source.pid))
+            freezer = held.enter_context(frozen(source, steps, until=until + _SPARE_S))
+            held.enter_context(stop.sooner(until, _LATE))
+            dumping.begin(freezer, until, unanswered)
+            dumping.take(FROZEN, steps)
         # In copies, which nobody changes: the container runs again.
-        give_links(names, lost, source.container, stop)
-    return Dumped(copied, found, has)
+        return dumping.end()
+
+
+class _Dumping:
+    """A dump under way: what its phases do, and hand to later ones."""
+
+    def __init__(
+        self, source: Source, staging: Path, stop: Stop, own: Belongings,
+        diff: DiffCopy, shm: ShmCopy, memory: MemoryCopy,
+    ) -> None:  # fmt: skip
+        self._source, self._staging, self._stop, self._own = source, staging, stop, own
+        self._diff, self._shm, self._memory = diff, shm, memory
+        self._precopied_pids: list[int] = []
+        self._resident = self._grown = 0
+        self._found: list[Opened] = []
+        self._lost: Mapping[str, int] = {}
+        self._foreign: list[Object] = []
+        self._pids: Sequence[int] = ()
+
+    def take(self, phases: Sequence[Phase], steps: Steps) -> None:
+        """Do them in their order, and time each."""
+        for phase in phases:
+            with steps.timed(phase.name):
+                phase.do(self)
+
+    # While the container runs
+
+    def precopy_files(self) -> None:
+        """Copy most of the files."""
+        _precopy(self._diff, self._stop)
+        _precopy_shm(self._source, self._own, self._shm)
+        faults.point("capture.precopied", self._source.container)
+
+    def precopy_memory(self) -> None:
+        """Copy most of the memory."""
+        self._precopied_pids = own_freezer(self._source).pids()
+        with _of_memory(self._source):
+            self._memory.precopy(self._precopied_pids)
+        self._resident = resident_bytes(self._precopied_pids)
+        faults.point("capture.memory.precopied", self._source.container)
+
+    # While it is parked
+
+    def precopy_new(self) -> None:
+        """Copy memory that appeared since, if it is too much for the frozen window: the content of
+        devices, which the driver has put there, and which nobody uses before the thaw.
+        """
+        self._grown = max(0, resident_bytes(self._precopied_pids) - self._resident)
+        if self._grown > _MUCH_NEW_BYTES:
+            with _of_memory(self._source):
+                self._memory.precopy_new()
+            self._grown = 0
+
+    def until_frozen(self, limit_s: float) -> float:
+        """Look again at the last moment. Returns the deadline of the steps in the frozen window.
+
+        Raises NotCapturable, OSError, ValueError.
+        """
+        standstill.check(self._source, own_freezer(self._source).pids())
+        window_s = frozen_s(self._memory.size + self._grown, limit_s)
+        return min(self._stop.until, time.monotonic() + window_s - _SPARE_S)
+
+    # While it is frozen
+
+    def begin(self, freezer: Freezer, until: float, unanswered: str) -> None:
+        """Begin to bring the copies up to date: all stands still."""
+        faults.point("capture.frozen", self._source.container)
+        self._freezer, self._until, self._unanswered = freezer, until, unanswered
+        self._pids = freezer.pids()
+        _check_alone(self._source, self._pids)
+        with _of_memory(self._source):
+            self._shared = self._memory.compare(
+                self._pids, until, with_new=self._grown > 0,
+                areas=not advice.is_known_to(self._source.criu),
+            )  # fmt: skip
+
+    def look(self) -> None:
+        """Compare the processes with their spec."""
+        self._found, self._has = _looked_at(self._source, self._pids, self._stop)
+        self._lost = opened.lost_names(self._found)
+        self._foreign = self._own.foreign_objects(self._pids)
+
+    def criu(self) -> None:
+        """Have CRIU make its images."""
+        checkpoint(
+            self._source, self._staging / SNAPSHOT_CRIU, len(self._pids),
+            self._shared.union(ipcobjects.segments(self._foreign)), unanswered=self._unanswered,
+            until=self._until, thaw=self._freezer.thaw,
+        )  # fmt: skip
+        faults.point("capture.dumped", self._source.container)
+
+    def complete_memory(self) -> None:
+        """Copy the pages that CRIU lists and the copy lacks."""
+        with _of_memory(self._source):
+            ipcobjects.leave_out(self._staging / SNAPSHOT_CRIU, self._foreign)
+            self._copied = self._memory.complete(self._staging / SNAPSHOT_CRIU)
+        faults.point("capture.memory.copied", self._source.container)
+
+    def complete_files(self) -> None:
+        """Copy the changes of the root file system. This walk meets each file once anyway, so it
+        also finds other names of files that lost a name.
+        """
+        shared = writable_shared_files(self._pids)
+        self._diff.finish(always_paths=shared, wanted=self._lost.values())
+        faults.point("capture.rootfs.copied", self._source.container)
+
+    def complete_shm(self) -> None:
+        """Copy the changes of /dev/shm."""
+        self._shm.finish()
+        faults.point("capture.shm.copied", self._source.container)
+
+    def name(self) -> None:
+        """Find the remaining names of files that lost a name, while nothing changes."""
+        self._names = _names(self._source, self._staging, self._lost, self._diff, self._stop)
+
+    def end(self) -> Dumped:
+        """Give the copies of files the names that CRIU looks for."""
+        give_links(self._names, self._lost, self._source.container, self._stop)
+        return Dumped(self._copied, self._found, self._has)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a dump. name: of its step."""
+
+    name: str
+    do: Callable[[_Dumping], None]
+
+
+RUNNING = (Phase("precopy", _Dumping.precopy_files), Phase("memory", _Dumping.precopy_memory))
+"""The container runs, and serves."""
+PARKED = (Phase("memory_new", _Dumping.precopy_new),)
+"""The caller's devices stand still: see `dump`. The container is not frozen."""
+FROZEN = (
+    Phase("look", _Dumping.look),
+    Phase("criu", _Dumping.criu),
+    Phase("memory_rest", _Dumping.complete_memory),
+    Phase("rootfs", _Dumping.complete_files),
+    Phase("shm", _Dumping.complete_shm),
+    Phase("names", _Dumping.name),
+)
+"""The container is frozen."""
 
 
 def _names(
@@ -161,15 +275,6 @@ def _names(
             Copied("", diff.names, str(staging / SNAPSHOT_ROOTFS)),
         ],
     )
-
-
-def _until_frozen(source: Source, memory_bytes: int, until: float, limit_s: float) -> float:
-    """Look again at the last moment. Returns the deadline of the steps in the frozen window.
-
-    Raises NotCapturable, OSError, ValueError.
-    """
-    standstill.check(source, own_freezer(source).pids())
-    return min(until, time.monotonic() + frozen_s(memory_bytes, limit_s) - _SPARE_S)
 
 
 def frozen_s(memory_bytes: int, limit_s: float) -> float:

@@ -20,12 +20,12 @@ from shim.contract.errors import GpuNotCapturable, GpuNotCheckpointed
 from shim.contract.paths import CONTAINER_GPU_LOCK, SNAPSHOT_MEMORY
 from shim.gate import gpu
 from shim.gate.facts import power_facts
-from shim.gpu import processes, support, ways
+from shim.gpu import payload, processes, support, ways
 from shim.gpu.engine import GUARD_S, Engine
 from shim.gpu.helper import Team
 from shim.gpu.look import look
-from shim.gpu.payload import Payload
 from shim.kernel import nvml
+from shim.kernel.steps import Steps
 from shim.node import tool
 from shim.source.source import own_freezer
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.dump import Dumped
+    from shim.gpu.payload import Payload
     from shim.gpu.support import Look
     from shim.kernel.stopping import Stop
     from shim.source.source import Source
@@ -46,7 +47,7 @@ _BESIDE = "gpu"
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The look before a capture. cuda: whether a process uses a GPU at all. bytes: staged ones."""
+    """The look before a capture. cuda: whether a process uses a GPU at all. bytes: on its GPUs."""
 
     cuda: bool
     bytes: int
@@ -73,7 +74,7 @@ def spawn(argv: Sequence[str], fd: int) -> _Program:
 
 
 def check(source: Source) -> int:
-    """Returns the bytes that a checkpoint would stage. Raises GpuNotCapturable with all reasons."""
+    """Returns the bytes on its GPUs. Raises GpuNotCapturable with all reasons."""
     seen = examine(source)
     if refused := [row for row in seen.rows if not row["fits"]]:
         error = GpuNotCapturable(
@@ -94,7 +95,7 @@ def examine(source: Source) -> Seen:
         if not processes.candidates(pids) and not any(map(processes.open_devices, pids)):
             return Seen(False, 0, [])
         with Team(spawn) as team:
-            engine = Engine(source.container, listed, team, {}, time.monotonic() + _LOOK_S)
+            engine = Engine(source.container, listed, team, Steps(), time.monotonic() + _LOOK_S)
             engine.find()
             seen = _look(source, engine.pids)
         rows = support.findings(seen) if engine.pids or seen.others else []
@@ -107,24 +108,29 @@ def examine(source: Source) -> Seen:
 
 
 def dump_stopped(
-    source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_limit_s: float
+    source: Source, staging: Path, steps: Steps, stop: Stop, frozen_limit_s: float
 ) -> tuple[Dumped, Payload | None]:
-    """`shim.capture.dump.dump`, while the CUDA driver keeps the GPUs' content in memory."""
+    """`shim.capture.dump.dump`, in which the GPUs stand still from the end of the pre-copy until
+    the thaw, their content in memory or taken away.
+    """
     lock = str(source.private / CONTAINER_GPU_LOCK)
     with Team(spawn, guard_until=stop.until + GUARD_S, lock=lock) as team:
         engine = Engine(source.container, _listed(source), team, steps, stop.until)
         if not processes.candidates(_listed(source)()) or not engine.find():
             return dump(source, staging, steps, stop, frozen_limit_s), None
+        team.prepare(len(engine.pids))  # each takes a moment to start: not while all stands still
         way = ways.named(ways.of(engine.pids), spawn, source.container)
-        with _payload(staging) as dirfd, way.evacuation(source.container, dirfd) as evacuation:
-            with engine.stopped(evacuation):
-                copied = dump(source, staging, steps, stop, frozen_limit_s)
-            about = evacuation.finish(stop.until)
-    payload = Payload(
+        with _payload(staging) as dirfd, way.evacuation(source.container, dirfd, lock) as away:
+            away.begin([payload.octets(str(gpu["uuid"])) for gpu in source.gpus or ()], stop.until)
+            parked = [lambda: engine.stopped(away)]
+            copied = dump(source, staging, steps, stop, frozen_limit_s, parked)
+            with steps.timed("gpu_saved"):
+                about = away.finish(stop.until)
+            away.tell(steps)
+    return copied, payload.Payload(
         way=way.name, about=about, gpus=source.gpus or (),
         processes=processes.numbers_within(source.pid, engine.pids),
     )  # fmt: skip
-    return copied, payload
 
 
 @contextlib.contextmanager

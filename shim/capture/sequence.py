@@ -20,6 +20,7 @@ from shim.contract.errors import CaptureFailed, GpuLost, NotCapturable, QuiesceF
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
 from shim.criu import images
 from shim.integrity import tree
+from shim.kernel.steps import Steps
 from shim.kernel.stopping import Stop, Stopped
 from shim.memory.copy.settle import settle
 from shim.source import ghosts, opened, standstill
@@ -50,7 +51,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The content of staging. network: the manifest's object. sizes: bytes. steps: seconds.
+    """The content of staging. network: the manifest's object. sizes: bytes. steps: of `Steps`.
 
     volume_files, by_network: the facts `volume_files` and `descriptors`. gpus: what the snapshot
     says about CUDA processes, None without any.
@@ -92,8 +93,7 @@ async def capture(
     stop = bounds.stop
     source.check()
     toll = await asyncio.to_thread(_before, source)
-    steps: dict[str, float] = {}
-    began = time.monotonic()
+    steps = Steps()
     async with _quiesced(source, quiesce, resume):
         await check_room()
         with _border(source.container):
@@ -104,7 +104,7 @@ async def capture(
             )
             faults.point("capture.thawed", source.container)
     faults.point("capture.resumed", source.container)
-    steps["total"] = round(time.monotonic() - began, 4)
+    steps.add("total", steps.since, time.monotonic())
     with _border(source.container):
         taken = await finished(
             asyncio.to_thread(_described, source, staging, network, steps, dumped, stop), stop
@@ -114,7 +114,7 @@ async def capture(
 
 
 def _dumped(
-    source: Source, staging: Path, steps: dict[str, float], stop: Stop, frozen_s: float
+    source: Source, staging: Path, steps: Steps, stop: Stop, frozen_s: float
 ) -> tuple[Dumped, Payload | None]:
     if source.gpus == ():
         return dump(source, staging, steps, stop, frozen_s), None
@@ -215,7 +215,7 @@ async def _call(source: Source, wanted: Call | None) -> None:
 
 
 def _described(
-    source: Source, staging: Path, network: dict[str, Any], steps: dict[str, float],
+    source: Source, staging: Path, network: dict[str, Any], steps: Steps,
     dumped: Dumped, stop: Stop,
 ) -> Taken:  # fmt: skip
     criu_images = staging / SNAPSHOT_CRIU

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from shim.cli import client
+from shim.kernel.steps import durations
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -40,7 +41,7 @@ def run(asked: Namespace, out: Output) -> int:
     if out.as_json:
         out.json(answer)
         return 0
-    timings = answer["timings"]
+    timings = durations(answer["timings"])
     steps = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in timings.items())
     out.line(f"{answer['id']}  {steps}".rstrip())
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shim.cli import client, output
 from shim.cli.foreach import SNAPSHOT, namespace_argument, qualified
 from shim.contract.errors import DaemonAway
+from shim.kernel.steps import durations
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -89,7 +90,7 @@ def _origin(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def _content(manifest: dict[str, Any]) -> dict[str, str]:
-    sizes, timings = dict(manifest["sizes"]), manifest["timings"]
+    sizes, timings = dict(manifest["sizes"]), durations(manifest["timings"])
     entries = sizes.pop("entries", 0)
     parts = ", ".join(f"{part} {output.size(sizes[part])}" for part in sizes)
     return {

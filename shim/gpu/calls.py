@@ -180,7 +180,7 @@ class Guard:
         """Wait for the next request. False when it is too late for those who are guarded."""
         daemon, stopped = os.getppid(), 0
         while not select.select([asked], [], [], _LOOK_S if self.pids else None)[0]:
-            stopped = stopped + 1 if _is_stopped(daemon) else 0
+            stopped = stopped + 1 if is_stopped(daemon) else 0
             if stopped >= _STOPPED_LOOKS or time.monotonic() > self.until:
                 return False
         return True
@@ -194,7 +194,8 @@ class Guard:
                 driver.unlock(pid)
 
 
-def _is_stopped(pid: int) -> bool:
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped the process."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] == "T"

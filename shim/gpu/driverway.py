@@ -12,7 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from shim.gpu.way import Evacuation, Loading
+    from shim.gpu.way import Asked, Evacuation, Loading
+    from shim.kernel.steps import Steps
 
 NAME = "driver"
 
@@ -32,18 +33,22 @@ class _Nothing:
         del until
         return {}
 
-    def begin(self, until: float) -> None: ...
-
     def end(self) -> None: ...
+
+    def tell(self, steps: Steps) -> None: ...
 
     def resume(self, until: float) -> None: ...
 
 
 class _Evacuation(_Nothing):
+    def begin(self, gpus: Sequence[str], until: float) -> None: ...
+
     def give_back(self, until: float) -> None: ...
 
 
 class _Loading(_Nothing):
+    def begin(self, until: float) -> None: ...
+
     def give_back(self, pids: Sequence[int], until: float) -> None: ...
 
 
@@ -52,14 +57,14 @@ class DriverWay:
 
     name = NAME
 
-    def against(self, pid: int) -> list[str] | None:
+    def asked(self, pid: int) -> Asked | None:
         """The driver tells nothing about what a process has called."""
         del pid
         return None
 
     @contextlib.contextmanager
-    def evacuation(self, container: str, payload_dirfd: int) -> Iterator[Evacuation]:
-        del container, payload_dirfd
+    def evacuation(self, container: str, payload_dirfd: int, lock: str) -> Iterator[Evacuation]:
+        del container, payload_dirfd, lock
         yield _Evacuation()
 
     @contextlib.contextmanager

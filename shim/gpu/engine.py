@@ -16,7 +16,7 @@ import time
 from shim.contract import faults, journal
 from shim.contract.errors import GpuLost, GpuNotCheckpointed
 from shim.contract.paths import CONTAINER_GPU_LOCK, CONTAINERS
-from shim.gpu import helper, processes
+from shim.gpu import helper, processes, ways
 from shim.gpu.helper import CHECKPOINTED, LOCKED, RUNNING, Team
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from shim.gpu.helper import Answer, Spawn
     from shim.gpu.way import Evacuation
+    from shim.kernel.steps import Steps
 
 GUARD_S = 5.0
 """How long after its deadline a capture that hangs leaves its processes to their guards."""
@@ -47,17 +48,17 @@ class Engine:
     """The CUDA processes of one container, while they are captured.
 
     listed: the container's processes at this moment, host pids. team: helpers that guard.
-    steps: seconds by step, filled while it works. until: the capture's, on `time.monotonic`.
+    steps: filled while it works. until: the capture's, on `time.monotonic`.
     """
 
     def __init__(
         self, container: str, listed: Callable[[], Iterable[int]], team: Team,
-        steps: dict[str, float], until: float,
+        steps: Steps, until: float,
     ) -> None:  # fmt: skip
         self._container, self._listed, self._team = container, listed, team
         self._steps, self._until = steps, until
         self.pids: list[int] = []
-        self._noted: list[list[int]] = []
+        self._starts: dict[int, int] = {}
 
     def find(self) -> list[int]:
         """CUDA processes that are not known yet; they are from now on. Raises GpuNotCheckpointed.
@@ -74,6 +75,7 @@ class Engine:
             if not told.is_success and os.path.exists(f"/proc/{pid}"):
                 raise self._failed(f"the driver does not tell the state of {pid}: {told.name}")
             if told.state == RUNNING:
+                self._starts[pid] = processes.start_of(pid)
                 found.append(pid)
             elif told.is_success:
                 raise self._failed(f"process {pid} is {told.state} already: does something else "
@@ -86,25 +88,38 @@ class Engine:
         """In the `with`, all are checkpointed; afterwards all run. Raises GpuNotCheckpointed when
         they run again, GpuLost when the container had to be killed.
         """
-        try:
-            with self._timed("gpu_checkpoint"):
-                self._stop(evacuation)
-            faults.point("capture.gpu.checkpointed", self._container)
-            yield
-        finally:
-            with self._timed("gpu_restore"):
-                self._bring_back(evacuation)
+        self._find_again()
+        with self._steps.timed("gpu_stopped"):
+            try:
+                with self._steps.timed("gpu_checkpoint"):
+                    self._stop(evacuation)
+                faults.point("capture.gpu.checkpointed", self._container)
+                yield
+            finally:
+                with self._steps.timed("gpu_restore"):
+                    self._bring_back(evacuation)
+
+    def _find_again(self) -> None:
+        """Processes begin and end during the pre-copy. Raises GpuNotCheckpointed."""
+        self.pids = [pid for pid in self.pids if processes.exists(pid, self._starts[pid])]
+        self.find()
+        if not self.pids:
+            raise self._failed("its CUDA processes have ended")
 
     def _stop(self, evacuation: Evacuation) -> None:
         self._note()
         faults.point("capture.gpu.noted", self._container)
-        self._lock_quiet(evacuation)
+        with self._steps.timed("gpu_lock"):
+            self._lock_quiet(evacuation)
         faults.point("capture.gpu.locked", self._container)
         if evacuation.splits:
             self._all("unlock")
-            evacuation.evacuate(self._until)
+            with self._steps.timed("gpu_take"):
+                evacuation.evacuate(self._until)
+            faults.point("capture.gpu.taken", self._container)
             self._lock_all()
-        self._all("checkpoint")
+        with self._steps.timed("gpu_driver_checkpoint"):
+            self._all("checkpoint")
         if new := self.find():
             raise self._failed(f"CUDA processes {new} began while the others were checkpointed")
         evacuation.checkpointed(self._until)
@@ -151,37 +166,37 @@ class Engine:
 
     def _note(self) -> None:
         """Before each change, so that whoever comes next knows whom to bring back."""
-        self._noted = [[pid, processes.start_of(pid)] for pid in self.pids]
-        journal.note(journal.path_of(self._container), journal.GPU, self._noted)
+        noted = [[pid, self._starts[pid]] for pid in self.pids]
+        journal.note(journal.path_of(self._container), journal.GPU, noted)
 
     def _bring_back(self, evacuation: Evacuation) -> None:
         until = time.monotonic() + BACK_S
         self._team.extend(until + _ANSWER_S)
-        left = bring_back(self._team, self.pids, until)
-        if not left:
-            try:
+        with self._steps.timed("gpu_driver_restore"):
+            left = bring_back(self._team, self.pids, until)
+        try:
+            faults.point("capture.gpu.restored", self._container)
+        finally:
+            if left := left or self._given(evacuation, until):
+                raise kill(self._container, self._listed(), left)
+            self._team.dismiss(until)
+            journal.note(journal.path_of(self._container), journal.GPU, [])
+
+    def _given(self, evacuation: Evacuation, until: float) -> list[str]:
+        """Have the way give everything back. Returns why it did not."""
+        try:
+            with self._steps.timed("gpu_give"):
                 evacuation.give_back(until)
                 evacuation.resume(until)
-            except Exception as error:  # noqa: BLE001 - whatever it is, memory is missing
-                left = [f"{type(error).__name__}: {error}"]
-        if left:
-            raise kill(self._container, self._listed(), left)
-        self._team.dismiss(until)
-        journal.note(journal.path_of(self._container), journal.GPU, [])
+        except Exception as error:  # noqa: BLE001 - whatever it is, memory is missing
+            return [f"{type(error).__name__}: {error}"]
+        return []
 
     def _failed(self, why: str) -> GpuNotCheckpointed:
         return GpuNotCheckpointed(
             "cannot checkpoint the GPU", container=self._container, why=why,
             do="Let quickthaw.io/quiesce end the work on the GPU, or try again.",
         )  # fmt: skip
-
-    @contextlib.contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._steps[name] = round(time.monotonic() - began, 4)
 
 
 def bring_back(team: Team, pids: Iterable[int], until: float) -> list[str]:
@@ -244,7 +259,8 @@ def left_over(container: str) -> list[int]:
 def recover(container: str, listed: Callable[[], Iterable[int]], spawn: Spawn) -> list[int]:
     """Bring back what was left over; the processes that it was about. Raises GpuLost, OSError.
 
-    The helpers of the daemon that was killed do it by themselves: they are waited for.
+    The helpers and the carrier of the daemon that was killed do it by themselves: they are waited
+    for.
     """
     if not left_over(container):
         return []
@@ -255,7 +271,9 @@ def recover(container: str, listed: Callable[[], Iterable[int]], spawn: Spawn) -
         _end_orphans(f"{private}/{CONTAINER_GPU_LOCK}")
     pids = left_over(container)
     with Team(spawn) as team:
-        if left := bring_back(team, pids, time.monotonic() + BACK_S):
+        until = time.monotonic() + BACK_S
+        left = bring_back(team, pids, until) or ways.lost(container, pids, until)
+        if left:
             raise kill(container, listed(), left)
     journal.note(journal.path_of(container), journal.GPU, [])
     return pids

@@ -53,9 +53,10 @@ def _process(pid: int, gpus: Sequence[Gpu], way: Way) -> Process:
             total, free = gpu.get("memory_bytes"), gpu.get("free_bytes")
             most = total - free if isinstance(total, int) and isinstance(free, int) else 0
             used[str(gpu.get("uuid"))] = int(listed[str(pid)]) or most
+    asked = way.asked(pid)
     return Process(
         pid=pid, gpus=used, environment=processes.environment(pid), address_room=_address_room(pid),
-        known=way.against(pid),
+        known=None if asked is None else asked.against, moved=asked.moved if asked else 0,
     )  # fmt: skip
 
 

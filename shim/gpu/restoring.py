@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from shim.gpu.payload import Payload
     from shim.gpu.way import Loading
+    from shim.kernel.steps import Steps
 
 _ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -69,9 +70,9 @@ class Restoring:
         with alarm.held():
             self._held.close()
 
-    def finish(self, init: int, spec: Mapping[str, Any]) -> None:
+    def finish(self, init: int, spec: Mapping[str, Any], steps: Steps) -> None:
         """Have all processes run on their GPUs: their memory is there. init: the container's first
-        process. spec: its OCI spec. Raises GpuNotRestored, OSError.
+        process. spec: its OCI spec. steps: filled. Raises GpuNotRestored, OSError.
         """
         if self._loading is None:
             raise RuntimeError("Restoring is a context manager")
@@ -79,11 +80,14 @@ class Restoring:
         pids = processes.numbered_within(init, members, self._found.processes)
         devicenodes.provide(init, spec, self._container)
         faults.point("restore.gpu", self._container)
-        self._all("restore", pids, pairs=self._pairs)
-        self._all("unlock", pids)
+        with steps.timed("gpu_driver_restore"):
+            self._all("restore", pids, pairs=self._pairs)
+            self._all("unlock", pids)
         faults.point("restore.gpu.unlocked", self._container)
-        self._loading.give_back(pids, self._until)
-        self._loading.resume(self._until)
+        with steps.timed("gpu_give"):
+            self._loading.give_back(pids, self._until)
+            self._loading.resume(self._until)
+        self._loading.tell(steps)
 
     def _all(self, do: str, pids: Iterable[int], **more: object) -> None:
         for pid, answer in self._team.call(do, pids, self._until, **more).items():

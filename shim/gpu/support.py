@@ -32,7 +32,7 @@ class Process:
     """One CUDA process. pid: the host's. gpus: on which it has a context, by UUID, with the bytes
     that it uses there. environment: at its start. address_room: bytes that its RLIMIT_AS leaves,
     None for no limit. known: what the way holds against it, see `shim.gpu.way`, None if the way
-    does not know what it has called.
+    does not know what it has called. moved: bytes that the way takes out of it.
     """
 
     pid: int
@@ -40,11 +40,17 @@ class Process:
     environment: Mapping[str, str]
     address_room: int | None = None
     known: Sequence[str] | None = None
+    moved: int = 0
 
     @property
     def bytes(self) -> int:
         """On all GPUs together."""
         return sum(self.gpus.values())
+
+    @property
+    def staged(self) -> int:
+        """Of these what the driver puts into memory of the process."""
+        return max(0, self.bytes - self.moved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +75,13 @@ class Look:
 
     @property
     def bytes(self) -> int:
-        """Bytes that a checkpoint stages."""
+        """Bytes of all processes on all GPUs: a snapshot has them."""
         return sum(each.bytes for each in self.processes)
+
+    @property
+    def staged(self) -> int:
+        """Bytes that a checkpoint stages in memory of the processes."""
+        return sum(each.staged for each in self.processes)
 
 
 class Row:
@@ -175,16 +186,17 @@ def _says(process: Process, wanted: Mapping[str, Sequence[str]]) -> bool:
 def _room(look: Look) -> str:
     for room, where in ((look.cgroup_room, "the container's memory limit"),
                         (look.host_room, "the node's memory")):  # fmt: skip
-        if room is not None and room < look.bytes + _SPARE_BYTES:
-            return f"{where} leaves {room} bytes, {look.bytes} on the GPUs are to be staged"
+        if room is not None and room < look.staged + _SPARE_BYTES:
+            return f"{where} leaves {room} bytes, {look.staged} on the GPUs are to be staged"
     return ""
 
 
 def _address_space(look: Look) -> str:
     found = [
-        f"RLIMIT_AS of process {each.pid} leaves {each.address_room} bytes, {each.bytes} are needed"
+        f"RLIMIT_AS of process {each.pid} leaves {each.address_room} bytes, {each.staged} are "
+        "needed"
         for each in look.processes
-        if each.address_room is not None and each.address_room < each.bytes + _SPARE_BYTES
+        if each.address_room is not None and each.address_room < each.staged + _SPARE_BYTES
     ]
     return ", ".join(found)
 

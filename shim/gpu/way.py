@@ -4,9 +4,10 @@ The order of the driver's calls, the journal and the undo are the engine's (`shi
 same for every way. A way adds what happens to the memory itself, at the moments that the engine
 names. Two sides:
 
-capture: `prepare` (no thread is inside of the driver, none gets in) -> lock (what runs ends) ->
-unlock -> `evacuate` (take blocks away) -> lock -> checkpoint -> `checkpointed` -> CRIU's dump ->
-driver restore -> unlock -> `give_back` (map the blocks again) -> `resume` -> `finish`.
+capture: `begin` (while the source serves) -> `prepare` (no thread is inside of the driver, none
+gets in) -> lock (what runs ends) -> unlock -> `evacuate` (take blocks away) -> lock -> checkpoint
+-> `checkpointed` -> CRIU's dump -> driver restore -> unlock -> `give_back` (map the blocks again)
+-> `resume` -> `finish`.
 
 restore: `begin` (from the ticket on, beside everything else) -> CRIU -> all memory filled -> driver
 restore -> unlock -> `give_back` -> `resume` -> `end`.
@@ -22,10 +23,25 @@ Every call has a deadline on `time.monotonic`, and raises a QuickthawError or OS
 from __future__ import annotations
 
 TYPE_CHECKING = False
+
+
+class Asked:
+    """What a way knows of a process. against: why it cannot be restored, in words with the remedy.
+    moved: bytes of device memory that the way takes out of the process, so that nobody stages them.
+    """
+
+    __slots__ = ("against", "moved")
+
+    def __init__(self, against: list[str], moved: int) -> None:
+        self.against, self.moved = against, moved
+
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Protocol
+
+    from shim.kernel.steps import Steps
 
     class Evacuation(Protocol):
         """The capture of one container: its CUDA processes by host pid, and where files go."""
@@ -33,6 +49,12 @@ if TYPE_CHECKING:
         @property
         def splits(self) -> bool:
             """Whether `prepare` and `evacuate` do anything: without, the engine locks once."""
+
+        def begin(self, gpus: Sequence[str], until: float) -> None:
+            """Do all that can be done before anything stands still. Returns at once.
+
+            gpus: UUIDs of the container's devices, in hexadecimal.
+            """
 
         def prepare(self, pids: Sequence[int], until: float) -> None:
             """Let no thread of these processes into the driver any more, and wait until none is
@@ -54,6 +76,9 @@ if TYPE_CHECKING:
         def finish(self, until: float) -> Mapping[str, object]:
             """Wait until all payload files are whole; a plain JSON object about them."""
 
+        def tell(self, steps: Steps) -> None:
+            """Add what was done beside the engine's steps."""
+
     class Loading(Protocol):
         """The restore of one container: a loader that runs beside everything else."""
 
@@ -66,6 +91,9 @@ if TYPE_CHECKING:
         def resume(self, until: float) -> None:
             """Let the parked threads go."""
 
+        def tell(self, steps: Steps) -> None:
+            """Add what was done beside the caller's steps."""
+
         def end(self) -> None:
             """No loader, and no device memory of one, is left. Idempotent; holds no deadline of
             the swap, and takes seconds at most.
@@ -76,15 +104,17 @@ if TYPE_CHECKING:
 
         name: str
 
-        def against(self, pid: int) -> list[str] | None:
-            """Why this process cannot be restored, in words with the remedy, as far as the way
-            knows what the process has called; None when it does not know.
+        def asked(self, pid: int) -> Asked | None:
+            """What the way knows of this process; None when it does not know what it has called.
+            Changes nothing in the process.
             """
 
         def evacuation(
-            self, container: str, payload_dirfd: int
+            self, container: str, payload_dirfd: int, lock: str
         ) -> AbstractContextManager[Evacuation]:
-            """The capture's side. payload_dirfd: a directory of the snapshot for its files."""
+            """The capture's side. payload_dirfd: a directory of the snapshot for its files. lock:
+            path of the file that whoever guards the source locks, see `shim.gpu.calls`.
+            """
 
         def loading(
             self, container: str, payload_dirfd: int, about: Mapping[str, object],

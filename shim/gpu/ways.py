@@ -39,3 +39,15 @@ def of(pids: Iterable[int]) -> str:
     from shim.gpu.direct.session import has_library
 
     return DIRECT if any(map(has_library, pids)) else DRIVER
+
+
+def lost(container: str, pids: Iterable[int], until: float) -> list[str]:
+    """Returns in words which of these running processes lack device memory that a way had taken
+    away, and that nobody has any more; empty for none.
+    """
+    with_library = [pid for pid in pids if of([pid]) == DIRECT]
+    if not with_library:
+        return []
+    from shim.gpu.direct.way import away
+
+    return away(container, with_library, until)

@@ -8,6 +8,7 @@ from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from shim.contract import outcome
+from shim.kernel.steps import durations
 from shim.report import records
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def _(record: records.StartsRestored) -> tuple[int, str]:
 def _(record: records.SwapEnded) -> tuple[int, str]:
     if record.result == outcome.RESTORED:
         text = f"{record.subject} restored from {record.short} in {record.seconds:.3f} s"
-        return logging.INFO, f"{text} {dict(record.steps)}"
+        steps = dict(record.steps) if "gpu" in record.steps else durations(record.steps)
+        return logging.INFO, f"{text} {steps}"
     if not record.why and not record.is_seen:
         return logging.INFO, f"while quickthawd was away: {record.subject} was {record.result}"
     named = f"{record.subject}: " if record.subject else ""

@@ -43,6 +43,7 @@ from shim.kernel.alarm import TooLate
 from shim.kernel.beneath import open_beneath, open_dir, remove_tree
 from shim.kernel.fds import OwnedFd
 from shim.kernel.replace import take_away
+from shim.kernel.steps import Steps
 from shim.oci.bundle import Bundle
 from shim.restore import turns
 from shim.rootfs import overlay
@@ -80,7 +81,7 @@ class Swap:
         self.private = f"{CONTAINERS}/{ticket.container}"
         self.images = f"{self.private}/{CONTAINER_IMAGES}"
         self.work = f"{self.private}/{CONTAINER_WORK}"
-        self.steps: dict[str, float] = {}
+        self.steps = Steps()
         self._network = OwnedFd(-1)
 
     def run(self) -> None:
@@ -166,7 +167,7 @@ class Swap:
             with self._step("gpu_fill"):
                 server.finish(self.until)
             with self._step("gpu"):
-                gpus.finish(self._init(), self.bundle.spec)
+                gpus.finish(self._init(), self.bundle.spec, self.steps)
         return server
 
     def _gpus(self, captured: Manifest, check: Check, held: contextlib.ExitStack) -> Restoring:
@@ -206,12 +207,8 @@ class Swap:
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
         """Time the step, and notice a deadline that passed silently in the step."""
-        began = time.monotonic()
-        try:
-            with self._told(name):
-                yield
-        finally:
-            self.steps[name] = round(time.monotonic() - began, 4)
+        with self.steps.timed(name), self._told(name):
+            yield
         if time.monotonic() > self.until:
             raise self._late(name, "it took too long")
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from shim.contract.names import ContainerId, HostPid
     from shim.kernel.held import Held
+    from shim.kernel.steps import Steps
 
 FREEZE_S = 10.0
 """The limit for freezing a container: a task in uninterruptible sleep delays the freeze."""
@@ -117,7 +118,7 @@ def thaw_left(container: str) -> bool:
 
 
 @contextlib.contextmanager
-def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator[Freezer]:
+def frozen(source: Source, steps: Steps, *, until: float) -> Iterator[Freezer]:
     """Freeze the container, and thaw it again whatever happens. Raises NotFrozen.
 
     until: when the guard thaws the container in any case, on `time.monotonic`. A killed daemon
@@ -136,7 +137,7 @@ def frozen(source: Source, steps: dict[str, float], *, until: float) -> Iterator
         finally:
             with _border(source):
                 freezer.thaw()
-            steps["frozen"] = round(time.monotonic() - began, 4)
+            steps.add("frozen", began, time.monotonic())
         if guard_had_to_thaw():
             raise NotFrozen(
                 "the container did not stay frozen", container=source.container,

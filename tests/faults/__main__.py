@@ -8,6 +8,7 @@ Exit status 1 when a pod was stuck, something stayed behind, or a container was 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ from rich.table import Table
 
 from tests.faults import capturing, outside, restoring
 from tests.faults.cases import Case, matrix
+from tests.faults.direct import DirectGround
 from tests.faults.driver import GpuGround
 from tests.faults.ground import Ground, Missed, WentWrong
 from tests.node.base import BUILD
@@ -38,6 +40,7 @@ STRIKES: Final = 4
 _LINES: Final = 20
 """Lines of a failure in the printed output: the file has the rest."""
 LEVELS: Final = ("INFO ", "WARNING ", "ERROR ", "CRITICAL ")
+GROUNDS: Final = {"plain": Ground, "driver": GpuGround, "direct": DirectGround}
 PACKAGES: Final = BUILD.parent / "packages"
 
 
@@ -82,11 +85,11 @@ def _on_suite(
     with Node(suite) as node:
         node.start_product(deb)
         node.import_image(archive)
-        plain = [case for case in cases if not case.needs_gpus]
-        found = _on_ground(Ground(node), plain, out, figures) if plain else []
-        if rest := [case for case in cases if case.needs_gpus]:
-            with gpus(node):
-                found += _on_ground(GpuGround(node), rest, out, figures)
+        found = []
+        for name, kind in GROUNDS.items():
+            if meant := [case for case in cases if case.ground == name]:
+                with gpus(node) if name != "plain" else contextlib.nullcontext():
+                    found += _on_ground(kind(node), meant, out, figures)
     return found
 
 

@@ -45,7 +45,7 @@ def run(ground: Ground, case: Case) -> Seen:
 
 def source(ground: Ground, case: Case, **fields: str) -> Pod:
     """Starts a pod whose capture begins as soon as the pod answers."""
-    wanted = wishes(**{**CALLS, **fields})
+    wanted = wishes(**{**CALLS, **fields}) | ground.marks
     return ground.node.kubelet.run_pod("source", [ground.spec(case.name)], annotations=wanted)
 
 
@@ -104,8 +104,9 @@ def recovered(ground: Ground, pod: Pod, nonce: str, before: set[str]) -> Seen:
     if (calls := ask(pod, "/called"))[-1:] == ["quiesce"]:
         seen.wrong.append(f"the source was left quiesced: {calls}")
     replica = ground.node.kubelet.run_pod(
-        "replica", pod.spec.containers, annotations={"quickthaw.io/restore": "auto"}
-    )
+        "replica", pod.spec.containers,
+        annotations={"quickthaw.io/restore": "auto", **ground.marks},
+    )  # fmt: skip
     seen.outcome = "restored" if first_answer(replica)["nonce"] == nonce else "cold"
     if (seen.outcome == "restored") != is_restored(replica.container()):
         seen.wrong.append("the marker of the replica does not say how it started")
@@ -159,8 +160,9 @@ def _removal(ground: Ground, case: Case) -> Seen:
     if staged := os.listdir(ground.node.path(STAGING)):
         seen.wrong.append(f"staging has {staged}")
     replica = ground.node.kubelet.run_pod(
-        "replica", pod.spec.containers, annotations={"quickthaw.io/restore": "auto"}
-    )
+        "replica", pod.spec.containers,
+        annotations={"quickthaw.io/restore": "auto", **ground.marks},
+    )  # fmt: skip
     seen.outcome = "restored" if first_answer(replica)["nonce"] == nonce else "cold"
     there = name in published(ground)
     if there != (seen.outcome == "restored"):

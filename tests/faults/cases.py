@@ -38,9 +38,13 @@ class Case:
         return self.phase.partition(".")[0] if self.phase in POINTS else "outside"
 
     @property
-    def needs_gpus(self) -> bool:
-        """Whether it can only happen to a container that uses a GPU."""
-        return ".gpu" in self.phase or self.phase.endswith("CUDA driver")
+    def ground(self) -> str:
+        """Returns on what kind of container it can happen: `plain`, `driver` or `direct`, of the
+        ways to carry device memory.
+        """
+        if ".gpu" in self.phase or self.phase.endswith("device memory"):
+            return "direct"
+        return "driver" if self.phase.endswith("CUDA driver") else "plain"
 
     @property
     def is_after_success(self) -> bool:
@@ -130,6 +134,7 @@ _WRITES: Final = ("capture.precopied", "capture.memory.precopied", "capture.dump
 """Points of a capture after which something was, or is to be, written."""
 _HANGS: Final = (
     "capture.quiesced",
+    "capture.gpu.taken",
     "capture.gpu.checkpointed",
     "capture.frozen",
     "capture.shm.copied",
@@ -199,6 +204,18 @@ OUTSIDE: Final = {
     ("capture: CUDA driver", "its helper dies"): (RESTORED,),
     ("capture: CUDA driver", "does not give the source back"): (RESTORED,),
     ("capture: CUDA driver", "the source dies in it"): (RESTORED,),
+    ("restore: device memory", "its loader dies"): (COLD,),
+    ("restore: device memory", "its loader hangs"): (COLD,),
+    ("restore: device memory", "the device is full"): (COLD,),
+    ("restore: device memory", "the device refuses a copy"): (COLD,),
+    ("restore: device memory", "bit flipped"): (COLD,),
+    ("restore: device memory", "truncated"): (COLD,),
+    ("restore: device memory", "a file removed"): (COLD,),
+    ("capture: device memory", "its carrier dies"): (RESTORED,),
+    ("capture: device memory", "its carrier hangs"): (RESTORED,),
+    ("capture: device memory", "the device refuses a copy"): (RESTORED,),
+    ("capture: device memory", "the store is full"): (RESTORED,),
+    ("capture: device memory", "the socket of the library is gone"): (RESTORED,),
     ("capture: CRIU", "killed"): (RESTORED,),
     ("capture: CRIU", "stopped"): (RESTORED,),
     ("capture: daemon", "killed while CRIU dumps"): (RESTORED,),

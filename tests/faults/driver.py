@@ -23,19 +23,26 @@ ENDS_WITHIN_S: Final = 30.0
 MIB: Final = 8
 
 
+def two_processes(case: str, mib: int, **fields: Any) -> ContainerSpec:
+    """Returns the workload: two processes with so much memory on a GPU each."""
+    env = {"CASE": case, "CHILDREN": "1", "MIB": str(mib), **SHARED_MEMORY}
+    return gpu_probe(0, 1, env=env, **fields)
+
+
 class GpuGround(Ground):
     """One whose workload has two processes with memory on a GPU each."""
 
+    mib = MIB
+
     @staticmethod
     def spec(case: str = "", **fields: Any) -> ContainerSpec:
-        env = {"CASE": case or "shared", "CHILDREN": "1", "MIB": str(MIB), **SHARED_MEMORY}
-        return gpu_probe(0, 1, env=env, **fields)
+        return two_processes(case or "shared", MIB, **fields)
 
     def not_right(self, pod: Pod) -> list[str]:
         """Memory on a GPU that is not what it was."""
         found = ask(pod, "/gpu")
         wrong = [f"on its GPUs: {found}"] if found["wrong"] or len(found["processes"]) != 2 else []
-        if min(in_use(self.node).values()) < MIB << 20:
+        if min(in_use(self.node).values()) < self.mib << 20:
             wrong.append(f"in use: {in_use(self.node)}")
         return wrong
 
@@ -60,7 +67,7 @@ def _at_restore(call: str, what: str) -> Scene:
     return scene
 
 
-def _at_capture(call: str, what: str) -> Scene:
+def at_capture(call: str, what: str) -> Scene:
     """A call of the driver goes wrong; the source goes on."""
 
     def scene(ground: Ground, case: Case) -> Seen:
@@ -69,7 +76,7 @@ def _at_capture(call: str, what: str) -> Scene:
     return scene
 
 
-def _source_ends(call: str, what: str) -> Scene:
+def source_ends(call: str, what: str) -> Scene:
     """The same where the source is killed: kubelet starts it again, and that one is captured."""
 
     def ended(ground: Ground, pod: Pod) -> None:
@@ -112,13 +119,13 @@ SCENES: Final[dict[tuple[str, str], Scene]] = {
     ("restore: CUDA driver", "hangs"): _at_restore("restore", "hang"),
     ("restore: CUDA driver", "a process dies in it"): _at_restore("restore.once", "kill"),
     ("restore: CUDA driver", "its helper dies"): _at_restore("restore.once", "die"),
-    ("capture: CUDA driver", "the lock fails"): _at_capture("lock.once", "error 999"),
-    ("capture: CUDA driver", "the lock hangs"): _at_capture("lock", "hang"),
-    ("capture: CUDA driver", "the checkpoint fails"): _at_capture("checkpoint.once", "error 2"),
-    ("capture: CUDA driver", "the checkpoint hangs"): _at_capture("checkpoint", "hang"),
-    ("capture: CUDA driver", "its helper dies"): _at_capture("checkpoint.once", "die"),
-    ("capture: CUDA driver", "does not give the source back"): _source_ends(
+    ("capture: CUDA driver", "the lock fails"): at_capture("lock.once", "error 999"),
+    ("capture: CUDA driver", "the lock hangs"): at_capture("lock", "hang"),
+    ("capture: CUDA driver", "the checkpoint fails"): at_capture("checkpoint.once", "error 2"),
+    ("capture: CUDA driver", "the checkpoint hangs"): at_capture("checkpoint", "hang"),
+    ("capture: CUDA driver", "its helper dies"): at_capture("checkpoint.once", "die"),
+    ("capture: CUDA driver", "does not give the source back"): source_ends(
         "restore.once", "stuck 2"
     ),
-    ("capture: CUDA driver", "the source dies in it"): _source_ends("checkpoint", "kill"),
+    ("capture: CUDA driver", "the source dies in it"): source_ends("checkpoint", "kill"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from shim.contract import manifest as manifests
 from shim.contract.paths import FAULTS, LOGS
@@ -61,14 +61,18 @@ class Missed(WentWrong):
 
 
 class Ground:
-    """node: with the product and the probe's image. source: serves all the time."""
+    """node: with the product and the probe's image. source: serves all the time. marks: annotations
+    of every pod.
+    """
+
+    marks: ClassVar[dict[str, str]] = {}
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.disarm()
         self.restart_daemon(capture_s=PATIENT_S)
         self.before_source = node.inventory()
-        wanted = wishes(capture_when="signal")
+        wanted = wishes(capture_when="signal") | self.marks
         self.snapshot: SnapshotRef = captured(
             node, self.spec(), annotations=wanted, before=self._made_ready
         )

@@ -3,7 +3,7 @@
 import signal
 from typing import Final
 
-from tests.faults import damage, driver, dumping, processes, shortage
+from tests.faults import damage, direct, driver, dumping, processes, shortage
 from tests.faults.cases import Case
 from tests.faults.ground import Ground
 from tests.faults.processes import Scene
@@ -21,7 +21,7 @@ def run(ground: Ground, case: Case) -> Seen:
 
 _DAMAGE_SNAPSHOT: Final = (
     "restore: images", "restore: manifest", "restore: rootfs diff", "restore: clock",
-    "restore: memory",
+    "restore: memory", "restore: device memory",
 )  # fmt: skip
 SCENES: Final[dict[tuple[str, str], Scene]] = {
     ("restore: CRIU", "killed"): processes.criu_at_restore(signal.SIGKILL),
@@ -63,6 +63,7 @@ SCENES: Final[dict[tuple[str, str], Scene]] = {
     ("restore: network namespace", "gone"): shortage.netns_is_gone,
     ("restore: clock", "the snapshot is of the future"): shortage.clock_jumped,
     **driver.SCENES,
+    **direct.SCENES,
     ("capture: CRIU", "killed"): dumping.criu_at_dump(signal.SIGKILL),
     ("capture: CRIU", "stopped"): dumping.criu_at_dump(signal.SIGSTOP),
     ("capture: daemon", "killed while CRIU dumps"): dumping.daemon_at_dump,

@@ -68,7 +68,8 @@ class Plan:
 def start(ground: Ground, plan: Plan, seen: Seen) -> Pod:
     """Start a pod until its container answers. Raises WentWrong when the pod is stuck."""
     kubelet, spec = ground.node.kubelet, plan.spec or ground.spec()
-    pod = kubelet.make_pod("replica", [spec], annotations=plan.annotations)
+    wanted = {**plan.annotations, **ground.marks}
+    pod = kubelet.make_pod("replica", [spec], annotations=wanted)
     pod.run_sandbox()
     if plan.before_create:
         plan.before_create(pod)

@@ -60,9 +60,9 @@ def main() -> int:
     return int(size > MOST_BYTES)
 
 
-def collect(source: Path, program: Path) -> None:
+def collect(source: Path, program: Path, into: Path = BUNDLE) -> None:
     """A program, the script that starts it, and its libraries."""
-    shutil.copy2(program, BUNDLE / "libexec")
+    shutil.copy2(program, into / "libexec")
     said = subprocess.run(
         ["chroot", str(source), "ldd", f"/{program.relative_to(source)}"],
         capture_output=True,
@@ -72,8 +72,8 @@ def collect(source: Path, program: Path) -> None:
     for library in re.findall(r"(/\S+) \(0x", said):
         path = source / library.removeprefix("/")
         place = "libc" if OF_LIBC.match(path.name) else "lib"
-        shutil.copy2(path, BUNDLE / place / path.name)
-    script = BUNDLE / "bin" / program.name
+        shutil.copy2(path, into / place / path.name)
+    script = into / "bin" / program.name
     script.write_text(START.format(name=program.name, libc=needed_libc(program)))
     script.chmod(0o755)
 

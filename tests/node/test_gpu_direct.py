@@ -1,27 +1,34 @@
 """Containers whose device memory goes around the driver; with a stand-in for the CUDA driver."""
 
 import ast
-from collections.abc import Iterator
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.node.gpus import SHARED_MEMORY, checked, gpu_probe, in_use, octets, uuid
+from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
 from tests.node.swapping import (
+    SNAPSHOTS,
     SnapshotRef,
     ask,
     captured,
     first_answer,
     nothing_left,
     restored,
+    said,
     wishes,
 )
 
 DIRECT = wishes(gpu="direct")
 MIB = 24
 """Of each process on each device: from 8 MiB on the library takes it."""
+ROOMY_MIB, PYTHON_MIB, HOST_MIB = 256, 90, 600
 QUICK_S = 3.0
 """A driver's restore changes the address space thousands of times. It waited for the page server
 each time, 10 s in all on an H200, as long as that held the userfaultfds.
@@ -102,3 +109,65 @@ def test_a_restored_container_is_captured_again(gpu_node: Node) -> None:
     again = restored(gpu_node, spec, annotations=DIRECT, name="second")
     assert first_answer(again)["nonce"] == there["nonce"]
     assert checked(again)["processes"] == there["processes"]
+
+
+def test_what_leaves_the_process_needs_no_room_in_its_memory_limit(gpu_node: Node) -> None:
+    limit = 2 * ROOMY_MIB + PYTHON_MIB  # device memory of the stand-in is memory of the container
+    env = {"CASE": "direct limit", "MIB": str(ROOMY_MIB)}
+    spec = gpu_probe(0, env=env, memory_limit_bytes=limit << 20)
+    taken = captured(gpu_node, spec, annotations=DIRECT, before=checked)
+    checked(taken.source)
+    assert payload_bytes(taken) == ROOMY_MIB << 20
+
+
+def stop_of(pod: Pod, capture: Callable[[], object]) -> tuple[float, int]:
+    """The longest wait of a request that is repeated without pause while `capture` runs, and how
+    many requests were answered.
+    """
+    waits: list[float] = []
+    ending = threading.Event()
+
+    def work() -> None:
+        while not ending.is_set():
+            began = time.monotonic()
+            ask(pod, "/state")
+            waits.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        capture()
+    finally:
+        ending.set()
+        thread.join()
+    return max(waits), len(waits)
+
+
+def test_the_source_serves_while_its_host_memory_is_copied(gpu_node: Node) -> None:
+    """The GPU stands still from the end of the pre-copy on alone."""
+    spec = direct_probe(0, env={"CASE": "direct precopy"})
+    pod = gpu_node.kubelet.run_pod(
+        "source", [spec], annotations=wishes(capture_when="signal", gpu="direct")
+    )
+    first_answer(pod)
+    ask(pod, f"/allocate?mib={HOST_MIB}")
+
+    def capture() -> None:
+        ask(pod, "/ready")
+        said(gpu_node, f"({pod.container().id[:12]}) captured as ", within_s=60)
+
+    longest, answered = stop_of(pod, capture)
+    timings = manifest_of(gpu_node, pod)["timings"]
+    print(f"longest wait {longest:.3f} s, {answered} answers", timings)
+    assert timings["memory_at"] + timings["memory"] <= timings["gpu_stopped_at"]
+    assert timings["gpu_stopped"] < timings["memory"] + 1.0
+    checked(pod)
+
+
+def manifest_of(node: Node, pod: Pod) -> dict[str, Any]:
+    """The manifest of the only snapshot that was made of the pod."""
+    for path in node.path(SNAPSHOTS).iterdir():
+        manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+        if manifest["source"]["pod"] == pod.spec.name:
+            return manifest
+    raise AssertionError(f"there is no snapshot of {pod.spec.name}")

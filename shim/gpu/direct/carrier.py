@@ -2,25 +2,29 @@
 
 A process of its own: it has a CUDA context, which costs half a GiB of device memory and can hang,
 and both are gone when it is killed. Started with the number of a SOCK_SEQPACKET socket. The first
-message brings the descriptors of the control directory and of the payload's directory. One JSON
-object a request, one an answer, in turn; `failed` says that it failed and why, `lost` that memory
-of a process may be missing.
+message brings the descriptors of the control directory, of the payload's directory, and in a
+capture of the file that whoever guards the source has locked. One JSON object a request, one an
+answer, in turn; `failed` says that it failed and why, `damaged` that the payload is not as it was
+captured. `times` of an answer: steps with begin and end on the system's monotonic clock.
 
     begin   (first, with the descriptors) {}
+    warm    gpus                      makes contexts, beside what follows
     load    about, pairs, digests     fills new memory from the files, beside what follows
     close   pids, within_s            gates of these processes; open again when one does not close
     take    within_s                  memory of all of them is here; saving to the files begins
     give    pids, within_s            all of it back: what was taken, or loaded when it is loaded
     open    within_s                  gates
     saved   within_s                  waits for the files; answers `about`
+
+When the daemon ends, or is stopped, while memory of the source is here, the carrier gives it back.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
+import select
 import socket
 import sys
 import time
@@ -28,13 +32,15 @@ import time
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)).removesuffix("/shim/gpu/direct"))
 
-from shim.gpu.direct import mover
+from shim.gpu.calls import is_stopped
+from shim.gpu.direct import mover, talk
 from shim.gpu.direct.device import DriverError
 from shim.gpu.direct.gpus import Gpus
 from shim.gpu.direct.load import Load
 from shim.gpu.direct.pieces import Piece, groups
 from shim.gpu.direct.save import Save
 from shim.gpu.direct.session import Door, Lost, NotOurs, Refused
+from shim.gpu.direct.wire import IMPORTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,9 +51,16 @@ if TYPE_CHECKING:
 
 SILENT_S = 20.0
 """A library whose host says nothing for so long opens the gate by itself."""
-_MOST_BYTES = 8 << 20
-_RESCUE_S = 150.0
+_RESCUE_S = 100.0
+"""Less than the next daemon waits for us: see `shim.gpu.engine`."""
 _TRY_S = 10.0
+_LOOK_S = 0.2
+_STOPPED_LOOKS = 5
+"""A daemon that a debugger or a person stops for less than that is waited for."""
+_TIMES_FREE = 2
+"""Memory goes back before its content is saved if the device has so many times more: for the copy
+of it, and as much that the source may ask for meanwhile.
+"""
 
 
 class Carrier:
@@ -60,13 +73,22 @@ class Carrier:
         self._sessions: dict[int, Session] = {}
         self._pids: dict[int, int] = {}  # host's number to the process's own
         self._taken: dict[int, dict[bytes, list[Piece]]] = {}
+        self._kept: list[Piece] = []  # given back, and not saved yet
         self._save: Save | None = None
         self._load: Load | None = None
+        self._times: list[tuple[str, float, float]] = []
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the source waits for us."""
+        return bool(self._taken)
 
     def do(self, request: dict[str, Any]) -> dict[str, Any]:
         """One verb. Raises what the modules raise."""
         until = time.monotonic() + float(request.get("within_s", 0.0))
         match request.get("do"):
+            case "warm":
+                self._gpus.warm([bytes.fromhex(uuid) for uuid in request["gpus"]])
             case "load":
                 self._load = Load(self._gpus, self._payload_dirfd, request)
             case "close":
@@ -146,21 +168,39 @@ class Carrier:
     def _give(self, pids: list[int], until: float) -> dict[str, Any]:
         if self._load is not None:
             self._give_loaded(self._load.by_process(until), pids, until)
-        elif self._save is not None:
+            return {"times": [*self._load.times, *self._times]}
+        early = self._save is not None and self._save.is_going_on and self._has_room()
+        if self._save is not None and not early:
             self._save.wait(until)
         for pid, taken in list(self._taken.items()):
-            pieces = [piece for every in taken.values() for piece in every]
-            self._fill(self._call(pid, until), pieces, until)
+            session = self._call(pid, until)
+            for pieces in taken.values():
+                self._fill(session, pieces, until, keep=early)
+            if early and self._save is not None and IMPORTED in session.state(until).seen:
+                self._save.wait(until)  # there was no room after all: it uses what is being saved
             del self._taken[pid]
         return {}
 
+    def _has_room(self) -> bool:
+        """Whether the devices have room for the memory a second time, and generously."""
+        needed: dict[bytes, int] = {}
+        for taken in self._taken.values():
+            for uuid, pieces in taken.items():
+                needed[uuid] = needed.get(uuid, 0) + sum(each.memory.octets for each in pieces)
+        return all(
+            self._gpus.gpu(uuid).free_bytes() >= _TIMES_FREE * octets
+            for uuid, octets in needed.items()
+        )
+
     def _give_loaded(self, loaded: dict[int, list[Piece]], pids: list[int], until: float) -> None:
+        began = time.monotonic()
         for pid in pids:
             with contextlib.suppress(NotOurs):
                 session = self._call(pid, until)
                 self._fill(session, loaded.pop(session.hello.pid, []), until)
         if loaded:
             raise Lost(f"no process for the memory of {sorted(loaded)}")
+        self._times.append(("gpu_map", began, time.monotonic()))
 
     def _call(self, pid: int, until: float) -> Session:
         """A library that is talked to already calls no second time."""
@@ -169,15 +209,30 @@ class Carrier:
         self._sessions[pid] = self._door.call(pid, until)
         return self._sessions[pid]
 
-    def _fill(self, session: Session, pieces: list[Piece], until: float) -> None:
-        """A few at a time, each let go before the next: there need not be room for all twice."""
+    def _fill(
+        self, session: Session, pieces: list[Piece], until: float, *, keep: bool = False
+    ) -> None:
+        """A few at a time, each let go before the next: there need not be room for all twice.
+
+        pieces: loses what was given. keep: let nothing go.
+        """
         away = 0
-        for group in groups(pieces):
+        for group in groups(list(pieces)):
             lent = [(piece.number, piece.descriptor()) for piece in group]
             away, _ = session.fill(lent, own=True, until=until)
-            for piece in group:
-                piece.close()
-        if away:
+            del pieces[: len(group)]
+            if keep:
+                self._kept += group
+            else:
+                for piece in group:
+                    piece.close()
+        if away and not pieces:
+            self._check_home(session, until)
+
+    def _check_home(self, session: Session, until: float) -> None:
+        """Raises Lost when memory is away that nobody is about to give."""
+        waiting = sum(map(len, self._taken.get(session.pid, {}).values()))
+        if (away := session.state(until).away) > waiting:
             raise Lost(f"{away} pieces of process {session.pid} are away")
 
     def rescue(self) -> None:
@@ -186,7 +241,9 @@ class Carrier:
         """
         until = time.monotonic() + _RESCUE_S
         while self._taken and time.monotonic() < until:
-            with contextlib.suppress(OSError, NotOurs, Lost):
+            for pid in [each for each in self._taken if not os.path.exists(f"/proc/{each}")]:
+                del self._taken[pid]
+            with contextlib.suppress(*_KNOWN):
                 self._give(list(self._taken), time.monotonic() + _TRY_S)
                 self._open(time.monotonic() + _TRY_S)
 
@@ -205,33 +262,52 @@ class Carrier:
         if self._save is None:
             return {"about": self._about()}
         self._save.wait(until)
+        while self._kept:
+            self._kept.pop().close()
         if self._save.error is not None:
             raise OSError(f"device memory was not saved: {self._save.error}")
-        return {"about": self._save.about}
+        times = [*self._times, ("gpu_save", self._save.began, self._save.ended)]
+        return {"about": self._save.about, "times": times}
 
 
 _KNOWN = (OSError, EOFError, ValueError, LookupError, DriverError, NotOurs, Refused, Lost)
 
 
 def serve(ours: socket.socket) -> None:
-    """Until the other end is closed."""
+    """Until the other end is closed, or the daemon is stopped while the source needs us."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # pieces come with one each
-    _, fds, _, _ = socket.recv_fds(ours, _MOST_BYTES, 2)
-    if len(fds) != 2:
+    _, fds, _, _ = socket.recv_fds(ours, 16, 3)
+    if len(fds) not in (2, 3):
         raise ValueError(f"{len(fds)} descriptors")
-    carrier = Carrier(*fds)
+    carrier = Carrier(*fds[:2])  # the third is held, and with it its lock, until we end
     answer: dict[str, Any] = {}
     while True:
-        ours.send(json.dumps(answer).encode())
-        data = ours.recv(_MOST_BYTES)
-        if not data:
+        try:
+            talk.send(ours, answer)
+            request = talk.receive(ours) if _is_asked(ours, carrier) else None
+        except OSError:
+            request = None
+        if request is None:
             carrier.rescue()
             return
         try:
-            answer = carrier.do(json.loads(data))
+            answer = carrier.do(request)
         except _KNOWN as error:
-            answer = {"failed": f"{type(error).__name__}: {error}", "lost": isinstance(error, Lost)}
+            answer = {
+                "failed": f"{type(error).__name__}: {error}",
+                "damaged": isinstance(error, mover.Damaged),
+            }  # fmt: skip
+
+
+def _is_asked(ours: socket.socket, carrier: Carrier) -> bool:
+    """Wait for a request. False when the source must not wait any longer for a stopped daemon."""
+    daemon, stopped = os.getppid(), 0
+    while not select.select([ours], [], [], _LOOK_S if carrier.is_needed else None)[0]:
+        stopped = stopped + 1 if is_stopped(daemon) else 0
+        if stopped >= _STOPPED_LOOKS:
+            return False
+    return True
 
 
 if __name__ == "__main__":

@@ -202,6 +202,12 @@ class Gpu:
         self.driver.do("cuMemHostRegister_v2", c_void_p(at + start), c_size_t(octets), 0)
         return at + start
 
+    def free_bytes(self) -> int:
+        """Device memory that nobody uses. The context is the current one."""
+        free, total = c_size_t(), c_size_t()
+        self.driver.do("cuMemGetInfo_v2", byref(free), byref(total))
+        return free.value
+
     def stream(self) -> c_void_p:
         """A new stream of the current context."""
         made = c_void_p()

@@ -35,6 +35,7 @@ class Load:
         self._uuids = [bytes.fromhex(new.get(uuid, uuid)) for uuid in about["gpus"]]
         self._processes = about["processes"]
         self._error: BaseException | None = None
+        self.times: list[tuple[str, float, float]] = []
         self._memory: list[list[Memory]] = [[] for _ in self._uuids]
         self._threads = [
             threading.Thread(
@@ -79,11 +80,19 @@ class Load:
     ) -> None:
         try:
             sizes = self._sizes(index)
+            began = time.monotonic()
             ring = gpus.ring(self._uuids[index], of=len(self._uuids))
+            context = time.monotonic()
             self._memory[index] = [ring.gpu.created(size) for size in sizes]
+            created = time.monotonic()
             named = [digests.get(mover.name(index, file)) for file in range(mover.FILES)]
             with opened(dirfd, index, os.O_RDONLY) as fds:
                 check = mover.compared(named) if any(named) else None
                 Move(ring, self._memory[index], fds).load(mover.layout(sizes), check)
+            of = f"_{index}" if index else ""
+            self.times += [
+                (f"gpu_context{of}", began, context), (f"gpu_pieces{of}", context, created),
+                (f"gpu_load{of}", created, time.monotonic()),
+            ]  # fmt: skip
         except BaseException as error:  # noqa: BLE001 - raised by whoever waits for it
             self._error = self._error or error

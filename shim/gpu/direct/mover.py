@@ -28,6 +28,10 @@ CHUNK_BYTES = 4 << 20
 FILES = 16
 
 
+class Damaged(ValueError):
+    """The payload is not as it was captured."""
+
+
 def name(gpu: int, file: int) -> str:
     """Of a payload file, among the snapshot's files of memory."""
     return f"gpu{gpu}-{file:02d}.data"
@@ -182,7 +186,7 @@ def _read(fd: int, into: memoryview, offset: int) -> None:
     while into:
         got = os.preadv(fd, [into], offset)
         if not got:
-            raise OSError(f"the payload ends at {offset}")
+            raise Damaged(f"the payload ends at {offset}")
         into, offset = into[got:], offset + got
 
 
@@ -194,12 +198,12 @@ def _write(fd: int, part: memoryview, offset: int) -> None:
 
 def compared(digests: Sequence[Sequence[str] | None]) -> Check:
     """A check against digests of each file's chunks, None for a file that something else vouches
-    for. Raises ValueError, with the place.
+    for. Raises Damaged, with the place.
     """
 
     def check(file: int, number: int, chunk: memoryview) -> None:
         known = digests[file]
         if known is not None and hexdigest(chunk) != known[number]:
-            raise ValueError(f"file {file}, chunk {number}: other content than was captured")
+            raise Damaged(f"file {file}, chunk {number}: other content than was captured")
 
     return check

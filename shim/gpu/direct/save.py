@@ -28,6 +28,7 @@ class Save:
     ) -> None:  # fmt: skip
         self.about = about
         self.error: BaseException | None = None
+        self.began, self.ended = time.monotonic(), 0.0
         self._threads = [
             threading.Thread(target=self._guarded, args=(gpus, dirfd, index, uuid, pieces))
             for index, (uuid, pieces) in enumerate(sorted(memory.items()))
@@ -45,6 +46,11 @@ class Save:
             if thread.is_alive():
                 raise TimeoutError("device memory was not saved in time")
 
+    @property
+    def is_going_on(self) -> bool:
+        """Whether the memory is still being read."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def _guarded(
         self, gpus: Gpus, dirfd: int, index: int, uuid: bytes, memory: Sequence[Memory]
     ) -> None:
@@ -52,5 +58,6 @@ class Save:
             with opened(dirfd, index, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fds:
                 chunks = mover.layout([piece.octets for piece in memory])
                 Move(gpus.ring(uuid), memory, fds).save(chunks)
+            self.ended = time.monotonic()
         except BaseException as error:  # noqa: BLE001 - raised by whoever waits for it
             self.error = self.error or error

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import socket
+import stat
 import struct
 import time
 
@@ -66,22 +67,38 @@ class Door:
     def __init__(self, control_dirfd: int) -> None:
         """Raises OSError. control_dirfd: of the directory that the container sees, and writes."""
         self._dirfd = control_dirfd
+        self._socket = self._bound()
+
+    def _bound(self) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(wire.SOCKET, dir_fd=control_dirfd)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            os.unlink(wire.SOCKET, dir_fd=self._dirfd)
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            self._socket.bind(f"/proc/self/fd/{control_dirfd}/{wire.SOCKET}")
-            # Of the container's user, whoever that is; who calls is asked of the kernel.
-            os.chmod(wire.SOCKET, 0o666, dir_fd=control_dirfd)  # noqa: S103
-            self._socket.listen(16)
+            made.bind(f"/proc/self/fd/{self._dirfd}/{wire.SOCKET}")
+            self._inode = _opened_to_all(self._dirfd)
+            made.listen(16)
         except OSError:
-            self._socket.close()
+            made.close()
             raise
+        return made
+
+    def _is_there(self) -> bool:
+        """Whether our socket still has its name: the container, and whoever explains, may take it
+        away.
+        """
+        try:
+            found = os.stat(wire.SOCKET, dir_fd=self._dirfd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return found.st_ino == self._inode
 
     def call(self, pid: int, until: float) -> Session:
         """The library of a process, by the host's number. Raises NotOurs, OSError, TimeoutError."""
         tid = service_thread(pid)
         while (left := until - time.monotonic()) > 0:
+            if not self._is_there():
+                self._socket.close()
+                self._socket = self._bound()
             _wake(pid, tid)
             self._socket.settimeout(min(left, _WAKE_AGAIN_S))
             with contextlib.suppress(TimeoutError):
@@ -99,8 +116,9 @@ class Door:
     def close(self) -> None:
         """Idempotent."""
         if self._socket.fileno() >= 0:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(wire.SOCKET, dir_fd=self._dirfd)
+            if self._is_there():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(wire.SOCKET, dir_fd=self._dirfd)
             self._socket.close()
 
     def __enter__(self) -> Self:
@@ -108,6 +126,23 @@ class Door:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _opened_to_all(dirfd: int) -> int:
+    """Let the container's user connect, whoever that is: who calls is asked of the kernel.
+
+    Returns the socket's inode. The container can put a link in the socket's place at any moment.
+    Raises OSError.
+    """
+    fd = os.open(wire.SOCKET, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode):
+            raise OSError(f"{wire.SOCKET} is no socket: the container has put something else there")
+        os.chmod(f"/proc/self/fd/{fd}", 0o666)  # noqa: S103
+        return found.st_ino
+    finally:
+        os.close(fd)
 
 
 class Session:

@@ -29,6 +29,7 @@ SEEN = (
     "multicast", "external memory", "graphics", "exported handles", "memory that stays",
 )  # fmt: skip
 """Calls that the library has seen, by bit."""
+IMPORTED = SEEN[1]
 
 _HEAD = struct.Struct("<IHHII")
 _HELLO = struct.Struct("<IIIIQQQII200s")

@@ -105,18 +105,26 @@ class MemoryCopy:
         for copy in self._all():
             copy.map()
 
+    def precopy_new(self) -> None:
+        """Copy the memory that appeared since `precopy` in the same processes."""
+        self._each(self._new_pages(), lambda job: job[0].copy(job[1]))
+        for copy in self._all():
+            copy.map()
+
     @property
     def size(self) -> int:
         """The number of bytes copied so far."""
         return sum(copy.size for copy in self._all())
 
     def compare(
-        self, pids: Sequence[int], until: float | None = None, *, areas: bool = False
-    ) -> frozenset[int]:
+        self, pids: Sequence[int], until: float | None = None, *,
+        with_new: bool = False, areas: bool = False,
+    ) -> frozenset[int]:  # fmt: skip
         """Begin to bring the copy up to date. The processes are frozen from now on.
 
-        until: another deadline from now on. areas: whether to read the flags of all areas, too.
-        Returns the numbers of the objects of shared memory that have a copy.
+        until: another deadline from now on. with_new: also look for pages that appeared since, and
+        copy them beside CRIU; without, `complete` copies them. areas: whether to read the flags of
+        all areas, too. Returns the numbers of the objects of shared memory that have a copy.
         """
         self._until = self._until if until is None else until
         here = {pid: lineage.numbers(pid)[self._level] for pid in pids}
@@ -133,8 +141,9 @@ class MemoryCopy:
         for number, path in objects.items():
             # Opened again: instead of asking whether the object is the same, compare its content.
             self._object(number, path).reopen(OfObject(path, number))
-        due = [(copy, batch) for copy in self._all() for batch in _still_there(copy)]
-        self._start(due, lambda job: job[0].renew(job[1]), _BESIDE_CRIU)
+        new = [partial(copy.copy, job) for copy, job in self._new_pages()] if with_new else []
+        due = [partial(copy.renew, batch) for copy in self._all() for batch in _still_there(copy)]
+        self._start([*new, *due], lambda job: job(), _BESIDE_CRIU)
         return frozenset(objects)
 
     def complete(self, criu: Path) -> CopiedMemory:

@@ -110,6 +110,8 @@ class SpaceCopy:
 
     def map(self) -> None:
         """Map the present content of the file, for `renew`."""
+        if self._mapped:
+            self._mapped.close()
         self._mapped = Mapped(self._fd, self._room.end)
 
     def take(self, usable: Callable[[Batch], bool]) -> list[Batch]:

@@ -441,6 +441,17 @@ static uint64_t rate_of(const char *call) {
     fclose(file);
     return rate;
 }
+/* A call of a program goes wrong, or takes its time, as the files `faults/NAME` and `rate/NAME` say. */
+static CUresult disturbed(const char *name, uint64_t size) {
+    char action[32] = "";
+    long value = 0;
+    uint64_t rate = size ? rate_of(name) : 0;
+    if (rate) pause_ms((long)(size * 1000 / rate));
+    if (!fault(name, action, &value)) return OK;
+    if (!strcmp(action, "hang")) for (;;) pause_ms(1000000);
+    if (!strcmp(action, "die")) kill(getpid(), SIGKILL);
+    return (CUresult)value;
+}
 static CUresult found(int pid, uint64_t *at, struct control *there) {
     char path[32];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
@@ -670,10 +681,14 @@ API CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t size) { re
 API CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t size) { return copy((void *)to, (void *)from, size); }
 API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t size, void *stream) {
     (void)stream;
+    CUresult wrong = disturbed("to_device", size);
+    if (wrong) return wrong;
     return copy((void *)to, from, size);
 }
 API CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t size, void *stream) {
     (void)stream;
+    CUresult wrong = disturbed("to_host", size);
+    if (wrong) return wrong;
     return copy(to, (void *)from, size);
 }
 API CUresult cuMemsetD8_v2(CUdeviceptr at, unsigned char value, size_t size) {
@@ -701,6 +716,8 @@ API CUresult cuMemGetAllocationGranularity(size_t *to, const struct properties *
 API CUresult cuMemCreate(uint64_t *handle, size_t size, const struct properties *p, unsigned long long flags) {
     (void)flags;
     ENTER;
+    CUresult wrong = disturbed("create", 0);
+    if (wrong) return leave(wrong);
     if (!size || size % GRANULARITY || p->location.id < 0 || p->location.id >= count) return leave(INVALID_VALUE);
     struct handle *made = create(size, p->location.id);
     if (!made) return leave(OUT_OF_MEMORY);

@@ -18,6 +18,7 @@ from shim.gpu import processes
 from shim.gpu.driverway import DriverWay
 from shim.gpu.engine import Engine, bring_back
 from shim.gpu.helper import CHECKPOINTED, LOCKED, RUNNING, Team
+from shim.kernel.steps import Steps
 from tests.gpu.standin.build import build
 
 WITHIN_S = 20.0
@@ -213,8 +214,8 @@ def stopped(
     standin: Standin, pids: list[int], others: Sequence[int] = (os.getpid(),)
 ) -> Iterator[Team]:
     """All are checkpointed inside. others: what else the container has."""
-    with Team(standin.spawn) as team, DriverWay().evacuation(CONTAINER, -1) as evacuation:
-        found = Engine(CONTAINER, lambda: [*others, *pids], team, {}, soon())
+    with Team(standin.spawn) as team, DriverWay().evacuation(CONTAINER, -1, "") as evacuation:
+        found = Engine(CONTAINER, lambda: [*others, *pids], team, Steps(), soon())
         assert found.find() == pids
         with found.stopped(evacuation):
             yield team

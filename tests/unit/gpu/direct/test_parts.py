@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.gpu.direct import mover, wire
+from shim.gpu.direct import mover, talk, wire
 from shim.gpu.direct.device import Access, Location, Properties
 from tests.gpu.direct import preload
 
@@ -179,3 +179,17 @@ def test_the_hosts_structures_are_those_of_cuda_h(tmp_path: Path) -> None:
 def test_the_list_of_functions_is_that_of_cuda_h() -> None:
     made = preload.run([sys.executable, str(preload.SOURCE / "functions.py"), str(CUDA)])
     assert made == (preload.SOURCE / "preload" / "functions.h").read_text()
+
+
+def test_objects_of_any_size_arrive() -> None:
+    """The digests of 30 GiB, in chunks of 4 MiB, are more than a socket takes."""
+    digests = {f"gpu0-{file:02d}.data": ["ab" * 32] * 480 for file in range(16)}
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, its:
+        for sent in ({}, {"do": "load", "digests": digests}, {"do": "open"}):
+            talk.send(ours, sent)
+        assert talk.receive(its) == {}
+        assert talk.receive(its) == {"do": "load", "digests": digests}
+        assert talk.receive(its) == {"do": "open"}
+        ours.close()
+        assert talk.receive(its) is None
