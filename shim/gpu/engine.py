@@ -18,6 +18,7 @@ from shim.contract.errors import GpuLost, GpuNotCheckpointed
 from shim.contract.paths import CONTAINER_GPU_LOCK, CONTAINERS
 from shim.gpu import helper, processes
 from shim.gpu.helper import CHECKPOINTED, LOCKED, RUNNING, Team
+from shim.kernel import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Engine:
 
     def _note(self) -> None:
         """Before each change, so that whoever comes next knows whom to bring back."""
-        self._noted = [[pid, processes.start_of(pid)] for pid in self.pids]
+        self._noted = [[pid, procfs.start_ticks(pid)] for pid in self.pids]
         journal.note(journal.path_of(self._container), journal.GPU, self._noted)
 
     def _bring_back(self, evacuation: Evacuation) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 
+from shim.kernel import procfs
 from shim.kernel.mounts import read_mounts
 
 _POLL_S = 0.001
@@ -163,9 +164,7 @@ def _where_we_are() -> str:
 
 def _cgroups_of(pid: int | str) -> list[tuple[str, str]]:
     """Returns controllers and path in each hierarchy; v1 first, which runc prefers, too."""
-    with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
-        lines = [line.rstrip("\n").split(":", 2) for line in file]
-    return sorted(((line[1], line[2]) for line in lines), key=lambda each: each[0] == "")
+    return sorted(procfs.cgroups(pid), key=lambda each: each[0] == "")
 
 
 def charge_to(pid: int) -> None:

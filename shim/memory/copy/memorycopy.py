@@ -21,7 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from shim.criu import devnull, pagemap, sharedmem
-from shim.kernel import lineage, othermemory, sharedobjects
+from shim.kernel import othermemory, procfs, sharedobjects
 from shim.kernel.stopping import Stop
 from shim.memory.copy.copied import CopiedMemory, Space
 from shim.memory.copy.readable import OfObject, OfProcess
@@ -64,7 +64,7 @@ class MemoryCopy:
     def __init__(
         self, init_pid: int, directory: Path, until: float, stop: Stop | None = None
     ) -> None:
-        self._level = len(lineage.numbers(init_pid)) - 1
+        self._level = len(procfs.numbers(init_pid)) - 1
         self._directory, self._until = directory, until
         self._stop = stop or Stop()
         self._spaces: dict[int, SpaceCopy] = {}
@@ -115,7 +115,7 @@ class MemoryCopy:
         that have a copy.
         """
         self._until = self._until if until is None else until
-        here = {pid: lineage.numbers(pid)[self._level] for pid in pids}
+        here = {pid: procfs.numbers(pid)[self._level] for pid in pids}
         for pid, space in list(self._spaces.items()):
             if here.get(pid) != space.number:
                 self._spaces.pop(pid).discard()
@@ -165,7 +165,7 @@ class MemoryCopy:
 
     def _space(self, pid: int) -> SpaceCopy:
         if pid not in self._spaces:
-            number = lineage.numbers(pid)[self._level]
+            number = procfs.numbers(pid)[self._level]
             path = self._directory / f"space-{number}{DATA_SUFFIX}"
             self._spaces[pid] = SpaceCopy(OfProcess(pid, number), number, path)
         return self._spaces[pid]

@@ -13,14 +13,15 @@ def test_cgroup_names_of_every_driver_belong_to_the_container() -> None:
         f"/kubepods/besteffort/pod7a6f/{ID}",
         f"/kubepods.slice/kubepods-pod7a6f.slice/cri-containerd-{ID}.scope",
         f"/kubepods/pod7a6f/{ID}/of-its-own",
-        f"/{ID}\n",
+        f"/{ID}",
+        f"/kubepods-pod7a6f.slice:cri-containerd:{ID}",
     ):
-        assert survivors._is_named(path.encode(), ID.encode()), path
+        assert survivors._is_named(path, ID), path
 
 
 def test_other_cgroup_names_do_not_belong_to_the_container() -> None:
     for path in (f"/kubepods/{ID}x", f"/kubepods/x{ID}", f"/kubepods/cri-{ID}.slice", "/", ""):
-        assert not survivors._is_named(path.encode(), ID.encode()), path
+        assert not survivors._is_named(path, ID), path
 
 
 def test_too_short_or_unknown_cgroup_name_kills_no_process() -> None:
