@@ -92,9 +92,10 @@ def own_areas(pid: int) -> list[Range]:
     """Returns private anonymous mappings, readable and not executable. Raises OSError."""
     found = []
     for area in procfs.areas(pid):
-        is_own = area.rights in _OWN and not area.inode
-        if is_own and (area.name in _NAMES or area.name.startswith(b"[anon:")):
-            found.append(area.range)
+        if area.rights in _OWN and area.device == procfs.NO_DEVICE:
+            name = area.name
+            if name in _NAMES or name.startswith(b"[anon:"):
+                found.append(area.range)
     return found
 
 

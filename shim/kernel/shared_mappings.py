@@ -19,7 +19,7 @@ def writable_shared_files(pids: Iterable[int]) -> set[str]:
     found = set()
     for pid in pids:
         with contextlib.suppress(OSError):
-            for area in procfs.areas(pid):
+            for area in procfs.areas(pid, b"s "):
                 if area.rights[1:4:2] == b"ws" and area.name.startswith(b"/"):
                     found.add(area.path)
     return found

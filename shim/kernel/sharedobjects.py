@@ -61,7 +61,7 @@ def found(pids: Iterable[int]) -> dict[int, str]:
 
 def _mapped(pid: int) -> Iterator[tuple[int, str, bool]]:
     device, _ = _mount()
-    for area in procfs.areas(pid):
+    for area in procfs.areas(pid, device):
         if area.device == device and area.name:
             path = f"/proc/{pid}/map_files/{area.map_file}"
             yield area.inode, path, area.name.startswith(_SEGMENT)

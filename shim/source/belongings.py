@@ -182,7 +182,7 @@ class Belongings:
                 if status.st_dev == self._device:
                     held.inodes.add(status.st_ino)
         device = procfs.device(self._device)
-        for area in procfs.areas(pid):
+        for area in procfs.areas(pid, device):
             self._stop.check()
             if self._device and area.device == device:
                 held.inodes.add(area.inode)

@@ -179,7 +179,7 @@ def _object(pid: int, size: int) -> int:
     OSError.
     """
     found: dict[int, str] = {}
-    for area in procfs.areas(pid):
+    for area in procfs.areas(pid, b"s "):
         if not area.name.startswith(_NAMES) or area.rights[:4:3] != b"rs":
             continue
         first, last = area.range

@@ -42,25 +42,15 @@ def test_areas_are_parsed_whatever_the_name_of_the_file(
     start: int, size: int, offset: int, inode: int, rights: str, name: bytes
 ) -> None:
     head = f"{start:08x}-{start + size:08x} {rights} {offset:08x} 00:1f {inode} ".encode()
-    area = procfs.Area(head.ljust(73) + b"/" + name + b"\n")
+    area = procfs.area(head.ljust(73) + b"/" + name + b"\n")
     assert (area.range, area.offset, area.inode) == ((start, start + size), offset, inode)
     assert (area.rights, area.device, area.name) == (rights.encode(), b"00:1f", b"/" + name)
     assert area.path == os.fsdecode(area.name)
     assert area.map_file == f"{start:x}-{start + size:x}"
 
 
-@given(st.binary(max_size=60))
-def test_line_that_is_not_from_maps_is_a_value_error(line: bytes) -> None:
-    with contextlib.suppress(ValueError):
-        area = procfs.Area(line)
-        assert area.range
-        assert area.offset >= 0
-        assert area.inode >= 0
-        assert area.path is not None
-
-
 def test_area_without_a_name() -> None:
-    area = procfs.Area(b"7f1041f83000-7f1041f84000 rw-p 00000000 00:00 0 \n")
+    area = procfs.area(b"7f1041f83000-7f1041f84000 rw-p 00000000 00:00 0 \n")
     assert (area.name, area.path, area.inode) == (b"", "", 0)
 
 
@@ -80,6 +70,33 @@ def test_areas_have_a_mapped_file(tmp_path: Path, name: bytes) -> None:
     status = os.stat(path)
     assert (area.inode, area.device) == (status.st_ino, procfs.device(status.st_dev))
     assert not procfs.has_mapped(SELF, shown)
+
+
+LINE: Final = b"%08x-%08x rw-p 00000000 00:1f 7         /%s"
+lines = st.lists(odd_bytes.map(lambda name: name * 300), max_size=9).map(
+    lambda names: [LINE % (at, at + 4096, name) for at, name in enumerate(names)]
+)
+"""Up to 9 lines, which may be longer than a piece."""
+
+
+@given(lines, odd_bytes.filter(bool))
+def test_lines_are_whole_wherever_a_piece_ends(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], part: bytes
+) -> None:
+    proc = tmp_path_factory.getbasetemp()
+    (proc / "7").mkdir(exist_ok=True)
+    (proc / "7/maps").write_bytes(b"".join(line + b"\n" for line in lines))
+    assert list(procfs.areas(7, proc=str(proc))) == [procfs.area(line) for line in lines]
+    having = [line for line in lines if part in line]
+    assert list(procfs.areas(7, part, str(proc))) == [procfs.area(line) for line in having]
+    assert procfs.has_mapped(7, part, str(proc)) == bool(having)
+
+
+@given(st.binary(max_size=60))
+def test_line_with_too_few_fields_is_a_value_error(line: bytes) -> None:
+    if len(line.split()) < 5:
+        with pytest.raises(ValueError, match="no line of maps"):
+            procfs.area(line)
 
 
 def test_areas_are_as_many_as_the_kernel_has() -> None:
