@@ -156,7 +156,7 @@ def _named(ground: Ground, container: Container, name: str) -> list[int]:
 
 def comm(pid: int) -> str:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return procfs.comm(pid).decode(errors="replace")
     return ""
 
 

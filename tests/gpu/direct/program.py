@@ -87,7 +87,7 @@ class Program:
     def _threads(self) -> list[str]:
         found = []
         with contextlib.suppress(OSError):
-            for tid in os.listdir(f"/proc/{self.pid}/task"):
+            for tid in procfs.threads(self.pid):
                 with contextlib.suppress(OSError):
                     at = Path(f"/proc/{self.pid}/task/{tid}")
                     words = [(at / name).read_text().strip() for name in ("comm", "wchan")]

@@ -3,7 +3,7 @@
 import os
 import time
 
-from shim.kernel import survivors
+from shim.kernel import procfs, survivors
 
 ID = "f" * 64
 
@@ -25,8 +25,7 @@ def test_other_cgroup_names_do_not_belong_to_the_container() -> None:
 
 
 def test_too_short_or_unknown_cgroup_name_kills_no_process() -> None:
-    with open("/proc/self/cgroup") as file:
-        own = file.readline().strip().rpartition("/")[2]
+    own = procfs.cgroups("self")[0][1].rpartition("/")[2]
     assert survivors.kill(own[:31], until=time.monotonic() + 5) == []
     assert survivors.kill(ID, until=time.monotonic() + 5) == []
     assert os.getpid() not in survivors.members(own)

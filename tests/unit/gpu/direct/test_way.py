@@ -17,6 +17,7 @@ from shim.gpu.direct import way as ways
 from shim.gpu.direct.session import Door, Lost, NotOurs, Refused, has_library, service_thread
 from shim.gpu.direct.way import DirectWay
 from shim.gpu.helper import Team
+from shim.kernel import procfs
 from tests.gpu.direct import preload
 from tests.gpu.direct.program import Program
 from tests.gpu.standin.build import build
@@ -73,9 +74,8 @@ class Scene:
 
     def on_device(self, pid: int) -> int:
         """MiB of device memory that the process has mapped."""
-        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        spans = [line.split()[0].split("-") for line in maps if "standin-device-memory" in line]
-        return sum(int(end, 16) - int(start, 16) for start, end in spans) >> 20
+        spans = [area.range for area in procfs.areas(pid, b"standin-device-memory")]
+        return sum(end - start for start, end in spans) >> 20
 
     @contextlib.contextmanager
     def evacuation(self) -> "Iterator[Evacuation]":
