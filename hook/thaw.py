@@ -16,6 +16,7 @@ import time
 
 from shim.contract import journal
 from shim.contract.paths import CONTAINERS
+from shim.kernel import procfs
 from shim.kernel.cgroup import Freezer
 
 ABANDONED = 3
@@ -59,11 +60,9 @@ def _told(until: float) -> bool:
 
 
 def _is_stopped(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", errors="surrogateescape") as file:
-            return file.read().rpartition(")")[2].split()[0] == "T"
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        return procfs.state(pid) == "T"
+    return False
 
 
 def _thaw(freezer: str) -> None:

@@ -10,7 +10,7 @@ import os
 import stat
 import time
 
-from shim.kernel import mounts
+from shim.kernel import mounts, procfs
 
 _CGROUPS = ".criu.cg"
 """The prefix of directories where CRIU mounts cgroup hierarchies (v1): `yard`, `mounts`."""
@@ -73,7 +73,7 @@ def _remove_unused() -> None:
 
 def _is_mounted_somewhere(path: str) -> bool:
     known = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in procfs.pids():
         with contextlib.suppress(OSError):  # the process has ended
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace in known:

@@ -19,7 +19,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
-from shim.kernel import libc
+from shim.kernel import libc, procfs
 from shim.kernel.fds import OwnedFd
 from shim.kernel.mounts import read_mounts
 
@@ -106,8 +106,7 @@ def attach(cgroup: str) -> OwnedFd:
 
 def unified_cgroup(pid: int) -> str:
     """Returns the cgroup v2 directory of `pid`. Raises OSError; ValueError when none is mounted."""
-    with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
-        path = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), None)
+    path = next((path for controllers, path in procfs.cgroups(pid) if not controllers), None)
     for mount in read_mounts():
         root = "" if mount.root == "/" else mount.root
         inside = path is not None and (path == root or path.startswith(f"{root}/"))

@@ -11,8 +11,9 @@ import asyncio
 import logging
 import selectors
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from shim.kernel import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,13 +78,8 @@ def memory() -> Mapping[str, int]:
 
     peak_bytes is since the start; both figures include memory shared with other processes.
     """
-    rows = dict(
-        row.split(":", 1) for row in Path("/proc/self/status").read_text().splitlines() if row
-    )
-    return {
-        name: int(rows[field].split()[0]) * 1024
-        for name, field in (("bytes", "VmRSS"), ("peak_bytes", "VmHWM"))
-    }
+    found = procfs.memory("self")
+    return {"bytes": found["VmRSS"], "peak_bytes": found["VmHWM"]}
 
 
 def gauges(watch: Watch) -> Sequence[tuple[str, str, Callable[[], float]]]:

@@ -18,6 +18,7 @@ from shim.contract.errors import GpuLost, GpuNotCheckpointed
 from shim.contract.paths import CONTAINER_GPU_LOCK, CONTAINERS
 from shim.gpu import helper, processes, ways
 from shim.gpu.helper import CHECKPOINTED, LOCKED, RUNNING, Team
+from shim.kernel import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Engine:
             if not told.is_success and os.path.exists(f"/proc/{pid}"):
                 raise self._failed(f"the driver does not tell the state of {pid}: {told.name}")
             if told.state == RUNNING:
-                self._starts[pid] = processes.start_of(pid)
+                self._starts[pid] = procfs.start_ticks(pid)
                 found.append(pid)
             elif told.is_success:
                 raise self._failed(f"process {pid} is {told.state} already: does something else "

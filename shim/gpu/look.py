@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 
 from shim.gpu import processes
 from shim.gpu.support import Look, Process
+from shim.kernel import procfs
 from shim.kernel.cgroup import memory_room
 from shim.kernel.meminfo import available_bytes
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Gpu = Mapping[str, object]
 
 _MPS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
-_MPS_DAEMON = "nvidia-cuda-mps"
+_MPS_DAEMON = b"nvidia-cuda-mps"
 
 
 def look(
@@ -73,9 +73,8 @@ def _mps(pids: Iterable[int]) -> list[str]:
     for pid in dict.fromkeys(pids):
         found += [f"{name} is set for process {pid}"
                   for name in processes.environment(pid) if name in _MPS]  # fmt: skip
-    for entry in os.listdir("/proc"):
-        if entry.isdecimal():
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/comm") as file:
-                if file.read().startswith(_MPS_DAEMON):
-                    found.append(f"process {entry} of the node is an MPS daemon")
+    for pid in procfs.pids():
+        with contextlib.suppress(OSError):
+            if procfs.comm(pid).startswith(_MPS_DAEMON):
+                found.append(f"process {pid} of the node is an MPS daemon")
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from shim.kernel import lineage
+from shim.kernel import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def with_library(pids: Iterable[int], name: bytes) -> list[int]:
 
 def _maps(pid: int, name: bytes) -> bool:
     try:
-        with open(f"/proc/{pid}/maps", "rb") as file:
-            return name in file.read()
+        return procfs.has_mapped(pid, name)
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -40,7 +39,7 @@ def open_devices(pid: int) -> list[str]:
     """The GPU device files that the process has open, each once."""
     found = set()
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for entry in os.listdir(f"/proc/{pid}/fd"):
+        for entry in procfs.descriptors(pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 path = os.readlink(f"/proc/{pid}/fd/{entry}")
                 if path.startswith(_DEVICES):
@@ -61,23 +60,14 @@ def environment(pid: int) -> dict[str, str]:
 def exists(pid: int, started: int) -> bool:
     """Whether this very process is there, and not another that has got its number."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return start_of(pid) == started
+        return procfs.start_ticks(pid) == started
     return False
-
-
-def start_of(pid: int) -> int:
-    """When it started, in ticks since boot. Source: proc_pid_stat(5), field 22. Raises OSError."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    if fields[0] in (b"Z", b"X"):
-        raise ProcessLookupError(f"process {pid} has ended")
-    return int(fields[19])
 
 
 def numbers_within(init: int, pids: Iterable[int]) -> list[int]:
     """The numbers that these have in the PID namespace of `init`. Raises OSError."""
-    depth = len(lineage.numbers(init)) - 1
-    return [lineage.numbers(pid)[depth] for pid in pids]
+    depth = len(procfs.numbers(init)) - 1
+    return [procfs.numbers(pid)[depth] for pid in pids]
 
 
 def numbered_within(init: int, pids: Iterable[int], wanted: Iterable[int]) -> list[int]:
@@ -85,11 +75,11 @@ def numbered_within(init: int, pids: Iterable[int], wanted: Iterable[int]) -> li
 
     Raises ProcessLookupError when one is not there.
     """
-    depth = len(lineage.numbers(init)) - 1
+    depth = len(procfs.numbers(init)) - 1
     found: dict[int, int] = {}
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            has = lineage.numbers(pid)
+            has = procfs.numbers(pid)
             if len(has) > depth:
                 found[has[depth]] = pid
     missing = [number for number in wanted if number not in found]

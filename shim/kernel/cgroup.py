@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 
+from shim.kernel import procfs
 from shim.kernel.mounts import read_mounts
 
 _POLL_S = 0.001
@@ -31,7 +32,7 @@ class Freezer:
 
         Raises OSError, or ValueError when no mounted hierarchy with a freezer has the cgroup.
         """
-        for controllers, path in cgroups_of(f"/proc/{pid}"):
+        for controllers, path in cgroups_of(pid):
             if controllers == "" or "freezer" in controllers.split(","):
                 for directory in _mounted(controllers == "", path):
                     return cls(directory)
@@ -115,7 +116,7 @@ def memory_cgroup(pid: int) -> str:
 
     Raises OSError, ValueError when no cgroup counts it.
     """
-    for controllers, path in cgroups_of(f"/proc/{pid}"):
+    for controllers, path in cgroups_of(pid):
         if controllers == "" or "memory" in controllers.split(","):
             for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
                 return directory
@@ -171,7 +172,7 @@ class QuickMoves:
 
 def _where_we_are() -> str:
     """Returns cgroup.procs of a cgroup of this process, of any hierarchy."""
-    for controllers, path in cgroups_of("/proc/self"):
+    for controllers, path in cgroups_of("self"):
         for directory in _mounted(
             controllers == "", path, controllers.split(",")[0], "cgroup.procs"
         ):
@@ -179,14 +180,12 @@ def _where_we_are() -> str:
     raise ValueError("no cgroup of this process is mounted")
 
 
-def cgroups_of(proc: str) -> list[tuple[str, str]]:
+def cgroups_of(pid: int | str, proc: str = procfs.PROC) -> list[tuple[str, str]]:
     """Returns controllers and path in each hierarchy; v1 first, which runc prefers, too.
 
-    proc: the process's directory in /proc. Raises OSError.
+    pid: or `self`. Raises OSError.
     """
-    with open(f"{proc}/cgroup", errors="surrogateescape", newline="\n") as file:
-        lines = [line.rstrip("\n").split(":", 2) for line in file]
-    return sorted(((line[1], line[2]) for line in lines), key=lambda each: each[0] == "")
+    return sorted(procfs.cgroups(pid, proc), key=lambda each: each[0] == "")
 
 
 def charge_to(pid: int) -> None:
@@ -204,7 +203,7 @@ def memory_room(pid: int) -> int | None:
     Cache counts as room. Raises OSError, ValueError.
     """
     rooms: list[int] = []
-    for controllers, path in cgroups_of(f"/proc/{pid}"):
+    for controllers, path in cgroups_of(pid):
         if controllers == "" or "memory" in controllers.split(","):
             for directory in _mounted(controllers == "", path, "memory", "memory.stat"):
                 while os.path.exists(f"{directory}/memory.stat"):

@@ -1,8 +1,10 @@
-"""Finds the descent of processes, and their pids in PID namespaces. Lean."""
+"""Finds the descent of processes. Lean."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+
+from shim.kernel import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,22 +15,10 @@ def strangers(pids: Iterable[int], ancestor: int) -> list[int]:
     """Returns the `pids` that do not descend from `ancestor` through other `pids`.
 
     In a container's cgroup these are the processes of `exec`: their parent is outside. A process
-    that has died meanwhile is left out. Source: proc_pid_status(5).
+    that has died meanwhile is left out. Source: proc_pid_stat(5).
     """
     parents = {pid: parent for pid in pids if (parent := _parent(pid))}
     return [pid for pid in parents if not _descends(pid, ancestor, parents)]
-
-
-def numbers(pid: int) -> list[int]:
-    """Returns the pid of a process in each PID namespace, from /proc's own on. Raises OSError.
-
-    Source: proc_pid_status(5), NSpid.
-    """
-    with open(f"/proc/{pid}/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"NSpid:"):
-                return [int(number) for number in line.split()[1:]]
-    raise ProcessLookupError(f"process {pid} has no NSpid in its status")
 
 
 def descendants(pid: int) -> list[int]:
@@ -39,19 +29,19 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     due = [pid]
     while due:
-        each = due.pop()
-        try:
-            threads = os.listdir(f"/proc/{each}/task")
-        except OSError:
-            continue
-        for thread in threads:
-            try:
-                with open(f"/proc/{each}/task/{thread}/children", "rb") as file:
-                    children = [int(child) for child in file.read().split()]
-            except OSError:
-                continue
-            found += children
-            due += children
+        children = living_children(due.pop())
+        found += children
+        due += children
+    return found
+
+
+def living_children(pid: int, proc: str = procfs.PROC) -> list[int]:
+    """Returns the children of the threads of a process that have not ended meanwhile."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in procfs.threads(pid, proc):
+            with contextlib.suppress(OSError):
+                found += procfs.of_thread(pid, thread, proc)
     return found
 
 
@@ -66,21 +56,13 @@ def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
 
 
 def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"PPid:"):
-                    return int(line.split()[1])
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        return procfs.parent(pid)
     return 0
 
 
-def tree(pid: int) -> Iterator[int]:
-    """Yields the process and all its descendants. Raises OSError."""
+def tree(pid: int, proc: str = procfs.PROC) -> Iterator[int]:
+    """Yields the process and all its descendants, as CRIU dumps them. Raises OSError."""
     yield pid
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/children") as file:
-            children = [int(child) for child in file.read().split()]
-        for child in children:
-            yield from tree(child)
+    for child in procfs.children(pid, proc):
+        yield from tree(child, proc)

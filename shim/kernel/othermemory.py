@@ -16,6 +16,7 @@ import re
 from array import array
 from typing import TYPE_CHECKING, Final
 
+from shim.kernel import procfs
 from shim.kernel.libc import populate_read
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ _SPAN = 4
 _YES, _NO = b"\1", b"\0"
 _CLEAR_WRITTEN = b"4"
 _RUN = re.compile(b"\x01+")
-_NAMES = ("", "[heap]", "[stack]")
+_OWN = (b"r--p", b"rw-p")
+_NAMES = (b"", b"[heap]", b"[stack]")
 
 
 class Buffer:
@@ -89,14 +91,11 @@ class Mapped:
 def own_areas(pid: int) -> list[Range]:
     """Returns private anonymous mappings, readable and not executable. Raises OSError."""
     found = []
-    with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
-        for line in file:
-            area, rights, _, _, inode, *name = line.rstrip("\n").split(None, 5)
-            if inode != "0" or rights[0] != "r" or rights[2:4] != "-p":
-                continue
-            if not name or name[0] in _NAMES or name[0].startswith("[anon:"):
-                start, _, end = area.partition("-")
-                found.append((int(start, 16), int(end, 16)))
+    for area in procfs.areas(pid):
+        if area.rights in _OWN and area.device == procfs.NO_DEVICE:
+            name = area.name
+            if name in _NAMES or name.startswith(b"[anon:"):
+                found.append(area.range)
     return found
 
 

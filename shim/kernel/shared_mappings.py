@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from shim.kernel import procfs
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-_FIELDS_BEFORE_PATH = 5
 
 
 def writable_shared_files(pids: Iterable[int]) -> set[str]:
@@ -16,12 +18,8 @@ def writable_shared_files(pids: Iterable[int]) -> set[str]:
     """
     found = set()
     for pid in pids:
-        try:
-            with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
-                for line in file:
-                    fields = line.rstrip("\n").split(None, _FIELDS_BEFORE_PATH)
-                    if len(fields) > _FIELDS_BEFORE_PATH and fields[1][1:4:2] == "ws":
-                        found.add(fields[_FIELDS_BEFORE_PATH])
-        except OSError:
-            continue
-    return {path for path in found if path.startswith("/")}
+        with contextlib.suppress(OSError):
+            for area in procfs.areas(pid, b"s "):
+                if area.rights[1:4:2] == b"ws" and area.name.startswith(b"/"):
+                    found.add(area.path)
+    return found

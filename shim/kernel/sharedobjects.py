@@ -17,6 +17,7 @@ import stat
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from shim.kernel import procfs
 from shim.kernel.beneath import by_descriptor
 from shim.kernel.fds import OwnedFd
 from shim.kernel.libc import copy_memory, mapped_shared
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
     from shim.kernel.othermemory import Range
 
-_MEMFD, _SEGMENT = "/memfd:", "/SYSV"
-_FIELDS_BEFORE_PATH = 5
+_MEMFD, _SEGMENT = "/memfd:", b"/SYSV"
 _MOST_OBJECTS, _MOST_DESCRIPTORS = 512, 1 << 16
 _O_LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME
 
@@ -47,7 +47,7 @@ def found(pids: Iterable[int]) -> dict[int, str]:
     descriptors = 0
     for pid in pids:
         with contextlib.suppress(OSError):
-            names = _descriptors(pid, _MOST_DESCRIPTORS + 1 - descriptors)
+            names = list(islice(procfs.descriptors(pid), _MOST_DESCRIPTORS + 1 - descriptors))
             descriptors += len(names)
             if descriptors > _MOST_DESCRIPTORS:
                 return {}
@@ -61,24 +61,15 @@ def found(pids: Iterable[int]) -> dict[int, str]:
 
 def _mapped(pid: int) -> Iterator[tuple[int, str, bool]]:
     device, _ = _mount()
-    with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
-        for line in file:
-            fields = line.split(None, _FIELDS_BEFORE_PATH)
-            if len(fields) > _FIELDS_BEFORE_PATH and fields[3] == device:
-                start, _, end = fields[0].partition("-")
-                # Without the leading zeros of maps.
-                path = f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}"
-                yield int(fields[4]), path, fields[5].startswith(_SEGMENT)
+    for area in procfs.areas(pid, device):
+        if area.device == device and area.name:
+            path = f"/proc/{pid}/map_files/{area.map_file}"
+            yield area.inode, path, area.name.startswith(_SEGMENT)
 
 
 def segments(pid: int) -> set[int]:
     """Returns the ids of the System V segments that a process has attached. Raises OSError."""
     return {number for number, _, is_segment in _mapped(pid) if is_segment}
-
-
-def _descriptors(pid: int, most: int) -> list[str]:
-    with os.scandir(f"/proc/{pid}/fd") as entries:
-        return [entry.name for entry in islice(entries, most)]
 
 
 def _open(pid: int, descriptors: Iterable[str]) -> Iterator[tuple[int, str, bool]]:
@@ -87,18 +78,18 @@ def _open(pid: int, descriptors: Iterable[str]) -> Iterator[tuple[int, str, bool
         with contextlib.suppress(OSError):  # closed meanwhile
             path = f"/proc/{pid}/fd/{name}"
             if os.readlink(path).startswith(_MEMFD):
-                its = _fdinfo(f"/proc/{pid}/fdinfo/{name}")
+                its = procfs.fdinfo(pid, name)
                 if its.get("mnt_id") == mount:
                     yield int(its["ino"]), path, False
 
 
 @functools.cache
-def _mount() -> tuple[str, str]:
+def _mount() -> tuple[bytes, str]:
     """Returns the device of the kernel's tmpfs, as maps has it, and the id of its mount."""
     device = _device()
     with OwnedFd(os.memfd_create("quickthaw")) as fd:
-        number = _fdinfo(f"/proc/self/fdinfo/{fd.fileno()}")["mnt_id"]
-    return f"{os.major(device):02x}:{os.minor(device):02x}", number
+        number = procfs.fdinfo("self", fd.fileno())["mnt_id"]
+    return procfs.device(device), number
 
 
 @functools.cache
@@ -106,11 +97,6 @@ def _device() -> int:
     """Returns the device of the kernel's tmpfs."""
     with OwnedFd(os.memfd_create("quickthaw")) as fd:
         return os.fstat(fd.fileno()).st_dev
-
-
-def _fdinfo(path: str) -> dict[str, str]:
-    with open(path) as file:
-        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
 
 
 class OpenObject:

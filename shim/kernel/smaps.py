@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
-_AREA: Final = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ")
+from shim.kernel import procfs
+
 _FLAGS: Final = b"VmFlags:"
 WIPE_ON_FORK: Final = "wf"
 DROPPABLE: Final = "dp"
@@ -31,9 +31,10 @@ def parsed(text: bytes) -> list[Area]:
     """Returns the areas in the content of such a file. Raises ValueError."""
     found = []
     bounds: tuple[int, int] | None = None
-    for line in text.splitlines():
-        if match := _AREA.match(line):
-            bounds = int(match[1], 16), int(match[2], 16)
+    for line in text.split(b"\n"):
+        first, _, rest = line.partition(b" ")
+        if rest and not first.endswith(b":"):
+            bounds = procfs.area(line).range
         elif line.startswith(_FLAGS):
             if bounds is None:
                 raise ValueError("smaps has flags without an area")

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 
-from shim.kernel import lineage
+from shim.kernel import procfs
 from shim.kernel.fds import OwnedFd
 
 TYPE_CHECKING = False
@@ -58,10 +58,9 @@ def newest_first(container: str) -> Iterator[int]:
     So a caller that looks for a new process need not wait for a look at every process of the
     machine.
     """
-    name = container.encode()
     own = os.getpid()
-    pids = sorted((int(entry) for entry in os.listdir("/proc") if entry.isdecimal()), reverse=True)
-    return (pid for pid in pids if pid != own and _is_in(pid, name))
+    pids = sorted(procfs.pids(), reverse=True)
+    return (pid for pid in pids if pid != own and _is_in(pid, container))
 
 
 def is_member(pid: int, container: str) -> bool:
@@ -69,32 +68,33 @@ def is_member(pid: int, container: str) -> bool:
 
     A caller that must know that the process is still the same holds a pidfd.
     """
-    return len(container) >= _ID_CHARS and _is_in(pid, container.encode())
+    return len(container) >= _ID_CHARS and _is_in(pid, container)
 
 
 def numbered(container: str, pid: int) -> int:
     """Returns the process whose pid in the container is `pid`. Raises ProcessLookupError."""
     for found in members(container):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if lineage.numbers(found)[-1] == pid:
+            if procfs.numbers(found)[-1] == pid:
                 return found
     raise ProcessLookupError(f"no process {pid} in {container}")
 
 
-def _is_in(pid: int, name: bytes) -> bool:
+def _is_in(pid: int, name: str) -> bool:
     try:
-        with open(f"/proc/{pid}/cgroup", "rb") as file:
-            if not any(is_named(line.rpartition(b":")[2], name) for line in file):
-                return False
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+        return any(
+            name in path and is_named(path, name) for _, path in procfs.cgroups(pid)
+        ) and procfs.state(pid) not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def is_named(path: bytes, name: bytes) -> bool:
-    """Whether a part of the path is the id, or the name of a unit that ends with the id."""
+def is_named(path: str, name: str) -> bool:
+    """Whether a part of the path is the id, or the name of a unit that ends with the id.
+
+    A unit's name without systemd is `SLICE:PREFIX:ID`.
+    """
     return any(
-        part == name or (part.endswith(b"-" + name + b".scope"))
-        for part in path.strip().split(b"/")
+        part == name or part.endswith(f"-{name}.scope")
+        for part in path.rpartition(":")[2].split("/")
     )

@@ -102,8 +102,7 @@ def difference(spec: Mapping[str, Any], container: str, proc: str) -> str:
     proc: the directory of its first process in /proc. Raises OSError.
     """
     own = dict(_by_controller(proc))
-    name = container.encode()
-    if not any(is_named(os.fsencode(path), name) for path in own.values()):
+    if not any(is_named(path, container) for path in own.values()):
         return f"the process is in {', '.join(sorted(set(own.values())))}"
     places = _places(spec)
     for mount in read_mounts(f"{proc}/mountinfo", "cgroup"):
@@ -113,17 +112,17 @@ def difference(spec: Mapping[str, Any], container: str, proc: str) -> str:
             continue  # without a namespace every container sees all
         controllers = [""] if mount.fstype == "cgroup2" else mount.super_options.split(",")
         paths = {own[each] for each in controllers if each in own}
-        if not any(_is_in(path, mount.root, name) for path in paths):
+        if not any(_is_in(path, mount.root, container) for path in paths):
             return f"{mount.target} shows the cgroup {mount.root}"
     return ""
 
 
-def _is_in(path: str, root: str, container: bytes) -> bool:
+def _is_in(path: str, root: str, container: str) -> bool:
     """Whether a process in the cgroup `path` may see all from `root` on.
 
     A container that may write to its cgroups can have made more beneath.
     """
-    is_below = path.startswith(f"{root}/") and is_named(os.fsencode(root), container)
+    is_below = path.startswith(f"{root}/") and is_named(root, container)
     return path == root or is_below
 
 
@@ -158,9 +157,9 @@ def _is_unified(found: list[Mount]) -> bool:
 
 def _by_controller(proc: str) -> list[tuple[str, str]]:
     """Returns the path of the process's cgroup for each controller; "" for version 2."""
-    return [
-        (name, path) for names, path in cgroups_of(proc) for name in names.split(",")
-    ]  # fmt: skip
+    directory, pid = os.path.split(proc)
+    found = cgroups_of(pid, directory)
+    return [(name, path) for names, path in found for name in names.split(",")]
 
 
 def _path(spec: Mapping[str, Any], container: str, is_systemd: bool) -> str:

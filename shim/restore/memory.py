@@ -9,7 +9,7 @@ import socket
 import time
 
 from shim.contract.errors import Blame, MemoryNotServed
-from shim.kernel import alarm, process, userfault
+from shim.kernel import alarm, process, procfs, userfault
 from shim.memory import layout
 from shim.memory.serve import messages
 from shim.memory.serve.fifos import Asked
@@ -192,7 +192,7 @@ def _become(
 def _let_go(*kept: int) -> None:
     """Close the pod's log and the caller's other files: their readers wait for the end."""
     process.let_go_of_streams()
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept:
+    for fd in [int(name) for name in procfs.descriptors("self")]:
+        if fd > 2 and fd not in kept:
             with contextlib.suppress(OSError):
-                os.close(int(name))
+                os.close(fd)

@@ -6,7 +6,7 @@ proc_pid_oom_score_adj(5).
 
 from __future__ import annotations
 
-import os
+from shim.kernel import lineage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _rescore(pid: int, wanted: int, base: int, proc: str) -> None:
         except (PermissionError, ProcessLookupError):
             pass
     # After the parent: a child that is forked meanwhile has its score already.
-    for child in _children(pid, proc):
+    for child in lineage.living_children(pid, proc):
         _rescore(child, wanted, base, proc)
 
 
@@ -45,14 +45,3 @@ def _score(pid: int, proc: str) -> int | None:
             return int(file.read())
     except (FileNotFoundError, ProcessLookupError):
         return None  # the process has ended
-
-
-def _children(pid: int, proc: str) -> list[int]:
-    found: list[int] = []
-    try:
-        for task in os.listdir(f"{proc}/{pid}/task"):
-            with open(f"{proc}/{pid}/task/{task}/children") as file:
-                found += [int(child) for child in file.read().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # the process, or a thread of the process, has ended
-    return found

@@ -18,8 +18,9 @@ from shim.contract import jsontext
 from shim.contract.errors import SnapshotDoesNotFit
 from shim.contract.paths import CONTAINERS
 from shim.gate import volumes
+from shim.kernel import procfs
 from shim.kernel.fds import OwnedFd
-from shim.kernel.lineage import numbers, tree
+from shim.kernel.lineage import tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Watch:
 
     def difference(self, root: int) -> str:
         """Returns how an open file of `root`'s tree differs from the held file; or empty."""
-        pids = {numbers(pid)[-1]: pid for pid in tree(root)}
+        pids = {procfs.numbers(pid)[-1]: pid for pid in tree(root)}
         for file in self._files:
             for number, link in file.at:
                 if why := self._differs(file, pids.get(number), link):
@@ -160,7 +161,7 @@ def _present(pid: int, link: str) -> str:
     if kind != "map_files":
         return link
     start = int(name.split("-")[0], 16)
-    for each in os.listdir(f"/proc/{pid}/map_files"):
+    for each in procfs.map_files(pid):
         first, last = (int(part, 16) for part in each.split("-"))
         if first <= start < last:
             return f"map_files/{each}"

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from shim.contract.errors import NotCapturable
-from shim.kernel import filesystem, sharedobjects, sysvipc
+from shim.kernel import filesystem, procfs, sharedobjects, sysvipc
 from shim.kernel.beneath import open_dir
 from shim.kernel.cgroup import siblings
 from shim.kernel.stopping import Stop
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from shim.source.source import Source
 
 _TMPFS = 0x01021994
-_FIELDS_BEFORE_PATH = 5
 
 
 @dataclass(slots=True)
@@ -167,10 +166,10 @@ class Belongings:
         """
         others = siblings(self._source.pid)
         namespace = os.readlink(f"/proc/{self._source.pid}/ns/ipc")
-        for name in filter(str.isdecimal, os.listdir("/proc")):
+        for pid in procfs.pids():
             with contextlib.suppress(OSError):  # a dead process, or a kernel thread
-                if os.readlink(f"/proc/{name}/ns/ipc") == namespace:
-                    others.add(int(name))
+                if os.readlink(f"/proc/{pid}/ns/ipc") == namespace:
+                    others.add(pid)
         return self._held_by(others - self._pids)
 
     def _held_by(self, pids: Iterable[int]) -> _Held:
@@ -181,21 +180,18 @@ class Belongings:
         return held
 
     def _look_at(self, pid: int, held: _Held) -> None:
-        with os.scandir(f"/proc/{pid}/fd") as listing:
-            links = (f"fd/{each.name}" for each in listing)
-            for link in chain(("cwd", "root"), links):
-                self._stop.check()
-                with contextlib.suppress(OSError):  # closed meanwhile
-                    status = os.stat(f"/proc/{pid}/{link}")
-                    if status.st_dev == self._device:
-                        held.inodes.add(status.st_ino)
-        device = f"{os.major(self._device):02x}:{os.minor(self._device):02x}"
-        with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
-            for line in file:
-                self._stop.check()
-                fields = line.split(None, _FIELDS_BEFORE_PATH)
-                if self._device and fields[3] == device:
-                    held.inodes.add(int(fields[4]))
+        links = (f"fd/{number}" for number in procfs.descriptors(pid))
+        for link in chain(("cwd", "root"), links):
+            self._stop.check()
+            with contextlib.suppress(OSError):  # closed meanwhile
+                status = os.stat(f"/proc/{pid}/{link}")
+                if status.st_dev == self._device:
+                    held.inodes.add(status.st_ino)
+        device = procfs.device(self._device)
+        for area in procfs.areas(pid, device):
+            self._stop.check()
+            if self._device and area.device == device:
+                held.inodes.add(area.inode)
         held.segments.update(sharedobjects.segments(pid))
 
 

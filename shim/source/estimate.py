@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shim.contract import limits
 from shim.contract.paths import SNAPSHOTS
+from shim.kernel import procfs
 from shim.kernel.beneath import O_WALK, open_dir
 from shim.kernel.cgroup import memory_used
 from shim.kernel.fds import OwnedFd
@@ -99,7 +100,10 @@ def memory(pids: Iterable[int]) -> tuple[int, int]:
     """
     in_memory, swapped = 0, 0
     for pid in pids:
-        found = _rollup(pid)
+        try:
+            found = procfs.rollup(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
         in_memory += found.get("Pss_Anon", 0) + found.get("Pss_Shmem", 0)
         swapped += found.get("SwapPss", 0)
     return in_memory, swapped
@@ -137,17 +141,3 @@ def _add(found: list[int], dirfd: int, stop: Stop, depth: int, *, limited: bool)
             except OSError as error:
                 if error.errno not in _GONE:  # the container runs and removes what it likes
                     raise
-
-
-def _rollup(pid: int) -> dict[str, int]:
-    """Returns the rows of smaps_rollup in bytes; none if the process has ended."""
-    found = {}
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            next(file, b"")  # the addresses
-            for line in file:
-                name, _, value = line.partition(b":")
-                found[name.decode()] = int(value.split()[0]) * 1024
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return found

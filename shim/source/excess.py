@@ -12,11 +12,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from shim.contract.errors import NotCapturable
+from shim.kernel import procfs
 from shim.kernel.capabilities import mask_of, names_of
+from shim.kernel.lineage import tree
 from shim.oci.spec import section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from shim.source.source import Source
 
@@ -43,7 +45,7 @@ def permitted(pids: Iterable[int], proc: str = "/proc") -> int:
     """Returns the union of the processes' permitted capabilities, as a mask. Raises OSError."""
     held = 0
     for pid in pids:
-        held |= int(_status(f"{proc}/{pid}")["CapPrm"], 16)
+        held |= int(procfs.status(pid, proc)["CapPrm"], 16)
     return held
 
 
@@ -52,13 +54,14 @@ def excess(spec: Mapping[str, Any], init_pid: int, pids: set[int], proc: str = "
 
     Raises OSError for a process that is gone: none can be gone while they are frozen.
     """
-    for pid in sorted(set(_tree(init_pid, proc)) - pids):
-        if _status(f"{proc}/{pid}")["State"][0] not in _ENDED:  # no cgroup lists a zombie
+    for pid in sorted(set(tree(init_pid, proc)) - pids):
+        if procfs.status(pid, proc)["State"][0] not in _ENDED:  # no cgroup lists a zombie
             return f"process {pid} of its tree is in another cgroup"
     own = _places(init_pid, proc)
     for pid in sorted(pids):
-        for task in _tasks(pid, proc):
-            if why := _more(spec, _status(task)) or _elsewhere(own, task):
+        for thread in procfs.threads(pid, proc):
+            task = f"{pid}/task/{thread}"
+            if why := _more(spec, procfs.status(task, proc)) or _elsewhere(own, f"{proc}/{task}"):
                 return f"process {pid} {why}"
     return ""
 
@@ -103,23 +106,3 @@ def _seen(task: str) -> dict[str, str]:
     except OSError:
         pass  # this kernel has no security module with labels
     return found
-
-
-def _status(task: str) -> dict[str, str]:
-    # A thread's name is any bytes, line feeds excepted.
-    with open(f"{task}/status", errors="surrogateescape", newline="\n") as file:
-        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
-
-
-def _tasks(pid: int, proc: str) -> list[str]:
-    return [f"{proc}/{pid}/task/{thread}" for thread in os.listdir(f"{proc}/{pid}/task")]
-
-
-def _tree(pid: int, proc: str) -> Iterator[int]:
-    """Yields the process and all its descendants, as CRIU dumps them."""
-    yield pid
-    for task in _tasks(pid, proc):
-        with open(f"{task}/children") as file:
-            children = [int(child) for child in file.read().split()]
-        for child in children:
-            yield from _tree(child, proc)

@@ -8,6 +8,7 @@ Sources: proc_pid_fd(5), proc_pid_map_files(5), namespaces(7).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -20,7 +21,7 @@ from shim.criu import images, openfiles
 from shim.gate import descriptors, volumes
 from shim.gate.kinds import Bounds
 from shim.gate.network import open_to_all
-from shim.kernel.lineage import numbers
+from shim.kernel import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -168,11 +169,17 @@ def _excess(spec: Mapping[str, Any], opened: Opened, has: int, own: set[str]) ->
 
 
 def _access(opened: Opened) -> str:
-    """Returns the access mode of a device. A mapped device was open for reading at least."""
+    """Returns the access mode of a device. A mapped device was open for reading at least.
+
+    The link of a mapping leads to the device itself, which we must not open: reading `/dev/zero`
+    never ends.
+    """
+    directory, fd = os.path.split(opened.link)
+    if os.path.basename(directory) != "fd":
+        return "r"
     try:
-        with open(opened.link.replace("/fd/", "/fdinfo/")) as file:
-            flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
-    except (OSError, StopIteration, ValueError):
+        flags = int(procfs.fdinfo(opened.pid, fd)["flags"], 8)
+    except OSError:
         return "r"
     return "" if flags & os.O_PATH else _ACCESS.get(flags & os.O_ACCMODE, "rw")
 
@@ -188,18 +195,18 @@ def _namespaces(pid: int) -> Iterator[str]:
 
 def links(pid: int) -> Iterator[str]:
     """All that leads to what a process has open or mapped, or is in."""
-    for directory in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
-        try:
-            with os.scandir(directory) as listing:
-                yield from (f"{directory}/{each.name}" for each in listing)
-        except OSError:
-            continue
+    for directory, names in (
+        (f"/proc/{pid}/fd", procfs.descriptors(pid)),
+        (f"/proc/{pid}/map_files", procfs.map_files(pid)),
+    ):
+        with contextlib.suppress(OSError):
+            yield from (f"{directory}/{name}" for name in names)
     yield from (f"/proc/{pid}/{name}" for name in ("cwd", "root"))
 
 
 def _of_process(pid: int) -> Iterator[Opened]:
     try:
-        number = numbers(pid)[-1]
+        number = procfs.numbers(pid)[-1]
     except OSError:
         return
     for link in links(pid):

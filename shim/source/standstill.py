@@ -11,10 +11,12 @@ goes on, and a snapshot of the process would have that code.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from shim.contract.errors import NotCapturable
+from shim.kernel import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -50,39 +52,33 @@ def obstacles(pids: Iterable[int], proc: str = "/proc") -> list[str]:
     """
     found = []
     for pid in sorted(pids):
-        try:
-            threads = os.listdir(f"{proc}/{pid}/task")
-        except OSError:
-            continue
-        for thread in sorted(threads, key=int):
-            if why := _obstacle(f"{proc}/{pid}/task/{thread}"):
-                found.append(why)
-                break
+        with contextlib.suppress(OSError):
+            for thread in sorted(procfs.threads(pid, proc)):
+                if why := _obstacle(f"{pid}/task/{thread}", proc):
+                    found.append(why)
+                    break
     return found
 
 
 def _has_crius_code(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/maps", "rb") as file:
-            return any(_CRIUS_CODE in line for line in file)
+        return procfs.has_mapped(pid, _CRIUS_CODE)
     except OSError:
         return False
 
 
-def _obstacle(task: str) -> str:
+def _obstacle(task: str, proc: str) -> str:
     try:
-        with open(f"{task}/status", "rb") as file:
-            rows = (line.partition(b":\t") for line in file)
-            fields = {name.decode(): _text(value) for name, _, value in rows}
+        fields = procfs.status(task, proc)
     except OSError:
         return ""
     number = fields["NSpid"].split()[-1]
-    named = f"process {number} ({fields['Name']})"
+    named = f"process {number} ({_text(fields['Name'])})"
     if fields["TracerPid"] != "0":
         return f"{named} is traced by process {fields['TracerPid']} of the node"
     state = _STATES.get(fields["State"][:1], "")
     return f"{named} {state}" if state else ""
 
 
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\n").decode(errors="backslashreplace")
+def _text(name: str) -> str:
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -8,12 +8,15 @@ page is no memory and is not counted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
+
+from shim.kernel import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,11 +123,9 @@ class Sampler:
         """Whether a process is the container's own. Helpers may be in the same cgroup."""
         if pid not in self._inside:
             try:
-                status = Path(f"/proc/{pid}/status").read_text()
+                self._inside[pid] = len(procfs.numbers(pid)) >= NAMESPACES_OF_A_CONTAINER
             except OSError:
                 return False
-            numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-            self._inside[pid] = len(numbers.split()) - 1 >= NAMESPACES_OF_A_CONTAINER
         return self._inside[pid]
 
 
@@ -142,9 +143,10 @@ def shared_bytes(pids: Sequence[int]) -> int:
     found: dict[tuple[int, int], int] = {}
     for pid in pids:
         try:
-            for entry in os.scandir(f"/proc/{pid}/map_files"):
-                if os.readlink(entry.path).startswith(SHARED):
-                    status = os.stat(entry.path)
+            for name in procfs.map_files(pid):
+                path = f"/proc/{pid}/map_files/{name}"
+                if os.readlink(path).startswith(SHARED):
+                    status = os.stat(path)
                     found[status.st_dev, status.st_ino] = status.st_blocks * 512
         except OSError:
             continue
@@ -160,9 +162,6 @@ def proportional_bytes(cgroups: Sequence[Path]) -> int:
         except OSError:
             continue
         for pid in pids:
-            try:
-                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            except OSError:
-                continue
-            found += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+            with contextlib.suppress(OSError):
+                found += procfs.rollup(pid)["Pss"]
     return found

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 from shim.contract import manifest as manifests
 from shim.contract.paths import FAULTS, LOGS
 from shim.integrity.check import Check
+from shim.kernel import procfs
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
@@ -170,10 +171,9 @@ class Ground:
     def daemon_dead(self) -> bool:
         """Returns whether the daemon has ended by itself."""
         try:
-            state = Path(f"/proc/{self.node.daemon_pid}/stat").read_text().rpartition(")")[2]
+            return procfs.state(self.node.daemon_pid) == "Z"
         except (FileNotFoundError, ProcessLookupError):
             return True
-        return state.split()[0] == "Z"
 
     def mend_snapshot(self) -> None:
         """Put the shared snapshot back."""
@@ -267,11 +267,10 @@ def _may_stay(path: str, snapshots: Sequence[str]) -> bool:
 def freezer_state(container: Container) -> str:
     """Returns `THAWED`, `FROZEN` or the reason why the state is not known."""
     try:
-        lines = Path(f"/proc/{container.host_pid}/cgroup").read_text().splitlines()
-    except (OSError, ProcessLookupError) as error:
+        rows = procfs.cgroups(container.host_pid)
+    except OSError as error:
         return str(error)
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for controllers, path in rows:
         if "freezer" in controllers:
             state = Path(f"/sys/fs/cgroup/freezer{path}/freezer.state")
             return state.read_text().strip() if state.exists() else "no freezer"

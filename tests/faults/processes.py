@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from shim.kernel import procfs
 from tests.faults import restoring
 from tests.faults.cases import Case
 from tests.faults.ground import RESTORE, Ground, Missed, WentWrong
@@ -90,14 +91,13 @@ def _front(ground: Ground, container: Container) -> list[int]:
 
 def _parent(pid: int) -> int:
     with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return procfs.parent(pid)
     return 0
 
 
 def _is_init(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in lines)
+        return procfs.numbers(pid)[-1] == 1
     return False
 
 
@@ -156,7 +156,7 @@ def _named(ground: Ground, container: Container, name: str) -> list[int]:
 
 def comm(pid: int) -> str:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return procfs.comm(pid).decode(errors="replace")
     return ""
 
 

@@ -17,7 +17,7 @@ from shim.gate.facts import power_facts
 from shim.gate.key import Pod
 from shim.gate.kinds import Bounds
 from shim.gate.request import NOWHERE, Node, Request, request_at_swap, request_of
-from shim.kernel import mounts, sysvipc
+from shim.kernel import mounts, procfs, sysvipc
 from shim.oci.bundle import Bundle
 from shim.oci.spec import memory_limit
 from shim.rootfs import overlay
@@ -105,6 +105,19 @@ def sysv_lists(data: bytes) -> None:
             found = list(sysvipc.listed(kind, lines, 3))
             if len(found) > 3 or any(each.kind != kind for each in found):
                 raise Violated(f"not at most three of {kind}: {found}")
+
+
+def proc_files(data: bytes) -> None:
+    """Parse files of /proc/PID, in which a container chooses the names."""
+    for parse in (procfs.fields, procfs.sizes, procfs.cgroup_rows, procfs.stat_fields):
+        with refuses_with(ValueError):
+            parse(data)
+    for line in data.split(b"\n"):
+        with refuses_with(ValueError):
+            area = procfs.area(line)
+            if not line.endswith(area.name) or os.fsencode(area.path) != area.name:
+                raise Violated(f"another name than in the line: {area.name!r}")
+            same(area.map_file, "{:x}-{:x}".format(*area.range), "the addresses")
 
 
 def _criu(data: bytes, *names: str) -> Path:

@@ -121,6 +121,11 @@ def seeds() -> Mapping[str, Iterable[bytes]]:
         "mount_points": [_mount_points()],
         "sysv_lists": [b"key shmid perms size cpid lpid\n0 5 600 4096 12 0\n126 6 600 1 12 0\n",
                        b"key semid perms nsems\n0 1 600 2\n", b"key msqid perms\n9 1 600\n"],
+        "proc_files": [
+            b"7f10-7f20 rw-s 00001000 00:1f 77         /dev/shm/\xff\r (deleted)\n",
+            b"Name:\t\xff \\n\nVmRSS:\t   12 kB\nNSpid:\t7\t1\n",
+            b"4:cpu,cpuacct:/a:b\n0::/pod/id\n", b"7 (a) b) S 1 7 7 0 -1",
+        ],
         "volume_facts": [
             b'{"files":[{"at":[[1,"fd/5"],[1,"map_files/10-20"]],"gid":0,"gone":false,"mode":33188,'
             b'"path":"/d/bin/sh","rdev":0,"uid":0}],"made":["/dev/shm/x"],"sockets_in":["/d/lib"]}'

@@ -20,6 +20,6 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         container.criu_images, container.oci_specs, container.pod_annotations,
         container.log_expressions, container.overlays, container.open_files,
         container.ipc_objects, container.mount_points, container.sysv_lists, files.volume_facts,
-        files.pod_records,
+        files.pod_records, container.proc_files,
     )
 }  # fmt: skip

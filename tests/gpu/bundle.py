@@ -6,6 +6,7 @@ bin/         criu, runc: scripts that start the programs of libexec/ with the li
 libexec/     the programs, as Debian forky ships them
 lib/         their libraries, all but the C library's
 libc/        Debian's C library and its loader, for machines whose own is older than the programs'
+shim/kernel/ the parsers of /proc
 tests/gpu/   the probe; so `cd bundle && python3 -m tests.gpu.probe --bundle . --out OUT` is enough
 
 The CUDA program under test is compiled here too when there is an nvcc.
@@ -46,14 +47,16 @@ def main() -> int:
     """1 when the bundle is larger than it may be."""
     source = base.node_root("forky")
     shutil.rmtree(BUNDLE, ignore_errors=True)
-    for name in ("bin", "libexec", "lib", "libc", "tests/gpu"):
+    for name in ("bin", "libexec", "lib", "libc", "tests/gpu", "shim/kernel"):
         (BUNDLE / name).mkdir(parents=True)
     for program in PROGRAMS:
         collect(source, source / program)
     for path in (ROOT / "tests" / "gpu").iterdir():
         if path.is_file():
             shutil.copy2(path, BUNDLE / "tests" / "gpu")
-    (BUNDLE / "tests" / "__init__.py").touch()
+    shutil.copy2(ROOT / "shim/kernel/procfs.py", BUNDLE / "shim/kernel")
+    for package in ("tests", "shim", "shim/kernel"):
+        (BUNDLE / package / "__init__.py").touch()
     compile_worker()
     size = sum(path.stat().st_size for path in BUNDLE.rglob("*") if path.is_file())
     print(f"{BUNDLE}: {size / (1 << 20):.1f} MiB")

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, Final, Self
 
+from shim.kernel import procfs
+
 ROOT: Final = Path(__file__).parents[2]
 PR_SET_PDEATHSIG: Final = 1
 POLL_S: Final = 0.002
@@ -106,7 +108,7 @@ class Worker:
         if self._child is not None:
             return self._child.poll() is None
         with contextlib.suppress(OSError):
-            return ") Z " not in Path(f"/proc/{self.pid}/stat").read_text()
+            return procfs.state(self.pid) != "Z"
         return False
 
     def await_end(self) -> None:

@@ -8,8 +8,9 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
+
+from shim.kernel import procfs
 
 DONTNEED: Final = 4
 HUGEPAGE: Final = 14
@@ -83,8 +84,7 @@ def _syscall_at(pid: int, rip: int) -> int:
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         if os.pread(memory.fileno(), 2, rip - 2) == _SYSCALL:
             return rip - 2
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            if line.endswith("[vdso]"):
-                start, end = (int(part, 16) for part in line.split()[0].split("-"))
-                return start + os.pread(memory.fileno(), end - start, start).index(_SYSCALL)
+        for area in procfs.areas(pid, b"[vdso]"):
+            start, end = area.range
+            return start + os.pread(memory.fileno(), end - start, start).index(_SYSCALL)
     raise LookupError(f"no vdso in {pid}")

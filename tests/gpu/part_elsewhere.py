@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from shim.kernel import procfs
 from tests.gpu import children
 from tests.gpu.children import Helper
 from tests.gpu.container import Container
@@ -89,9 +90,7 @@ def trip(scene: Scene, container: Container, helper: Helper, argv: list[str]) ->
     put = partial(scene.record.put)
     name = container.name
     worker = container.start(argv, timeout_s=90)
-    with open(f"/proc/{worker.pid}/status") as status:
-        pids = next(line for line in status if line.startswith("NSpid:"))
-    put(f"{name}: pids", pids.split()[1:])
+    put(f"{name}: pids", [str(number) for number in procfs.numbers(worker.pid)])
     put(f"{name}: memory before", container.memory())
     put(f"{name}: frozen", helper.freeze(worker.pid))
     put(f"{name}: memory when checkpointed", container.memory())

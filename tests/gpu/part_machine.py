@@ -13,6 +13,7 @@ from ctypes import CDLL, addressof, c_char, c_ulong, get_errno, memmove
 from pathlib import Path
 from typing import Any, Final
 
+from shim.kernel import procfs
 from tests.gpu import children
 from tests.gpu.container import Container
 from tests.gpu.scene import MIB, Scene
@@ -40,7 +41,7 @@ def facts() -> dict[str, Any]:
         "gpu": children.run(["nvidia-smi", query, "--format=csv,noheader"], 20).stdout.strip(),
         "gpus": devices.count("GPU "),
         "config": config(),
-        "capabilities": _line("/proc/self/status", "CapEff"),
+        "capabilities": procfs.status("self")["CapEff"],
         "cgroups": children.run(["sh", "-c", "grep cgroup /proc/mounts"], 5).stdout.splitlines(),
         "controllers": Path("/proc/cgroups").read_text().splitlines(),
         "MemTotal": _line("/proc/meminfo", "MemTotal"),
@@ -181,9 +182,7 @@ def remote_advice() -> dict[str, str]:
     libc, found = CDLL(None, use_errno=True), {}
     with children.background(["sleep", "20"]) as child:
         pidfd = os.pidfd_open(child.pid)
-        line = Path(f"/proc/{child.pid}/maps").read_text().splitlines()
-        heap = next(each for each in line if "rw-p" in each)
-        start, end = (int(part, 16) for part in heap.split()[0].split("-"))
+        start, end = next(procfs.areas(child.pid, b" rw-p ")).range
         for name, advice in (("DONTNEED", 4), ("HUGEPAGE", 14), ("COLD", 20), ("POPULATE", 23)):
             vector = (c_ulong * 2)(start, end - start)
             done = libc.syscall(440, pidfd, vector, c_ulong(1), c_ulong(advice), c_ulong(0))

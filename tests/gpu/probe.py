@@ -24,6 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
+from shim.kernel import procfs
 from tests.gpu import children, record
 from tests.gpu.scene import Scene
 
@@ -147,11 +148,9 @@ def end_all(first: int) -> None:
 def descendants() -> set[int]:
     """Of this process, from /proc."""
     parents = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                stat = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-                parents[int(entry)] = int(stat[1])
+    for pid in procfs.pids():
+        with contextlib.suppress(OSError):
+            parents[pid] = procfs.parent(pid)
     found: set[int] = set()
     newest = {os.getpid()}
     while newest:

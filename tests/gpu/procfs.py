@@ -2,15 +2,14 @@
 
 import contextlib
 import os
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
+
+from shim.kernel import procfs
 
 KIB: Final = 1024
 MIB: Final = 1 << 20
-_HEAD: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)")
 _KEPT: Final = ("Rss", "Private_Dirty", "Shared_Dirty", "Locked", "KernelPageSize", "MMUPageSize")
 _KEPT_TOO: Final = ("AnonHugePages", "ShmemPmdMapped", "THPeligible")
 
@@ -70,18 +69,17 @@ class Area:
 def areas(pid: int) -> list[Area]:
     """All of smaps. Raises OSError when the process is gone."""
     found: list[Area] = []
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        head = _HEAD.fullmatch(line)
-        if head:
-            start, end, perms, offset, _, inode, path = head.groups()
-            numbers = int(start, 16), int(end, 16), perms, int(offset, 16), int(inode)
-            found.append(Area(*numbers, path, {}, ""))
-        elif line.startswith("VmFlags:"):
-            found[-1] = replace(found[-1], flags=line.removeprefix("VmFlags:").strip())
-        else:
-            name, _, value = line.partition(":")
-            if name in _KEPT or name in _KEPT_TOO:
-                unit = KIB if value.endswith("kB") else 1
+    with open(f"/proc/{pid}/smaps", "rb") as file:
+        for line in file:
+            name, _, value = line.decode(errors="replace").partition(":")
+            if not name[:1].isupper():
+                head = procfs.area(line)
+                rights, path = head.rights.decode(), head.path
+                found.append(Area(*head.range, rights, head.offset, head.inode, path, {}, ""))
+            elif name == "VmFlags":
+                found[-1] = replace(found[-1], flags=value.strip())
+            elif name in _KEPT or name in _KEPT_TOO:
+                unit = KIB if value.endswith("kB\n") else 1
                 found[-1].sizes[name] = int(value.split()[0]) * unit
     return found
 
@@ -89,7 +87,7 @@ def areas(pid: int) -> list[Area]:
 def descriptors(pid: int) -> dict[int, str]:
     """Returns the targets of all descriptors."""
     found = {}
-    for entry in os.listdir(f"/proc/{pid}/fd"):
+    for entry in procfs.descriptors(pid):
         with contextlib.suppress(OSError):
             found[int(entry)] = os.readlink(f"/proc/{pid}/fd/{entry}")
     return found
@@ -98,11 +96,10 @@ def descriptors(pid: int) -> dict[int, str]:
 def threads(pid: int) -> dict[int, str]:
     """Name and state of every thread."""
     found = {}
-    for entry in os.listdir(f"/proc/{pid}/task"):
+    for thread in procfs.threads(pid):
         with contextlib.suppress(OSError):
-            stat = Path(f"/proc/{pid}/task/{entry}/stat").read_text()
-            name, _, rest = stat.partition("(")[2].rpartition(")")
-            found[int(entry)] = f"{name} {rest.split()[0]}"
+            task = f"{pid}/task/{thread}"
+            found[thread] = f"{procfs.comm(task).decode(errors='replace')} {procfs.state(task)}"
     return found
 
 

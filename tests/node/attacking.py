@@ -5,9 +5,9 @@ The node is disposable: its installed sources are edited, and put back.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
+from shim.kernel import procfs
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
@@ -84,12 +84,7 @@ def restart_daemon(node: Node) -> None:
 
 def status_of(container: Container) -> dict[str, str]:
     """Returns /proc/PID/status of the container's init, as the host sees it."""
-    return parsed(Path(f"/proc/{container.host_pid}/status").read_text())
-
-
-def parsed(status: str) -> dict[str, str]:
-    rows = (row.partition(":") for row in status.splitlines())
-    return {name: value.strip() for name, _, value in rows}
+    return procfs.status(container.host_pid)
 
 
 def own_spec(case: str, **fields: Any) -> ContainerSpec:

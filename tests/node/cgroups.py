@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shim.kernel import procfs
+
 NAME_PREFIX = "quickthaw-test-"
 
 
@@ -28,8 +30,7 @@ class Hierarchy:
 def hierarchies() -> list[Hierarchy]:
     """Returns the hierarchies that /proc/self/cgroup names and /proc/self/mountinfo shows."""
     found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
+    for controllers, path in procfs.cgroups("self"):
         version = 1 if controllers else 2
         mounted = _mounted(version, controllers)
         if mounted is None:
@@ -120,12 +121,12 @@ def processes(named: str) -> list[int]:
     zombies that wait for their parent.
     """
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for pid in procfs.pids():
         try:
-            text = (process / "cgroup").read_text()
-            alive = b"State:\tZ" not in (process / "status").read_bytes()
+            paths = "\n".join(path for _, path in procfs.cgroups(pid))
+            alive = procfs.state(pid) != "Z"
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if alive and NAME_PREFIX in text and named in text:
-            found.append(int(process.name))
+        if alive and NAME_PREFIX in paths and named in paths:
+            found.append(pid)
     return sorted(found)

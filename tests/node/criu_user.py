@@ -8,9 +8,9 @@ unchanged.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
+from shim.kernel import procfs
 from tests.node.node import Node
 
 CAP_SYS_RESOURCE: Final = 24
@@ -30,8 +30,7 @@ os.execv("{MOVED}", ["criu", *sys.argv[1:]])
 
 def has_sys_resource() -> bool:
     """Returns whether root of this machine has CAP_SYS_RESOURCE."""
-    status = Path("/proc/self/status").read_text()
-    bounding = int(status.partition("CapBnd:")[2].split()[0], 16)
+    bounding = int(procfs.status("self")["CapBnd"], 16)
     return bool(bounding >> CAP_SYS_RESOURCE & 1)
 
 

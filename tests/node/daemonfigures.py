@@ -7,9 +7,9 @@ figures.as_json()
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
+from shim.kernel import procfs
 from tests.node.node import Node
 
 QUICKTHAW: Final = "/usr/lib/quickthaw/bin/quickthaw"
@@ -69,7 +69,6 @@ class Figures:
 def peak_bytes(pid: int) -> int:
     """Returns VmHWM of a process, 0 when the process has ended."""
     try:
-        rows = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return procfs.memory(pid).get("VmHWM", 0)
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return next((int(row.split()[1]) << 10 for row in rows if row.startswith("VmHWM:")), 0)

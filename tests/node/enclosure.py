@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
+from shim.kernel import procfs
 from tests.node import base, cgroups, kernel, runs
 
 HERE: Final = Path(__file__).parent
@@ -174,15 +175,16 @@ class Enclosure:
 
     def host_pid(self, pid: int) -> int:
         """Returns the host's number of process `pid` of the node. Raises ProcessLookupError."""
-        for status in Path("/proc").glob("[0-9]*/status"):
+        for host_pid in procfs.pids():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                numbers = _namespace_pids(status.read_text())
-                if len(numbers) > 1 and numbers[1] == pid and self._has(status.parent):
-                    return numbers[0]
+                numbers = procfs.numbers(host_pid)
+                if len(numbers) > 1 and numbers[1] == pid and self._has(host_pid):
+                    return host_pid
         raise ProcessLookupError(f"no process {pid} in {self.name}")
 
-    def _has(self, process: Path) -> bool:
-        return f"/{cgroups.NAME_PREFIX}{self.name}" in (process / "cgroup").read_text()
+    def _has(self, pid: int) -> bool:
+        own = f"/{cgroups.NAME_PREFIX}{self.name}"
+        return any(own in path for _, path in procfs.cgroups(pid))
 
     @property
     def name(self) -> str:
@@ -336,16 +338,6 @@ class Enclosure:
             client.close()
 
 
-def _namespace_pids(status: str) -> list[int]:
-    """Returns a process's numbers, from the outermost pid namespace inwards. Source:
-    proc_pid_status(5).
-    """
-    for line in status.splitlines():
-        if line.startswith("NSpid:"):
-            return [int(number) for number in line.split()[1:]]
-    return []
-
-
 def _line(stream: IO[bytes]) -> str:
     """Returns the next line of the launcher, "" at the end. Raises TimeoutError."""
     line = b""
@@ -365,11 +357,9 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _children(pid: int) -> list[int]:
-    try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [int(child) for child in listed]
+    with contextlib.suppress(OSError):
+        return procfs.children(pid)
+    return []
 
 
 def _doing(pid: int) -> str:

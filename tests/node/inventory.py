@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
+from shim.kernel import procfs
 from tests.node import cgroups
 from tests.node.enclosure import ENTER, Enclosure
 from tests.node.runs import RUNS, of_process
@@ -83,7 +84,7 @@ def _processes(node: Enclosure) -> tuple[str, ...]:
     for pid in pids(node):
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            name = procfs.comm(pid).decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue
         if ENTER not in command:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from shim.kernel import procfs
 from tests.node.kubelet import Container
 from tests.node.node import Node
 from tests.node.swapping import RUN, wait_until
@@ -30,7 +31,7 @@ def processes(container: Container, name: str) -> list[int]:
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_text()
                 # A process that is ending has no command any more.
-                if command and Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                if command and procfs.comm(pid) == name.encode():
                     assert container.id in command
                     found.append(int(pid))
     return found

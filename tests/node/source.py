@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shim.kernel import procfs
 from tests.node.kubelet import Container
 
 KINDS: Final = (
@@ -215,27 +216,21 @@ def _changed(about: str, before: dict[str, str], after: dict[str, str]) -> list[
 
 def _process(pid: int) -> Process:
     proc = Path(f"/proc/{pid}")
-    memory = _numbers(proc / "smaps_rollup")
-    rows = (
-        line.partition(":") for line in (proc / "status").read_text(errors="replace").splitlines()
-    )
-    status = {name: value.strip() for name, _, value in rows if name in STATUS}
+    memory, status = procfs.rollup(pid), procfs.status(pid)
     return Process(
-        (proc / "comm").read_text(errors="replace").strip(),
-        {kind: memory[kind] * 1024 for kind in KINDS if kind in memory},
-        status,
-        _descriptors(proc),
+        procfs.comm(pid).decode(errors="replace"),
+        {kind: memory[kind] for kind in KINDS if kind in memory},
+        {name: value for name, value in status.items() if name in STATUS},
+        _descriptors(pid),
         _areas(proc),
     )
 
 
-def _descriptors(proc: Path) -> dict[str, str]:
-    found = {}
-    for number in os.listdir(proc / "fd"):
-        info = (proc / "fdinfo" / number).read_text().splitlines()
-        (flags,) = (line for line in info if line.startswith("flags:"))
-        found[number] = f"{os.readlink(proc / 'fd' / number)} {flags}"
-    return found
+def _descriptors(pid: int) -> dict[str, str]:
+    return {
+        number: f"{os.readlink(f'/proc/{pid}/fd/{number}')} {procfs.fdinfo(pid, number)['flags']}"
+        for number in procfs.descriptors(pid)
+    }
 
 
 def _areas(proc: Path) -> dict[str, str]:

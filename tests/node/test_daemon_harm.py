@@ -1,6 +1,8 @@
 """A pod tries to harm the daemon of its node, and so everybody: with files, names, arguments."""
 
+import contextlib
 import json
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.node.attacking import HELPER, restart_daemon
+from tests.node.attacking import HELPER, restart_daemon, run_helper
 from tests.node.daemonfigures import SLOW_S, Figures, peak_bytes
 from tests.node.kubelet import Pod
 from tests.node.node import Node
@@ -26,6 +28,7 @@ from tests.node.swapping import (
     first_answer,
     lines_about,
     probe,
+    published,
     said,
     wait_until,
     wipe_snapshots,
@@ -278,3 +281,36 @@ def test_log_of_a_failed_restore_is_removed_with_its_snapshot(swap_node: Node) -
     assert not stranger.exists(), "of a snapshot that is no more"
     swap_node.run([QUICKTHAW, "rm", taken.id])
     assert not log.exists()
+
+
+ZERO: Final = """
+import mmap
+with open("/dev/zero", "rb+") as file:
+    kept = mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE)
+kept[:4] = b"kept"
+open("/srv/mapped", "w").close()
+time.sleep(3600)
+"""
+
+
+@contextlib.contextmanager
+def bounded(pid: int) -> Iterator[None]:
+    """Limits the address space of a process: the machine of the tests has other work."""
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (4 << 30, hard))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.attack("a process maps /dev/zero, and the daemon reads it without end")
+def test_device_that_a_process_has_mapped_is_not_read(swap_node: Node, figures: Figures) -> None:
+    with bounded(swap_node.daemon_pid), attacker(swap_node, "zero", "") as pod:
+        run_helper(pod.container(), ZERO)
+
+        def is_mapped() -> bool:
+            return pod.container().exec(["test", "-e", "/srv/mapped"]).exit_code == 0
+
+        wait_until(is_mapped, "the helper does not run", swap_node, within_s=20)
+        ask(pod, "/ready")
+        assert published(pod)
+        assert first_answer(pod)["nonce"]

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from shim.kernel import procfs
 from tests.node.attacking import own_spec, run_helper, start_victim
 from tests.node.node import Node
 from tests.node.swapping import (
@@ -66,7 +67,7 @@ class Peaks:
     def _sample(self) -> None:
         while not self._done.is_set():
             self.run = max(self.run, blocks_in(self._node.path(f"{RUN}/containers")))
-            self.runtime = max([self.runtime, *map(resident, Path("/proc").glob("[0-9]*"))])
+            self.runtime = max([self.runtime, *map(resident, procfs.pids())])
             time.sleep(EVERY_S)
 
 
@@ -81,15 +82,14 @@ def blocks_in(directory: Path) -> int:
     return found
 
 
-def resident(process: Path) -> int:
+def resident(pid: int) -> int:
     """Returns anonymous memory, in bytes, if the process is a quickthaw-runc."""
     try:
-        if b"quickthaw/front.py" not in (process / "cmdline").read_bytes():
+        if b"quickthaw/front.py" not in Path(f"/proc/{pid}/cmdline").read_bytes():
             return 0
-        lines = (process / "status").read_text().splitlines()
+        return procfs.memory(pid).get("RssAnon", 0)
     except OSError:
         return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 
 def with_deleted(node: Node, case: str, count: int, size: int) -> str:

@@ -1,11 +1,11 @@
 """Forked processes of a restored container share the memory that they shared before."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
 
+from shim.kernel import procfs
 from tests.node.kubelet import Container
 from tests.node.node import Node
 from tests.node.pageserver import armed, wait_filled
@@ -54,13 +54,9 @@ def snapshot(swap_node: Node) -> Iterator[tuple[SnapshotRef, list[float]]]:
 
 def needed_mib(container: Container) -> list[float]:
     """Returns the memory of each process, the least first; shared memory counts once in all."""
-    found = []
     (cgroup,) = container.pod.node.cgroups[0].rglob(f"*{container.id}*")
-    for pid in (cgroup / "cgroup.procs").read_text().split():
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        (line,) = (line for line in lines if line.startswith("Pss_Anon:"))
-        found.append(int(line.split()[1]) / 1024)
-    return sorted(found)
+    pids = (cgroup / "cgroup.procs").read_text().split()
+    return sorted(procfs.rollup(pid)["Pss_Anon"] / 2**20 for pid in pids)
 
 
 def test_restored_family_needs_no_more_memory_than_its_source(

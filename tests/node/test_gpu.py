@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.node.attacking import own_spec, run_helper
 from tests.node.gpus import SHARED_MEMORY, checked, gpu_probe, in_use, octets, uuid
 from tests.node.kubelet import Pod
 from tests.node.node import Node
@@ -17,6 +18,7 @@ from tests.node.swapping import (
     nothing_left,
     probe,
     restored,
+    wait_until,
 )
 
 
@@ -50,6 +52,20 @@ def test_device_memory_comes_back(gpu_node: Node) -> None:
     assert checked(replica)["processes"] == there["processes"]
     assert ask(replica, "/restored")["gpus"] == {uuid(0): uuid(0)}
     assert in_use(gpu_node)[0] > 32 << 20, "the memory is on the device again"
+
+
+@pytest.mark.attack("a pod gives a process a name that is no text: no pod with GPUs is captured")
+def test_odd_name_of_another_pods_process_does_not_stop_captures(gpu_node: Node) -> None:
+    with gpu_node.kubelet.run_pod("other", [own_spec("odd")]) as other:
+        first_answer(other)
+        odd = r"ctypes.CDLL(None).prctl(15, b'\xff\xfe', 0, 0, 0)"
+        run_helper(other.container(), f"{odd}\nopen('/srv/is-odd', 'w').close()\ntime.sleep(3600)")
+
+        def is_there() -> bool:
+            return other.container().exec(["test", "-e", "/srv/is-odd"]).exit_code == 0
+
+        wait_until(is_there, "the helper does not run", gpu_node, within_s=20)
+        taken_and_gone(gpu_node, gpu_probe(0, env={"CASE": "odd neighbour"}))
 
 
 def test_another_gpu_of_the_same_model_takes_the_place(gpu_node: Node) -> None:

@@ -35,7 +35,7 @@ def helpers(node: Node, word: bytes) -> dict[int, Path]:
             continue
         try:
             command = (entry / "cmdline").read_bytes()
-            if word in command and node._has(entry):
+            if word in command and node._has(int(entry.name)):
                 found[int(entry.name)] = entry
         except OSError:
             continue

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shim.kernel import lineage, procfs
 from tests.node.attacking import run_helper
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
@@ -123,16 +124,8 @@ def test_restore_without_a_turn_starts_cold_and_blames_no_snapshot(swap_node: No
 # The deadline, on the whole tree
 
 
-def children(pid: int) -> list[int]:
-    found = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
-
-
 def tree(pid: int) -> list[int]:
-    return [pid, *(found for child in children(pid) for found in tree(child))]
+    return [pid, *lineage.descendants(pid)]
 
 
 def criu_has_begun(log: Path) -> bool:
@@ -215,21 +208,17 @@ def strangers(container: Container) -> list[str]:
     state.
     """
     own = tree(container.host_pid)
-    found = [pid for pid in everybody() if pid not in own and in_cgroup(pid, container.id)]
+    found = [pid for pid in procfs.pids() if pid not in own and in_cgroup(pid, container.id)]
     told = []
     for pid in found:
         with contextlib.suppress(OSError):
-            told.append(" ".join(Path(f"/proc/{pid}/stat").read_text().split()[:4]))
+            told.append(f"{pid} {procfs.comm(pid)!r} {procfs.state(pid)} {procfs.parent(pid)}")
     return told
-
-
-def everybody() -> list[int]:
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
 def in_cgroup(pid: int, container: str) -> bool:
     with contextlib.suppress(OSError):
-        return container in Path(f"/proc/{pid}/cgroup").read_text()
+        return any(container in path for _, path in procfs.cgroups(pid))
     return False
 
 
@@ -400,8 +389,7 @@ def test_full_disk_loses_snapshots_only_for_bytes_that_are_there(swap_node: Node
 
 
 def states(container: Container) -> list[str]:
-    found = [Path(f"/proc/{pid}/stat").read_text() for pid in tree(container.host_pid)]
-    return [text.rpartition(")")[2].split()[0] for text in found]
+    return [procfs.state(pid) for pid in tree(container.host_pid)]
 
 
 @pytest.mark.attack("A pod makes its capture look large, and other snapshots are removed for it")

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from shim.kernel import procfs
 from tests.node import cgroups
 from tests.node.attacking import (
     HELPER,
@@ -18,7 +19,6 @@ from tests.node.attacking import (
     mutant,
     own_snapshot,
     own_spec,
-    parsed,
     run_helper,
     shared_directory,
     start_victim,
@@ -156,8 +156,7 @@ def with_a_stranger(node: Node) -> tuple[Pod, str]:
 
 def join_cgroups(pid: int, *, of_pid: int) -> None:
     """Put a process into the cgroups of another process."""
-    for line in Path(f"/proc/{of_pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
+    for controllers, path in procfs.cgroups(of_pid):
         for hierarchy in cgroups.hierarchies():
             has = set(hierarchy.options.split(",")) if hierarchy.version == 1 else {""}
             if set(controllers.split(",")) <= has:
@@ -168,10 +167,10 @@ def statuses_in(container: Container) -> list[dict[str, str]]:
     """Returns /proc/PID/status of each process in the container's PID namespace."""
     own = os.readlink(f"/proc/{container.host_pid}/ns/pid")
     found = []
-    for path in Path("/proc").glob("[0-9]*"):
+    for pid in procfs.pids():
         with contextlib.suppress(OSError):
-            if os.readlink(path / "ns/pid") == own:
-                found.append(parsed((path / "status").read_text()))
+            if os.readlink(f"/proc/{pid}/ns/pid") == own:
+                found.append(procfs.status(pid))
     return found
 
 

@@ -15,6 +15,7 @@ import pytest
 from protos import cri_pb2 as pb
 from shim.contract.errors import CriuDumpFailed, NotCapturable, SourceHarmed
 from shim.contract.paths import CONTAINER_WORK, CONTAINERS
+from shim.kernel import procfs
 from tests.node import source
 from tests.node.attacking import mutant, run_helper
 from tests.node.kubelet import Container, Pod
@@ -68,8 +69,7 @@ def with_helper(node: Node, name: str = "source", **annotations: str) -> tuple[P
     init = container.host_pid
 
     def helper() -> list[int]:
-        children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
-        return [int(pid) for pid in children if set(source.members(container)) >= {int(pid)}]
+        return [pid for pid in procfs.children(init) if pid in source.members(container)]
 
     wait_until(lambda: len(helper()) == 1, "there is no helper", node)
     return pod, helper()[0]
@@ -80,10 +80,6 @@ def capture(node: Node, name: str = "source") -> tuple[int, str, float]:
     began = time.monotonic()
     done = node.call([QUICKTHAW, "capture", name])
     return done.returncode, done.stderr, time.monotonic() - began
-
-
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def stop(pid: int) -> None:
@@ -151,11 +147,10 @@ def test_container_with_a_traced_process_is_refused_by_name(swap_node: Node) -> 
 @contextlib.contextmanager
 def traced(node: Node, pid: int) -> Iterator[None]:
     """Lets a debugger of the node trace the process, which runs on."""
-    rows = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (numbers,) = (row.split()[1:] for row in rows if row.startswith("NSpid:"))
-    tracer = node.popen(["python3", "-c", TRACER, numbers[1]], stdin=subprocess.PIPE)
+    number = str(procfs.numbers(pid)[1])
+    tracer = node.popen(["python3", "-c", TRACER, number], stdin=subprocess.PIPE)
     try:
-        wait_until(lambda: "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text(),
+        wait_until(lambda: procfs.status(pid)["TracerPid"] != "0",
                    "it is not traced", node)  # fmt: skip
         yield
     finally:
@@ -187,7 +182,7 @@ def test_process_stopped_in_the_last_moment_freezes_nothing_for_long(
             looked = swap_node.path(LOOKED)
             wait_until(looked.exists, "it does not look", swap_node)
             stop(helper)
-            wait_until(lambda: state(helper) == "T", "it does not stop", swap_node)
+            wait_until(lambda: procfs.state(helper) == "T", "it does not stop", swap_node)
             looked.unlink()
             asking.join()
             longest_s = frozen_s()

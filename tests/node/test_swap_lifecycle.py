@@ -12,6 +12,7 @@ from itertools import pairwise
 import pytest
 
 from protos import cri_pb2 as pb
+from shim.kernel import procfs
 from tests.node.kubelet import Container
 from tests.node.logs import LogLine
 from tests.node.node import Node
@@ -172,9 +173,7 @@ def test_sigkill_is_reported_as_137(swap_node: Node, snapshot: SnapshotRef) -> N
 def test_memory_limit_of_the_new_pod_holds(swap_node: Node, snapshot: SnapshotRef) -> None:
     limit = 96 << 20
     container = restored(swap_node, slow_probe(memory_limit_bytes=limit)).container()
-    with open(f"/proc/{container.host_pid}/cgroup") as file:
-        cgroups = [line.split(":", 2)[2] for line in file.read().splitlines()]
-    assert any(path.rstrip().endswith(container.id) for path in cgroups)
+    assert any(path.endswith(container.id) for _, path in procfs.cgroups(container.host_pid))
     first_answer(container.pod)
     assert ask(container.pod, "/allocate?mib=16")["allocated_mib"] == 16, "below it"
     ended = kill_with(container, "/allocate?mib=0")

@@ -6,12 +6,12 @@ lowest.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shim.kernel import procfs
 from tests.node.node import Node
 from tests.node.swapping import RUN
 
@@ -49,8 +49,8 @@ def take(node: Node) -> Levels:
     """Returns the levels of a node on which no pod runs."""
     found = node.inventory()
     return {
-        "daemon_fds": len(os.listdir(f"/proc/{node.daemon_pid}/fd")),
-        "daemon_threads": len(os.listdir(f"/proc/{node.daemon_pid}/task")),
+        "daemon_fds": sum(1 for _ in procfs.descriptors(node.daemon_pid)),
+        "daemon_threads": len(procfs.threads(node.daemon_pid)),
         "daemon_memory_kib": memory_kib(node.daemon_pid),
         "processes": sum(int(line.split(" x ")[0]) for line in found.processes),
         "mounts": len(found.mounts),
@@ -93,9 +93,8 @@ def memory_kib(pid: int) -> int:
     Pages of files are left out: whether such a page counts as the process' own depends on other
     processes that have the file mapped, such as another node of this machine.
     """
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    own = ("Anonymous:", "Swap:")
-    return sum(int(line.split()[1]) for line in rollup if line.startswith(own))
+    rollup = procfs.rollup(pid)
+    return (rollup["Anonymous"] + rollup["Swap"]) >> 10
 
 
 def _count(node: Node, directory: str) -> int:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from shim.kernel import procfs
 from tests.storm.hollow import REPORT, SOCKET, Wishes
 from tests.storm.serving import How
 from tests.workers.storm import HANG_S, Report, summary, waiting
@@ -146,8 +147,8 @@ def _started(
 
 def _group(leader: int) -> list[int]:
     found = []
-    for entry in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError):
-            if os.getpgid(int(entry)) == leader:
-                found.append(int(entry))
+    for pid in procfs.pids():
+        with contextlib.suppress(OSError):
+            if os.getpgid(pid) == leader:
+                found.append(pid)
     return found

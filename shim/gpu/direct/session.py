@@ -15,6 +15,7 @@ import struct
 import time
 
 from shim.gpu.direct import wire
+from shim.kernel import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ class Lost(Exception):
 def service_thread(pid: int) -> int:
     """The library's thread of a process, by the host's number. Raises NotOurs."""
     with contextlib.suppress(OSError):
-        for tid in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{tid}/comm", "rb") as file:
-                if file.read().rstrip(b"\n") == wire.THREAD.encode():
-                    return int(tid)
+        for tid in procfs.threads(pid):
+            with contextlib.suppress(OSError):
+                if procfs.comm(f"{pid}/task/{tid}") == wire.THREAD.encode():
+                    return tid
     raise NotOurs(f"process {pid} has no thread {wire.THREAD}")
 
 

@@ -21,7 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from shim.criu import devnull, pagemap, sharedmem
-from shim.kernel import lineage, othermemory, sharedobjects, smaps
+from shim.kernel import othermemory, procfs, sharedobjects, smaps
 from shim.kernel.stopping import Stop
 from shim.memory.copy.copied import CopiedMemory, Space
 from shim.memory.copy.readable import OfObject, OfProcess
@@ -65,7 +65,7 @@ class MemoryCopy:
     def __init__(
         self, init_pid: int, directory: Path, until: float, stop: Stop | None = None
     ) -> None:
-        self._level = len(lineage.numbers(init_pid)) - 1
+        self._level = len(procfs.numbers(init_pid)) - 1
         self._directory, self._until = directory, until
         self._stop = stop or Stop()
         self._spaces: dict[int, SpaceCopy] = {}
@@ -127,7 +127,7 @@ class MemoryCopy:
         all areas, too. Returns the numbers of the objects of shared memory that have a copy.
         """
         self._until = self._until if until is None else until
-        here = {pid: lineage.numbers(pid)[self._level] for pid in pids}
+        here = {pid: procfs.numbers(pid)[self._level] for pid in pids}
         if areas:
             self._areas = {here[pid]: self._threads.submit(smaps.areas, pid) for pid in here}
         for pid, space in list(self._spaces.items()):
@@ -184,7 +184,7 @@ class MemoryCopy:
 
     def _space(self, pid: int) -> SpaceCopy:
         if pid not in self._spaces:
-            number = lineage.numbers(pid)[self._level]
+            number = procfs.numbers(pid)[self._level]
             path = self._directory / f"space-{number}{DATA_SUFFIX}"
             self._spaces[pid] = SpaceCopy(OfProcess(pid, number), number, path)
         return self._spaces[pid]

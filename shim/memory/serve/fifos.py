@@ -12,7 +12,7 @@ import os
 import select
 import time
 
-from shim.kernel import survivors
+from shim.kernel import procfs, survivors
 from shim.kernel.inotify import Openings
 
 TYPE_CHECKING = False
@@ -86,7 +86,7 @@ class Asked:
 
 def _has_open(pid: int, wanted: os.stat_result) -> bool:
     with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
+        for name in procfs.descriptors(pid):
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), wanted):
                     return True

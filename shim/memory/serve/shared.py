@@ -22,7 +22,7 @@ from functools import partial
 
 from shim.contract import faults
 from shim.integrity.chunks import CHUNK_BYTES
-from shim.kernel import cgroup, priority
+from shim.kernel import cgroup, priority, procfs
 from shim.kernel.hugepages import HUGE_BYTES
 from shim.kernel.libc import mapped_shared
 from shim.memory.serve import child
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _DONE, _DAMAGED, _FAILED = b"+", b"d", b"f"
 _MESSAGE_BYTES = 4096
-_NAMES = ("/memfd:", "/dev/zero", "/SYSV")
+_NAMES = (b"/memfd:", b"/dev/zero", b"/SYSV")
 
 
 class Filler:
@@ -179,18 +179,16 @@ def _object(pid: int, size: int) -> int:
     OSError.
     """
     found: dict[int, str] = {}
-    with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
-        for line in file:
-            fields = line.split(None, 5)
-            if len(fields) < 6 or not fields[5].startswith(_NAMES) or fields[1][:4:3] != "rs":
-                continue
-            first, last = (int(each, 16) for each in fields[0].split("-"))
-            if int(fields[2], 16) or last - first != size:
-                continue
-            path = f"/proc/{pid}/map_files/{first:x}-{last:x}"
-            status = os.stat(path)
-            if not status.st_blocks:
-                found[status.st_ino] = path
+    for area in procfs.areas(pid, b"s "):
+        if not area.name.startswith(_NAMES) or area.rights[:4:3] != b"rs":
+            continue
+        first, last = area.range
+        if area.offset or last - first != size:
+            continue
+        path = f"/proc/{pid}/map_files/{area.map_file}"
+        status = os.stat(path)
+        if not status.st_blocks:
+            found[status.st_ino] = path
     if len(found) != 1:
         raise NotFilled(
             f"{len(found)} objects fit, expected 1: mapped shared and writable in process {pid}, "

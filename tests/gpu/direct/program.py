@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from shim.kernel import procfs
+
 
 class Program:
     """pid: of the process, which CRIU may have made again. found: for the report."""
@@ -70,7 +72,7 @@ class Program:
         if self._child is not None:
             return self._child.poll() is None
         with contextlib.suppress(OSError):
-            return ") Z " not in Path(f"/proc/{self.pid}/stat").read_text()
+            return procfs.state(self.pid) != "Z"
         return False
 
     def gone(self) -> None:
@@ -85,7 +87,7 @@ class Program:
     def _threads(self) -> list[str]:
         found = []
         with contextlib.suppress(OSError):
-            for tid in os.listdir(f"/proc/{self.pid}/task"):
+            for tid in procfs.threads(self.pid):
                 with contextlib.suppress(OSError):
                     at = Path(f"/proc/{self.pid}/task/{tid}")
                     words = [(at / name).read_text().strip() for name in ("comm", "wchan")]

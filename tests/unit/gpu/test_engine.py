@@ -14,10 +14,10 @@ import pytest
 from shim.contract import journal
 from shim.contract.errors import GpuLost, GpuNotCheckpointed
 from shim.gpu import engine as engines
-from shim.gpu import processes
 from shim.gpu.driverway import DriverWay
 from shim.gpu.engine import Engine, bring_back
 from shim.gpu.helper import CHECKPOINTED, LOCKED, RUNNING, Team
+from shim.kernel import procfs
 from shim.kernel.steps import Steps
 from tests.gpu.standin.build import build
 
@@ -288,7 +288,7 @@ def test_process_that_ends_meanwhile_is_not_missed(
 def test_next_daemon_brings_back_processes_of_a_killed_daemon(
     standin: Standin, targets: list[Target], pids: list[int], own_journal: Path
 ) -> None:
-    noted = [[pid, processes.start_of(pid)] for pid in pids]
+    noted = [[pid, procfs.start_ticks(pid)] for pid in pids]
     journal.note(str(own_journal), journal.GPU, noted)
     with Team(standin.spawn) as team:
         all_succeed(team, "lock", pids)

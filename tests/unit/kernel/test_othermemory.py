@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shim.kernel import othermemory
+from shim.kernel import othermemory, procfs
 from shim.kernel.othermemory import PAGE, Buffer, Reader
 
 if TYPE_CHECKING:
@@ -63,11 +63,7 @@ class Family:
 
     def needs(self) -> int:
         """Returns the bytes of anonymous memory of both; shared memory counts once."""
-        found = 0
-        for pid in self.pids:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
-                found += sum(int(row.split()[1]) for row in file if row.startswith("Pss_Anon:"))
-        return found * 1024
+        return sum(procfs.rollup(pid)["Pss_Anon"] for pid in self.pids)
 
     def read(self, pid: int) -> bytes:
         found = b""
@@ -146,7 +142,7 @@ def test_memory_of_a_process_that_executed_another_program_is_not_read() -> None
             process.stdin.write(b"\n")
             buffer = Buffer(PAGE)
             deadline = 200
-            while b"sleep" not in _comm(process.pid) and (deadline := deadline - 1):
+            while b"sleep" not in procfs.comm(process.pid) and (deadline := deadline - 1):
                 select.select([], [], [], 0.05)
             start, end = othermemory.own_areas(process.pid)[0]
             assert reader.read(othermemory.vectors([(start, start + PAGE)]), PAGE, buffer) == 0
@@ -154,8 +150,3 @@ def test_memory_of_a_process_that_executed_another_program_is_not_read() -> None
             reader.close()
         finally:
             process.kill()
-
-
-def _comm(pid: int) -> bytes:
-    with open(f"/proc/{pid}/comm", "rb") as file:
-        return file.read()

@@ -13,7 +13,7 @@ import pytest
 
 from shim.contract.errors import SnapshotDoesNotFit
 from shim.gate.volumes import VolumeFile
-from shim.kernel.lineage import numbers
+from shim.kernel.procfs import numbers
 from shim.restore.opened import ANSWERED, ASKED, Watch
 
 if TYPE_CHECKING:

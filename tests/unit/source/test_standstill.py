@@ -8,18 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from shim.capture.dump import frozen_s
-from shim.kernel import lineage
+from shim.kernel import lineage, procfs
 from shim.node import tool
 from shim.source import standstill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SOON_S = 10.0
 
@@ -33,16 +33,12 @@ def sleeping() -> Iterator[int]:
             process.kill()
 
 
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
 def test_stopped_process_is_named() -> None:
     with sleeping() as pid, sleeping() as other:
         assert standstill.obstacles([pid, other]) == []
         os.kill(pid, signal.SIGSTOP)
         until = time.monotonic() + SOON_S
-        while state(pid) != "T" and time.monotonic() < until:
+        while procfs.state(pid) != "T" and time.monotonic() < until:
             time.sleep(0.01)
         assert standstill.obstacles([other, pid]) == [f"process {pid} (sleep) is stopped"]
         os.kill(pid, signal.SIGCONT)
@@ -94,9 +90,9 @@ def test_late_program_is_killed_with_all_its_descendants(tmp_path: Path) -> None
     child = int(path.read_text())
     until = time.monotonic() + SOON_S
     with contextlib.suppress(FileNotFoundError):
-        while state(child) != "Z" and time.monotonic() < until:
+        while procfs.state(child) != "Z" and time.monotonic() < until:
             time.sleep(0.01)
-        assert state(child) == "Z"
+        assert procfs.state(child) == "Z"
 
 
 def test_program_that_waits_in_the_kernel_is_released_and_killed(

@@ -16,7 +16,6 @@ import pytest
 from shim.contract import journal
 from shim.contract.errors import GpuLost, GpuNotCheckpointed
 from shim.gpu import engine as engines
-from shim.gpu import processes
 from shim.gpu.direct.mover import CHUNK_BYTES
 from shim.gpu.direct.session import _opened_to_all
 from shim.gpu.direct.way import away
@@ -35,7 +34,7 @@ from tests.unit.gpuscene import (
 
 DAEMON = """
 import os, sys, time
-from tests.unit.test_gpu_guard import daemon
+from tests.unit.gpu.direct.test_guard import daemon
 daemon(sys.argv[1:])
 """
 
@@ -176,7 +175,7 @@ def hanging(scene: Scene, program: Program, step: str) -> Iterator["subprocess.P
     """A daemon that hangs at a step of a capture, about which its journal knows."""
     journal.note(
         journal.path_of(CONTAINER), journal.GPU,
-        [[program.pid, processes.start_of(program.pid)]],
+        [[program.pid, procfs.start_ticks(program.pid)]],
     )  # fmt: skip
     argv = [sys.executable, "-c", DAEMON, str(scene.home), str(scene.control.parent),
             str(program.pid), step]  # fmt: skip

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from protos import criu_pb2
 from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import devnull, pagemap
-from shim.kernel import othermemory
+from shim.kernel import othermemory, procfs
 from shim.kernel.hugepages import HUGE_BYTES
 from shim.memory import layout
 from shim.memory.copy.copied import CopiedMemory, Space
@@ -143,13 +143,13 @@ class Process:
 
     def areas(self) -> list[tuple[int, int, str]]:
         """Returns every private area without a file, and its permissions."""
-        found = []
-        for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines():
-            area, rights, _, _, inode, *name = line.split(None, 5)
-            if inode == "0" and rights[3] == "p" and (not name or name[0][:3] in ("[he", "[st")):
-                start, _, end = area.partition("-")
-                found.append((int(start, 16), int(end, 16), rights))
-        return found
+        return [
+            (*area.range, area.rights.decode())
+            for area in procfs.areas(self.pid)
+            if not area.inode
+            and area.rights.endswith(b"p")
+            and area.name[:3] in (b"", b"[he", b"[st")
+        ]
 
     def there(self) -> dict[int, bytes]:
         """Returns every page of the areas that is in memory, by address."""

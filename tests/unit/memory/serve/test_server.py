@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from shim.contract.ticket import Ticket
 from shim.integrity.chunks import CHUNK_BYTES
-from shim.kernel import process
+from shim.kernel import process, procfs
 from shim.memory import layout
 from shim.memory.serve import workingset
 from shim.memory.serve.guard import Guard
@@ -265,7 +265,7 @@ def guard_of(found: Guard) -> int:
 def held_by(pid: int) -> set[str]:
     """Returns a running process's open files. Leaves out files that it closes meanwhile."""
     found = set()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
+    for fd in procfs.descriptors(pid):
         with contextlib.suppress(FileNotFoundError):
             found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
     return found
