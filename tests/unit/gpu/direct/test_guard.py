@@ -20,6 +20,7 @@ from shim.gpu.direct.mover import CHUNK_BYTES
 from shim.gpu.direct.session import _opened_to_all
 from shim.gpu.direct.way import away
 from shim.gpu.helper import Team
+from shim.kernel import procfs
 from tests.gpu.direct.program import Program
 from tests.unit.gpuscene import (
     BLOCK_MIB,
