@@ -16,8 +16,8 @@ from shim.contract import journal
 from shim.criu import options
 from shim.daemon.oneline import OneLine
 from shim.restore import resume
-from tests.unit.front.test_swap_path import a_ticket
 from tests.unit.manifests import made
+from tests.unit.tickets import a_ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
