@@ -13,7 +13,6 @@ import os
 import time
 
 from shim.contract import faults
-from shim.criu import mntns
 from shim.criu.log import first_error
 from shim.kernel import alarm, keyring, process, survivors
 
@@ -46,7 +45,7 @@ def start(
     os.mkdir(images, 0o700)
     os.mkfifo(f"{images}/{DESCRIPTORS}", 0o600)
     undo.callback(_take_away, call.container, runtime)
-    undo.callback(mntns.remove, f"{work}/restore.log", state_directory(call))
+    undo.callback(_remove_mount_namespaces, f"{work}/restore.log", state_directory(call))
     flags = ["--console-socket", "--pid-file", "--no-pivot"]
     options = [f"{flag}={call.options[flag]}" if call.options[flag] else flag
                for flag in flags if flag in call.options]  # fmt: skip
@@ -120,6 +119,12 @@ def state_directory(call: Call) -> str:
 def _end_survivors(container: str) -> None:
     """Kill restored processes: they outlive CRIU when the deadline kills CRIU."""
     survivors.kill(container, until=time.monotonic() + _DIES_WITHIN_S)
+
+
+def _remove_mount_namespaces(log: str, state: str) -> None:
+    from shim.criu import mntns  # late: only a failed restore pays for the import
+
+    mntns.remove(log, state)
 
 
 def _take_away(container: str, runtime: Sequence[str]) -> None:

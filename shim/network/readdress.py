@@ -59,6 +59,21 @@ def replacements(captured: Sequence[str], present: Sequence[str]) -> dict[str, s
     return chosen
 
 
+def in_images(
+    images: dict[str, bytes], network: Mapping[str, Any], present: Sequence[str]
+) -> list[str]:
+    """Give sockets in `images` addresses that are `present` in the pod. Raises ValueError.
+
+    network: of the manifest. Returns the captured addresses without a counterpart, sorted.
+    """
+    patches = patches_of(network)
+    captured = [address for address, _ in patches]
+    chosen = replacements(captured, present)
+    if patches:
+        images[PATCHED] = readdressed(images[PATCHED], patches, chosen)
+    return sorted(set(captured) - chosen.keys())
+
+
 def readdressed(
     data: bytes, patches: Sequence[tuple[str, list[int]]], chosen: Mapping[str, str]
 ) -> bytes:

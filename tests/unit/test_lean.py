@@ -15,6 +15,7 @@ LEAN = [
     "shim.restore.forget",
     "shim.rootfs.overlay",
     "shim.shm.fill",
+    "shim.network.plan",
     "shim.kernel.mounts",
     "shim.kernel.namespaces",
     "hook.__main__",
@@ -35,7 +36,7 @@ def test_swap_path_stays_lean(module: str) -> None:
 BEFORE_THE_RUNTIME = ["shim.front.main", "shim.restore.guard", "shim.restore.sequence"]
 BESIDE_IT = ["shim.contract.manifest", "shim.gate.decide", "shim.gate.request", "shim.restore.oom",
              "shim.integrity.check", "shim.shm.fill", "shim.network.readdress",
-             "shim.restore.memory", "shim.restore.resume"]  # fmt: skip
+             "shim.network.plan", "shim.restore.memory", "shim.restore.resume"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
