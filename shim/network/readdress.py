@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
-    from shim.oci.bundle import Bundle
+    from shim.oci.spec import Spec
 
 PATCHED = "files.img"
 UTS_PREFIX = "utsns-"
@@ -106,12 +106,12 @@ def renamed(data: bytes, hostname: str) -> bytes:
     return data[:_HEADER_BYTES] + struct.pack("<I", len(entry)) + entry
 
 
-def with_name_of(bundle: Bundle, captured: Mapping[str, bytes]) -> dict[str, bytes]:
+def with_name_of(spec: Spec, captured: Mapping[str, bytes]) -> dict[str, bytes]:
     """Returns the images of the UTS namespace with the sandbox's name. Raises OSError."""
     from shim.kernel.utsns import hostname_in
 
-    uts = bundle.namespace("uts")
-    name = hostname_in(uts) if uts else bundle.spec.get("hostname")
+    uts = spec.namespace("uts")
+    name = hostname_in(uts) if uts else spec.hostname
     return {
         image: renamed(data, name)
         for image, data in captured.items()

@@ -130,4 +130,4 @@ def _told(swap: Swap, step: str) -> Iterator[None]:
 def _late(swap: Swap, step: str, why: str) -> SwapTooLate:
     from shim.restore import failure
 
-    return failure.too_late(swap.ticket, swap.bundle.spec, step, why)
+    return failure.too_late(swap.ticket, swap.spec, step, why)

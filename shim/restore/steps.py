@@ -81,7 +81,8 @@ class Swap:
 
     def __init__(self, call: Call, ticket: Ticket, runtime: Sequence[str], until: float) -> None:
         self.call, self.ticket, self.runtime, self.until = call, ticket, runtime, until
-        self.bundle = Bundle(call.option("--bundle", "-b"))
+        bundle = Bundle(call.option("--bundle", "-b"))
+        self.spec, self.rootfs = bundle.spec, bundle.rootfs
         self.snapshot = f"{SNAPSHOTS}/{ticket.snapshot}"
         self.private = f"{CONTAINERS}/{ticket.container}"
         self.images = f"{self.private}/{CONTAINER_IMAGES}"
@@ -99,7 +100,7 @@ class Swap:
     @property
     def netns(self) -> str:
         """The path of the held network namespace, empty if the sandbox has none."""
-        fd = self.network.fileno() if self.bundle.network_namespace else -1
+        fd = self.network.fileno() if self.spec.namespace("network") else -1
         return f"/proc/self/fd/{fd}" if fd >= 0 else ""
 
     def note(self, kind: str, subject: object) -> None:
@@ -122,16 +123,15 @@ def take_turn(swap: Swap) -> None:
 def mount_rootfs(swap: Swap) -> None:
     """Mount the overlay again, with the snapshot's diff. Raises RootfsNotMountable."""
     faults.point("restore.check", swap.ticket.container)
-    rootfs = swap.bundle.rootfs
     try:
-        before = overlay.describe(rootfs)
+        before = overlay.describe(swap.rootfs)
         swap.note(journal.ROOTFS, before)
         swap.undo.callback(overlay.remount, before)
         faults.point("restore.rootfs.noted", swap.ticket.container)
-        overlay.with_extra_lower(rootfs, f"{swap.snapshot}/{SNAPSHOT_ROOTFS}")
-        if swap.bundle.spec["root"].get("readonly"):
+        overlay.with_extra_lower(swap.rootfs, f"{swap.snapshot}/{SNAPSHOT_ROOTFS}")
+        if swap.spec.root.get("readonly"):
             # A restore by runc 1.1 with CRIU 4.1 leaves the root file system writable.
-            mounts.make_read_only(rootfs)
+            mounts.make_read_only(swap.rootfs)
         faults.point("restore.rootfs.mounted", swap.ticket.container)
     except (OSError, ValueError) as error:
         raise RootfsNotMountable(
@@ -169,7 +169,7 @@ def check_snapshot(swap: Swap) -> None:
     container = swap.ticket.container
     dirfd = swap.held.enter_context(OwnedFd(os.open(swap.snapshot, _DIRECTORY))).fileno()
     captured = swap.captured = manifest.read(dirfd, snapshot=swap.ticket.snapshot)
-    if reasons := refusals_of(captured, request_at_swap(swap.bundle.spec, container), SWAP):
+    if reasons := refusals_of(captured, request_at_swap(swap.spec, container), SWAP):
         error = SnapshotDoesNotFit(
             "the snapshot does not fit the container", container=container,
             why="; ".join(map(str, reasons)), do="Capture a pod with the same spec.",
@@ -186,7 +186,7 @@ def fill_shm(swap: Swap) -> None:
     from shim.shm import fill
 
     source = f"{swap.snapshot}/{SNAPSHOT_SHM}"
-    target = swap.bundle.mount_source("/dev/shm")
+    target = swap.spec.bind_source("/dev/shm")
     if not target or not os.path.isdir(source) or not os.listdir(source):
         return
     container = swap.ticket.container
@@ -223,7 +223,7 @@ def prepare_network(swap: Swap) -> None:
             why=str(error), do="Is the sandbox still there?",
         ) from error  # fmt: skip
     swap.undo.callback(resume.untell, swap.ticket)
-    resume.tell(swap.ticket, swap.captured, swap.bundle, addresses)
+    resume.tell(swap.ticket, swap.captured, swap.spec, addresses)
     faults.point("restore.told", swap.ticket.container)
 
 
@@ -232,9 +232,9 @@ def _make_images(swap: Swap) -> list[str]:
     from shim.network import plan, readdress
     from shim.network.addresses import global_addresses
 
-    images = swap.check.images | readdress.with_name_of(swap.bundle, swap.check.images)
+    images = swap.check.images | readdress.with_name_of(swap.spec, swap.check.images)
     addresses: list[str] = []
-    if path := swap.bundle.network_namespace:
+    if path := swap.spec.namespace("network"):
         # The path has the number of a process, which is another's when the sandbox has ended. So
         # all later steps use the descriptor.
         swap.network = OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -292,7 +292,7 @@ def restore_processes(swap: Swap) -> None:
     """Have the waiting runtime and its CRIU restore the processes. Raises CriuRestoreFailed."""
     from shim.restore import opened
 
-    watch = opened.watched(swap.captured, swap.bundle.spec, swap.ticket, swap.held)
+    watch = opened.watched(swap.captured, swap.spec, swap.ticket, swap.held)
     _tell_criu(swap, is_asking=watch is not None)
     runtime_restore.go_on(
         swap.child, swap.call, swap.images, swap.descriptors, swap.undo, until=swap.until
@@ -324,7 +324,7 @@ def _tell_criu(swap: Swap, *, is_asking: bool) -> None:
         f"{swap.private}/{CONTAINER_CRIU_CONF}",
         is_brief=readdress.has_earlier(swap.check.big_images), is_asking=is_asking,
         sources=cgroups.sources(
-            swap.bundle.spec, swap.ticket.container,
+            swap.spec, swap.ticket.container,
             is_systemd="--systemd-cgroup" in swap.call.root_flags,
         ),
     )  # fmt: skip
@@ -335,7 +335,7 @@ def _check_cgroups(swap: Swap) -> None:
     from shim.restore import cgroups
 
     if swap.call.option("--pid-file"):
-        cgroups.check(swap.bundle.spec, swap.ticket.container, swap.init())
+        cgroups.check(swap.spec, swap.ticket.container, swap.init())
 
 
 def _rescore(swap: Swap) -> None:
@@ -346,7 +346,7 @@ def _rescore(swap: Swap) -> None:
     if swap.call.option("--pid-file") and survivors.is_member(
         pid := swap.init(), swap.ticket.container
     ):
-        oom.rescore(swap.bundle.spec, pid)
+        oom.rescore(swap.spec, pid)
 
 
 def fill_memory(swap: Swap) -> None:
@@ -356,7 +356,7 @@ def fill_memory(swap: Swap) -> None:
 
 def restore_gpus(swap: Swap) -> None:
     """Have the driver restore all CUDA processes. Raises GpuNotRestored, OSError."""
-    swap.gpus.finish(swap.init(), swap.bundle.spec, swap.seconds)
+    swap.gpus.finish(swap.init(), swap.spec, swap.seconds)
 
 
 def call_workload(swap: Swap) -> None:

@@ -99,7 +99,7 @@ def test_link_in_a_volume_opens_no_file_for_a_restored_process(swap_node: Node) 
 
 def no_second_look(text: str) -> str:
     """Returns an edit for `mutant`: the swap does not hold the files, and CRIU does not ask."""
-    line = "opened.watched(swap.captured, swap.bundle.spec, swap.ticket, swap.held)"
+    line = "opened.watched(swap.captured, swap.spec, swap.ticket, swap.held)"
     assert text.count(line) == 1
     return text.replace(line, "None")
 

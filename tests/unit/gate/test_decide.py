@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from shim.gate import decide as gate
 from shim.gate import key
 from shim.gate.checks import WITHIN_SPEC
-from shim.gate.facts import POWER_FACTS, WORKLOAD_FACTS, is_host_namespace, power_facts
+from shim.gate.facts import POWER_FACTS, WORKLOAD_FACTS, is_host_namespace
 from shim.gate.refusal import UNKNOWN, Finding
 from shim.gate.request import Request
-from shim.oci.spec import memory_limit
+from shim.oci.spec import Spec
 from tests.unit.manifests import made
 from tests.unit.specs import (
     captured,
     changed,
     key_of,
-    no_host,
     pod_of,
+    power,
     spec,
     wanted,
     workload,
@@ -48,8 +48,8 @@ def refusal_of(code: str, have: str | None, want: str | None) -> Finding:
 
 def test_two_pods_of_one_kind_have_equal_facts() -> None:
     have, want = (
-        power_facts(spec("1"), is_host=no_host),
-        power_facts(spec("2"), is_host=no_host),
+        power(spec("1")),
+        power(spec("2")),
     )
     assert differ(have, want) == []
     assert set(have) == set(POWER_FACTS)
@@ -97,8 +97,8 @@ def test_two_pods_of_one_kind_have_equal_facts() -> None:
     ],
 )
 def test_difference_in_power_is_refused_by_name(fact: str, path: str, value: object) -> None:
-    have = power_facts(spec("1"), is_host=no_host)
-    want = power_facts(changed(path, value), is_host=no_host)
+    have = power(spec("1"))
+    want = power(changed(path, value))
     assert [no.code for no in differ(have, want)] == [fact]
     assert [no.code for no in differ(want, have)] == [fact]
 
@@ -106,14 +106,14 @@ def test_difference_in_power_is_refused_by_name(fact: str, path: str, value: obj
 def test_all_differences_are_reported() -> None:
     other = changed("process/user/uid", 0)
     other["process"]["noNewPrivileges"] = False
-    refusals = differ(power_facts(spec("1"), is_host=no_host), power_facts(other, is_host=no_host))
+    refusals = differ(power(spec("1")), power(other))
     assert [no.code for no in refusals] == ["user", "no_new_privs"]
     assert str(refusals[1]) == "no_new_privs: the snapshot has true, the pod asks for false"
 
 
 @pytest.mark.parametrize("missing", POWER_FACTS)
 def test_a_missing_fact_is_a_refusal(missing: str) -> None:
-    whole = power_facts(spec(), is_host=no_host)
+    whole = power(spec())
     less = {name: value for name, value in whole.items() if name != missing}
     assert [no.code for no in differ(less, whole)] == [missing]
     assert [no.code for no in differ(whole, less)] == [missing]
@@ -127,13 +127,13 @@ def test_meaningless_order_is_no_difference() -> None:
     other["linux"]["maskedPaths"].reverse()
     other["mounts"].reverse()
     other["mounts"][0]["options"] = ["rw", "ro", "rbind"]
-    assert power_facts(spec("1"), is_host=no_host) == power_facts(other, is_host=no_host)
+    assert power(spec("1")) == power(other)
 
 
 def test_sandbox_with_host_network_differs_from_a_sandbox_with_its_own() -> None:
     # containerd names the namespace by path either way
-    own = power_facts(spec(), is_host=no_host)
-    hosts = power_facts(spec(), is_host=lambda _path, kind: kind == "net")
+    own = power(spec())
+    hosts = power(spec(), is_host=lambda _path, kind: kind == "net")
     assert [no.code for no in differ(own, hosts)] == ["namespaces"]
     assert json.loads(hosts["namespaces"])["network"] == "host"
 
@@ -142,7 +142,7 @@ def test_missing_namespace_equals_no_other_namespace() -> None:
     def gone(path: str, _kind: str) -> bool:
         raise FileNotFoundError(2, "gone", path)
 
-    assert differ(power_facts(spec("1"), is_host=gone), power_facts(spec("2"), is_host=gone))
+    assert differ(power(spec("1"), is_host=gone), power(spec("2"), is_host=gone))
 
 
 def test_own_namespace_counts_as_the_host_namespace() -> None:
@@ -195,17 +195,17 @@ def test_facts_that_may_differ_keep_the_key(path: str, value: object) -> None:
 
 
 def test_image_and_namespace_are_in_the_key() -> None:
-    other = key.workload_facts(spec(), pod_of("1"), image_digest="sha256:2")
+    other = key.workload_facts(Spec(spec()), pod_of("1"), image_digest="sha256:2")
     assert key_of(other) != key_of(workload())
     assert key.match_key(workload(), namespace="other", power=None) != key_of(workload())
-    power = power_facts(spec(), is_host=no_host)
-    assert key.match_key(workload(), namespace="models", power=power) != key_of(workload())
+    granted = power(spec())
+    assert key.match_key(workload(), namespace="models", power=granted) != key_of(workload())
 
 
 def test_ignored_variable_may_differ_and_values_stay_secret() -> None:
     other = changed("process/env/8", "KEY=other")
     facts = [
-        key.workload_facts(each, pod_of(number), image_digest="sha256:1", ignore_env=["KEY"])
+        key.workload_facts(Spec(each), pod_of(number), image_digest="sha256:1", ignore_env=["KEY"])
         for each, number in ((spec("1"), "1"), (other, "2"))
     ]
     assert facts[0] == facts[1]
@@ -224,9 +224,9 @@ def test_our_control_mount_is_not_part_of_the_workload() -> None:
 def test_no_spec_raises_an_error(odd: object) -> None:
     for name in ("process", "linux", "root", "mounts"):
         strange = {**spec(), name: odd}
-        assert set(power_facts(strange, is_host=no_host)) == set(POWER_FACTS)
+        assert set(power(strange)) == set(POWER_FACTS)
         assert set(workload("1", strange)) == set(WORKLOAD_FACTS)
-        assert memory_limit(strange) >= 0
+        assert Spec(strange).memory_limit_bytes >= 0
 
 
 @given(
@@ -235,14 +235,14 @@ def test_no_spec_raises_an_error(odd: object) -> None:
 )  # fmt: skip
 def test_no_field_of_a_spec_raises_an_error(path: str, odd: object) -> None:
     strange = changed(path, odd)
-    assert set(power_facts(strange, is_host=no_host)) == set(POWER_FACTS)
+    assert set(power(strange)) == set(POWER_FACTS)
     assert set(workload("1", strange)) == set(WORKLOAD_FACTS)
 
 
 def test_facts_leave_the_spec_as_it_was() -> None:
     given_spec = spec()
     before = copy.deepcopy(given_spec)
-    power_facts(given_spec, is_host=no_host)
+    power(given_spec)
     workload("1", given_spec)
     assert given_spec == before
 

@@ -13,6 +13,7 @@ import pytest
 
 from shim.gate import volumes
 from shim.kernel.capabilities import NAMES, mask_of, names_of
+from shim.oci.spec import Spec
 from shim.restore import oom
 from shim.source import excess as within
 from tests.unit.specs import spec
@@ -64,7 +65,7 @@ def proc(tmp_path: Path) -> FakeProc:
 def excess(
     proc: FakeProc, given: dict[str, Any] | None = None, pids: tuple[int, ...] = (1, 2, 3)
 ) -> str:
-    return within.excess(given or spec("1"), 1, set(pids), proc=str(proc.root))
+    return within.excess(Spec(given or spec("1")), 1, set(pids), proc=str(proc.root))
 
 
 def test_power_that_the_spec_gives_is_no_excess(proc: FakeProc) -> None:
@@ -114,7 +115,7 @@ def test_a_privileged_spec_gives_more(proc: FakeProc) -> None:
 
 def test_this_process_is_within_a_spec_that_gives_all() -> None:
     given = {"process": {"capabilities": {"bounding": NAMES}}}
-    assert within.excess(given, os.getpid(), {os.getpid()}) == ""
+    assert within.excess(Spec(given), os.getpid(), {os.getpid()}) == ""
 
 
 def test_capabilities_have_their_numbers() -> None:
@@ -157,7 +158,7 @@ def changed(volume: Path, *files: dict[str, Any], sockets_in: Sequence[str] = ()
         {"destination": "/data/tmp", "type": "tmpfs", "source": "tmpfs"},
     ]
     fact = {"files": [*files], "made": [], "sockets_in": [*sockets_in]}
-    return volumes.changed({"mounts": mounts}, fact)
+    return volumes.changed(Spec({"mounts": mounts}), fact)
 
 
 def test_link_in_a_volume_is_found(volume: Path) -> None:
@@ -226,7 +227,7 @@ def test_a_fact_of_another_version_fits_no_container() -> None:
     ]
     for fact in facts:
         with pytest.raises(ValueError, match="volume_files"):
-            volumes.changed({}, fact)
+            volumes.changed(Spec({}), fact)
 
 
 @pytest.mark.parametrize(
@@ -243,9 +244,10 @@ def test_only_files_that_the_containers_user_can_open_are_accepted(
 ) -> None:
     file = volume / "sub/file"
     file.chmod(mode)
-    spec = {"process": {"user": {"uid": uid, "gid": 7}}}
+    spec = Spec({"process": {"user": {"uid": uid, "gid": 7}}})
     assert volumes.may_open(spec, mask_of(has), file.stat(), write=write) == may
-    group = {"process": {"user": {"uid": uid, "gid": 7, "additionalGids": [file.stat().st_gid]}}}
+    user = {"uid": uid, "gid": 7, "additionalGids": [file.stat().st_gid]}
+    group = Spec({"process": {"user": user}})
     file.chmod(0o660)
     assert volumes.may_open(group, 0, file.stat(), write=True)
 
@@ -278,14 +280,14 @@ def score(pid: int, value: int | None = None) -> int:
 def test_whole_process_tree_gets_the_oom_score_of_the_new_pod(tree: tuple[int, int]) -> None:
     for pid in tree:
         score(pid, 500)
-    oom.rescore({"process": {"oomScoreAdj": 900}}, tree[0])
+    oom.rescore(Spec({"process": {"oomScoreAdj": 900}}), tree[0])
     assert [score(pid) for pid in tree] == [900, 900]
 
 
 def test_higher_oom_score_that_a_process_chose_stays(tree: tuple[int, int]) -> None:
     score(tree[0], 500)
     score(tree[1], 1000)
-    oom.rescore({"process": {"oomScoreAdj": 900}}, tree[0])
+    oom.rescore(Spec({"process": {"oomScoreAdj": 900}}), tree[0])
     assert [score(pid) for pid in tree] == [900, 1000]
 
 
@@ -294,11 +296,11 @@ def test_without_a_score_in_the_spec_nothing_is_changed(
     given: dict[str, Any], tree: tuple[int, int]
 ) -> None:
     score(tree[0], 500)
-    oom.rescore(given, tree[0])
+    oom.rescore(Spec(given), tree[0])
     assert score(tree[0]) == 500
 
 
 def test_a_process_that_has_ended_is_no_error() -> None:
     with subprocess.Popen(["true"]) as ended:
         ended.wait()
-    oom.rescore({"process": {"oomScoreAdj": 900}}, ended.pid)
+    oom.rescore(Spec({"process": {"oomScoreAdj": 900}}), ended.pid)
