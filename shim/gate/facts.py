@@ -99,8 +99,8 @@ def power_facts(spec: Spec, *, is_host: IsHost = is_host_namespace) -> dict[str,
         "rlimits": as_set(process.get("rlimits")),
         "namespaces": _namespaces(spec.namespaces, is_host),
         "id_mappings": [linux.get("uidMappings") or [], linux.get("gidMappings") or []],
-        "devices": as_set(gpudevices.devices(linux)),
-        "device_rules": gpudevices.rules(linux) or [],  # the last match counts
+        "devices": as_set(gpudevices.devices(spec)),
+        "device_rules": gpudevices.rules(spec) or [],  # the last match counts
         "mounts": mounts(spec),
         "masked_paths": as_set(linux.get("maskedPaths")),
         "readonly_paths": as_set(linux.get("readonlyPaths")),

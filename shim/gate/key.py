@@ -73,7 +73,7 @@ def workload_facts(
         "env": _environment(spec.environment, pod, ignore_env),
         "process_user": [user.get("uid") or 0, user.get("gid") or 0],
         "mounted": _mounted(spec, pod),
-        "process_devices": as_set(_devices(spec.linux)),
+        "process_devices": as_set(_devices(spec)),
         "hugepages": as_set(spec.resources.get("hugepageLimits")),
     }
     return {name: compact(facts[name]) for name in WORKLOAD_FACTS}
@@ -147,8 +147,8 @@ def _shown(source: str, pod: Pod) -> str:
     return "/".join(pod.placeholder(part) for part in source.split("/"))
 
 
-def _devices(linux: Mapping[str, Any]) -> list[object]:
-    found = gpudevices.devices(linux)
+def _devices(spec: Spec) -> list[object]:
+    found = gpudevices.devices(spec)
     listed = found if isinstance(found, list) else []
     return [_device(each) for each in listed if isinstance(each, dict)]
 
