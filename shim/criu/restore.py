@@ -13,7 +13,6 @@ import os
 import time
 
 from shim.contract import faults
-from shim.criu.log import first_error
 from shim.kernel import alarm, keyring, process, survivors
 
 TYPE_CHECKING = False
@@ -90,7 +89,11 @@ def finish(child: process.Child, call: Call, work: str, *, until: float) -> str:
     """
     status = child.wait(until)
     faults.point("restore.criu.ended", call.container)
-    return first_error(work, "restore.log") if status else ""
+    if not status:
+        return ""
+    from shim.criu.log import first_error  # late: only a failed restore pays for the import
+
+    return first_error(work, "restore.log")
 
 
 def _hand_over(child: process.Child, fifo: str, content: bytes, until: float) -> None:

@@ -14,7 +14,7 @@ from shim.contract import jsontext
 from shim.contract.paths import CONTAINER_NETWORK_PLAN, CONTAINERS, PREFIX
 from shim.kernel import process
 from shim.kernel.alarm import TooLate
-from shim.kernel.netns import identity, loopback_is_up
+from shim.kernel.netns import identity
 from shim.kernel.replace import take_away
 
 TYPE_CHECKING = False
@@ -34,19 +34,17 @@ def path_of(container: str) -> str:
 def write(
     container: str, network: OwnedFd, bindable: Sequence[str], undo: contextlib.ExitStack
 ) -> None:
-    """Write the plan, unless `lo` is up and no address is `bindable`. Raises OSError.
+    """Write the plan: bring up `lo`, and make the addresses `bindable`. Raises OSError.
 
     network: the namespace, open until `undo` has run, which takes the plan and the addresses back.
     """
-    netns = f"/proc/self/fd/{network.fileno()}"
-    if loopback_is_up(netns) and not bindable:
-        return
     plan = path_of(container)
     undo.callback(take_away, plan)  # a cold start runs the hook, too, and needs none of it
     if bindable:
         undo.callback(_take_addresses_back, container, network)
     with open(plan, "w") as file:
-        file.write(jsontext.compose({"bindable": list(bindable), "netns": identity(netns)}))
+        known = identity(f"/proc/self/fd/{network.fileno()}")
+        file.write(jsontext.compose({"bindable": list(bindable), "netns": known}))
 
 
 def read(container: str) -> tuple[list[str], list[int]]:

@@ -229,7 +229,8 @@ def prepare_network(swap: Swap) -> None:
 
 def _make_images(swap: Swap) -> list[str]:
     """Make the images for CRIU, and `swap.descriptors`. Returns the new pod's addresses."""
-    from shim.network import plan, readdress
+    from shim.kernel.netns import loopback_is_up
+    from shim.network import readdress
     from shim.network.addresses import global_addresses
 
     images = swap.check.images | readdress.with_name_of(swap.spec, swap.check.images)
@@ -241,7 +242,10 @@ def _make_images(swap: Swap) -> list[str]:
         addresses = global_addresses(swap.netns)
         faults.point("restore.network.read", swap.ticket.container)
         left = readdress.in_images(images, swap.captured.network, addresses)
-        plan.write(swap.ticket.container, swap.network, left, swap.undo)
+        if left or not loopback_is_up(swap.netns):
+            from shim.network import plan
+
+            plan.write(swap.ticket.container, swap.network, left, swap.undo)
     swap.descriptors = images.pop(runtime_restore.DESCRIPTORS, b"")
     big, piped = swap.check.big_images, [each.image for each in swap.content.shared]
     readdress.view_of(f"{swap.snapshot}/{SNAPSHOT_CRIU}", swap.images, big, images, piped)
