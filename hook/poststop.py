@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from shim.contract import faults, journal, jsontext
+from shim.contract import faults, journal
 from shim.contract.paths import CONTAINERS
 from shim.kernel.netns import enter
 from shim.restore.forget import forget
@@ -26,7 +26,10 @@ def poststop(state: State) -> None:
     given = _given(state.container)
     forget(state.container)
     faults.point("hook.poststop.forgotten", state.container)
-    _take_back(*given, _network_namespace(state.bundle))
+    if given[0]:
+        from shim.oci.bundle import Bundle
+
+        _take_back(*given, Bundle(state.bundle).spec.namespace("network"))
 
 
 def undo(container: str, netns: str) -> None:
@@ -61,9 +64,3 @@ def _take_back(addresses: list[str], known: list[int], netns: str) -> None:
 
     for address in addresses:
         netlink.remove_from_loopback(address)
-
-
-def _network_namespace(bundle: str) -> str:
-    with open(f"{bundle}/config.json", "rb") as file:
-        namespaces = jsontext.parse(file.read()).get("linux", {}).get("namespaces") or ()
-    return next((str(ns.get("path") or "") for ns in namespaces if ns.get("type") == "network"), "")

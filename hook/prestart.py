@@ -8,9 +8,9 @@ part of this hook has ended already.
 
 from __future__ import annotations
 
-from shim.contract import faults, journal, jsontext
-from shim.contract.paths import CONTAINER_NETWORK_PLAN, CONTAINERS
+from shim.contract import faults, journal
 from shim.kernel.netns import enter
+from shim.network import plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 
 def prestart(state: State) -> None:
     """Carry out the plan. Raises OSError or ValueError; the swap then becomes a cold start."""
-    private = f"{CONTAINERS}/{state.container}"
-    with open(f"{private}/{CONTAINER_NETWORK_PLAN}") as file:
-        plan = jsontext.parse(file.read())
+    bindable, netns = plan.read(state.container)
     faults.point("hook.prestart", state.container)
     from hook import netlink
 
-    if plan["bindable"]:
-        journal.note(f"{private}/journal", journal.NETNS, plan["netns"])
-    for address in plan["bindable"]:
-        journal.note(f"{private}/journal", journal.ADDRESS, address)
+    noted = journal.path_of(state.container)
+    if bindable:
+        journal.note(noted, journal.NETNS, netns)
+    for address in bindable:
+        journal.note(noted, journal.ADDRESS, address)
     # This process does nothing else: no way back needed. With the runtime killed, the number that
     # it told may be another process': only the namespace that the plan was made for is entered.
-    enter(f"/proc/{state.pid}/ns/net", plan["netns"])
+    enter(f"/proc/{state.pid}/ns/net", netns)
     netlink.bring_up_loopback()
-    for address in plan["bindable"]:
+    for address in bindable:
         netlink.add_to_loopback(address)
     faults.point("hook.prestart.done", state.container)

@@ -7,7 +7,6 @@ unknown, and does not fit.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from shim.gate.explain import explained, nearest
 from shim.gate.key import Pod
 from shim.gate.request import request_of
 from shim.node import facts
-from shim.oci.spec import section
+from shim.oci import spec as oci_spec
 from shim.store.store import Store
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from shim.cli.output import Output
     from shim.contract.manifest import Manifest
+    from shim.oci.spec import Spec
 
 _MAX_BYTES = 16 << 20
 _CRI = "io.kubernetes.cri.sandbox-"
@@ -68,14 +68,14 @@ def _chosen(store: Store, wanted: str, pod: Pod) -> Manifest | None:
     return named[0] if named else store.get(wanted)
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str) -> Spec:
     with open(path, "rb") as file:
         data = file.read(_MAX_BYTES + 1)
     try:
         if len(data) > _MAX_BYTES:
             raise ValueError(f"longer than {_MAX_BYTES} bytes")
-        spec = json.loads(data)
-        if not isinstance(spec, dict) or not isinstance(spec.get("process"), dict):
+        spec = oci_spec.parse(data)
+        if not spec.process:
             raise ValueError("no OCI spec: it has no process")
     except (ValueError, RecursionError) as error:
         raise _bad(path, str(error) or "nested too deep") from error
@@ -86,10 +86,9 @@ def _bad(path: str, why: str) -> BadRequest:
     return BadRequest("cannot read the spec", container=path, why=why, do="Give a config.json.")
 
 
-def _pod(spec: dict[str, Any], asked: Namespace) -> Pod:
+def _pod(spec: Spec, asked: Namespace) -> Pod:
     def noted(name: str) -> str:
-        found = section(spec, "annotations").get(f"{_CRI}{name}")
-        return found if isinstance(found, str) else ""
+        return spec.annotation(f"{_CRI}{name}") or ""
 
     return Pod(
         namespace=asked.namespace or noted("namespace"), name=asked.pod_name or noted("name"),

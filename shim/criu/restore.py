@@ -13,8 +13,6 @@ import os
 import time
 
 from shim.contract import faults
-from shim.criu import mntns
-from shim.criu.log import first_error
 from shim.kernel import alarm, keyring, process, survivors
 
 TYPE_CHECKING = False
@@ -46,7 +44,7 @@ def start(
     os.mkdir(images, 0o700)
     os.mkfifo(f"{images}/{DESCRIPTORS}", 0o600)
     undo.callback(_take_away, call.container, runtime)
-    undo.callback(mntns.remove, f"{work}/restore.log", state_directory(call))
+    undo.callback(_remove_mount_namespaces, f"{work}/restore.log", state_directory(call))
     flags = ["--console-socket", "--pid-file", "--no-pivot"]
     options = [f"{flag}={call.options[flag]}" if call.options[flag] else flag
                for flag in flags if flag in call.options]  # fmt: skip
@@ -91,7 +89,11 @@ def finish(child: process.Child, call: Call, work: str, *, until: float) -> str:
     """
     status = child.wait(until)
     faults.point("restore.criu.ended", call.container)
-    return first_error(work, "restore.log") if status else ""
+    if not status:
+        return ""
+    from shim.criu.log import first_error  # late: only a failed restore pays for the import
+
+    return first_error(work, "restore.log")
 
 
 def _hand_over(child: process.Child, fifo: str, content: bytes, until: float) -> None:
@@ -120,6 +122,12 @@ def state_directory(call: Call) -> str:
 def _end_survivors(container: str) -> None:
     """Kill restored processes: they outlive CRIU when the deadline kills CRIU."""
     survivors.kill(container, until=time.monotonic() + _DIES_WITHIN_S)
+
+
+def _remove_mount_namespaces(log: str, state: str) -> None:
+    from shim.criu import mntns  # late: only a failed restore pays for the import
+
+    mntns.remove(log, state)
 
 
 def _take_away(container: str, runtime: Sequence[str]) -> None:

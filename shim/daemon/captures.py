@@ -40,6 +40,7 @@ from shim.gate.checks import WITHIN_SPEC
 from shim.kernel.stopping import Stop, Stopped
 from shim.node import tool
 from shim.node.facts import criu_version
+from shim.oci.bundle import Bundle
 from shim.report.records import Captured, CaptureRefused, capture_failed
 from shim.source import record
 from shim.source.estimate import Amount, estimate
@@ -356,8 +357,7 @@ class Captures:
             f"{config.containerd_state}/io.containerd.runtime.v2.task/"
             f"{config.containerd_namespace}/{tracked.container}"
         )
-        with open(f"{bundle}/config.json", "rb") as file:
-            spec = json.load(file)
+        spec = Bundle(bundle).spec
         runtime = (_runtime(), "--root", f"{config.runtime_root}/{config.containerd_namespace}")
         found = gpu.chosen(spec, identity.request.node.gpus)
         return Source(

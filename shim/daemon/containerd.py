@@ -20,9 +20,11 @@ from protos import (
 )
 from shim.contract import jsontext
 from shim.contract.limits import MAX_SPEC_BYTES
+from shim.oci import spec as oci_spec
 
 if TYPE_CHECKING:
     from shim.contract.names import ContainerId
+    from shim.oci.spec import Spec
 
 _CONTAINER = "io.cri-containerd.container.metadata"
 _SANDBOX = "io.cri-containerd.sandbox.metadata"
@@ -39,7 +41,7 @@ class ContainerdRefused(Exception):
 class Record:
     """spec: the OCI spec for the runtime. image: the image's name. log_path: may be empty."""
 
-    spec: dict[str, Any]
+    spec: Spec
     image: str
     image_digest: str
     log_path: str
@@ -120,11 +122,9 @@ class Containerd:
         return answer.container
 
 
-def _parsed(
-    found: containerd_containers_pb2.Container, name: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _parsed(found: containerd_containers_pb2.Container, name: str) -> tuple[Spec, dict[str, Any]]:
     """Returns the spec and the CRI plugin's record. For a thread: they may be long."""
-    return jsontext.parse(found.spec.value), _metadata(found, name)
+    return oci_spec.parse(found.spec.value), _metadata(found, name)
 
 
 def _metadata(found: containerd_containers_pb2.Container, name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.contract.errors import NotCapturable
 from shim.contract.jsontext import canonical
@@ -23,9 +23,10 @@ from shim.kernel import replace
 from shim.kernel.beneath import open_dir, read_beneath
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from shim.daemon.tracked import Identity, Tracked
+    from shim.oci.spec import Spec
 
 _MAX_BYTES = 1 << 20
 _WITHIN_S = 1.0
@@ -43,7 +44,7 @@ def pod_of(tracked: Tracked) -> Pod:
     )  # fmt: skip
 
 
-async def at_creation(tracked: Tracked, spec: Mapping[str, Any]) -> str | None:
+async def at_creation(tracked: Tracked, spec: Spec) -> str | None:
     """Returns the fact of `shim.gate.volumecontent`, as of the first call for this container.
 
     None if the container has no such volume.
@@ -71,7 +72,7 @@ async def _read(how: Callable[..., str], *arguments: object) -> str:
         pool.shutdown(wait=False)
 
 
-def _remembered(container: str, spec: Mapping[str, Any], pod: Pod) -> str:
+def _remembered(container: str, spec: Spec, pod: Pod) -> str:
     private = f"{CONTAINERS}/{container}"
     with contextlib.suppress(OSError, ValueError), open_dir(private) as directory:
         limit = _MAX_BYTES
@@ -84,7 +85,7 @@ def _remembered(container: str, spec: Mapping[str, Any], pod: Pod) -> str:
     return found
 
 
-async def check(tracked: Tracked, identity: Identity, spec: Mapping[str, Any]) -> None:
+async def check(tracked: Tracked, identity: Identity, spec: Spec) -> None:
     """Raises NotCapturable for volumes that have changed since the container was created.
 
     Its processes may have read the content from before the change, or the content from after it.

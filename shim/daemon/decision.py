@@ -109,7 +109,7 @@ class Decider:
             any_namespace=self._config.cross_namespace, volume_content=held,
         )  # fmt: skip
         request.any_volume_content = tracked.wish.volume_content == "ignore"
-        command = _command(record.spec["process"].get("args"))
+        command = _command(record.spec.process.get("args"))
         gpus = gpu.chosen(record.spec, self._node.node.gpus) or ()
         return Identity(request, record.image, record.image_digest, record.log_path, command, gpus)
 

@@ -81,17 +81,18 @@ def _tried(
     """
     try:
         # Imported late: a broken installation is a failed swap, not a failed create.
+        from shim.restore import sequence
         from shim.restore.guard import watching
-        from shim.restore.sequence import UNDO_S, Swap
+        from shim.restore.steps import UNDO_S, Swap
 
         runtime = [cold.runtime(), *call.root_flags]
         until = began + wanted.deadline_s
         guarded.enter_context(watching(wanted, runtime, until + UNDO_S + _QUICK_S))
         swap = Swap(call, wanted, runtime, until)
         try:
-            swap.run()
+            sequence.run(swap)
         finally:
-            steps.update(swap.steps)
+            steps.update(swap.seconds)
     except QuickthawError as failure:
         return failure
     except Exception as failure:  # noqa: BLE001 - the border: the pod must start on any error

@@ -26,7 +26,6 @@ from shim.gate.kinds import (
     TERMINALS,
 )
 from shim.kernel.capabilities import mask_of
-from shim.oci.spec import entries, section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from shim.criu.openfiles import OpenFile
     from shim.gate.kinds import Body, Bounds, Field, Needs
+    from shim.oci.spec import Spec
 
 _INET, _NETLINK, _TERMINAL = 4, 13, 11
 _PORT, _PROTOCOL, _TCP = 7, 5, 6
@@ -52,16 +52,14 @@ class Tcp:
     rcvbuf: int
 
 
-def reachable(spec: Mapping[str, Any], held: int = 0) -> int:
+def reachable(spec: Spec, held: int = 0) -> int:
     """Returns the capabilities with which the spec's own processes can make descriptors: a mask.
 
     held: the permitted capabilities of the captured processes. A user other than root reaches the
     bounding set at most by set-user-ID programs, and then a process holds what the program gave.
     """
-    process = section(spec, "process")
-    given = section(process, "capabilities")
-    has_all = not section(process, "user").get("uid")
-    return mask_of(given.get("bounding" if has_all else "ambient") or ()) | held
+    reached = "ambient" if spec.user.get("uid") else "bounding"
+    return mask_of(spec.capabilities.get(reached) or ()) | held
 
 
 def excess(files: Iterable[OpenFile], has: int, bounds: Bounds, tcp: Tcp, netns: int | None) -> str:
@@ -174,7 +172,7 @@ def anonymous(name: str) -> Needs:
     return ANONYMOUS.get(name, NOBODY)
 
 
-def opens_device(spec: Mapping[str, Any], kind: str, number: tuple[int, int], access: str) -> bool:
+def opens_device(spec: Spec, kind: str, number: tuple[int, int], access: str) -> bool:
     """Whether the spec lets its processes open this device node.
 
     kind: `c` or `b`. access: of `r` and `w`. The last of the cgroup's rules that matches counts.
@@ -182,13 +180,12 @@ def opens_device(spec: Mapping[str, Any], kind: str, number: tuple[int, int], ac
     """
     if kind == "c" and (number in OPEN_DEVICES or number[0] == PSEUDO_TERMINALS):
         return True
-    linux = section(spec, "linux")
     kinds = ("c", "u") if kind == "c" else ("b",)
-    for each in entries(linux, "devices"):
+    for each in spec.devices:
         if each.get("type") in kinds and (each.get("major"), each.get("minor")) == number:
             return True
     allowed: set[str] = set()
-    for rule in entries(section(linux, "resources"), "devices"):
+    for rule in spec.device_rules:
         if _fits(rule, kind, number):
             given = set(rule.get("access") or "rwm")
             allowed = allowed | given if rule.get("allow") else allowed - given

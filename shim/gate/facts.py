@@ -16,12 +16,13 @@ import os
 from shim.contract.jsontext import canonical
 from shim.gate import gpudevices
 from shim.kernel.sha256 import hexdigest
-from shim.oci.spec import entries, is_bind, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
+
+    from shim.oci.spec import Mount, Spec
 
     IsHost = Callable[[str, str], bool]
 
@@ -81,35 +82,35 @@ def is_host_namespace(path: str, kind: str) -> bool:
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
-def power_facts(spec: Mapping[str, Any], *, is_host: IsHost = is_host_namespace) -> dict[str, str]:
+def power_facts(spec: Spec, *, is_host: IsHost = is_host_namespace) -> dict[str, str]:
     """Returns every fact of POWER_FACTS, each as canonical JSON.
 
     is_host: whether the namespace at a path is the host's, see `is_host_namespace`. Raises
     ValueError for a value that JSON cannot hold (NaN).
     """
-    process, linux = section(spec, "process"), section(spec, "linux")
+    process, linux = spec.process, spec.linux
     facts: dict[str, object] = {
-        "user": _user(section(process, "user")),
+        "user": _user(spec.user),
         "capabilities": _capabilities(process.get("capabilities")),
         "no_new_privs": bool(process.get("noNewPrivileges")),
         "seccomp": _digest(linux.get("seccomp")),
         "apparmor": process.get("apparmorProfile") or "",
         "selinux": [process.get("selinuxLabel") or "", linux.get("mountLabel") or ""],
         "rlimits": as_set(process.get("rlimits")),
-        "namespaces": _namespaces(entries(linux, "namespaces"), is_host),
+        "namespaces": _namespaces(spec.namespaces, is_host),
         "id_mappings": [linux.get("uidMappings") or [], linux.get("gidMappings") or []],
-        "devices": as_set(gpudevices.devices(linux)),
-        "device_rules": gpudevices.rules(linux) or [],  # the last match counts
+        "devices": as_set(gpudevices.devices(spec)),
+        "device_rules": gpudevices.rules(spec) or [],  # the last match counts
         "mounts": mounts(spec),
         "masked_paths": as_set(linux.get("maskedPaths")),
         "readonly_paths": as_set(linux.get("readonlyPaths")),
         "sysctls": linux.get("sysctl") or {},
-        "root_readonly": bool(section(spec, "root").get("readonly")),
+        "root_readonly": bool(spec.root.get("readonly")),
         "root_propagation": linux.get("rootfsPropagation") or "",
         "terminal": bool(process.get("terminal")),
         "personality": linux.get("personality") or {},
         "scheduler": process.get("scheduler") or {},
-        "other": _unknown(spec),
+        "other": _unknown(spec.json),
     }
     return {name: compact(facts[name]) for name in POWER_FACTS}
 
@@ -162,25 +163,25 @@ def _joined(kind: str, path: str, is_host: IsHost) -> str:
         return f"unknown: {path}: {error.strerror}"  # equal to nothing, so this is a refusal
 
 
-def mounts(spec: Mapping[str, Any]) -> list[dict[str, object]]:
+def mounts(spec: Spec) -> list[dict[str, object]]:
     """Returns destination, type and options of each mount, in the order of their destinations.
 
     The sort is stable: for two mounts on the same destination the order counts.
     """
-    found = [_mount(mount) for mount in entries(spec, "mounts")]
+    found = [_mount(mount) for mount in spec.mounts]
     return sorted(found, key=lambda mount: str(mount["destination"]))
 
 
-def _mount(mount: Mapping[str, Any]) -> dict[str, object]:
-    bind = is_bind(mount)
+def _mount(mount: Mount) -> dict[str, object]:
+    json, is_bind = mount.json, mount.is_bind
     fact: dict[str, object] = {
-        "destination": os.path.normpath(str(mount.get("destination"))),
-        "type": "bind" if bind else mount.get("type"),
-        "options": _options(mount.get("options")),
+        "destination": mount.destination,
+        "type": "bind" if is_bind else json.get("type"),
+        "options": _options(json.get("options")),
     }
-    if not bind:
-        fact["source"] = mount.get("source")
-    return fact | {name: mount[name] for name in ("uidMappings", "gidMappings") if mount.get(name)}
+    if not is_bind:
+        fact["source"] = json.get("source")
+    return fact | {name: json[name] for name in ("uidMappings", "gidMappings") if json.get(name)}
 
 
 def _options(value: object) -> object:
@@ -206,6 +207,7 @@ def _family(option: str) -> str:
 def _unknown(spec: Mapping[str, Any]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, known in _KNOWN.items():
-        where = section(spec, name) if name else spec
-        found |= {f"{name}.{key}": where[key] for key in where if key not in known}
+        where = spec.get(name) if name else spec
+        if isinstance(where, dict):
+            found |= {f"{name}.{key}": where[key] for key in where if key not in known}
     return found

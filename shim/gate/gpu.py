@@ -12,12 +12,13 @@ from shim.contract import jsontext
 from shim.contract.jsontext import canonical
 from shim.gate import gpudevices
 from shim.gate.gpudevices import VISIBLE
-from shim.oci.spec import entries, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
+
+    from shim.oci.spec import Spec
 
     Gpu = Mapping[str, object]
 
@@ -27,7 +28,7 @@ _DEVICE = "/dev/nvidia"
 _NO_GPU = ("", "void", "none")
 
 
-def fact(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> str | None:
+def fact(spec: Spec, inventory: Mapping[str, Any] | None) -> str | None:
     """Returns the fact of the container of an OCI spec; None when its GPUs are not known.
 
     inventory: the node's GPUs by `shim.kernel.nvml`: `driver`, and `gpus` with `minor`, `name`,
@@ -46,7 +47,7 @@ def fact(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> str | 
     )
 
 
-def chosen(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> list[Gpu] | None:
+def chosen(spec: Spec, inventory: Mapping[str, Any] | None) -> list[Gpu] | None:
     """Returns the GPUs of an OCI spec's container by their minors; None if they are not known."""
     minors = _minors(spec)
     if not _has_devices(spec) and (_asks_for_none(spec) or _is_empty(inventory)):
@@ -63,9 +64,7 @@ def chosen(spec: Mapping[str, Any], inventory: Mapping[str, Any] | None) -> list
     return sorted(found, key=lambda gpu: str(gpu.get("minor")).zfill(8))
 
 
-def host_facts(
-    spec: Mapping[str, Any], found: Sequence[Gpu] | None, namespaces: str
-) -> dict[str, str]:
+def host_facts(spec: Spec, found: Sequence[Gpu] | None, namespaces: str) -> dict[str, str]:
     """Returns facts that rule out a restore of a checkpointed process, NONE where one is absent.
 
     found: as of `chosen`; of a container without GPUs, or with unknown ones, all are NONE, and the
@@ -73,9 +72,7 @@ def host_facts(
     """
     if not found:
         return dict.fromkeys(HOST_FACTS, NONE)
-    environment = section(spec, "process").get("env")
-    items = [str(each) for each in environment] if isinstance(environment, list) else []
-    mps = sorted(each.partition("=")[0] for each in items if each.startswith("CUDA_MPS_"))
+    mps = sorted(each.partition("=")[0] for each in spec.env if each.startswith("CUDA_MPS_"))
     exclusive = [gpu.get("uuid") for gpu in found if gpu.get("exclusive")]
     shared = jsontext.parse(namespaces).get("network") == "host"
     return {
@@ -106,11 +103,9 @@ def _kind(gpu: Gpu) -> tuple[object, object]:
     return gpu.get("name"), gpu.get("memory_bytes")
 
 
-def _visible(spec: Mapping[str, Any], listed: Sequence[Gpu]) -> list[Gpu]:
+def _visible(spec: Spec, listed: Sequence[Gpu]) -> list[Gpu]:
     """Those that the environment names, by their place on the node or their UUID; else all."""
-    environment = section(spec, "process").get("env")
-    items = environment if isinstance(environment, list) else []
-    values = [str(each).partition("=")[2] for each in items if str(each).startswith(f"{VISIBLE}=")]
+    values = _asked(spec)
     names = values[-1].split(",") if values else []
     if not gpudevices.visible({VISIBLE: ",".join(names)}):
         return list(listed)
@@ -134,9 +129,8 @@ def _gpus(text: str) -> list[list[object]]:
     return found if all(len(gpu) == 3 for gpu in found) else [[None, None, None]]
 
 
-def _has_devices(spec: Mapping[str, Any]) -> bool:
-    devices = entries(section(spec, "linux"), "devices")
-    return any(_is_gpus(str(device.get("path"))) for device in devices)
+def _has_devices(spec: Spec) -> bool:
+    return any(_is_gpus(str(device.get("path"))) for device in spec.devices)
 
 
 def _is_gpus(path: str) -> bool:
@@ -144,23 +138,24 @@ def _is_gpus(path: str) -> bool:
     return path == "/dev/dxg" or (name != path and (name.startswith("-caps/") or "/" not in name))
 
 
-def _minors(spec: Mapping[str, Any]) -> set[int] | None:
+def _minors(spec: Spec) -> set[int] | None:
     """Returns the numbers of the GPUs in the spec; None when it has no NVIDIA device at all."""
     if not _has_devices(spec):
         return None
-    devices = entries(section(spec, "linux"), "devices")
-    paths = (str(device.get("path")) for device in devices)
+    paths = (str(device.get("path")) for device in spec.devices)
     numbers = (path.removeprefix(_DEVICE) for path in paths if path.startswith(_DEVICE))
     return {int(number) for number in numbers if number.isascii() and number.isdecimal()}
 
 
-def _asks_for_none(spec: Mapping[str, Any]) -> bool:
+def _asks_for_none(spec: Spec) -> bool:
     """Whether the environment asks NVIDIA's runtime for no GPU. Most never name the variable."""
-    environment = section(spec, "process").get("env")
-    listed = environment if isinstance(environment, list) else []
-    asked = [str(item).partition("=")[2] for item in listed
-             if str(item).startswith(f"{VISIBLE}=")]  # fmt: skip
-    return all(value in _NO_GPU for value in asked)
+    return all(value in _NO_GPU for value in _asked(spec))
+
+
+def _asked(spec: Spec) -> list[str]:
+    """Returns each value of the variable that asks NVIDIA's runtime for GPUs."""
+    begins = f"{VISIBLE}="
+    return [item.removeprefix(begins) for item in spec.env if item.startswith(begins)]
 
 
 def _is_empty(inventory: Mapping[str, Any] | None) -> bool:

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from shim.oci.spec import Spec
+
 DEVICE = "/dev/nvidia"
 VISIBLE = "NVIDIA_VISIBLE_DEVICES"
 
 
-def devices(linux: Mapping[str, Any]) -> Any:
+def devices(spec: Spec) -> Any:
     """The spec's devices, each GPU by its place among the GPUs."""
-    listed = linux.get("devices")
+    listed = spec.linux.get("devices")
     places = _places(listed)
     if not places or not isinstance(listed, list):
         return listed
@@ -30,11 +32,10 @@ def devices(linux: Mapping[str, Any]) -> Any:
     ]
 
 
-def rules(linux: Mapping[str, Any]) -> Any:
+def rules(spec: Spec) -> Any:
     """The device rules in their order, those about exactly one GPU by its place."""
-    resources = linux.get("resources")
-    listed = resources.get("devices") if isinstance(resources, dict) else None
-    places = _places(linux.get("devices"))
+    listed = spec.resources.get("devices")
+    places = _places(spec.linux.get("devices"))
     if not places or not isinstance(listed, list):
         return listed
     return [

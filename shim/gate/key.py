@@ -9,19 +9,19 @@ digests of them. Lean.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 
 from shim.contract.jsontext import canonical
 from shim.contract.paths import CONTROL_IN_CONTAINER
 from shim.gate import gpudevices
 from shim.gate.facts import WORKLOAD_FACTS, as_set, compact, mounts
-from shim.oci.spec import entries, is_bind, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from typing import Any
+
+    from shim.oci.spec import Spec
 
 _KEY_SCHEMA = 1
 
@@ -59,23 +59,22 @@ class Pod:
 
 
 def workload_facts(
-    spec: Mapping[str, Any], pod: Pod, *, image_digest: str, ignore_env: Collection[str] = ()
+    spec: Spec, pod: Pod, *, image_digest: str, ignore_env: Collection[str] = ()
 ) -> dict[str, str]:
     """Returns every fact of WORKLOAD_FACTS, each as canonical JSON.
 
     ignore_env: names of environment variables that may differ, from the node's configuration.
     """
-    process, linux = section(spec, "process"), section(spec, "linux")
-    user = section(process, "user")
+    process, user = spec.process, spec.user
     facts: dict[str, object] = {
         "image_digest": image_digest,
         "args": process.get("args") or [],
         "cwd": process.get("cwd") or "",
-        "env": _environment(process.get("env"), pod, ignore_env),
+        "env": _environment(spec.environment, pod, ignore_env),
         "process_user": [user.get("uid") or 0, user.get("gid") or 0],
         "mounted": _mounted(spec, pod),
-        "process_devices": as_set(_devices(linux)),
-        "hugepages": as_set(section(linux, "resources").get("hugepageLimits")),
+        "process_devices": as_set(_devices(spec)),
+        "hugepages": as_set(spec.resources.get("hugepageLimits")),
     }
     return {name: compact(facts[name]) for name in WORKLOAD_FACTS}
 
@@ -90,10 +89,8 @@ def match_key(facts: Mapping[str, str], *, namespace: str, power: Mapping[str, s
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
-def _environment(value: object, pod: Pod, ignored: Collection[str]) -> dict[str, str]:
-    listed = [str(item) for item in value] if isinstance(value, list) else []
-    variables = {name: text for name, _, text in (item.partition("=") for item in listed)}
-    variables |= gpudevices.visible(variables)
+def _environment(found: Mapping[str, str], pod: Pod, ignored: Collection[str]) -> dict[str, str]:
+    variables = {**found, **gpudevices.visible(found)}
     dropped = {"HOSTNAME", *ignored, *_service_links(variables)}
     return {
         name: hashlib.sha256(pod.placeholder(text).encode(errors="replace")).hexdigest()[:16]
@@ -122,12 +119,10 @@ def _families(name: str) -> Iterator[str]:
         at = name.find("_", at + 1)
 
 
-def _mounted(spec: Mapping[str, Any], pod: Pod) -> list[object]:
+def _mounted(spec: Spec, pod: Pod) -> list[object]:
     """Returns each mount with its source: the volume of the pod, or the directory of the host."""
     sources = {
-        os.path.normpath(str(mount.get("destination"))): _shown(str(mount.get("source") or ""), pod)
-        for mount in entries(spec, "mounts")
-        if is_bind(mount)
+        mount.destination: _shown(mount.source, pod) for mount in spec.mounts if mount.is_bind
     }
     return [
         [
@@ -152,8 +147,10 @@ def _shown(source: str, pod: Pod) -> str:
     return "/".join(pod.placeholder(part) for part in source.split("/"))
 
 
-def _devices(linux: Mapping[str, Any]) -> list[object]:
-    return [_device(each) for each in entries({"devices": gpudevices.devices(linux)}, "devices")]
+def _devices(spec: Spec) -> list[object]:
+    found = gpudevices.devices(spec)
+    listed = found if isinstance(found, list) else []
+    return [_device(each) for each in listed if isinstance(each, dict)]
 
 
 def _device(device: Mapping[str, Any]) -> list[object]:

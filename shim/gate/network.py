@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 
 from shim.kernel.netns import entered
-from shim.oci.spec import entries, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+
+    from shim.oci.spec import Spec
 
 FIRST_PORT = "net.ipv4.ip_unprivileged_port_start"
 PING_GROUPS = "net.ipv4.ping_group_range"
@@ -30,14 +30,10 @@ def open_to_all(sysctls: Mapping[str, str]) -> tuple[int, bool]:
     return int(sysctls.get(FIRST_PORT) or _FIRST_PORT), int(low) <= int(high)
 
 
-def open_in_sandbox(spec: Mapping[str, Any]) -> tuple[int, bool]:
+def open_in_sandbox(spec: Spec) -> tuple[int, bool]:
     """Returns the same for the namespace that a container joins. Raises OSError, ValueError."""
-    paths = [
-        str(each.get("path") or "")
-        for each in entries(section(spec, "linux"), "namespaces")
-        if each.get("type") == "network"
-    ]
-    place = entered(paths[0]) if paths and paths[0] else contextlib.nullcontext()
+    path = spec.namespace("network")
+    place = entered(path) if path else contextlib.nullcontext()
     with place:
         return open_to_all({name: _read(name) for name in (FIRST_PORT, PING_GROUPS)})
 

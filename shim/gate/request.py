@@ -9,7 +9,6 @@ from shim.contract.jsontext import canonical
 from shim.criu import options
 from shim.gate import gpu, network, volumes
 from shim.gate.facts import power_facts
-from shim.oci.spec import memory_limit, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from shim.contract.manifest import Manifest
     from shim.gate.key import Pod
+    from shim.oci.spec import Spec
 
 
 class Node:
@@ -89,7 +89,7 @@ class Request:
 
 
 def request_of(
-    spec: Mapping[str, Any], pod: Pod, node: Node, *, image_digest: str,
+    spec: Spec, pod: Pod, node: Node, *, image_digest: str,
     ignore_env: Collection[str] = (), any_namespace: bool = False,
     volume_content: str | None = None,
 ) -> Request:  # fmt: skip
@@ -116,17 +116,19 @@ def request_of(
         facts["gpu"] = gpus
     facts |= gpu.host_facts(spec, gpu.chosen(spec, node.gpus), facts["namespaces"])
     return Request(
-        facts=facts, memory_limit_bytes=memory_limit(spec), namespace=pod.namespace, key=key,
+        facts=facts, memory_limit_bytes=spec.memory_limit_bytes, namespace=pod.namespace, key=key,
         node=node, any_namespace=any_namespace,
     )  # fmt: skip
 
 
-def request_at_swap(spec: Mapping[str, Any], container: str) -> Request:
+def request_at_swap(spec: Spec, container: str) -> Request:
     """Returns the request for the rows of SWAP. spec: as the runtime gets it."""
     at_swap = AtSwap(
         ours=options.path_of(container),
-        named=str(section(spec, "annotations").get(options.ANNOTATION)),
+        named=str(spec.annotation(options.ANNOTATION)),
         changed=lambda fact: volumes.changed(spec, fact),
         open_to_all=lambda: network.open_in_sandbox(spec),
     )
-    return Request(facts=power_facts(spec), memory_limit_bytes=memory_limit(spec), at_swap=at_swap)
+    return Request(
+        facts=power_facts(spec), memory_limit_bytes=spec.memory_limit_bytes, at_swap=at_swap
+    )

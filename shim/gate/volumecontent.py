@@ -22,14 +22,13 @@ from shim.gate.key import RANDOM_SUFFIX
 from shim.kernel.beneath import O_WALK, open_beneath, open_dir, open_in_root
 from shim.kernel.fds import OwnedFd
 from shim.kernel.sha256 import hexdigest
-from shim.oci.spec import entries, is_bind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from typing import Any
+    from collections.abc import Iterator
 
     from shim.gate.key import Pod
+    from shim.oci.spec import Spec
 
 CODE = "volume_content"
 NOT_READ = "not read: "
@@ -61,12 +60,12 @@ class _Bounds:
             raise OSError(errno.EFBIG, most, path)
 
 
-def named(spec: Mapping[str, Any]) -> bool:
+def named(spec: Spec) -> bool:
     """Whether the container has a mount that may be a Secret or ConfigMap volume."""
     return any(True for _ in _mounted(spec))
 
 
-def fact(spec: Mapping[str, Any], pod: Pod) -> str:
+def fact(spec: Spec, pod: Pod) -> str:
     """Returns volume to content digest, as canonical JSON. Blocking. Never raises OSError."""
     bounds, found = _Bounds(), {}
     for directory, kind, name in sorted(set(_mounted(spec))):
@@ -83,11 +82,11 @@ def fact(spec: Mapping[str, Any], pod: Pod) -> str:
     return canonical(found)
 
 
-def _mounted(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _mounted(spec: Spec) -> Iterator[tuple[str, str, str]]:
     """Yields pod directory, kind (empty if not known) and name of each volume."""
-    for mount in entries(spec, "mounts"):
-        match = _VOLUME.match(os.path.normpath(str(mount.get("source") or "")))
-        if match and is_bind(mount):
+    for mount in spec.mounts:
+        match = _VOLUME.match(os.path.normpath(mount.source))
+        if match and mount.is_bind:
             yield match[1], match[2] or "", match[3]
 
 

@@ -18,12 +18,13 @@ import stat
 from shim.kernel.beneath import open_beneath, open_dir
 from shim.kernel.capabilities import mask_of
 from shim.kernel.fds import OwnedFd
-from shim.oci.spec import entries, is_bind, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
+
+    from shim.oci.spec import Spec
 
     Places = list[tuple[str, str]]
     Identity = tuple[int, int]
@@ -101,18 +102,18 @@ def made(fact: object) -> list[str]:
     return [str(each) for each in fact["made"]] if isinstance(fact, dict) else []
 
 
-def is_in(spec: Mapping[str, Any], path: str) -> bool:
+def is_in(spec: Spec, path: str) -> bool:
     """Whether the path of the container is in a volume of this spec, or is a volume itself."""
     return finder(spec)(path)
 
 
-def finder(spec: Mapping[str, Any]) -> Callable[[str], bool]:
+def finder(spec: Spec) -> Callable[[str], bool]:
     """A function that is `is_in` for this spec, for many paths."""
     places = _places(spec)
     return lambda path: bool(_place_of(places, path)[1])
 
 
-def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
+def changed(spec: Spec, fact: object) -> list[str]:
     """Returns the entries of the fact that differ in the volumes of this spec. Absent files pass:
     CRIU cannot open it, and then it says so. Raises ValueError.
     """
@@ -129,7 +130,7 @@ def changed(spec: Mapping[str, Any], fact: object) -> list[str]:
 
 
 def hold(
-    spec: Mapping[str, Any], files: Sequence[VolumeFile], stack: contextlib.ExitStack
+    spec: Spec, files: Sequence[VolumeFile], stack: contextlib.ExitStack
 ) -> tuple[list[str], dict[str, Identity]]:
     """Open all that are there until `stack` is left: what differs, and device and inode by path."""
     places = _places(spec)
@@ -144,12 +145,12 @@ def hold(
     return wrong, identities
 
 
-def may_open(spec: Mapping[str, Any], has: int, status: os.stat_result, *, write: bool) -> bool:
+def may_open(spec: Spec, has: int, status: os.stat_result, *, write: bool) -> bool:
     """Whether the container's own credentials could open a file. has: its capabilities.
 
     The owner can, by changing the mode.
     """
-    user = section(section(spec, "process"), "user")
+    user = spec.user
     if has & mask_of(_FULL) or (not write and has & mask_of(_READ)):
         return True
     if status.st_uid == (user.get("uid") or 0):
@@ -163,16 +164,12 @@ def may_open(spec: Mapping[str, Any], has: int, status: os.stat_result, *, write
     return bool(bits & wanted)
 
 
-def _places(spec: Mapping[str, Any]) -> Places:
+def _places(spec: Spec) -> Places:
     """Returns destination and source of each mount, the deepest first; no source if no volume."""
     return sorted(
-        (
-            (os.path.normpath(str(mount.get("destination"))),
-             str(mount.get("source") or "") if is_bind(mount) else "")
-            for mount in entries(spec, "mounts")
-        ),
+        ((each.destination, each.source if each.is_bind else "") for each in spec.mounts),
         key=lambda place: -len(place[0]),
-    )  # fmt: skip
+    )
 
 
 def _place_of(places: Places, path: str) -> tuple[str, str]:

@@ -15,24 +15,25 @@ from shim.gate.gpudevices import DEVICE
 from shim.kernel import survivors
 from shim.kernel.beneath import open_beneath
 from shim.kernel.fds import OwnedFd
-from shim.oci.spec import entries, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from shim.oci.spec import Spec
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _MODE = 0o666
 
 
-def provide(init: int, spec: Mapping[str, Any], container: str) -> None:
+def provide(init: int, spec: Spec, container: str) -> None:
     """Have /dev of the container whose first process is `init` hold the GPUs of `spec`, and only
     those. Raises OSError.
     """
     wanted = {
         os.path.basename(str(device["path"])): device
-        for device in entries(section(spec, "linux"), "devices")
+        for device in spec.devices
         if _is_gpu(str(device.get("path")))
     }
     with contextlib.ExitStack() as held:

@@ -19,11 +19,11 @@ from shim.kernel import alarm, process, survivors
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any
 
     from shim.gpu.payload import Payload
     from shim.gpu.way import Loading
     from shim.kernel.steps import Steps
+    from shim.oci.spec import Spec
 
 _ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -70,7 +70,7 @@ class Restoring:
         with alarm.held():
             self._held.close()
 
-    def finish(self, init: int, spec: Mapping[str, Any], steps: Steps) -> None:
+    def finish(self, init: int, spec: Spec, steps: Steps) -> None:
         """Have all processes run on their GPUs: their memory is there. init: the container's first
         process. spec: its OCI spec. steps: filled. Raises GpuNotRestored, OSError.
         """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
-    from shim.oci.bundle import Bundle
+    from shim.oci.spec import Spec
 
 PATCHED = "files.img"
 UTS_PREFIX = "utsns-"
@@ -59,6 +59,21 @@ def replacements(captured: Sequence[str], present: Sequence[str]) -> dict[str, s
     return chosen
 
 
+def in_images(
+    images: dict[str, bytes], network: Mapping[str, Any], present: Sequence[str]
+) -> list[str]:
+    """Give sockets in `images` addresses that are `present` in the pod. Raises ValueError.
+
+    network: of the manifest. Returns the captured addresses without a counterpart, sorted.
+    """
+    patches = patches_of(network)
+    captured = [address for address, _ in patches]
+    chosen = replacements(captured, present)
+    if patches:
+        images[PATCHED] = readdressed(images[PATCHED], patches, chosen)
+    return sorted(set(captured) - chosen.keys())
+
+
 def readdressed(
     data: bytes, patches: Sequence[tuple[str, list[int]]], chosen: Mapping[str, str]
 ) -> bytes:
@@ -91,12 +106,12 @@ def renamed(data: bytes, hostname: str) -> bytes:
     return data[:_HEADER_BYTES] + struct.pack("<I", len(entry)) + entry
 
 
-def with_name_of(bundle: Bundle, captured: Mapping[str, bytes]) -> dict[str, bytes]:
+def with_name_of(spec: Spec, captured: Mapping[str, bytes]) -> dict[str, bytes]:
     """Returns the images of the UTS namespace with the sandbox's name. Raises OSError."""
     from shim.kernel.utsns import hostname_in
 
-    uts = bundle.namespace("uts")
-    name = hostname_in(uts) if uts else bundle.spec.get("hostname")
+    uts = spec.namespace("uts")
+    name = hostname_in(uts) if uts else spec.hostname
     return {
         image: renamed(data, name)
         for image, data in captured.items()

@@ -23,14 +23,13 @@ from shim.kernel.cgroup import cgroups_of
 from shim.kernel.fds import OwnedFd
 from shim.kernel.mounts import read_mounts
 from shim.kernel.survivors import is_named
-from shim.oci.spec import entries, section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
     from shim.kernel.mounts import Mount
+    from shim.oci.spec import Spec
 
 _MANAGED = frozenset({
     "blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "misc",
@@ -44,7 +43,7 @@ _NOT_IN_OPTIONS = frozenset(" \t\n\"#'\\")
 
 
 def sources(
-    spec: Mapping[str, Any], container: str, *, is_systemd: bool, proc: str = "/proc/self"
+    spec: Spec, container: str, *, is_systemd: bool, proc: str = "/proc/self"
 ) -> dict[str, str]:  # fmt: skip
     """Returns the directory for each mount that the runtime binds from its own cgroups, by place.
 
@@ -59,7 +58,7 @@ def sources(
 
 
 def _sources(
-    spec: Mapping[str, Any], container: str, is_systemd: bool, proc: str
+    spec: Spec, container: str, is_systemd: bool, proc: str
 ) -> dict[str, str]:  # fmt: skip
     places = _places(spec)
     found = read_mounts(f"{proc}/mountinfo", "cgroup") if places else []
@@ -82,7 +81,7 @@ def _sources(
     return chosen
 
 
-def check(spec: Mapping[str, Any], container: str, pid: int) -> None:
+def check(spec: Spec, container: str, pid: int) -> None:
     """Check that a restored container is in its own cgroups, and sees them.
 
     pid: of its first process. Raises SwapFailed, OSError.
@@ -96,7 +95,7 @@ def check(spec: Mapping[str, Any], container: str, pid: int) -> None:
         return  # it has ended: its exit is reported like any other
 
 
-def difference(spec: Mapping[str, Any], container: str, proc: str) -> str:
+def difference(spec: Spec, container: str, proc: str) -> str:
     """Returns how a container is not in its own cgroups, or sees others; or empty.
 
     proc: the directory of its first process in /proc. Raises OSError.
@@ -135,19 +134,13 @@ def _other_cgroups(container: str, why: str) -> SwapFailed:
     return error
 
 
-def _places(spec: Mapping[str, Any]) -> list[str]:
+def _places(spec: Spec) -> list[str]:
     """Returns where the container's spec has its cgroups."""
-    return [
-        posixpath.normpath(str(mount.get("destination")))
-        for mount in entries(spec, "mounts")
-        if mount.get("type") == "cgroup"
-    ]
+    return [mount.destination for mount in spec.mounts if mount.json.get("type") == "cgroup"]
 
 
-def _has_namespace(spec: Mapping[str, Any]) -> bool:
-    return any(
-        each.get("type") == "cgroup" for each in entries(section(spec, "linux"), "namespaces")
-    )
+def _has_namespace(spec: Spec) -> bool:
+    return any(each.get("type") == "cgroup" for each in spec.namespaces)
 
 
 def _is_unified(found: list[Mount]) -> bool:
@@ -162,12 +155,12 @@ def _by_controller(proc: str) -> list[tuple[str, str]]:
     return [(name, path) for names, path in found for name in names.split(",")]
 
 
-def _path(spec: Mapping[str, Any], container: str, is_systemd: bool) -> str:
+def _path(spec: Spec, container: str, is_systemd: bool) -> str:
     """Returns the path that the runtime gives the container's cgroup in every hierarchy.
 
     A relative path is below the runtime's own cgroup. Source: runc, specconv/spec_linux.go.
     """
-    told = str(section(spec, "linux").get("cgroupsPath") or "")
+    told = spec.cgroups_path
     if not is_systemd:
         return _clean(told) if told else container
     parts = told.split(":") if told else ["", "runc", container]

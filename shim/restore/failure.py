@@ -13,19 +13,16 @@ import os
 from shim.contract import jsontext
 from shim.contract.errors import Blame, CriuRestoreFailed, SwapTooLate
 from shim.gate import volumes
-from shim.oci.spec import section
 from shim.restore import logs
 from shim.restore.waits import on_file_system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
 
     from shim.contract.ticket import Ticket
+    from shim.oci.spec import Spec
 
-_PERIOD_US = 100_000
-"""The kernel's default, if the spec has no period."""
 _OF_THE_SNAPSHOT = ("hash", "criu", "gpu_fill", "gpu")
 """The other steps depend on the node, on the pod's volumes, network or /dev/shm, or on its author.
 """
@@ -60,7 +57,7 @@ def of_criu(
     return error
 
 
-def too_late(ticket: Ticket, spec: Mapping[str, Any], step: str, why: str) -> SwapTooLate:
+def too_late(ticket: Ticket, spec: Spec, step: str, why: str) -> SwapTooLate:
     """Returns the error for a deadline that passed. spec: of the new container.
 
     step: of the swap; empty between two steps. Only a step that depends on nothing but the snapshot
@@ -76,16 +73,9 @@ def too_late(ticket: Ticket, spec: Mapping[str, Any], step: str, why: str) -> Sw
         do="Find what is slow, or raise quickthaw.io/deadline, and restore_hold_s in the "
         "configuration.",
     )  # fmt: skip
-    if step not in _OF_THE_SNAPSHOT or waits or has_slow_cpu(spec):
+    if step not in _OF_THE_SNAPSHOT or waits or 0 < spec.cpus < 1:
         error.blame = Blame.OTHER
     return error
-
-
-def has_slow_cpu(spec: Mapping[str, Any]) -> bool:
-    """Returns whether the container has less than one processor. Source: OCI, config-linux.md."""
-    cpu = section(section(section(spec, "linux"), "resources"), "cpu")
-    quota, period = cpu.get("quota"), cpu.get("period") or _PERIOD_US
-    return isinstance(quota, int) and isinstance(period, int) and 0 < quota < period
 
 
 def is_of_the_pod(reason: str, volume_files: Sequence[str]) -> bool:

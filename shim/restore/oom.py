@@ -10,18 +10,17 @@ from shim.kernel import lineage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from shim.oci.spec import Spec
 
 
-def rescore(spec: Mapping[str, Any], pid: int, proc: str = "/proc") -> None:
+def rescore(spec: Spec, pid: int, proc: str = "/proc") -> None:
     """Give process `pid` and all its descendants the score of the spec. The processes are running.
 
     A process with a score of its own choice, higher than the pod's, keeps it. Lowering a score
     needs CAP_SYS_RESOURCE: without that capability the processes keep the captured, higher score.
     Raises OSError.
     """
-    wanted = (spec.get("process") or {}).get("oomScoreAdj")
+    wanted = spec.process.get("oomScoreAdj")
     if isinstance(wanted, int) and (base := _score(pid, proc)) is not None:
         _rescore(pid, wanted, base, proc)
 

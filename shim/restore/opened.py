@@ -25,11 +25,11 @@ from shim.kernel.lineage import tree
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
 
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.gate.volumes import Identity, VolumeFile
+    from shim.oci.spec import Spec
 
 ASKED, ANSWERED = "opened.asked", "opened.answered"
 """The fifos, in the container's directory of CONTAINERS. hook/quickthaw-opened knows both."""
@@ -37,7 +37,7 @@ _LONGEST = 32
 
 
 def watched(
-    captured: Manifest, spec: Mapping[str, Any], ticket: Ticket, stack: contextlib.ExitStack
+    captured: Manifest, spec: Spec, ticket: Ticket, stack: contextlib.ExitStack
 ) -> Watch | None:
     """Hold the files in volumes that CRIU will open, until `stack` is left; None if there are none.
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
-    from shim.oci.bundle import Bundle
+    from shim.oci.spec import Spec
 
 
-def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence[str]) -> None:
+def tell(ticket: Ticket, manifest: Manifest, spec: Spec, addresses: Sequence[str]) -> None:
     """Write restored.json into the control directory, before the first restored instruction.
 
     A container may have written into the directory: this function follows no link there. The
@@ -38,8 +38,8 @@ def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence
         "uid": ticket.pod_uid,
         "container": ticket.container_name,
         "ips": list(addresses),
-        "hostname": bundle.spec.get("hostname") or bundle.environment.get("HOSTNAME", ""),
-        "environment": bundle.environment,
+        "hostname": spec.hostname or spec.environment.get("HOSTNAME", ""),
+        "environment": spec.environment,
         "gpus": dict(ticket.gpu_pairs),
         "away_s": max(0.0, time.time() - manifest.created_at),
     }
@@ -52,7 +52,7 @@ def tell(ticket: Ticket, manifest: Manifest, bundle: Bundle, addresses: Sequence
     with os.fdopen(fd, "w") as file:
         file.write(jsontext.compose(told))
         file.flush()
-        os.fchown(fd, *bundle.owner)
+        os.fchown(fd, *spec.owner)
         os.fchmod(fd, 0o400)
     os.rename(f"{directory}/.{RESTORED_FILE}", f"{directory}/{RESTORED_FILE}")
 

@@ -9,17 +9,17 @@ at every thread while everything is frozen. Sources: proc_pid_status(5), namespa
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.contract.errors import NotCapturable
 from shim.kernel import procfs
 from shim.kernel.capabilities import mask_of, names_of
 from shim.kernel.lineage import tree
-from shim.oci.spec import section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from shim.oci.spec import Spec
     from shim.source.source import Source
 
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -49,7 +49,7 @@ def permitted(pids: Iterable[int], proc: str = "/proc") -> int:
     return held
 
 
-def excess(spec: Mapping[str, Any], init_pid: int, pids: set[int], proc: str = "/proc") -> str:
+def excess(spec: Spec, init_pid: int, pids: set[int], proc: str = "/proc") -> str:
     """Returns the first excess of a process beyond the spec; empty if there is none.
 
     Raises OSError for a process that is gone: none can be gone while they are frozen.
@@ -66,10 +66,10 @@ def excess(spec: Mapping[str, Any], init_pid: int, pids: set[int], proc: str = "
     return ""
 
 
-def _more(spec: Mapping[str, Any], status: Mapping[str, str]) -> str:
+def _more(spec: Spec, status: Mapping[str, str]) -> str:
     """Returns the power of a thread that the spec does not give."""
-    process = section(spec, "process")
-    given = mask_of(section(process, "capabilities").get("bounding") or ())
+    process = spec.process
+    given = mask_of(spec.capabilities.get("bounding") or ())
     has = 0
     for name in _CAPABILITY_SETS:
         has |= int(status[name], 16)
@@ -77,7 +77,7 @@ def _more(spec: Mapping[str, Any], status: Mapping[str, str]) -> str:
         return f"has {', '.join(names_of(has & ~given))}, which its spec does not give"
     if process.get("noNewPrivileges") and status["NoNewPrivs"] != "1":
         return "can gain privileges, which its spec forbids"
-    if section(spec, "linux").get("seccomp") and status["Seccomp"] != _FILTERED:
+    if spec.linux.get("seccomp") and status["Seccomp"] != _FILTERED:
         return "has no system call filter, and its spec has one"
     return ""
 

@@ -14,13 +14,11 @@ create_ghost; criu/util.c, cr_fchpermat.
 
 from __future__ import annotations
 
-import os
 import stat
 from typing import TYPE_CHECKING
 
 from shim.contract.errors import NotCapturable
 from shim.criu import images
-from shim.oci.spec import entries, is_bind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,11 +33,10 @@ _NEEDS_CHMOD = 0o7022
 
 def check(source: Source, criu: Path) -> None:
     """Raises NotCapturable if the dump in `criu` has such a file; DamagedImage, OSError."""
-    mounts = [each for each in entries(source.spec, "mounts") if is_bind(each)]
     places = sorted(
-        ((os.path.normpath(str(each.get("destination"))), str(each.get("source")))
-         for each in mounts), key=lambda place: len(place[0]),
-    )  # fmt: skip
+        ((each.destination, each.source) for each in source.spec.mounts if each.is_bind),
+        key=lambda place: len(place[0]),
+    )
     for ghost in images.ghosts(criu):
         within = [place for place in places if ghost.path.startswith(f"{place[0]}/")]
         if within and (why := _danger(ghost, *within[-1])):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.kernel.stopping import Stop
+    from shim.oci.spec import Spec
     from shim.source.source import Source
 
 _ANONYMOUS = "anon_inode:"
@@ -152,7 +153,7 @@ def _refused(source: Source, why: str) -> NotCapturable:
     return NotCapturable("cannot capture", container=source.container, why=why, do=_DO)
 
 
-def _excess(spec: Mapping[str, Any], opened: Opened, has: int, own: set[str]) -> str:
+def _excess(spec: Spec, opened: Opened, has: int, own: set[str]) -> str:
     mode, name = opened.status.st_mode, opened.name
     if name.startswith(_ANONYMOUS):
         kind = name.removeprefix(_ANONYMOUS)

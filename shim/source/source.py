@@ -7,14 +7,13 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.contract import journal
 from shim.contract.errors import NotCapturable, NotFrozen
 from shim.contract.paths import CONTAINERS
 from shim.criu import options
 from shim.kernel.cgroup import Freezer
-from shim.oci.spec import section
 from shim.source.guard import guarded
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from shim.contract.names import ContainerId, HostPid
     from shim.kernel.held import Held
     from shim.kernel.steps import Steps
+    from shim.oci.spec import Spec
 
 FREEZE_S = 10.0
 """The limit for freezing a container: a task in uninterruptible sleep delays the freeze."""
@@ -42,7 +42,7 @@ class Source:
     container: ContainerId
     pid: HostPid
     bundle: str
-    spec: dict[str, Any]
+    spec: Spec
     runtime: tuple[str, ...]
     log_path: str
     held: Held | None = None
@@ -67,38 +67,30 @@ class Source:
     @property
     def rootfs(self) -> str:
         """The mounted root file system, as the host sees it."""
-        return str(Path(self.bundle) / self.spec["root"]["path"])
+        return str(Path(self.bundle) / self.spec.root["path"])
 
     @property
     def shm(self) -> str:
         """The host directory behind /dev/shm, or empty if CRIU captures /dev/shm with its tmpfs."""
-        for mount in self.spec.get("mounts") or ():
-            if mount.get("destination") == "/dev/shm":
-                return str(mount["source"]) if mount.get("type") == "bind" else ""
-        return ""
+        return self.spec.bind_source("/dev/shm")
 
     def check(self) -> None:
         """Raises NotCapturable for a container that no snapshot can hold."""
         why, do = "", "Change the pod, or take its quickthaw.io/snapshot annotation away."
         if not self.private.is_dir():
             why, do = "quickthawd was away when it was created", "Start the pod again."
-        elif self.spec["process"].get("terminal"):
+        elif self.spec.process.get("terminal"):
             why = "it has a terminal"
-        elif section(self.spec, "annotations").get(options.ANNOTATION) != options.path_of(
-            self.container
-        ):
+        elif self.spec.annotation(options.ANNOTATION) != options.path_of(self.container):
             why = f"its spec names another file than ours in {options.ANNOTATION}"
         elif self.shm.rstrip("/") == "/dev/shm":
             why = "its /dev/shm is the host's"
-        elif not any(ns.get("type") == "pid" and not ns.get("path") for ns in self._namespaces()):
+        elif not any(ns.get("type") == "pid" and not ns.get("path") for ns in self.spec.namespaces):
             why = "it has no PID namespace of its own"
         if why:
             raise NotCapturable(
                 "cannot capture", container=self.container, why=why, do=do
             )  # fmt: skip
-
-    def _namespaces(self) -> list[dict[str, str]]:
-        return self.spec.get("linux", {}).get("namespaces") or []
 
 
 def thaw_left(container: str) -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from protos import criu_pb2
 from shim.contract.errors import BadAnnotation
@@ -19,7 +19,7 @@ from shim.gate.kinds import Bounds
 from shim.gate.request import NOWHERE, Node, Request, request_at_swap, request_of
 from shim.kernel import mounts, procfs, sysvipc
 from shim.oci.bundle import Bundle
-from shim.oci.spec import memory_limit
+from shim.oci.spec import Spec
 from shim.rootfs import overlay
 from shim.workload import annotations as pods
 from shim.workload import logregex
@@ -28,7 +28,6 @@ from tests.fuzz.invariants import Violated, refuses_with, same
 from tests.unit.manifests import SOFTWARE, made
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 _ADDRESSES = ("10.88.0.2", "fd00:88::2")
@@ -147,24 +146,23 @@ def oci_specs(data: bytes) -> None:
     with refuses_with(ValueError):
         found = Bundle(str(bundle))
         told = (
-            found.rootfs, found.network_namespace, found.mount_source("/dev/shm"),
-            *found.environment.items(),
+            found.rootfs, found.spec.namespace("network"), found.spec.bind_source("/dev/shm"),
+            *found.spec.environment.items(),
         )  # fmt: skip
         same({type(text) for part in told for text in ([part] if isinstance(part, str) else part)},
              {str}, "parts of a bundle")  # fmt: skip
     with refuses_with(ValueError, RecursionError):  # specs that no JSON can hold
         spec = json.loads(data)
-        if not isinstance(spec, dict):
-            return
-        _facts(spec)
+        if isinstance(spec, dict):
+            _facts(Spec(spec))
 
 
-def _facts(spec: Mapping[str, Any]) -> None:
+def _facts(spec: Spec) -> None:
     pod = Pod(namespace="n", name="p", uid="u", ips=("10.0.0.1",), node="w")
     first = power_facts(spec, is_host=lambda *_: False)
     same(power_facts(spec, is_host=lambda *_: False), first, "the facts of one spec")
-    if memory_limit(spec) < 0:
-        raise Violated("a negative limit")
+    if spec.memory_limit_bytes < 0 or spec.cpus < 0 or min(spec.owner) < 0:
+        raise Violated("a negative number")
     request_at_swap(spec, "c1")
     asked = request_of(spec, pod, NOWHERE, image_digest="sha256:1")
     for name, fact in asked.facts.items():

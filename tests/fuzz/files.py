@@ -21,6 +21,7 @@ from shim.kube import kubeconfig
 from shim.memory import layout
 from shim.memory.serve import workingset
 from shim.network import readdress as patching
+from shim.oci.spec import Spec
 from shim.source import record
 from shim.store import quarantine
 from shim.trust import keyfile, signature
@@ -113,7 +114,9 @@ def volume_facts(data: bytes) -> None:
         told = jsontext.canonical(back)
         again, _ = volumes.parse(jsontext.parse(told))
         same([each.as_json() for each in again], back["files"], "written and read")
-        volumes.changed({"mounts": [{"destination": "/d", "type": "bind", "source": "/usr"}]}, fact)
+        volumes.changed(
+            Spec({"mounts": [{"destination": "/d", "type": "bind", "source": "/usr"}]}), fact
+        )
 
 
 def pod_records(data: bytes) -> None:

@@ -88,7 +88,7 @@ def test_link_in_a_volume_opens_no_file_for_a_restored_process(swap_node: Node) 
         said(swap_node, attacked.container().id[:12], "leads over a link")
         attacked.remove(grace_s=0)
         without = no_second_look
-        with mutant(swap_node, "shim/restore/sequence.py", without, of_daemon=False):
+        with mutant(swap_node, "shim/restore/steps.py", without, of_daemon=False):
             attacked = start_victim(swap_node, "link", fields, taken)
             assert_restored(attacked.container())
             wait_until(
@@ -99,9 +99,9 @@ def test_link_in_a_volume_opens_no_file_for_a_restored_process(swap_node: Node) 
 
 def no_second_look(text: str) -> str:
     """Returns an edit for `mutant`: the swap does not hold the files, and CRIU does not ask."""
-    line = "watch = opened.watched(captured, check, self.bundle.spec, self.ticket, held)"
+    line = "opened.watched(swap.captured, swap.spec, swap.ticket, swap.held)"
     assert text.count(line) == 1
-    return text.replace(line, "watch = None")
+    return text.replace(line, "None")
 
 
 KEEPS_OPEN: Final = """

@@ -103,8 +103,8 @@ def test_restored_process_has_the_oom_score_of_the_new_pod(swap_node: Node) -> N
 
     taken = own_snapshot(swap_node, "oom", {"memory_limit_bytes": 256 << 20})
     assert score() == 1000, "a burstable pod's snapshot must not spare a best-effort pod"
-    without = line_taken_out("self._rescore()")
-    with mutant(swap_node, "shim/restore/sequence.py", without, of_daemon=False):
+    without = line_taken_out("_rescore(swap)")
+    with mutant(swap_node, "shim/restore/steps.py", without, of_daemon=False):
         assert score() == 900
 
 
@@ -123,7 +123,7 @@ def test_container_with_a_process_from_outside_is_not_captured(swap_node: Node) 
     assert "which its spec does not give" in line
     assert ask(pod, "/state")["nonce"] == nonce
     pod.remove(grace_s=0)
-    with mutant(swap_node, "shim/capture/dump.py", line_taken_out("within.check(")):
+    with mutant(swap_node, "shim/capture/dump.py", line_taken_out("excess.check(")):
         pod, nonce = with_a_stranger(swap_node)
         ask(pod, "/ready")
         taken = published(pod)

@@ -10,13 +10,14 @@ from shim.gate.checks import CHECKS, DECISION, SWAP, WITHIN_SPEC, Check, finding
 from shim.gate.facts import power_facts
 from shim.gate.host import facts_of
 from shim.gate.request import AtSwap, Node, Request
-from shim.oci.spec import memory_limit
+from shim.oci.spec import Spec
 from tests.unit.manifests import SOFTWARE, made
 
 if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
+    from shim.gate.facts import IsHost
 
-Spec = dict[str, Any]
+Json = dict[str, Any]
 OF_CAPTURE = {
     "processes": WITHIN_SPEC, "volume_files": '{"files":[],"made":[],"sockets_in":[]}',
     "descriptors": '{"lowest_port":0,"pings":false}',
@@ -38,7 +39,7 @@ def no_host(_path: str, _kind: str) -> bool:
     return False
 
 
-def spec(pod: str = "1") -> Spec:
+def spec(pod: str = "1") -> Json:
     """Returns a spec as containerd's CRI plugin makes it, with everything that differs per pod from
     the pod's number.
     """
@@ -97,15 +98,21 @@ def pod_of(number: str) -> key.Pod:
     )
 
 
-def workload(number: str = "1", changed: Spec | None = None) -> dict[str, str]:
-    return key.workload_facts(changed or spec(number), pod_of(number), image_digest="sha256:1")
+def power(given: Json, is_host: IsHost = no_host) -> dict[str, str]:
+    return power_facts(Spec(given), is_host=is_host)
+
+
+def workload(number: str = "1", changed: Json | None = None) -> dict[str, str]:
+    return key.workload_facts(
+        Spec(changed or spec(number)), pod_of(number), image_digest="sha256:1"
+    )
 
 
 def key_of(facts: dict[str, str]) -> str:
     return key.match_key(facts, namespace="models", power=None)
 
 
-def changed(path: str, value: object, number: str = "2") -> Spec:
+def changed(path: str, value: object, number: str = "2") -> Json:
     made_spec = spec(number)
     *parents, last = path.split("/")
     place: Any = made_spec
@@ -121,18 +128,18 @@ def changed(path: str, value: object, number: str = "2") -> Spec:
 CONTENT = '{"secret volume tls":"content 1"}'
 
 
-def facts(given: Spec, number: str = "1", *, node: Node = NODE) -> dict[str, str]:
+def facts(given: Json, number: str = "1", *, node: Node = NODE) -> dict[str, str]:
     """Returns all that the gate compares of a container with this spec on this node."""
-    gpus = gpu.fact(given, node.gpus)
-    power = power_facts(given, is_host=no_host)
+    found = Spec(given)
+    gpus, granted = gpu.fact(found, node.gpus), power(given)
     return {
-        **power, **workload(number, given), **node.host, **({"gpu": gpus} if gpus else {}),
-        **gpu.host_facts(given, gpu.chosen(given, node.gpus), power["namespaces"]),
+        **granted, **workload(number, given), **node.host, **({"gpu": gpus} if gpus else {}),
+        **gpu.host_facts(found, gpu.chosen(found, node.gpus), granted["namespaces"]),
         "volume_content": CONTENT,
     }  # fmt: skip
 
 
-def captured(given: Spec | None = None, *, node: Node = NODE, **changes: Any) -> Manifest:
+def captured(given: Json | None = None, *, node: Node = NODE, **changes: Any) -> Manifest:
     """Returns the snapshot of pod 1 with this spec, taken on this node."""
     found = facts(spec("1") if given is None else given, node=node)
     fields = {
@@ -143,15 +150,15 @@ def captured(given: Spec | None = None, *, node: Node = NODE, **changes: Any) ->
 
 
 def wanted(
-    given: Spec | None = None, number: str = "2", *, node: Node = NODE, **changes: Any
+    given: Json | None = None, number: str = "2", *, node: Node = NODE, **changes: Any
 ) -> Request:
     """Returns the request of pod 2 with this spec on this node."""
     chosen = spec(number) if given is None else given
     found = facts(chosen, number, node=node)
     ours = f"{CONTAINERS}/c2/criu.conf"
     fields: dict[str, Any] = {
-        "facts": found, "memory_limit_bytes": memory_limit(chosen), "namespace": "models",
-        "key": key_of(found), "node": node,
+        "facts": found, "memory_limit_bytes": Spec(chosen).memory_limit_bytes,
+        "namespace": "models", "key": key_of(found), "node": node,
         "at_swap": AtSwap(
             ours=ours, named=ours, changed=lambda _: [], open_to_all=lambda: (1024, False)
         ),

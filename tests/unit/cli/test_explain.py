@@ -27,7 +27,7 @@ from tests.unit.daemon.test_decision import (
     put,
     store,
 )
-from tests.unit.specs import CONTENT, NODE, Spec, captured, changed, spec, wanted
+from tests.unit.specs import CONTENT, NODE, Json, captured, changed, spec, wanted
 from tests.unit.trusting import TrustsAll
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ __all__ = ["store"]
 
 
 def answered(
-    monkeypatch: pytest.MonkeyPatch, given: Spec | None = None
+    monkeypatch: pytest.MonkeyPatch, given: Json | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
     """Serves a daemon that explains pod 2 of this spec; records the received requests."""
     asked: list[tuple[str, dict[str, Any]]] = []

@@ -19,6 +19,7 @@ from shim.gate.facts import compact
 from shim.gate.key import Pod, workload_facts
 from shim.gate.refusal import Finding
 from shim.node import tool
+from shim.oci.spec import Spec
 from shim.workload.annotations import parse, wanted
 from tests.unit.manifests import made
 
@@ -33,8 +34,8 @@ def cpu_s(work: Any, *args: Any, **named: Any) -> float:
     return time.process_time() - began
 
 
-def spec(**process: object) -> dict[str, Any]:
-    return {"process": {"args": ["x"], "cwd": "/", **process}}
+def spec(**process: object) -> Spec:
+    return Spec({"process": {"args": ["x"], "cwd": "/", **process}})
 
 
 def facts(**process: object) -> dict[str, str]:

@@ -14,6 +14,7 @@ from shim.contract.names import ContainerId
 from shim.daemon import content
 from shim.daemon.tracked import Pod, Tracked
 from shim.gate import volumecontent
+from shim.oci.spec import Spec
 from shim.workload.annotations import Wish
 from tests.unit.gate.test_volumecontent import spec, volume
 
@@ -55,7 +56,7 @@ def test_next_daemon_knows_the_volume_content_at_creation(tmp_path: Path, privat
         await content.check(tracked(volume_content="ignore"), identity, given)
         (private / "volume-content.json").unlink()
         assert await content.at_creation(tracked(), given) != held
-        assert await content.at_creation(tracked(), {"mounts": []}) is None
+        assert await content.at_creation(tracked(), Spec({"mounts": []})) is None
 
     asyncio.run(run())
 

@@ -20,6 +20,7 @@ from shim.daemon.tracked import Identity, Pod, State, Tracked
 from shim.gate.checks import WITHIN_SPEC
 from shim.gate.request import Node
 from shim.node.facts import NodeFacts
+from shim.oci.spec import Spec
 from shim.report.reporter import Reporter
 from shim.store.store import Store
 from shim.trust.verdict import Trust
@@ -45,7 +46,7 @@ class FakeContainerd:
     async def record(self, container: ContainerId) -> Record:
         if self._spec is None:
             raise ContainerdRefused("it is away")
-        return Record(self._spec, "image:1", "sha256:d", "")
+        return Record(Spec(self._spec), "image:1", "sha256:d", "")
 
     async def addresses(self, sandbox: str) -> tuple[str, ...]:
         return ("10.0.0.7",)

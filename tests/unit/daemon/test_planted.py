@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -15,21 +15,14 @@ from hypothesis import strategies as st
 from shim.contract import journal
 from shim.criu import options
 from shim.daemon.oneline import OneLine
+from shim.oci.spec import Spec
 from shim.restore import resume
-from tests.unit.front.test_swap_path import a_ticket
 from tests.unit.manifests import made
+from tests.unit.tickets import a_ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-class NoBundle:
-    """A bundle whose spec says nothing."""
-
-    spec: dict[str, Any] = {}  # noqa: RUF012
-    environment: dict[str, str] = {}  # noqa: RUF012
-    owner = (0, 0)
 
 
 @pytest.fixture
@@ -42,8 +35,7 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tell() -> None:
-    bundle: Any = NoBundle()
-    resume.tell(a_ticket(), made(), bundle, ["10.0.0.1"])
+    resume.tell(a_ticket(), made(), Spec({}), ["10.0.0.1"])
 
 
 def as_link(path: Path) -> None:

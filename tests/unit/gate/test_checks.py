@@ -22,13 +22,14 @@ from shim.gate.checks import BOTH, CHECKS, DECISION, SWAP, findings
 from shim.gate.explain import WHEN, explained, nearest
 from shim.gate.facts import POWER_FACTS, WORKLOAD_FACTS
 from shim.gate.request import AtSwap, Node, Request, request_of
+from shim.oci.spec import Spec
 from tests.unit.manifests import SOFTWARE, SOURCE
 from tests.unit.specs import (
     AUXILIARY,
     HOST,
     NODE,
     OF_CAPTURE,
-    Spec,
+    Json,
     captured,
     changed,
     facts,
@@ -57,14 +58,14 @@ HOST_ROOT = {
 }
 
 
-def without(place: str, name: str) -> Spec:
+def without(place: str, name: str) -> Json:
     """Returns pod 1's spec without a field."""
     found = spec("1")
     del found[place][name]
     return found
 
 
-POWER: list[tuple[str, str, Spec]] = [
+POWER: list[tuple[str, str, Json]] = [
     ("privileged: capabilities", "capabilities",
      changed("process/capabilities", ALL_CAPABILITIES, "1")),
     ("ambient capabilities", "capabilities",
@@ -113,7 +114,7 @@ POWER: list[tuple[str, str, Spec]] = [
 @pytest.mark.parametrize(("code", "given_spec"), [case[1:] for case in POWER],
                          ids=[case[0] for case in POWER])  # fmt: skip
 @pytest.mark.parametrize("when", [DECISION, SWAP])
-def test_power_does_not_come_with_a_snapshot(code: str, given_spec: Spec, when: str) -> None:
+def test_power_does_not_come_with_a_snapshot(code: str, given_spec: Json, when: str) -> None:
     snapshot, request = captured(given_spec), wanted()
     assert refused(snapshot, request, when=when) == [code]
     assert refused(snapshot, request, when=when, without=code) == [], "the mutation lets it in"
@@ -121,12 +122,12 @@ def test_power_does_not_come_with_a_snapshot(code: str, given_spec: Spec, when: 
 
 @pytest.mark.parametrize(("code", "given_spec"), [case[1:] for case in POWER],
                          ids=[case[0] for case in POWER])  # fmt: skip
-def test_weaker_process_does_not_come_into_a_stronger_pod(code: str, given_spec: Spec) -> None:
+def test_weaker_process_does_not_come_into_a_stronger_pod(code: str, given_spec: Json) -> None:
     request = wanted({**given_spec, "annotations": {}}, "1")
     assert refused(captured(spec("1")), request) == [code]
 
 
-PAIRED: list[tuple[str, set[str], Spec]] = [
+PAIRED: list[tuple[str, set[str], Json]] = [
     ("another user", {"user", "process_user"}, changed("process/user/uid", 0, "1")),
     ("another group", {"user", "process_user"}, changed("process/user/gid", 0, "1")),
     ("a disk of the host", {"devices", "process_devices"}, changed("linux/devices", [DISK], "1")),
@@ -141,7 +142,7 @@ PAIRED: list[tuple[str, set[str], Spec]] = [
 @pytest.mark.parametrize(("codes", "given_spec"), [case[1:] for case in PAIRED],
                          ids=[case[0] for case in PAIRED])  # fmt: skip
 def test_fact_of_two_checks_is_accepted_only_without_both(
-    codes: set[str], given_spec: Spec, monkeypatch: pytest.MonkeyPatch
+    codes: set[str], given_spec: Json, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot, request = captured(given_spec), wanted()
     assert set(refused(snapshot, request)) == codes
@@ -346,7 +347,7 @@ H100 = {"minor": 0, "name": "NVIDIA H100 80GB HBM3", "memory_bytes": 85_520_809_
 GPUS = {"driver": "570.124.06", "gpus": [H100, {**H100, "minor": 1}]}
 
 
-def gpu_spec(*minors: int, number: str = "1") -> Spec:
+def gpu_spec(*minors: int, number: str = "1") -> Json:
     devices = [{"path": f"/dev/nvidia{minor}", "type": "c"} for minor in minors]
     return changed("linux/devices", [*devices, {"path": "/dev/nvidiactl", "type": "c"}], number)
 
@@ -397,9 +398,10 @@ def test_gpu_setup_that_forbids_a_restore_is_refused_alone(
 
 
 def test_gpu_process_in_the_network_of_the_node_cannot_be_restored() -> None:
-    found = gpu.chosen(gpu_spec(0), GPUS)
-    assert gpu.host_facts(gpu_spec(0), found, '{"network":"new"}')["gpu_host_network"] == gpu.NONE
-    assert gpu.host_facts(gpu_spec(0), found, '{"network":"host"}')["gpu_host_network"] != gpu.NONE
+    given = Spec(gpu_spec(0))
+    found = gpu.chosen(given, GPUS)
+    assert gpu.host_facts(given, found, '{"network":"new"}')["gpu_host_network"] == gpu.NONE
+    assert gpu.host_facts(given, found, '{"network":"host"}')["gpu_host_network"] != gpu.NONE
 
 
 def device(minor: int, path: str = "") -> dict[str, Any]:
@@ -410,7 +412,7 @@ def rule(minor: int) -> dict[str, Any]:
     return {"allow": True, "type": "c", "major": 195, "minor": minor, "access": "rw"}
 
 
-def pod_with(minors: list[int], *others: dict[str, Any], env: str = "") -> Spec:
+def pod_with(minors: list[int], *others: dict[str, Any], env: str = "") -> Json:
     made = changed("linux/devices", [*map(device, minors), *others], "2")
     made["linux"]["resources"]["devices"] = [*map(rule, minors), rule(255)]
     made["process"]["env"] += [f"NVIDIA_VISIBLE_DEVICES={env}"] if env else []
@@ -437,7 +439,7 @@ def test_identity_of_gpus_is_neither_power_nor_workload(one: list[int], other: l
         pod_with([0], env="all"),
     ],
 )
-def test_number_of_gpus_and_other_devices_change_the_facts(other: Spec) -> None:
+def test_number_of_gpus_and_other_devices_change_the_facts(other: Json) -> None:
     assert facts(pod_with([0]), "2") != facts(other, "2")
 
 
@@ -457,8 +459,8 @@ def test_gpu_with_mig_fits_nowhere() -> None:
 
 
 def test_number_of_gpus_counts_and_not_their_identity() -> None:
-    one, other = gpu.fact(gpu_spec(0), GPUS), gpu.fact(gpu_spec(1), GPUS)
-    both = gpu.fact(gpu_spec(0, 1), GPUS)
+    one, other = gpu.fact(Spec(gpu_spec(0)), GPUS), gpu.fact(Spec(gpu_spec(1)), GPUS)
+    both = gpu.fact(Spec(gpu_spec(0, 1)), GPUS)
     assert one is not None
     assert both is not None
     assert gpu.fits(one, str(other))
@@ -468,18 +470,22 @@ def test_number_of_gpus_counts_and_not_their_identity() -> None:
 
 @pytest.mark.parametrize("inventory", [{"driver": "", "gpus": []}, GPUS, None])
 def test_container_without_nvidia_devices_has_no_gpu_fact(inventory: dict[str, Any] | None) -> None:
-    assert gpu.fact(spec("1"), inventory) == gpu.NONE
+    assert gpu.fact(Spec(spec("1")), inventory) == gpu.NONE
 
 
 @pytest.mark.parametrize(
     ("inventory", "expected"),
-    [({"driver": "", "gpus": []}, gpu.NONE), (None, None), (GPUS, gpu.fact(gpu_spec(0, 1), GPUS))],
+    [
+        ({"driver": "", "gpus": []}, gpu.NONE),
+        (None, None),
+        (GPUS, gpu.fact(Spec(gpu_spec(0, 1)), GPUS)),
+    ],
 )
 def test_gpus_requested_by_environment_alone_are_found(
     inventory: dict[str, Any] | None, expected: str | None
 ) -> None:
     asks = changed("process/env/0", "NVIDIA_VISIBLE_DEVICES=all", "1")
-    assert gpu.fact(asks, inventory) == expected
+    assert gpu.fact(Spec(asks), inventory) == expected
 
 
 @given(st.text(max_size=30) | st.sampled_from(['{"gpus":[[1,2]]}', "[]", "null", '{"gpus":3}']))
@@ -541,8 +547,8 @@ def test_versions_are_compared_by_release(version: str, than: str, expected: boo
 # The way from a spec, and the explanation
 
 
-def a_request(given_spec: Spec, digest: str = "sha256:1") -> Request:
-    return request_of(given_spec, pod_of("2"), NODE, image_digest=digest)
+def a_request(given_spec: Json, digest: str = "sha256:1") -> Request:
+    return request_of(Spec(given_spec), pod_of("2"), NODE, image_digest=digest)
 
 
 def test_unknown_image_digest_is_reported_as_unknown() -> None:

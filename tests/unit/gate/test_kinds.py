@@ -14,6 +14,7 @@ from shim.gate import descriptors, kinds
 from shim.gate.descriptors import Tcp, by_network, excess, opens_device, reachable
 from shim.gate.kinds import ANONYMOUS, ANYBODY, KINDS, NOBODY, TERMINALS, Bounds
 from shim.kernel.capabilities import NAMES, mask_of
+from shim.oci.spec import Spec
 from tests.unit.criu.test_images import MAGIC, field, varint
 
 if TYPE_CHECKING:
@@ -164,12 +165,12 @@ def test_the_kernels_alarm_clocks_take_a_capability() -> None:
 
 def test_root_reaches_its_bounding_set_and_another_user_its_held_capabilities() -> None:
     sets = {"bounding": ["CAP_NET_RAW"], "ambient": ["CAP_CHOWN"]}
-    root = {"process": {"user": {"uid": 0}, "capabilities": sets}}
-    other = {"process": {"user": {"uid": 7}, "capabilities": sets}}
+    root = Spec({"process": {"user": {"uid": 0}, "capabilities": sets}})
+    other = Spec({"process": {"user": {"uid": 7}, "capabilities": sets}})
     assert reachable(root) == mask_of(["CAP_NET_RAW"])
     assert reachable(other) == mask_of(["CAP_CHOWN"])
     assert reachable(other, mask_of(["CAP_KILL"])) == mask_of(["CAP_CHOWN", "CAP_KILL"])
-    assert reachable({}) == 0
+    assert reachable(Spec({})) == 0
 
 
 DENY = {"allow": False, "access": "rwm"}
@@ -193,10 +194,10 @@ NODES = {"allow": True, "type": "c", "access": "m"}
 def test_only_devices_of_the_spec_are_accepted(
     rules: list[Any], devices: list[Any], opens: bool
 ) -> None:
-    spec = {"linux": {"devices": devices, "resources": {"devices": rules}}}
+    spec = Spec({"linux": {"devices": devices, "resources": {"devices": rules}}})
     assert opens_device(spec, "c", (10, 200), "rw") == opens
     assert opens_device(spec, "c", (1, 3), "rw"), "/dev/null is everybody's"
-    assert not opens_device({}, "b", (1, 3), "r"), "a disk of these numbers is not"
+    assert not opens_device(Spec({}), "b", (1, 3), "r"), "a disk of these numbers is not"
 
 
 def test_objects_in_the_images_are_found(tmp_path: Path) -> None:

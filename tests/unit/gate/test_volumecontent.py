@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shim.gate import volumecontent
 from shim.gate.key import Pod
 from shim.gate.volumecontent import NOT_READ, fact, named
+from shim.oci.spec import Spec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,11 +41,11 @@ def volume(top: Path, number: int, kind: str, name: str, files: dict[str, str]) 
     return place
 
 
-def spec(*sources: object) -> dict[str, Any]:
-    return {"mounts": [
+def spec(*sources: object) -> Spec:
+    return Spec({"mounts": [
         {"destination": f"/{number}", "type": "bind", "source": str(source), "options": ["rbind"]}
         for number, source in enumerate(sources)
-    ]}  # fmt: skip
+    ]})  # fmt: skip
 
 
 def found(number: int, *sources: object) -> dict[str, str]:
@@ -139,6 +140,6 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     ),
 ))  # fmt: skip
 def test_odd_specs_have_no_volumes(odd: Any) -> None:
-    given_spec = {"mounts": odd}
+    given_spec = Spec({"mounts": odd})
     assert named(given_spec) is False
     assert fact(given_spec, pod(1)) == "{}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from shim.contract.errors import Blame, SwapFailed
 from shim.criu import options
+from shim.oci.spec import Spec
 from shim.restore import cgroups
 
 if TYPE_CHECKING:
@@ -18,15 +19,15 @@ PLACE = "/sys/fs/cgroup"
 V1 = ("memory", "cpu,cpuacct", "pids")
 
 
-def spec(path: str = f"/kubepods/pod1/{ID}", *, namespace: bool = False) -> dict[str, Any]:
+def spec(path: str = f"/kubepods/pod1/{ID}", *, namespace: bool = False) -> Spec:
     kinds = ["mount", "cgroup"] if namespace else ["mount"]
-    return {
+    return Spec({
         "mounts": [
             {"destination": "/proc", "type": "proc"},
             {"destination": PLACE, "type": "cgroup", "options": ["ro"]},
         ],
         "linux": {"cgroupsPath": path, "namespaces": [{"type": kind} for kind in kinds]},
-    }
+    })  # fmt: skip
 
 
 def process(
@@ -55,7 +56,7 @@ def node(place: Path, own: str = "/system.slice/containerd.service", root: str =
     )
 
 
-def sources(found: dict[str, Any], proc: str, *, is_systemd: bool = False) -> dict[str, str]:
+def sources(found: Spec, proc: str, *, is_systemd: bool = False) -> dict[str, str]:
     return cgroups.sources(found, ID, is_systemd=is_systemd, proc=proc)
 
 
@@ -117,7 +118,7 @@ def test_second_mount_of_a_hierarchy_counts_as_little_as_for_the_runtime(tmp_pat
 def test_container_with_a_namespace_or_without_the_mount_gets_nothing(tmp_path: Path) -> None:
     proc = node(tmp_path)
     assert sources(spec(namespace=True), proc) == {}
-    assert sources({**spec(), "mounts": []}, proc) == {}
+    assert sources(Spec({**spec().json, "mounts": []}), proc) == {}
 
 
 def test_version_2_gets_nothing(tmp_path: Path) -> None:

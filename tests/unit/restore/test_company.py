@@ -11,6 +11,7 @@ import pytest
 from protos import nri_pb2
 from shim.contract.errors import SnapshotDoesNotFit
 from shim.daemon.company import Company
+from shim.oci.spec import Spec
 from shim.restore import opened
 
 FACT = (
@@ -25,7 +26,7 @@ def watched(others: int, *, made: bool) -> None:
     ticket = SimpleNamespace(container="c1", others=others)
     captured = SimpleNamespace(facts={"volume_files": fact})
     with contextlib.ExitStack() as stack:
-        opened.watched(captured, {}, ticket, stack)  # type: ignore[arg-type]
+        opened.watched(captured, Spec({}), ticket, stack)  # type: ignore[arg-type]
 
 
 def test_deleted_files_are_made_again_for_nobody_in_company(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shim.contract.errors import Blame, SwapTooLate
+from shim.oci.spec import Spec
 from shim.restore import failure, waits
 from tests.unit.restore.test_resume import TICKET
 
@@ -83,7 +84,7 @@ def test_descendants_of_the_swap_are_looked_at(fifo: Path) -> None:
     ],
 )  # fmt: skip
 def test_only_a_step_that_depends_on_the_snapshot_alone_blames_it(step: str, blame: str) -> None:
-    error = failure.too_late(TICKET, {}, step, "it took too long")
+    error = failure.too_late(TICKET, Spec({}), step, "it took too long")
     assert isinstance(error, SwapTooLate)
     assert error.blame == blame
     assert (f"in step {step}" if step else "between two steps") in str(error)
@@ -92,7 +93,7 @@ def test_only_a_step_that_depends_on_the_snapshot_alone_blames_it(step: str, bla
 def test_late_restore_that_waits_for_a_volume_blames_nobody(fifo: Path) -> None:
     with started(OPENS, fifo) as child:
         told(child.pid, within_s=20)
-        error = failure.too_late(TICKET, {}, "criu", "no return before the deadline")
+        error = failure.too_late(TICKET, Spec({}), "criu", "no return before the deadline")
         assert error.blame == Blame.OTHER
         assert f"process {child.pid} waits for a file system (openat)" in error.why
         child.kill()

@@ -8,6 +8,7 @@ import pytest
 
 from shim.contract.errors import NotCapturable
 from shim.criu import images
+from shim.oci.spec import Spec
 from shim.source import ghosts
 
 if TYPE_CHECKING:
@@ -23,20 +24,27 @@ class Pod:
     """The parts of a source that `check` reads."""
 
     container = "c"
-    spec = {  # noqa: RUF012
-        "mounts": [
-            {"destination": "/dev/shm/", "type": "bind", "source": "/a", "options": ["rbind"]},
-            {"destination": "/data", "type": "bind", "source": f"{EMPTY}/b", "options": ["rbind"]},
-            {
-                "destination": "/data/in",
-                "type": "bind",
-                "source": f"{EMPTY}/c",
-                "options": ["rbind"],
-            },
-            {"destination": "/host", "type": "bind", "source": "/srv", "options": ["rbind"]},
-            {"destination": "/run", "type": "tmpfs", "source": "tmpfs"},
-        ]
-    }
+    spec = Spec(
+        {
+            "mounts": [
+                {"destination": "/dev/shm/", "type": "bind", "source": "/a", "options": ["rbind"]},
+                {
+                    "destination": "/data",
+                    "type": "bind",
+                    "source": f"{EMPTY}/b",
+                    "options": ["rbind"],
+                },
+                {
+                    "destination": "/data/in",
+                    "type": "bind",
+                    "source": f"{EMPTY}/c",
+                    "options": ["rbind"],
+                },
+                {"destination": "/host", "type": "bind", "source": "/srv", "options": ["rbind"]},
+                {"destination": "/run", "type": "tmpfs", "source": "tmpfs"},
+            ]
+        }
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from shim.contract.errors import NotCapturable
 from shim.kernel.stopping import Stop, Stopped
+from shim.oci.spec import Spec
 from shim.source import opened
 from shim.source.belongings import Belongings
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from shim.source.source import Source
 
-SOURCE = cast("Source", SimpleNamespace(container="c1", shm="", pid=os.getpid(), spec={}))
+SOURCE = cast("Source", SimpleNamespace(container="c1", shm="", pid=os.getpid(), spec=Spec({})))
 
 
 def test_process_with_too_many_descriptors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +36,7 @@ def test_process_with_too_many_descriptors_is_refused(monkeypatch: pytest.Monkey
 
 def looked_at(*names: str, volume: str = "/none") -> list[str]:
     """Those of the names that are among what this process has open."""
-    spec = {"mounts": [{"destination": volume, "type": "bind", "source": "/v"}]}
+    spec = Spec({"mounts": [{"destination": volume, "type": "bind", "source": "/v"}]})
     source = cast("Source", SimpleNamespace(container="c1", spec=spec))
     found = {each.name for each in opened.look(source, [os.getpid()], Stop())}
     return [name for name in names if name in found]

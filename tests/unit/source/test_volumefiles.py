@@ -12,16 +12,17 @@ import pytest
 from shim.contract.errors import NotCapturable
 from shim.criu import images, openfiles
 from shim.gate import volumes
+from shim.oci.spec import Spec
 from shim.source.opened import Opened
 from shim.source.volumefiles import volume_files
 
 if TYPE_CHECKING:
     from shim.source.source import Source
 
-SOURCE = cast("Source", SimpleNamespace(container="c1", spec={
+SOURCE = cast("Source", SimpleNamespace(container="c1", spec=Spec({
     "process": {"user": {"uid": os.getuid()}},
     "mounts": [{"destination": "/d", "type": "bind", "source": "/v"}],
-}))  # fmt: skip
+})))  # fmt: skip
 NAMED = openfiles.NamedFile("/d/f", os.O_RDWR, 0o100600)
 
 

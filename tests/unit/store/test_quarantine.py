@@ -15,6 +15,7 @@ from shim.contract import errors
 from shim.contract.errors import Blame, NotQuarantined, blame_of
 from shim.daemon.failures import Health
 from shim.daemon.tracked import Pod
+from shim.oci.spec import Spec
 from shim.report.reporter import Reporter
 from shim.restore import failure as failure_of
 from shim.store.quarantine import Health as Count
@@ -306,7 +307,7 @@ def test_second_failure_in_a_row_triggers_quarantine(store: Store) -> None:
 def test_deadline_of_a_pod_without_a_whole_processor_does_not_count(
     cpu: object, is_its: bool
 ) -> None:
-    spec = {"linux": {"resources": {"cpu": cpu}}}
+    spec = Spec({"linux": {"resources": {"cpu": cpu}}})
     given = TICKET
     found = failure_of.too_late(given, spec, "criu", "100 s are over")
     assert blame_of(found) == (Blame.OTHER if is_its else Blame.RESTORE)
