@@ -11,12 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shim.contract.errors import (
-    GpuLost,
-    NotCapturable,
-    QuickthawError,
-    SourceHarmed,
-)
+from shim.contract.errors import GpuLost, NotCapturable, QuickthawError, SourceHarmed
 from shim.contract.paths import SWAPPED
 from shim.daemon import gpucaptures
 from shim.daemon.capturing import Capturing
