@@ -21,6 +21,7 @@ from shim.contract import manifest as manifests
 from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, too_big
 from shim.contract.limits import TooMuch
 from shim.contract.names import HostPid
+from shim.contract.parts import PARTS
 from shim.contract.paths import PREFIX, RUNTIME
 from shim.daemon import content, gpucaptures
 from shim.daemon.containerd import ContainerdRefused
@@ -260,8 +261,8 @@ def _describe(
         network=taken.network,
         files=files,
         sizes=taken.sizes | {
-            part: taken.sizes[part] + file.size
-            for part, file in zip(manifests.LISTINGS, files, strict=True)
+            part.name: taken.sizes[part.name] + file.size
+            for part, file in zip(PARTS, files, strict=True)
         },
         timings=taken.steps,
         requires={"memory_bytes": taken.memory_bytes},

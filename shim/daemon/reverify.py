@@ -14,8 +14,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from shim.contract.manifest import LISTINGS
-from shim.contract.paths import PREFIX, SNAPSHOT_CRIU, VERIFIED
+from shim.contract.parts import PARTS
+from shim.contract.paths import PREFIX, VERIFIED
 from shim.integrity import marks
 from shim.node import tool
 
@@ -54,9 +54,9 @@ async def reverify(store: Store) -> None:
 
 
 def _unmarked(store: Store) -> bool:
-    parts = [part for part in LISTINGS if part != SNAPSHOT_CRIU]  # its images may all be small
     return any(
-        not os.path.exists(f"{VERIFIED}/{found.id}/{part}")
+        not os.path.exists(f"{VERIFIED}/{found.id}/{part.name}")
         for found in store.all()
-        for part in parts
+        for part in PARTS
+        if part.is_always_marked
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from hook.state import read_state
 from shim.contract import journal, jsontext, manifest, names, outcome, ticket
 from shim.contract.errors import BadManifest
+from shim.contract.parts import ROOTFS
 from shim.criu import log
 from shim.gate import volumes
 from shim.integrity import marks, tree
@@ -95,7 +96,7 @@ def listings(data: bytes) -> None:
     fd = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with refuses_with(ValueError, tree.Mismatch):
-            for line, entry in tree.pairs("rootfs", lines, tree.walk(fd, "rootfs")):
+            for line, entry in tree.pairs(ROOTFS, lines, tree.walk(fd, ROOTFS)):
                 same(line.name, tree.text(entry.name), "a pair")
     finally:
         os.close(fd)
