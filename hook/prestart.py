@@ -26,9 +26,9 @@ def prestart(state: State) -> None:
     from hook import netlink
 
     if plan["bindable"]:
-        journal.note(f"{private}/journal", journal.NETNS, plan["netns"])
+        journal.note(journal.path_of(state.container), journal.NETNS, plan["netns"])
     for address in plan["bindable"]:
-        journal.note(f"{private}/journal", journal.ADDRESS, address)
+        journal.note(journal.path_of(state.container), journal.ADDRESS, address)
     # This process does nothing else: no way back needed. With the runtime killed, the number that
     # it told may be another process': only the namespace that the plan was made for is entered.
     enter(f"/proc/{state.pid}/ns/net", plan["netns"])

@@ -22,7 +22,7 @@ from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, to
 from shim.contract.limits import TooMuch
 from shim.contract.names import HostPid
 from shim.contract.parts import PARTS
-from shim.contract.paths import PREFIX, RUNTIME
+from shim.contract.paths import HOOK, RUNTIME
 from shim.daemon import content, gpucaptures
 from shim.daemon.containerd import ContainerdRefused
 from shim.gate import gpu
@@ -206,7 +206,7 @@ async def _network(source: Source) -> dict[str, Any]:
     """Returns addresses, routes, MTU and sysctls of the container's network namespace."""
     try:
         network_fd = source.process.network_fd()
-        argv = [f"{PREFIX}/bin/quickthaw-hook", "record", str(network_fd), str(os.getpid())]
+        argv = [HOOK, "record", str(network_fd), str(os.getpid())]
         ended = await tool.run_async(argv, within_s=_TOOL_S, pass_fds=(network_fd,))
         if ended.status == 0:
             found: dict[str, Any] = json.loads(ended.output)

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shim.contract.parts import PARTS
-from shim.contract.paths import PREFIX, VERIFIED
+from shim.contract.paths import COMMAND, VERIFIED
 from shim.integrity import marks
 from shim.node import tool
 
@@ -40,7 +40,7 @@ async def reverify(store: Store) -> None:
     if not await asyncio.to_thread(_unmarked, store):
         return
     began = time.monotonic()
-    argv = [f"{PREFIX}/bin/quickthaw", "verify", "--background"]
+    argv = [COMMAND, "verify", "--background"]
     try:
         ended = await tool.run_async(argv, within_s=_WITHIN_S)
         rows = json.loads(ended.output.splitlines()[-1])["snapshots"]

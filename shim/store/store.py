@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 from shim.contract import faults
 from shim.contract import manifest as manifests
 from shim.contract.errors import BadManifest, NoSuchSnapshot, SnapshotInUse
-from shim.contract.paths import STORE
+from shim.contract.paths import (
+    STORE,
+    STORE_LEAVING,
+    STORE_SNAPSHOTS,
+    STORE_STAGING,
+    STORE_USED,
+    STORE_WORKING_SETS,
+)
 from shim.integrity import marks
 from shim.kernel.beneath import empty_dir, open_dir, remove_tree
 from shim.kernel.libc import call
@@ -55,13 +62,13 @@ class Store:
     ) -> None:  # fmt: skip
         self.root, self._sign, self._marks = Path(root), sign, marks_directory
         self._logs = logs_directory
-        self.snapshots, self.staging = self.root / "snapshots", self.root / "staging"
-        self._leaving = self.root / "leaving"
+        self.snapshots, self.staging = self.root / STORE_SNAPSHOTS, self.root / STORE_STAGING
+        self._leaving = self.root / STORE_LEAVING
         self._by_id: dict[str, Manifest] = {}
         self._signatures: dict[str, bytes] = {}
         self.damaged: dict[str, str] = {}
         self.quarantine = Quarantine(self.root)
-        self._used, self._working_sets = self.root / "used", self.root / "working-sets"
+        self._used, self._working_sets = self.root / STORE_USED, self.root / STORE_WORKING_SETS
 
     def open(self) -> None:
         """Make the directories, put aside all that is in staging, read the index. Raises OSError.
