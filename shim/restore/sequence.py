@@ -28,7 +28,7 @@ from shim.contract.paths import (
     CONTAINER_WORK,
     CONTAINERS,
     GPU_PAYLOAD,
-    PREFIX,
+    HOOK,
     SNAPSHOT_CRIU,
     SNAPSHOT_MEMORY,
     SNAPSHOT_ROOTFS,
@@ -79,6 +79,7 @@ class Swap:
         self.bundle = Bundle(call.option("--bundle", "-b"))
         self.snapshot = f"{SNAPSHOTS}/{ticket.snapshot}"
         self.private = f"{CONTAINERS}/{ticket.container}"
+        self.journal = journal.path_of(ticket.container)
         self.images = f"{self.private}/{CONTAINER_IMAGES}"
         self.work = f"{self.private}/{CONTAINER_WORK}"
         self.steps = Steps()
@@ -123,7 +124,7 @@ class Swap:
             resume.call_workload(self.ticket, self._netns, self.runtime, until=self.until)
             faults.point("restore.resumed", self.ticket.container)
         server.keep()
-        journal.note(f"{self.private}/journal", journal.DONE, None)
+        journal.note(self.journal, journal.DONE, None)
 
     def _restore_all(
         self, undo: contextlib.ExitStack, held: contextlib.ExitStack
@@ -263,7 +264,7 @@ class Swap:
     def _mount_rootfs(self, undo: contextlib.ExitStack) -> None:
         try:
             before = overlay.describe(self.bundle.rootfs)
-            journal.note(f"{self.private}/journal", journal.ROOTFS, before)
+            journal.note(self.journal, journal.ROOTFS, before)
             undo.callback(overlay.remount, before)
             faults.point("restore.rootfs.noted", self.ticket.container)
             overlay.with_extra_lower(self.bundle.rootfs, f"{self.snapshot}/{SNAPSHOT_ROOTFS}")
@@ -286,11 +287,11 @@ class Swap:
             return
         container = self.ticket.container
         put = fill.plan(source, target, container=container)
-        journal.note(f"{self.private}/journal", journal.SHM, {"target": target, "put": put})
+        journal.note(self.journal, journal.SHM, {"target": target, "put": put})
         undo.callback(self._empty_shm, target, put, placed=False)
         faults.point("restore.shm.noted", container)
         fill.build(source, target, put, container=container)
-        journal.note(f"{self.private}/journal", journal.SHM_PLACED, None)
+        journal.note(self.journal, journal.SHM_PLACED, None)
         undo.callback(self._empty_shm, target, put, placed=True)
         faults.point("restore.shm.built", container)
         fill.place(target, put, container=container)
@@ -301,7 +302,7 @@ class Swap:
 
         fill.undo(target, put, container=self.ticket.container, placed=placed)
         # From now on a file with such a name is the cold started container's, or a neighbour's.
-        journal.note(f"{self.private}/journal", journal.SHM_UNDONE, None)
+        journal.note(self.journal, journal.SHM_UNDONE, None)
 
     def _images(
         self, captured: Manifest, check: Check, content: Layout, undo: contextlib.ExitStack
@@ -365,7 +366,7 @@ class Swap:
 
     def _take_addresses_back(self, netns: str) -> None:
         """Undo the hook's changes to `lo`. The runtime's poststop hook keeps off while we go on."""
-        argv = [f"{PREFIX}/bin/quickthaw-hook", "undo", self.ticket.container, netns]
+        argv = [HOOK, "undo", self.ticket.container, netns]
         with contextlib.suppress(TooLate):  # the hook at the container's end tries again
             process.run(
                 argv, until=time.monotonic() + UNDO_S / 2, quiet=True,
@@ -389,7 +390,7 @@ class Swap:
         with open(marker, "w"):
             pass
         state = runtime_restore.state_directory(self.call)
-        journal.note(f"{self.private}/journal", journal.RUNTIME, state)
+        journal.note(self.journal, journal.RUNTIME, state)
         return runtime_restore.start(
             self.call, self.runtime, self.images, self.work, undo, held
         )  # fmt: skip
