@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from shim.kernel.stopping import Stop
 
 
+class Incomplete(Exception):
+    """A directory lacks something of a complete snapshot. str: the place, expected and found."""
+
+
 def digest(staged: Path, stop: Stop) -> Recorded:
     """Write the listings with the digests of all content. Raises as `shim.integrity.record`."""
     with open_dir(str(staged)) as directory:
@@ -51,9 +55,8 @@ def read(staged: Path, *, is_signed: bool) -> tuple[Manifest, bytes]:
     """Returns the manifest and the signature of a complete directory.
 
     is_signed: refuse a directory without a signature. Judges neither the signature
-    (`shim.trust.verdict` does) nor the content (`shim.integrity.check` does). Raises BadManifest,
-    OSError; ValueError for a listing with another size than the manifest says, and for a missing
-    signature.
+    (`shim.trust.verdict` does) nor the content (`shim.integrity.check` does). Raises Incomplete,
+    BadManifest, OSError.
     """
     with open_dir(str(staged)) as directory:
         dirfd = directory.fileno()
@@ -62,9 +65,9 @@ def read(staged: Path, *, is_signed: bool) -> tuple[Manifest, bytes]:
         for file in found.files:
             size = os.stat(file.path, dir_fd=dirfd, follow_symlinks=False).st_size
             if size != file.size:
-                raise ValueError(f"{file.path}: expected {file.size} bytes, found {size}")
+                raise Incomplete(f"{file.path}: expected {file.size} bytes, found {size}")
     if is_signed and not signed:
-        raise ValueError(f"{SNAPSHOT_SIGNATURE}: expected a signature, found none")
+        raise Incomplete(f"{SNAPSHOT_SIGNATURE}: expected a signature, found none")
     return found, signed
 
 
@@ -89,10 +92,11 @@ def border(staged: Path, root: Path) -> Iterator[None]:
         ) from error  # fmt: skip
     except TooMuch as error:
         raise too_big(staged.name, error) from error
-    except BadManifest as error:
+    except (BadManifest, Incomplete) as error:
+        why = f"its manifest: {error.why}" if isinstance(error, BadManifest) else str(error)
         raise NotPublished(
-            "cannot publish the snapshot", container=staged.name, why=f"its manifest: {error.why}",
-            do="Capture the workload again, or send the snapshot again.",
+            "cannot publish the snapshot", container=staged.name, why=why,
+            do="Make the snapshot again: capture the workload, or copy all of the directory.",
         ) from error  # fmt: skip
     except (OSError, ValueError, Mismatch) as error:
         raise NotPublished(
