@@ -16,13 +16,12 @@ import time
 
 from shim.contract import journal
 from shim.contract.paths import CONTAINERS
+from shim.contract.words import GUARD_DONE, GUARD_READY
 from shim.kernel import procfs
 from shim.kernel.cgroup import Freezer
 
 ABANDONED = 3
 """Exit status: it had to thaw."""
-READY = b"ready\n"
-DONE = b"done\n"
 _LOOK_S = 0.2
 _STOPPED_LOOKS = 5
 """A daemon that a debugger or a person stops for less than that is waited for."""
@@ -37,7 +36,7 @@ def thaw(container: str, freezer: str, within_s: float) -> int:
     private = f"{CONTAINERS}/{container}"
     until = time.monotonic() + within_s
     with journal.lock(private, journal.THAW):
-        sys.stdout.buffer.write(READY)
+        sys.stdout.buffer.write(GUARD_READY)
         sys.stdout.buffer.flush()
         if _told(until):
             return 0
@@ -54,7 +53,7 @@ def _told(until: float) -> bool:
     daemon, stopped = os.getppid(), 0
     while time.monotonic() < until and stopped < _STOPPED_LOOKS:
         if select.select([0], [], [], _LOOK_S)[0]:
-            return os.read(0, len(DONE)) == DONE
+            return os.read(0, len(GUARD_DONE)) == GUARD_DONE
         stopped = stopped + 1 if _is_stopped(daemon) else 0
     return False
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shim.contract import journal
 from shim.contract.errors import CriuDumpFailed
-from shim.contract.paths import CONTAINER_WORK
+from shim.contract.paths import CONTAINER_DUMP_CONF, CONTAINER_WORK
 from shim.criu import devnull, options, sharedmem
 from shim.criu.log import first_error
 from shim.node import tool
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from shim.source.source import Source
 
-_DUMP_CONF = "criu-dump.conf"
 _AT_LEAST_S = 1.0
 
 
@@ -69,7 +68,7 @@ def _run(
     ]  # fmt: skip
     why = ""
     try:
-        environment = options.write_for_dump(str(source.private / _DUMP_CONF))
+        environment = options.write_for_dump(str(source.private / CONTAINER_DUMP_CONF))
         with journal.lock(str(source.private), journal.CHECKPOINT) as lock_fd:
             within_s = max(_AT_LEAST_S, until - time.monotonic())
             ended = tool.run(

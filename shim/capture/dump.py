@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from shim.capture.checkpoint import checkpoint
 from shim.contract import faults
 from shim.contract.errors import ContainerBusy, MemoryNotCopied, RootfsNotCopied
+from shim.contract.parts import PARTS
 from shim.contract.paths import (
     CONTAINER_CRIU_CONF,
     CONTAINER_FILLING,
@@ -93,8 +94,8 @@ def dump(
     own = checked(source, stop)
     mounted = _overlay(source)
     layers, base = _layers(mounted)
-    for name in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM, SNAPSHOT_MEMORY):
-        (staging / name).mkdir(mode=0o700)
+    for part in PARTS:
+        (staging / part.name).mkdir(mode=0o700)
     options.write(str(source.private / CONTAINER_CRIU_CONF))
     with DiffCopy(
         layers, str(staging / SNAPSHOT_ROOTFS), container=source.container, base=base,

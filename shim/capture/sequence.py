@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shim.capture.dump import dump
 from shim.contract import faults
 from shim.contract.errors import CaptureFailed, GpuLost, NotCapturable, QuiesceFailed
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
+from shim.contract.parts import PARTS
+from shim.contract.paths import SNAPSHOT_CRIU
 from shim.criu import images
 from shim.integrity import tree
 from shim.kernel.steps import Steps
@@ -237,13 +238,10 @@ def _described(
         "bound_addresses": sorted({address for address, _ in patches}),
         "patches": [{"address": address, "offsets": offsets} for address, offsets in patches],
     }
-    parts = {
-        part: amount(str(staging / part), stop, limited=False)
-        for part in (SNAPSHOT_CRIU, SNAPSHOT_ROOTFS, SNAPSHOT_SHM, SNAPSHOT_MEMORY)
-    }
+    parts = {part: amount(str(staging / part.name), stop, limited=False) for part in PARTS}
     pages = sum(path.stat().st_size for path in (staging / SNAPSHOT_CRIU).glob("*pages-*.img"))
-    in_memory = parts[SNAPSHOT_SHM].content_bytes + parts[SNAPSHOT_MEMORY].content_bytes
-    sizes = {part: found.size_bytes for part, found in parts.items()}
+    in_memory = sum(found.content_bytes for part, found in parts.items() if part.is_memory)
+    sizes = {part.name: found.size_bytes for part, found in parts.items()}
     sizes["entries"] = sum(found.entries for found in parts.values())
     faults.point("capture.described")
     files = volume_files(source, criu_images, dumped.opened, dumped.has)

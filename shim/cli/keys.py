@@ -10,6 +10,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from shim.contract.paths import KEYS, NODE_PUBLIC
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
     from shim.trust.keys import Entry, KeyDirectory, Keyring
 
 HELP: Final = "whose snapshots this node uses: list, trust and revoke keys, rotate its own"
-EXAMPLES: Final = """\
+EXAMPLES: Final = f"""\
 examples:
   quickthaw keys ls
-  quickthaw keys trust node-7.pub               the file /etc/quickthaw/keys/node.pub of node-7
-  ssh node-7 cat /etc/quickthaw/keys/node.pub | quickthaw keys trust - --name node-7
+  quickthaw keys trust node-7.pub               the file {KEYS}/{NODE_PUBLIC} of node-7
+  ssh node-7 cat {KEYS}/{NODE_PUBLIC} | quickthaw keys trust - --name node-7
   quickthaw keys revoke node-7                  its name, its id, or the beginning of that
   quickthaw keys rotate                         a new key; what the old one signed stays trusted
 
@@ -108,7 +110,7 @@ def _rotate(_asked: Namespace, out: Output, keys: KeyDirectory) -> dict[str, Any
     if former:
         _tell(out, former.key, f"stays trusted, as {former.name}, until it is revoked")
     if not out.as_json:
-        out.note(f"give {keys.path}/node.pub to the nodes that use snapshots of this one")
+        out.note(f"give {keys.path}/{NODE_PUBLIC} to the nodes that use snapshots of this one")
     return {"id": key.id, "former": former.key.id if former else None}
 
 

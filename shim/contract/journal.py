@@ -13,18 +13,20 @@ import fcntl
 import os
 
 from shim.contract import jsontext
-from shim.contract.paths import CONTAINER_JOURNAL, CONTAINERS
+from shim.contract.paths import (
+    CONTAINER_CHECKPOINT_LOCK,
+    CONTAINER_JOURNAL,
+    CONTAINER_SWAP_LOCK,
+    CONTAINER_THAW_LOCK,
+    CONTAINERS,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MAX_BYTES = 16 << 20
-_LOCK = "lock"
-THAW = "thaw.lock"
-"""Name of the lock of the guard, which thaws the container when the daemon no longer can."""
-CHECKPOINT = "checkpoint.lock"
-"""Name of the lock that `runc checkpoint` itself holds: the lock outlives a killed daemon."""
+THAW, CHECKPOINT = CONTAINER_THAW_LOCK, CONTAINER_CHECKPOINT_LOCK
 
 ROOTFS, SHM, ADDRESS, DONE = "rootfs", "shm", "address", "done"
 """Kinds of change. DONE: the swap is complete, its changes belong to the container now."""
@@ -49,7 +51,7 @@ def path_of(container: str) -> str:
 
 
 @contextlib.contextmanager
-def lock(directory: str, name: str = _LOCK) -> Iterator[int]:
+def lock(directory: str, name: str = CONTAINER_SWAP_LOCK) -> Iterator[int]:
     """Lock the container's directory while a swap is under way. Yields the lock's descriptor.
 
     A runtime that cleans up after a failed restore runs our poststop hook, which must leave alone
@@ -65,7 +67,7 @@ def lock(directory: str, name: str = _LOCK) -> Iterator[int]:
         os.close(fd)
 
 
-def is_locked(directory: str, name: str = _LOCK) -> bool:
+def is_locked(directory: str, name: str = CONTAINER_SWAP_LOCK) -> bool:
     """Whether a swap (or the work that `name` stands for) locks this container's directory."""
     try:
         with lock(directory, name):

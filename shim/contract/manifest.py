@@ -19,13 +19,8 @@ from shim.contract import jsontext
 from shim.contract.errors import BadManifest
 from shim.contract.jsontext import canonical
 from shim.contract.names import is_snapshot_id, is_snapshot_name
-from shim.contract.paths import (
-    SNAPSHOT_CRIU,
-    SNAPSHOT_MANIFEST,
-    SNAPSHOT_MEMORY,
-    SNAPSHOT_ROOTFS,
-    SNAPSHOT_SHM,
-)
+from shim.contract.parts import PARTS
+from shim.contract.paths import SNAPSHOT_MANIFEST
 from shim.kernel.sha256 import hexdigest
 
 TYPE_CHECKING = False
@@ -34,14 +29,10 @@ if TYPE_CHECKING:
     from typing import ClassVar, NoReturn
 
     from shim.contract.names import SnapshotId
+    from shim.contract.parts import Part
 
 SCHEMA = 5
 MAX_BYTES = 8 * 1024 * 1024
-LISTINGS = {
-    SNAPSHOT_CRIU: "criu.tree", SNAPSHOT_ROOTFS: "rootfs.tree", SNAPSHOT_SHM: "shm.tree",
-    SNAPSHOT_MEMORY: "memory.tree",
-}  # fmt: skip
-"""The parts of a snapshot, and the file beside each part that lists the part's content."""
 
 
 def _text(value: object) -> str:
@@ -186,8 +177,9 @@ class Sizes(_Record):
     """Bytes on disk of each part, its names and listing included. entries: inodes of all parts."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
-        "criu": _count, "rootfs": _count, "shm": _count, "memory": _count, "entries": _count,
-    }  # fmt: skip
+        **{part.name: _count for part in PARTS},
+        "entries": _count,
+    }
     __slots__ = tuple(_parsers)
     criu: int
     rootfs: int
@@ -198,7 +190,12 @@ class Sizes(_Record):
     @property
     def total(self) -> int:
         """Returns the bytes of all parts."""
-        return self.criu + self.rootfs + self.shm + self.memory
+        return sum(self.of(part) for part in PARTS)
+
+    def of(self, part: Part) -> int:
+        """Returns the bytes of a part."""
+        size: int = getattr(self, part.name)
+        return size
 
 
 class Requires(_Record):
@@ -220,8 +217,8 @@ def _files(value: object) -> tuple[File, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{value!r:.40} is not a list")
     files = tuple(item if isinstance(item, File) else File(**_object(item)) for item in value)
-    if [file.path for file in files] != list(LISTINGS.values()):
-        raise ValueError(f"they are not {', '.join(LISTINGS.values())}")
+    if [file.path for file in files] != [part.listing for part in PARTS]:
+        raise ValueError(f"they are not {', '.join(part.listing for part in PARTS)}")
     return files
 
 

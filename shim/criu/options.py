@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from shim.contract.paths import CONTAINER_CRIU_CONF, CONTAINERS, PREFIX
+from shim.contract.paths import CONTAINER_CRIU_CONF, CONTAINERS, OPENED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ _BRIEF_OPTIONS = ("verbosity=2",)
 
 
 # CRIU runs this at each step of a restore, beside its notices to runc: see `shim.restore.opened`.
-_ASKING_OPTIONS = (f"action-script {PREFIX}/bin/quickthaw-opened",)
+_ASKING_OPTIONS = (f"action-script {OPENED}",)
 
 
 def write(

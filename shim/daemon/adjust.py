@@ -16,7 +16,7 @@ from shim.contract.paths import (
     CONTROL_IN_CONTAINER,
     GPU_LIBRARIES,
     GPU_LIBRARY,
-    PREFIX,
+    HOOK,
 )
 from shim.criu import options
 from shim.kernel import mounts
@@ -24,8 +24,7 @@ from shim.kernel import mounts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_HOOK: Final = f"{PREFIX}/bin/quickthaw-hook"
-_HOOK_S: Final = 20
+HOOK_S: Final = 20
 """Seconds. A container must not wait for ever for a hook; runc then fails its create."""
 _CONTROL_OPTIONS: Final = "mode=1777,size=1m,nr_inodes=64"
 """The container writes to this tmpfs, and must not be able to fill the node's /run."""
@@ -86,4 +85,4 @@ def with_library(
 
 def _hook(name: str, container: str) -> nri_pb2.Hook:
     args = ["quickthaw-hook", name, container]
-    return nri_pb2.Hook(path=_HOOK, args=args, timeout=nri_pb2.OptionalInt(value=_HOOK_S))
+    return nri_pb2.Hook(path=HOOK, args=args, timeout=nri_pb2.OptionalInt(value=HOOK_S))

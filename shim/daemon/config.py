@@ -254,7 +254,7 @@ class Config:
 
 ROWS: Final = dataclasses.fields(Config)
 
-DROP_INS: Final = f"{paths.ETC}/quickthaw.d"
+DROP_INS: Final = paths.DROP_INS
 HEADER: Final = f"""\
 # The configuration of quickthawd. Each key is shown with its default.
 # Files named {DROP_INS}/*.toml are read after it, in the order of their names;

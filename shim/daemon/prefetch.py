@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from shim.capture.sequence import finished
 from shim.contract.errors import NoSuchSnapshot
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
+from shim.contract.paths import DATA_SUFFIX, SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu.family import PREFIX
 from shim.kernel.beneath import open_beneath, open_dir
 from shim.kernel.meminfo import available_bytes
@@ -108,7 +108,7 @@ class Prefetch:
 
 def _payloads(snapshot: Path) -> list[Path]:
     """Returns the files that memory is copied from, the small files first."""
-    found = [path for path in (snapshot / SNAPSHOT_MEMORY).iterdir() if path.suffix == ".data"]
+    found = [path for path in (snapshot / SNAPSHOT_MEMORY).iterdir() if path.suffix == DATA_SUFFIX]
     found += (snapshot / SNAPSHOT_CRIU).glob(f"{PREFIX}pages-*.img")
     return sorted(found, key=lambda path: path.lstat().st_size)
 

@@ -14,8 +14,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from shim.contract.manifest import LISTINGS
-from shim.contract.paths import PREFIX, SNAPSHOT_CRIU, VERIFIED
+from shim.contract.parts import PARTS
+from shim.contract.paths import COMMAND, VERIFIED
 from shim.integrity import marks
 from shim.node import tool
 
@@ -40,7 +40,7 @@ async def reverify(store: Store) -> None:
     if not await asyncio.to_thread(_unmarked, store):
         return
     began = time.monotonic()
-    argv = [f"{PREFIX}/bin/quickthaw", "verify", "--background"]
+    argv = [COMMAND, "verify", "--background"]
     try:
         ended = await tool.run_async(argv, within_s=_WITHIN_S)
         rows = json.loads(ended.output.splitlines()[-1])["snapshots"]
@@ -54,9 +54,9 @@ async def reverify(store: Store) -> None:
 
 
 def _unmarked(store: Store) -> bool:
-    parts = [part for part in LISTINGS if part != SNAPSHOT_CRIU]  # its images may all be small
     return any(
-        not os.path.exists(f"{VERIFIED}/{found.id}/{part}")
+        not os.path.exists(f"{VERIFIED}/{found.id}/{part.name}")
         for found in store.all()
-        for part in parts
+        for part in PARTS
+        if part.is_always_marked
     )

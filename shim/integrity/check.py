@@ -14,18 +14,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from functools import partial
 
 from shim.contract.errors import SnapshotNotWhole
-from shim.contract.manifest import LISTINGS
-from shim.contract.paths import (
-    SNAPSHOT_CRIU,
-    SNAPSHOT_MANIFEST,
-    SNAPSHOT_MEMORY,
-    SNAPSHOT_ROOTFS,
-    SNAPSHOT_SHM,
-    SNAPSHOT_SIGNATURE,
-    VERIFIED,
-)
+from shim.contract.parts import BESIDE, CRIU, FIRST, MEMORY, PARTS, READ, checked
+from shim.contract.paths import SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, VERIFIED
 from shim.integrity import chunks, content, marks, tree
 from shim.integrity.listing import Listing
 from shim.integrity.tree import Mismatch, Replaced
@@ -37,11 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shim.contract.manifest import Manifest
+    from shim.contract.parts import Part
     from shim.integrity.marks import Marks
     from shim.integrity.tree import Entry, Line
     from shim.kernel.fds import OwnedFd
 
-_TOP = {SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, *LISTINGS, *LISTINGS.values()}
+_TOP = {
+    SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, *(part.name for part in PARTS),
+    *(part.listing for part in PARTS),
+}  # fmt: skip
 _MUCH_BYTES = 8 << 20
 """From this size on, threads are worth their start."""
 
@@ -128,17 +125,19 @@ class Check:
         with self._border():
             self._marks_count = marks.count_on(self.snapshot_dirfd)
             self._check_top()
-            if not self._is_marked(SNAPSHOT_SHM):
-                self._check_part(SNAPSHOT_SHM)
+            for part in checked(FIRST):
+                if not self._is_marked(part):
+                    self._check_part(part)
             self._run_when_worth_it(self.hashed_bytes)
             self._work.finish()
             self._work = self._work.again()
-            self._check_part(SNAPSHOT_CRIU)
-            self._check_part(SNAPSHOT_MEMORY)
+            for part in checked(READ):
+                self._check_part(part)
             due = self.hashed_bytes
-            if not self._is_marked(SNAPSHOT_ROOTFS):
-                self._work.add(lambda: self._check_part(SNAPSHOT_ROOTFS))
-                due += self._captured.sizes.rootfs
+            for part in checked(BESIDE):
+                if not self._is_marked(part):
+                    self._work.add(partial(self._check_part, part))
+                    due += self._captured.sizes.of(part)
             self._run_when_worth_it(due)
 
     def finish(self) -> None:
@@ -155,10 +154,11 @@ class Check:
 
         Raises SnapshotNotWhole.
         """
-        path = marks.first_changed(self.snapshot_dirfd, self._used.get(SNAPSHOT_CRIU, {}))
-        shm = self._used.get(SNAPSHOT_SHM)
-        if path is None and shm and not marks.is_sealed(self.snapshot_dirfd, SNAPSHOT_SHM, shm):
-            path = SNAPSHOT_SHM
+        path = marks.first_changed(self.snapshot_dirfd, self._used.get(CRIU.name, {}))
+        for part in checked(FIRST) if path is None else ():
+            seal = self._used.get(part.name)
+            if seal and not marks.is_sealed(self.snapshot_dirfd, part.name, seal):
+                path = part.name
         if path is not None:
             raise self._not_whole(Mismatch(tree.printable(path), "it as checked", "another"))
 
@@ -171,22 +171,22 @@ class Check:
             if name not in _TOP:
                 raise Mismatch(tree.printable(name), "no such file", "one")
 
-    def _is_marked(self, part: str) -> bool:
-        """Returns whether nothing in rootfs/ or shm/ has changed since a check."""
+    def _is_marked(self, part: Part) -> bool:
+        """Returns whether nothing in a tree has changed since a check."""
         known = self._known(part)
-        if not marks.is_sealed(self.snapshot_dirfd, part, known, self._work.tick):
+        if not marks.is_sealed(self.snapshot_dirfd, part.name, known, self._work.tick):
             return False
-        self._used[part] = known
+        self._used[part.name] = known
         return True
 
-    def _known(self, part: str) -> Marks:
+    def _known(self, part: Part) -> Marks:
         if not (self._with_marks and self._marks_count):
             return {}
-        return marks.read(self._captured.id, part, self._marks_directory)
+        return marks.read(self._captured.id, part.name, self._marks_directory)
 
-    def _check_part(self, part: str) -> None:
+    def _check_part(self, part: Part) -> None:
         """Check a part, except the hashing that is left to the threads."""
-        known = {} if part in marks.SEALED else self._known(part)
+        known = {} if part.is_tree else self._known(part)
         found = marks.Marker(part)
         with self._listing(part) as listing:
             for line, entry in tree.pairs(part, listing, tree.walk(self.snapshot_dirfd, part)):
@@ -196,26 +196,16 @@ class Check:
                 self._check_entry(line, entry, is_marked=is_marked)
                 if tree.is_marked(entry):
                     found.add(entry)
-        if part == SNAPSHOT_MEMORY and self._defer_memory:
+        if part is MEMORY and self._defer_memory:
             return  # the server that checks the content writes the mark
-        self._used[part] = found.marks
+        self._used[part.name] = found.marks
         if (fresh := found.settled) != known:
-            self._fresh[part] = fresh
+            self._fresh[part.name] = fresh
 
     def _check_entry(self, line: Line, entry: Entry, *, is_marked: bool) -> None:
-        if entry.part == SNAPSHOT_CRIU and entry.depth:
-            self._check_image(line, entry)
-            if entry.path in self.images:
-                return
-        if entry.part == SNAPSHOT_MEMORY and entry.depth:
-            if not entry.is_content or entry.depth > 1:
-                raise Mismatch(tree.printable(entry.below), "a file of memory", "something else")
-            if not tree.is_data(entry.path):
-                self.memory[entry.path] = content.read(line, entry)
-                return
-            if self._defer_memory:
-                self._defer(line, entry, is_marked=is_marked)
-                return
+        is_flat = not entry.part.is_tree and entry.depth
+        if is_flat and self._is_taken(line, entry, is_marked=is_marked):
+            return
         if not entry.is_content or is_marked:
             return
         size = entry.status.st_size
@@ -227,6 +217,21 @@ class Check:
         else:
             content.check_here(line, entry, self._work)
 
+    def _is_taken(self, line: Line, entry: Entry, *, is_marked: bool) -> bool:
+        """Take a file of a flat part. Returns whether nothing of its content is left to check."""
+        if not entry.is_content or entry.depth > 1:
+            # CRIU would follow a directory or link `parent` into other snapshots.
+            raise Mismatch(tree.printable(entry.below), entry.part.flat, "something else")
+        if entry.part is CRIU:
+            self._check_image(line, entry)
+            return entry.path in self.images
+        if not tree.is_data(entry.path):
+            self.memory[entry.path] = content.read(line, entry)
+            return True
+        if self._defer_memory:
+            self._defer(line, entry, is_marked=is_marked)
+        return self._defer_memory
+
     def _defer(self, line: Line, entry: Entry, *, is_marked: bool) -> None:
         if len(line.digests) != chunks.count(entry.status.st_size):
             raise Mismatch(tree.printable(entry.below), "a digest for each chunk", "another number")
@@ -234,9 +239,6 @@ class Check:
         self.unchecked[entry.path] = Unchecked(entry, None if vouched else line.digests)
 
     def _check_image(self, line: Line, entry: Entry) -> None:
-        if not entry.is_content or entry.depth > 1:
-            # CRIU would follow a directory or link `parent` into other snapshots.
-            raise Mismatch(tree.printable(entry.below), "an image of CRIU's", "something else")
         if tree.is_marked(entry):
             self.big_images.append(entry.path)
         else:
@@ -249,7 +251,7 @@ class Check:
             self.images[entry.path] = content.read(line, entry)
 
     @contextlib.contextmanager
-    def _listing(self, part: str) -> Iterator[Listing]:
+    def _listing(self, part: Part) -> Iterator[Listing]:
         """Yields the listing; the manifest means it if the `with` ends without an error.
 
         The check uses each line before the whole listing is known to be right. That is safe because

@@ -7,7 +7,6 @@ import os
 import stat
 
 from shim.contract.limits import MAX_LISTING_BYTES
-from shim.contract.manifest import LISTINGS
 from shim.integrity.tree import MAX_LINE_BYTES, Mismatch
 from shim.kernel.beneath import open_beneath
 from shim.kernel.sha256 import Running
@@ -18,13 +17,14 @@ if TYPE_CHECKING:
     from typing import BinaryIO, Self
 
     from shim.contract.manifest import Manifest
+    from shim.contract.parts import Part
 
 
 class Listing:
     """The lines of a part's listing. `finish` raises unless it is the listing that was signed."""
 
-    def __init__(self, snapshot_dirfd: int, part: str, captured: Manifest) -> None:
-        self._dirfd, self._name = snapshot_dirfd, LISTINGS[part]
+    def __init__(self, snapshot_dirfd: int, part: Part, captured: Manifest) -> None:
+        self._dirfd, self._name = snapshot_dirfd, part.listing
         (self._listed,) = (file for file in captured.files if file.path == self._name)
         self._digest, self._size = Running(self._listed.size), 0
         self._file: BinaryIO | None = None

@@ -20,7 +20,7 @@ import struct
 import time
 
 from shim.contract import jsontext
-from shim.contract.paths import SNAPSHOT_ROOTFS, SNAPSHOT_SHM, VERIFIED
+from shim.contract.paths import VERIFIED
 from shim.integrity.tree import identity, raw
 from shim.kernel import filesystem, replace
 from shim.kernel.beneath import O_WALK
@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from shim.contract.parts import Part
     from shim.integrity.tree import Entry
 
     Marks = dict[str, list[int]]
@@ -44,8 +45,6 @@ _COARSE_NS = 2_000_000_000
 _LOCAL = (filesystem.EXT4, filesystem.XFS, filesystem.BTRFS, filesystem.TMPFS)
 _SCHEMA = 2
 _MOST_BYTES = 16 << 20
-SEALED = (SNAPSHOT_ROOTFS, SNAPSHOT_SHM)
-"""The parts that have a seal."""
 _SEAL = ""
 """The key of a seal among the marks: no path is empty."""
 _RECORD = struct.Struct("=QQqqq")
@@ -58,9 +57,9 @@ class Marker:
 
     __slots__ = ("_began_ns", "_entries", "_marks", "_seal", "_settled")
 
-    def __init__(self, part: str) -> None:
+    def __init__(self, part: Part) -> None:
         """Call this before the content is read."""
-        self._seal = _Seal() if part in SEALED else None
+        self._seal = _Seal() if part.is_tree else None
         self._marks: Marks = {}
         self._entries, self._settled, self._began_ns = 0, 0, now_ns()
 

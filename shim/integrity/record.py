@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from shim.contract.limits import MAX_LISTING_BYTES, TooMuch
-from shim.contract.manifest import LISTINGS, File
+from shim.contract.manifest import File
+from shim.contract.parts import PARTS
 from shim.contract.paths import SNAPSHOT_CRIU
 from shim.integrity import chunks, marks, tree
 from shim.kernel import filesystem
 
 if TYPE_CHECKING:
+    from shim.contract.parts import Part
     from shim.integrity.marks import Marks
     from shim.integrity.tree import Entry
     from shim.kernel.stopping import Stop
@@ -27,7 +29,7 @@ _O_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Recorded:
-    """files: the listings, for the manifest. marks: of the files hashed just now, by part."""
+    """files: the listings, for the manifest. marks: of files hashed just now, by part's name."""
 
     def __init__(self) -> None:
         self.files: list[File] = []
@@ -46,10 +48,10 @@ def record(staged_dirfd: int, stop: Stop) -> Recorded:
     time.sleep(marks.SETTLED_NS / 1e9)  # so that the files written last get marks, too
     found = Recorded()
     with ThreadPoolExecutor(_THREADS) as threads:
-        for part, name in LISTINGS.items():
+        for part in PARTS:
             recorder = _Recorder(part, threads, stop)
-            found.files.append(recorder.write(staged_dirfd, name))
-            found.marks[part] = recorder.marker.settled
+            found.files.append(recorder.write(staged_dirfd))
+            found.marks[part.name] = recorder.marker.settled
     return found
 
 
@@ -58,7 +60,7 @@ def _protect(staged_dirfd: int, stop: Stop) -> None:
 
     Building the Merkle tree counts as a modification (Linux 6.1, ext4), so this restores the time.
     """
-    for part in LISTINGS:
+    for part in PARTS:
         for entry in tree.walk(staged_dirfd, part):
             status = entry.status
             stop.check()
@@ -73,12 +75,12 @@ def _protect(staged_dirfd: int, stop: Stop) -> None:
 class _Recorder:
     """Records a part."""
 
-    def __init__(self, part: str, threads: ThreadPoolExecutor, stop: Stop) -> None:
+    def __init__(self, part: Part, threads: ThreadPoolExecutor, stop: Stop) -> None:
         self._part, self._threads, self._stop = part, threads, stop
         self.marker = marks.Marker(part)
 
-    def write(self, staged_dirfd: int, name: str) -> File:
-        size, digest = 0, hashlib.sha256()
+    def write(self, staged_dirfd: int) -> File:
+        name, size, digest = self._part.listing, 0, hashlib.sha256()
         with open(os.open(name, _O_NEW, 0o600, dir_fd=staged_dirfd), "wb") as file:
             for entry in tree.walk(staged_dirfd, self._part):
                 self._stop.check()

@@ -21,15 +21,17 @@ import errno
 import os
 import stat
 
-from shim.contract import jsontext
+from shim.contract import jsontext, parts
 from shim.contract.limits import MAX_DEPTH, MAX_ENTRIES, MAX_PATH_BYTES
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
+from shim.contract.paths import DATA_SUFFIX
 from shim.kernel.beneath import O_WALK
 from shim.kernel.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from shim.contract.parts import Part
 
     Attributes = list[object]
     """The result of `attributes`: the first nine fields of a line."""
@@ -46,7 +48,6 @@ MOST_IMAGE_BYTES = 32 << 20
 """The limit for all smaller images of a snapshot together: restores hold them in memory."""
 IN_MEMORY = ("files.img",)
 """Images that the swap patches: used from memory whatever their size."""
-DATA_SUFFIX = ".data"
 ROOT = "."
 _FIELDS = (
     "depth", "name", "mode", "owner", "group", "mtime", "size, device or target", "xattrs", "link",
@@ -82,16 +83,15 @@ class Replaced(Mismatch):
 class Entry:
     """An entry as it lies on the disk.
 
-    part: `criu`, `rootfs`, `shm` or `memory`. depth: of the name beneath the part, 0 for the part's
-    own directory. status: the result of lstat. dirfd, name: the place, valid until the walk goes
-    on. number: of the entry's line in the listing, from 1. link: the number of the first entry with
-    the same inode, or 0.
+    depth: of the name beneath the part, 0 for the part's own directory. status: the result of
+    lstat. dirfd, name: the place, valid until the walk goes on. number: of the entry's line in the
+    listing, from 1. link: the number of the first entry with the same inode, or 0.
     """
 
     __slots__ = ("_prefix", "depth", "dirfd", "link", "name", "number", "part", "status")
 
     def __init__(
-        self, part: str, prefix: bytes, depth: int, status: os.stat_result, dirfd: int,
+        self, part: Part, prefix: bytes, depth: int, status: os.stat_result, dirfd: int,
         name: bytes, number: int,
     ) -> None:  # fmt: skip
         """prefix: the path of the directory beneath the part, ending in a slash, or empty."""
@@ -106,7 +106,7 @@ class Entry:
     @property
     def below(self) -> str:
         """The path beneath the snapshot's directory."""
-        return f"{self.part}/{self.path}" if self.depth else self.part
+        return f"{self.part.name}/{self.path}" if self.depth else self.part.name
 
     @property
     def is_content(self) -> bool:
@@ -116,7 +116,7 @@ class Entry:
     def attributes(self) -> Attributes:
         """Returns everything but the content. Raises OSError."""
         status = self.status
-        mtime_ns = 0 if self.part == SNAPSHOT_CRIU else status.st_mtime_ns
+        mtime_ns = status.st_mtime_ns if self.part.has_times else 0
         return [
             self.depth, text(self.name), status.st_mode, status.st_uid, status.st_gid, mtime_ns,
             self._value(), self._xattrs(), self.link,
@@ -158,11 +158,11 @@ def is_marked(entry: Entry) -> bool:
 
     CRIU's small images have none: every use reads them in any case (see `shim.integrity.check`).
     """
-    if entry.part == SNAPSHOT_MEMORY:
+    if entry.part.is_tree:
+        return True
+    if entry.part is parts.MEMORY:
         return is_data(text(entry.name))
-    return entry.part != SNAPSHOT_CRIU or (
-        entry.is_content and is_big_image(text(entry.name), entry.status.st_size)
-    )
+    return entry.is_content and is_big_image(text(entry.name), entry.status.st_size)
 
 
 def is_big_image(name: str, size: int) -> bool:
@@ -193,15 +193,15 @@ def identity(status: os.stat_result) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def walk(snapshot_dirfd: int, part: str) -> Iterator[Entry]:
-    """Yields every entry of the directory `part`, in the order of a listing; none if it is missing.
+def walk(snapshot_dirfd: int, part: Part) -> Iterator[Entry]:
+    """Yields every entry of the part's directory, in the order of a listing; none if it is missing.
 
     Raises OSError; Mismatch for entries that no listing can have: another file system below the
     directory, links to its files from elsewhere, more or deeper directories than
     `shim.contract.limits` allows.
     """
     try:
-        root = OwnedFd(os.open(part, O_WALK, dir_fd=snapshot_dirfd))
+        root = OwnedFd(os.open(part.name, O_WALK, dir_fd=snapshot_dirfd))
     except FileNotFoundError:
         return
     with root:
@@ -217,7 +217,7 @@ def walk(snapshot_dirfd: int, part: str) -> Iterator[Entry]:
 class _Walk:
     """A walk; remembers the inodes that have several names, by the number of the first name."""
 
-    def __init__(self, part: str, device: int) -> None:
+    def __init__(self, part: Part, device: int) -> None:
         self._part, self._device = part, device
         self._entries = 0
         self._links: dict[int, list[int]] = {}
@@ -242,7 +242,7 @@ class _Walk:
         """Returns the next entry. Raises Mismatch for too many entries, and for a mount."""
         self._entries += 1
         if self._entries > _MOST_ENTRIES:
-            raise Mismatch(self._part, f"{_MOST_ENTRIES} entries at most", "more")
+            raise Mismatch(self._part.name, f"{_MOST_ENTRIES} entries at most", "more")
         entry = Entry(self._part, prefix, depth, status, dirfd, name, self._entries)
         if status.st_dev != self._device:
             raise Mismatch(printable(entry.below), "the store's file system", "another")
@@ -288,7 +288,7 @@ class Line:
 
 
 def pairs(
-    part: str, listing: Iterable[bytes], found: Iterable[Entry]
+    part: Part, listing: Iterable[bytes], found: Iterable[Entry]
 ) -> Iterator[tuple[Line, Entry]]:
     """Yields each entry of the disk with its line; compares all attributes but not the content.
 
@@ -319,14 +319,14 @@ def pairs(
         raise late
 
 
-def _unpaired(part: str, before: list[str], line: Line | None, entry: Entry) -> Mismatch:
+def _unpaired(part: Part, before: list[str], line: Line | None, entry: Entry) -> Mismatch:
     here = [] if not entry.depth else raw(entry.path).split(b"/")
     if line is not None and [raw(name) for name in _path(before, line)] < here:
         return _missing(part, before, line)
     return Mismatch(printable(entry.below), "no such file", "one")
 
 
-def _missing(part: str, before: list[str], line: Line) -> Mismatch:
+def _missing(part: Part, before: list[str], line: Line) -> Mismatch:
     return Mismatch(place(part, "/".join(_path(before, line)) or ROOT), "it as listed", "nothing")
 
 
@@ -356,9 +356,9 @@ def _shown(name: str, value: object) -> str:
     return oct(value) if name == "mode" and isinstance(value, int) else printable(f"{value!s:.200}")
 
 
-def place(part: str, path: str) -> str:
+def place(part: Part, path: str) -> str:
     """Returns the name of an entry of a part for messages."""
-    return printable(part if path == ROOT else f"{part}/{path}")
+    return printable(part.name if path == ROOT else f"{part.name}/{path}")
 
 
 def printable(path: str) -> str:

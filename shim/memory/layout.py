@@ -27,6 +27,7 @@ from __future__ import annotations
 import struct
 
 from shim.contract import jsontext
+from shim.contract.paths import MEMORY_LAYOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,10 +35,8 @@ if TYPE_CHECKING:
 
     from shim.memory.extents import Extent
 
-LAYOUT = "layout.json"
 SCHEMA = 1
 MAGIC = b"qtranges"
-DATA_SUFFIX = ".data"
 _SHARED_IMAGE = "pagemap-shmem-"
 _RANGE = struct.Struct("<QQQ")
 _PAGE = 4096
@@ -111,7 +110,7 @@ def decode(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> Layout:
     Raises BadLayout.
     """
     try:
-        found = jsontext.parse(files[LAYOUT])
+        found = jsontext.parse(files[MEMORY_LAYOUT])
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise BadLayout("no schema that this quickthaw reads")
         spaces = [_space(each, files, sizes) for each in found["spaces"]]

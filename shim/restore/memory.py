@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SOCKET = "lazy-pages.socket"
 """The name in CRIU's work directory. Source: CRIU, criu/include/uffd.h."""
-_KEEP = b"+"
 _ENDED, _LOOK = "the page server has ended", "Look for its end in the kernel's log."
 _ENDS_WITHIN_S = 5.0
 _SHORTLY_S = 0.01
@@ -96,7 +95,7 @@ class PageServer:
         Raises BrokenPipeError when the server has ended too early. Idempotent.
         """
         if not self._is_kept:
-            self._its.send(_KEEP)
+            self._its.send(messages.KEEP)
             self._is_kept = True
 
     def end(self) -> None:

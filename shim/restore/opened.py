@@ -16,7 +16,7 @@ import time
 
 from shim.contract import jsontext
 from shim.contract.errors import SnapshotDoesNotFit
-from shim.contract.paths import CONTAINERS
+from shim.contract.paths import CONTAINER_ANSWERED, CONTAINER_ASKED, CONTAINERS
 from shim.gate import volumes
 from shim.kernel import procfs
 from shim.kernel.fds import OwnedFd
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from shim.gate.volumes import Identity, VolumeFile
     from shim.oci.spec import Spec
 
-ASKED, ANSWERED = "opened.asked", "opened.answered"
-"""The fifos, in the container's directory of CONTAINERS. hook/quickthaw-opened knows both."""
 _LONGEST = 32
 
 
@@ -89,7 +87,7 @@ class Watch:
         """Make the fifos in `directory`. Raises OSError."""
         self._files, self._held, self._container = files, held, container
         self._was_asked, self._why_not = False, ""
-        for name in (ASKED, ANSWERED):
+        for name in (CONTAINER_ASKED, CONTAINER_ANSWERED):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{directory}/{name}")
             os.mkfifo(f"{directory}/{name}", 0o600)
@@ -98,7 +96,7 @@ class Watch:
             stack.enter_context(
                 OwnedFd(os.open(f"{directory}/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
             ).fileno()
-            for name in (ASKED, ANSWERED)
+            for name in (CONTAINER_ASKED, CONTAINER_ANSWERED)
         )
 
     def serve(self, pid: int, until: float) -> None:

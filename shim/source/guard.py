@@ -7,14 +7,13 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from shim.contract.paths import PREFIX
+from shim.contract.paths import HOOK
+from shim.contract.words import GUARD_DONE, GUARD_READY
 from shim.node import tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_HOOK = f"{PREFIX}/bin/quickthaw-hook"
-_READY, _DONE = b"ready\n", b"done\n"
 _ENDS_WITHIN_S = 5.0
 
 
@@ -27,17 +26,17 @@ def guarded(container: str, freezer: str, until: float) -> Iterator[Callable[[],
     """
     within_s = max(0.0, until - time.monotonic())
     with subprocess.Popen(
-        [_HOOK, "thaw", container, freezer, f"{within_s:.3f}"],
+        [HOOK, "thaw", container, freezer, f"{within_s:.3f}"],
         env=tool.ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         start_new_session=True,
     ) as process:  # fmt: skip
         told, says = process.stdin, process.stdout
         if told is None or says is None:  # cannot be: both are pipes
-            raise OSError(f"{_HOOK} has no pipes")
+            raise OSError(f"{HOOK} has no pipes")
 
         def dismiss() -> bool:
             with contextlib.suppress(BrokenPipeError):
-                told.write(_DONE)
+                told.write(GUARD_DONE)
                 told.close()
             try:
                 return process.wait(_ENDS_WITHIN_S) != 0
@@ -46,8 +45,8 @@ def guarded(container: str, freezer: str, until: float) -> Iterator[Callable[[],
                 return True
 
         try:
-            if says.readline() != _READY:
-                raise OSError(f"{_HOOK} thaw did not start")
+            if says.readline() != GUARD_READY:
+                raise OSError(f"{HOOK} thaw did not start")
             yield dismiss
         finally:
             if process.poll() is None and not told.closed:

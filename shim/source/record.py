@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from shim.contract.paths import CONTAINERS
+from shim.contract.paths import CONTAINER_POD_BEFORE, CONTAINER_POD_OTHERS, CONTAINERS
 from shim.kernel import replace, sysvipc
 from shim.kernel.beneath import O_WALK, open_dir
 from shim.kernel.fds import OwnedFd
@@ -23,8 +23,8 @@ from shim.kernel.fds import OwnedFd
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BEFORE: Final = "pod-before.json"
-OTHERS: Final = "pod-others.json"
+BEFORE: Final = CONTAINER_POD_BEFORE
+OTHERS: Final = CONTAINER_POD_OTHERS
 _SCHEMA = 1
 _MOST_ENTRIES = 2000
 _MOST_DEEP = 20

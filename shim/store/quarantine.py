@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from shim.contract import jsontext
 from shim.contract.errors import Blame, NotQuarantined
 from shim.contract.names import is_snapshot_id
+from shim.contract.paths import STORE_HEALTH, STORE_QUARANTINE
 from shim.store import durable
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Quarantine:
     """The records of a store. root: the store's directory."""
 
     def __init__(self, root: Path) -> None:
-        self._quarantine, self._health = root / "quarantine", root / "health"
+        self._quarantine, self._health = root / STORE_QUARANTINE, root / STORE_HEALTH
         self._records: dict[str, Record] = {}
         self._counts: dict[str, Health] = {}
         self._lock = threading.Lock()

@@ -15,32 +15,29 @@ from typing import TYPE_CHECKING
 
 from shim.contract import faults
 from shim.contract import manifest as manifests
-from shim.contract.errors import (
-    BadManifest,
-    KeyRefused,
-    NoSuchSnapshot,
-    NotPublished,
-    SnapshotInUse,
-    too_big,
+from shim.contract.errors import BadManifest, NoSuchSnapshot, SnapshotInUse
+from shim.contract.paths import (
+    STORE,
+    STORE_LEAVING,
+    STORE_SNAPSHOTS,
+    STORE_STAGING,
+    STORE_USED,
+    STORE_WORKING_SETS,
 )
-from shim.contract.limits import TooMuch
-from shim.contract.paths import SNAPSHOT_MANIFEST, SNAPSHOT_SIGNATURE, STORE
 from shim.integrity import marks
-from shim.integrity.record import record
-from shim.integrity.tree import Mismatch
-from shim.kernel.beneath import empty_dir, open_dir, read_beneath, remove_tree
+from shim.kernel.beneath import empty_dir, open_dir, remove_tree
 from shim.kernel.libc import call
 from shim.kernel.stopping import Stop
+from shim.store import complete
 from shim.store.durable import sync_directory
 from shim.store.quarantine import Quarantine
-from shim.trust import signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from shim.contract.manifest import File, Manifest
     from shim.contract.names import SnapshotId
-    from shim.integrity.record import Recorded
+    from shim.integrity.marks import Marks
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +62,13 @@ class Store:
     ) -> None:  # fmt: skip
         self.root, self._sign, self._marks = Path(root), sign, marks_directory
         self._logs = logs_directory
-        self.snapshots, self.staging = self.root / "snapshots", self.root / "staging"
-        self._leaving = self.root / "leaving"
+        self.snapshots, self.staging = self.root / STORE_SNAPSHOTS, self.root / STORE_STAGING
+        self._leaving = self.root / STORE_LEAVING
         self._by_id: dict[str, Manifest] = {}
         self._signatures: dict[str, bytes] = {}
         self.damaged: dict[str, str] = {}
         self.quarantine = Quarantine(self.root)
-        self._used, self._working_sets = self.root / "used", self.root / "working-sets"
+        self._used, self._working_sets = self.root / STORE_USED, self.root / STORE_WORKING_SETS
 
     def open(self) -> None:
         """Make the directories, put aside all that is in staging, read the index. Raises OSError.
@@ -106,7 +103,7 @@ class Store:
             try:
                 with open_dir(str(self.snapshots / name)) as directory:
                     self._by_id[name] = manifests.read(directory.fileno(), snapshot=name)
-                    self._signatures[name] = _signature(directory.fileno())
+                    self._signatures[name] = complete.signature_in(directory.fileno())
             except FileNotFoundError:
                 continue  # removed meanwhile: the command line reads without the daemon's consent
             except (BadManifest, NotADirectoryError) as error:
@@ -208,43 +205,42 @@ class Store:
         self, staged: Path, describe: Callable[[tuple[File, ...]], Manifest],
         stop: Stop | None = None,
     ) -> Manifest:  # fmt: skip
-        """Publish a staged snapshot. Blocking: reads and syncs all of the content.
+        """Publish a staged capture: digest, sign, place. Blocking: reads and syncs all content.
 
         describe: returns the manifest, given the listings with the digests. stop: ends the work up
         to the moment when the snapshot exists. Raises NotPublished, SnapshotTooBig, Stopped.
         """
         stop = stop or Stop()
-        try:
-            with open_dir(str(staged)) as directory:
-                recorded = record(directory.fileno(), stop)
+        with complete.border(staged, self.root):
+            recorded = complete.digest(staged, stop)
             found = describe(tuple(recorded.files))
             faults.point("store.digested")
-            signed = self._sign(found) if self._sign else b""
-            _write(staged / SNAPSHOT_MANIFEST, found.encode())
-            faults.point("store.manifest.written")
-            if signed:
-                _write(staged / SNAPSHOT_SIGNATURE, signed)
+            complete.sign(staged, found, self._sign)
+        return self.place(staged, recorded.marks, stop)
+
+    def place(
+        self, staged: Path, hashed: Mapping[str, Marks] | None = None, stop: Stop | None = None
+    ) -> Manifest:
+        """Make a complete directory in staging exist as a snapshot. Blocking: syncs all content.
+
+        The directory may come from elsewhere: it has the parts, the listings, the manifest and, in
+        a store that signs, a signature. The caller has verified content and signature. hashed: the
+        marks of files that the caller hashed in this directory just now, by part. stop: ends the
+        work up to the moment when the snapshot exists. Raises NotPublished, Stopped.
+        """
+        with complete.border(staged, self.root):
+            found, signed = complete.read(staged, is_signed=self._sign is not None)
             _sync_file_system(staged)
             faults.point("store.synced")
-            stop.check()
-            self._place(staged, found.id)
-        except KeyRefused as error:
-            raise NotPublished(
-                "cannot sign the snapshot", container=staged.name, why=f"{error.container}: "
-                f"{error.why}", do=error.do,
-            ) from error  # fmt: skip
-        except TooMuch as error:
-            raise too_big(staged.name, error) from error
-        except (OSError, ValueError, Mismatch) as error:
-            raise NotPublished(
-                "cannot publish the snapshot", container=staged.name, why=str(error),
-                do=f"Is there room in {self.root}?",
-            ) from error  # fmt: skip
-        self._mark(found.id, recorded)
+            if stop:
+                stop.check()
+            self._rename(staged, found.id)
+        self._mark(found.id, hashed or {})
         self._by_id[found.id], self._signatures[found.id] = found, signed
+        self.damaged.pop(found.id, None)
         return found
 
-    def _place(self, staged: Path, found: str) -> None:
+    def _rename(self, staged: Path, found: str) -> None:
         """Publish by a durable rename, undone if it cannot be made durable. Raises OSError."""
         os.rename(staged, self.snapshots / found)
         try:
@@ -258,14 +254,14 @@ class Store:
                 error.add_note(f"and it is still in {self.snapshots}: {undo}")
             raise
 
-    def _mark(self, found: str, recorded: Recorded) -> None:
-        """Write marks: `record` hashed the files just now, and the first restore need not."""
+    def _mark(self, found: str, hashed: Mapping[str, Marks]) -> None:
+        """Write marks of files that were hashed just now: the first restore need not hash them."""
         if not self._marks:
             return
         try:
             with open_dir(str(self.snapshots / found)) as directory:
                 if marks.count_on(directory.fileno()):
-                    for part, marked in recorded.marks.items():
+                    for part, marked in hashed.items():
                         marks.write(found, part, marked, self._marks)
         except OSError as error:
             log.warning("snapshot %s will be hashed at its first use: %s", found[:12], error)
@@ -334,21 +330,6 @@ def _not_found(wanted: str, found: Sequence[Manifest], index: Sequence[Manifest]
         why="several begin like this" if found else "none has this id or name",
         do=f"Try one of: {near}." if near else "There are no snapshots.",
     )  # fmt: skip
-
-
-def _signature(directory: int) -> bytes:
-    try:
-        return read_beneath(directory, SNAPSHOT_SIGNATURE, limit_bytes=signature.MAX_BYTES)
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        # Too long, a link, a device: report it as a signature that cannot be decoded.
-        return f"unreadable: {error.strerror}".encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    path.chmod(0o600)
 
 
 def _sync_file_system(directory: Path) -> None:

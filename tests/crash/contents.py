@@ -9,16 +9,16 @@ import stat
 import tempfile
 from pathlib import Path
 
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM
+from shim.contract.parts import PARTS
 
-CAPTURED = (SNAPSHOT_CRIU, SNAPSHOT_MEMORY, SNAPSHOT_ROOTFS, SNAPSHOT_SHM)
+CAPTURED = tuple(part.name for part in PARTS)
 """The parts of a snapshot that a capture writes. All else is the store's own."""
 _OPAQUE = "trusted.overlay.opaque"
 
 
 def write(place: Path, name: str) -> None:
     """Fill `place` with the files that a capture of the container `name` would leave."""
-    criu, memory, rootfs, shm = (place / part for part in CAPTURED)
+    criu, rootfs, shm, memory = (place / part for part in CAPTURED)
     for directory in (
         criu,
         memory,

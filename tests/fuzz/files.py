@@ -14,6 +14,8 @@ from pathlib import Path
 from hook.state import read_state
 from shim.contract import journal, jsontext, manifest, names, outcome, ticket
 from shim.contract.errors import BadManifest
+from shim.contract.parts import ROOTFS
+from shim.contract.paths import MEMORY_LAYOUT
 from shim.criu import log
 from shim.gate import volumes
 from shim.integrity import marks, tree
@@ -96,7 +98,7 @@ def listings(data: bytes) -> None:
     fd = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with refuses_with(ValueError, tree.Mismatch):
-            for line, entry in tree.pairs("rootfs", lines, tree.walk(fd, "rootfs")):
+            for line, entry in tree.pairs(ROOTFS, lines, tree.walk(fd, ROOTFS)):
                 same(line.name, tree.text(entry.name), "a pair")
     finally:
         os.close(fd)
@@ -156,7 +158,7 @@ def memory_layouts(data: bytes) -> None:
     text, _, ranges = data.partition(b"\n")
     size = 1 << 30
     with refuses_with(layout.BadLayout, ValueError):
-        found = layout.decode({layout.LAYOUT: text, "r": ranges}, {"d": size})
+        found = layout.decode({MEMORY_LAYOUT: text, "r": ranges}, {"d": size})
         each: list[layout.SpaceLayout | layout.SharedLayout] = [*found.spaces, *found.shared]
         for space in each:
             behind = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shim.contract import manifest
+from shim.contract.parts import PARTS
 
 if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
@@ -25,8 +26,7 @@ def fields(**changed: object) -> dict[str, object]:
     return {
         "name": "warm", "key": "a" * 64, "created_at": 1_700_000_000.5, "source": SOURCE,
         "software": SOFTWARE, "facts": {"user": "{}"}, "network": {"addresses": ["::"]},
-        "files": [{"path": path, "size": 0, "sha256": "b" * 64}
-                  for path in manifest.LISTINGS.values()],
+        "files": [{"path": part.listing, "size": 0, "sha256": "b" * 64} for part in PARTS],
         "sizes": {"criu": 4096, "rootfs": 10, "shm": 0, "memory": 0, "entries": 3},
         "timings": {"frozen": 0.5},
         "requires": {"memory_bytes": 1 << 30},

@@ -126,7 +126,8 @@ def test_tmpfiles_make_every_directory_for_root_alone() -> None:
     assert set(made) == {
         paths.RUN, paths.TICKETS, paths.SWAPPED, paths.CONTAINERS, paths.CONTROL, paths.OUTCOMES,
             paths.LOGS,
-        paths.STORE, paths.SNAPSHOTS, paths.STAGING, paths.QUARANTINE,
+        paths.STORE, paths.SNAPSHOTS,
+        f"{paths.STORE}/{paths.STORE_STAGING}", f"{paths.STORE}/{paths.STORE_QUARANTINE}",
     }  # fmt: skip
     assert all(owner == ["0700", "root", "root"] for owner in made.values())
 

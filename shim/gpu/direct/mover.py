@@ -13,6 +13,7 @@ import ctypes
 import os
 import threading
 
+from shim.contract.paths import DATA_SUFFIX
 from shim.kernel.sha256 import hexdigest
 
 TYPE_CHECKING = False
@@ -34,7 +35,7 @@ class Damaged(ValueError):
 
 def name(gpu: int, file: int) -> str:
     """Of a payload file, among the snapshot's files of memory."""
-    return f"gpu{gpu}-{file:02d}.data"
+    return f"gpu{gpu}-{file:02d}{DATA_SUFFIX}"
 
 
 class Part:

@@ -11,6 +11,8 @@ import os
 import socket
 import struct
 
+from shim.contract.paths import GPU_SOCKET
+
 MAGIC = 0x31475451
 VERSION = 1
 BATCH = 64
@@ -18,7 +20,7 @@ BATCH = 64
 THREAD = "quickthaw-gpu"
 WAKE = 61
 """SIGRTMAX - 3: sent to the library's thread alone, which waits for it and nothing else."""
-SOCKET = "gpu.sock"
+SOCKET = GPU_SOCKET
 """In the control directory."""
 
 HELLO, CLOSE, CLOSED, BUSY, LEND, PIECES, NEXT, LENT = range(1, 9)

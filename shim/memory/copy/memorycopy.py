@@ -20,13 +20,13 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
+from shim.contract.paths import DATA_SUFFIX
 from shim.criu import devnull, pagemap, sharedmem
 from shim.kernel import othermemory, procfs, sharedobjects, smaps
 from shim.kernel.stopping import Stop
 from shim.memory.copy.copied import CopiedMemory, Space
 from shim.memory.copy.readable import OfObject, OfProcess
 from shim.memory.copy.spacecopy import JOB_BYTES, SpaceCopy
-from shim.memory.layout import DATA_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -13,7 +13,7 @@ import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shim.contract.paths import SNAPSHOT_CRIU, SNAPSHOT_MEMORY
+from shim.contract.paths import MEMORY_LAYOUT, RANGES_SUFFIX, SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import advice, masks, pagemap
 from shim.memory import layout
 from shim.memory.copy import datafile
@@ -49,7 +49,7 @@ def settle(staging: Path, copied: CopiedMemory) -> None:
     objects = settle_shared(criu, copied.shared)
     masks.mount_bare(criu)
     masks.own_null(criu)
-    datafile.write_small(memory / layout.LAYOUT, layout.encode(found, objects))
+    datafile.write_small(memory / MEMORY_LAYOUT, layout.encode(found, objects))
 
 
 def _without_wiped(criu: Path, copied: Space) -> Space:
@@ -75,7 +75,7 @@ def _space(
         datafile.keep_only(whole.fileno(), lazy)
         ratio = _sampled_ratio(whole.fileno())
     pages.chmod(0o600)
-    ranges = f"space-{copied.number}.ranges"
+    ranges = f"space-{copied.number}{RANGES_SUFFIX}"
     datafile.write_ranges(memory / ranges, joined(lazy))  # CRIU lists a MiB at most at a time
     image = criu / f"pagemap-{copied.number}.img"
     left = _joined(map(_without_lazy, listed))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shim.contract.paths import RANGES_SUFFIX
 from shim.criu import pagemap, sharedmem
 from shim.criu.images import DamagedImage
 from shim.memory.copy import datafile
@@ -55,7 +56,7 @@ def _object(criu: Path, copied: Space, known: SharedObject) -> dict[str, object]
             copied.data.unlink()
             return None
         datafile.keep_only(data.fileno(), kept)
-    ranges = copied.data.with_suffix(".ranges")
+    ranges = copied.data.with_suffix(RANGES_SUFFIX)
     datafile.write_ranges(ranges, kept)
     pagemap.write(image, pagemap.Pagemap(copied.pages.pages_id, ()))
     return {

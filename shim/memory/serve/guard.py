@@ -18,7 +18,7 @@ from shim.contract import faults, outcome
 from shim.contract.errors import MemoryLost
 from shim.contract.paths import CONTAINER_FILLING, CONTAINERS
 from shim.kernel import held, perfevent, priority, process, survivors
-from shim.memory.serve import child
+from shim.memory.serve import child, messages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ _STALLED_TICKS = 5
 """A server that has not moved in this many ticks of the guard's own clock counts as stalled: ticks,
 so that a machine which stood still as a whole is not taken for a server that stands still."""
 _DIES_WITHIN_S = 10.0
-_KEEP, _FILLED, _DONE = b"+", b"=", b"."
 
 
 class Guard:
@@ -56,7 +55,7 @@ class Guard:
         """Have the guard hold a copy of a userfaultfd, too. The caller keeps the descriptor."""
         self._fds.append(fd)
         with contextlib.suppress(OSError):  # the guard has ended: `renew` passes all of them on
-            socket.send_fds(self._socket, [_KEEP], [fd])
+            socket.send_fds(self._socket, [messages.HOLD], [fd])
 
     def renew(self) -> int:
         """Start another guard: the last was killed. Returns its descriptor. Raises OSError."""
@@ -71,12 +70,12 @@ class Guard:
     def filled(self) -> None:
         """Tell the guard that nothing is missing: from now on the container survives the server."""
         with contextlib.suppress(OSError):
-            self._socket.send(_FILLED)
+            self._socket.send(messages.COMPLETE)
 
     def dismiss(self) -> None:
         """End the guard: all is filled, or no container is left to be filled."""
         with contextlib.suppress(OSError):
-            self._socket.send(_DONE)
+            self._socket.send(messages.DISMISSED)
         self._socket.close()
         # While a stopped guard holds the descriptors, a page fault would wait for ever: kill the
         # guard.
@@ -116,8 +115,8 @@ def _watch(ticket: Ticket, its: socket.socket, pulse: mmap.mmap, server: int) ->
             continue
         data, fds, _, _ = socket.recv_fds(its, 1, 4)
         kept += fds
-        is_filled = is_filled or data == _FILLED
-        if data == _DONE:
+        is_filled = is_filled or data == messages.COMPLETE
+        if data == messages.DISMISSED:
             return
         if not data:
             why = "the page server was killed"

@@ -1,7 +1,10 @@
-"""The messages of a page server to the swap. Lean."""
+"""The messages between a page server, the swap, the guard and the filler. Lean."""
 
 from __future__ import annotations
 
+MOST_BYTES = 4096
+
+# The page server to the swap
 READY = b"r"
 """The page server holds the userfaultfd of every process."""
 FILLED = b"="
@@ -9,6 +12,21 @@ FILLED = b"="
 ORDINARY = b"o"
 """All areas are ordinary memory: no change of the address space waits for the server any more."""
 DAMAGED, FAILED = b"d", b"f"
-"""The server ends; the reason follows. DAMAGED: the snapshot differs from the captured state.
-FAILED: any other error."""
-MOST_BYTES = 4096
+"""The sender ends; the reason follows. DAMAGED: the snapshot differs from the captured state.
+FAILED: any other error. The filler sends them to the page server, too."""
+
+# The swap to the page server
+KEEP = b"+"
+"""The swap worked: complete the memory, whatever happens to the swap."""
+
+# The filler of shared memory to the page server
+ALL_ASKED = b"+"
+"""The filler has filled all objects, and is about to let CRIU go on."""
+
+# The page server to its guard
+HOLD = b"+"
+"""Hold the userfaultfd that comes with the message."""
+COMPLETE = b"="
+"""Nothing is missing: from now on the container survives the server."""
+DISMISSED = b"."
+"""End: all is filled, or no container is left to be filled."""

@@ -25,7 +25,7 @@ from shim.integrity.chunks import CHUNK_BYTES
 from shim.kernel import cgroup, priority, procfs
 from shim.kernel.hugepages import HUGE_BYTES
 from shim.kernel.libc import mapped_shared
-from shim.memory.serve import child
+from shim.memory.serve import child, messages
 from shim.memory.serve.fifos import NotFilled
 from shim.memory.serve.payload import Damaged
 from shim.memory.serve.sharedfill import Threads, fill
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
     Job = Callable[[], None]
 
-_DONE, _DAMAGED, _FAILED = b"+", b"d", b"f"
-_MESSAGE_BYTES = 4096
 _NAMES = (b"/memfd:", b"/dev/zero", b"/SYSV")
 
 
@@ -60,13 +58,13 @@ class Filler:
     def hear(self) -> None:
         """Take up the filler's message, if there is one. Raises Damaged, NotFilled."""
         try:
-            told = self._its.recv(_MESSAGE_BYTES) if self._pid else b""
+            told = self._its.recv(messages.MOST_BYTES) if self._pid else b""
         except BlockingIOError:
             return
         why = told[1:].decode(errors="replace")
-        if told[:1] == _DAMAGED:
+        if told[:1] == messages.DAMAGED:
             raise Damaged(why)
-        if told[:1] == _DONE:
+        if told[:1] == messages.ALL_ASKED:
             self.is_done = True
         elif not self.is_done:
             raise NotFilled(why or "the filler of shared memory was killed")
@@ -135,10 +133,10 @@ def _serve(
                 answer = partial(_answer, asked, image, None if left else its)
                 _fill(pid, found, payloads[found.data], threads, answer)
     except Damaged as error:
-        its.send(_DAMAGED + str(error).encode()[: _MESSAGE_BYTES - 1])
+        its.send(messages.DAMAGED + str(error).encode()[: messages.MOST_BYTES - 1])
     except Exception as error:  # noqa: BLE001 - the border: the page server ends the container
         why = str(error) or type(error).__name__
-        its.send(_FAILED + f"shared memory: {why}".encode()[: _MESSAGE_BYTES - 1])
+        its.send(messages.FAILED + f"shared memory: {why}".encode()[: messages.MOST_BYTES - 1])
 
 
 def _prepare(content: Sequence[Payload]) -> None:
@@ -151,7 +149,7 @@ def _prepare(content: Sequence[Payload]) -> None:
 def _answer(asked: Asked, image: str, told: socket.socket | None) -> None:
     """Let CRIU go on; before the last answer, report that all is done."""
     if told:
-        told.send(_DONE)
+        told.send(messages.ALL_ASKED)
     asked.answer(image)
 
 

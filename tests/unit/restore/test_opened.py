@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shim.contract.errors import SnapshotDoesNotFit
+from shim.contract.paths import CONTAINER_ANSWERED as ANSWERED
+from shim.contract.paths import CONTAINER_ASKED as ASKED
 from shim.gate.volumes import VolumeFile
 from shim.kernel.procfs import numbers
-from shim.restore.opened import ANSWERED, ASKED, Watch
+from shim.restore.opened import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

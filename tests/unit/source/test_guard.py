@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hook.thaw import ABANDONED, DONE, READY
+from hook.thaw import ABANDONED
 from shim.contract import journal
+from shim.contract.words import GUARD_DONE, GUARD_READY
 from shim.source import guard as guarding
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +35,7 @@ def guard(freezer: Path, within_s: float) -> Iterator[subprocess.Popen[bytes]]:
     argv = [sys.executable, "-c", code, str(freezer.parent), str(freezer), str(within_s)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout
-        assert process.stdout.readline() == READY
+        assert process.stdout.readline() == GUARD_READY
         try:
             yield process
         finally:
@@ -45,7 +46,7 @@ def test_guard_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.M
     hook = tmp_path / "hook"
     hook.write_text("#!/bin/sh\necho ready\nexec sleep 60\n")
     hook.chmod(0o755)
-    monkeypatch.setattr(guarding, "_HOOK", str(hook))
+    monkeypatch.setattr(guarding, "HOOK", str(hook))
     monkeypatch.setattr(guarding, "_ENDS_WITHIN_S", 0.1)
     with guarding.guarded("abc", str(tmp_path), time.monotonic() + 60) as dismiss:
         assert dismiss()
@@ -57,7 +58,7 @@ def state(freezer: Path) -> str:
 
 def test_dismissed_guard_touches_nothing(freezer: Path) -> None:
     with guard(freezer, LONG_S) as process:
-        process.communicate(DONE, timeout=10)
+        process.communicate(GUARD_DONE, timeout=10)
         assert (process.returncode, state(freezer)) == (0, "FROZEN")
 
 

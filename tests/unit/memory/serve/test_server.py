@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shim.contract.paths import MEMORY_LAYOUT
 from shim.contract.ticket import Ticket
 from shim.integrity.chunks import CHUNK_BYTES
 from shim.kernel import process, procfs
@@ -122,7 +123,7 @@ def test_error_names_the_fault_of_a_layout() -> None:
         "huge": [],
     }  # fmt: skip
     files = {
-        layout.LAYOUT: layout.encode([space], []),
+        MEMORY_LAYOUT: layout.encode([space], []),
         "space-1.ranges": layout.encode_ranges([(0, 8192, 0)]),
     }
     (found,) = layout.decode(files, {"space-1.data": 8192}).spaces
@@ -132,7 +133,7 @@ def test_error_names_the_fault_of_a_layout() -> None:
     with pytest.raises(layout.BadLayout, match="incomplete"):
         layout.decode(files, {})
     with pytest.raises(layout.BadLayout, match="no schema"):
-        layout.decode({layout.LAYOUT: b'{"schema": 9}'}, {})
+        layout.decode({MEMORY_LAYOUT: b'{"schema": 9}'}, {})
 
 
 # The payload
