@@ -11,7 +11,7 @@ import os
 import time
 
 from shim.contract import jsontext
-from shim.contract.paths import CONTAINER_NETWORK_PLAN, CONTAINERS, PREFIX
+from shim.contract.paths import CONTAINER_NETWORK_PLAN, CONTAINERS, HOOK
 from shim.kernel import process
 from shim.kernel.alarm import TooLate
 from shim.kernel.netns import identity
@@ -57,7 +57,7 @@ def read(container: str) -> tuple[list[str], list[int]]:
 def _take_addresses_back(container: str, network: OwnedFd) -> None:
     """Undo the hook's changes to `lo`. The runtime's poststop hook keeps off while we go on."""
     netns = f"/proc/self/fd/{network.fileno()}"
-    argv = [f"{PREFIX}/bin/quickthaw-hook", "undo", container, netns]
+    argv = [HOOK, "undo", container, netns]
     with contextlib.suppress(TooLate):  # the hook at the container's end tries again
         process.run(
             argv, until=time.monotonic() + _TAKE_BACK_S, quiet=True,
