@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shim.contract import errors
+from shim.contract import errors, paths
 from shim.contract.errors import QuickthawError
 from shim.contract.faults import POINTS
 from shim.daemon.config import ROWS
@@ -185,3 +185,20 @@ def test_keys_of_the_configuration_exist() -> None:
         for name in re.findall(r"`((?:max|keep|evict|restore|default|quarantine)_[a-z_]+)`",
                                path.read_text()):  # fmt: skip
             assert name in known | {"keep_free_"}, f"{path.name}: {name}"
+
+
+def test_table_of_files_has_every_path_of_the_code() -> None:
+    text = (TOP / "docs/architecture.md").read_text()
+    section = text[text.index("\n## Files") : text.index("\n## Safety")]
+    roots = (paths.RUN, paths.STORE, paths.ETC)
+    known = {
+        value
+        for name, value in vars(paths).items()
+        if name.isupper() and isinstance(value, str) and value.startswith(roots)
+    }
+    known -= {*roots, paths.CONTROL_IN_CONTAINER}
+    assert [path for path in sorted(known) if not re.search(rf"\b{name_of(path)}\b", section)] == []
+
+
+def name_of(path: str) -> str:
+    return re.escape(path.rpartition("/")[2])
