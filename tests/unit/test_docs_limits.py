@@ -22,6 +22,7 @@ from shim.restore import logs
 from shim.shm import precopy
 from shim.source import ghosts, record
 from shim.store import quarantine
+from tests.bench import plan
 
 TOP = Path(__file__).parents[2]
 KIB, MIB = 1 << 10, 1 << 20
@@ -146,3 +147,8 @@ def test_prose_has_the_defaults_of_the_configuration() -> None:
     )
     changes = (TOP / "CHANGELOG.md").read_text()
     assert f"(`frozen_limit_s`, {Config().frozen_limit_s:.0f} s)" in changes
+
+
+def test_variables_of_the_bench_have_their_defaults() -> None:
+    text = (TOP / "docs/benchmarks.md").read_text()
+    assert dict(re.findall(r"^\| `([A-Z]+)` \| `([^`]+)` \|", text, re.M)) == plan.FULL

@@ -57,3 +57,10 @@ def test_picture_fits_a_terminal() -> None:
     (picture,) = re.findall(r"```text\n(.*?)```", README, re.S)
     assert max(map(len, picture.splitlines())) <= 100
     assert all(name in picture for name in ("containerd", "quickthawd", "quickthaw-runc", "runc"))
+
+
+def test_row_of_the_tests_has_every_folder_of_tests() -> None:
+    row = re.search(r"^\| `tests` \| (.*) \|$", README, re.M)
+    assert row is not None
+    there = {path.parent.name for path in (TOP / "tests").glob("*/*.py")}
+    assert set(re.findall(r"`(\w+)`", row[1])) == there
