@@ -17,14 +17,11 @@ from shim.contract.errors import NoSuchSnapshot, QuickthawError
 from shim.daemon import control
 from shim.daemon.explain import Explaining
 from shim.daemon.requests import Requests
-from shim.daemon.watch import Watch
 from shim.gate import explain
 from shim.gate.refusal import Finding
 from shim.gpu.direct import wire
 from shim.memory.serve import guard, messages, shared
 from shim.restore import memory as swap
-from shim.restore import opened
-from shim.source.guard import _DONE, _READY
 from shim.store import listing, quarantine
 from tests.unit.formatsdoc import (
     DOCUMENT,
@@ -67,11 +64,12 @@ def results() -> Iterator[tuple[str, Mapping[str, Any]]]:
         metrics=SimpleNamespace(watch=lambda _store: None, counters=dict)
     )  # fmt: skip
     nobody: Any = ()
-    requests = Requests(store, TrustsAll(), nobody, nobody, reporter, Watch())
+    watch: Any = SimpleNamespace(as_json=dict)
+    requests = Requests(store, TrustsAll(), nobody, nobody, reporter, watch)
     yield "status", asyncio.run(_answer(requests.verbs()["status"]))
     more = {"container": {}, "capture": [], "chosen": "", "quarantine": ""}
     yield "explain", more | explain.nothing()
-    error = NoSuchSnapshot("what", container="c", why="w", do="d")
+    error = client.error_of({"class": "NoSuchSnapshot", "what": "cannot find"})
     yield "error", json.loads(control.refusal(error))["error"]
 
 
@@ -110,30 +108,27 @@ def test_unknown_class_of_an_error_keeps_its_exit_status() -> None:
 
 
 def test_messages_of_the_page_server() -> None:
-    swap_table, guard_table, filler_table = re.findall(
-        r"^\| message \|.*\n\|[-|]+\n((?:\|.*\n)+)", SECTIONS["Messages of the page server"], re.M
-    )
-    served = {
-        messages.READY, messages.FILLED, messages.ORDINARY, messages.DAMAGED, messages.FAILED,
-    }  # fmt: skip
-    assert _first(swap_table) == {*served, swap._KEEP}
-    assert _first(guard_table) == {guard._KEEP, guard._FILLED, guard._DONE}
-    assert _first(filler_table) == {shared._DONE, shared._DAMAGED, shared._FAILED}
-    assert f"{messages.MOST_BYTES:,} octets" in SECTIONS["Messages of the page server"]
-    assert messages.MOST_BYTES == shared._MESSAGE_BYTES
-
-
-def _first(table: str) -> set[bytes]:
-    return {each.encode() for each in re.findall(r"^\| `(.)`", table, re.M)}
+    section = SECTIONS["Messages of the page server"]
+    words = {
+        value
+        for module in (messages, guard, shared, swap)
+        for value in vars(module).values()
+        if isinstance(value, bytes) and len(value) == 1
+    }
+    listed = {each.encode() for each in re.findall(r"^\| `(.)`", section, re.M)}
+    assert listed == words
+    assert f"{messages.MOST_BYTES:,} octets" in section
 
 
 def test_messages_of_helpers() -> None:
     section = SECTIONS["Messages of helpers"]
-    for name in (opened.ASKED, opened.ANSWERED):
+    script = (DOCUMENT.parents[1] / "hook/quickthaw-opened").read_text()
+    for name in re.findall(r"opened\.\w+ed", script):
         assert f"`{name}`" in section
-    assert (thaw.READY, thaw.DONE) == (_READY, _DONE)
-    for line in (thaw.READY, thaw.DONE):
-        assert f"`{line.decode().strip()}`" in section
+    sources = [*DOCUMENT.parents[1].glob("shim/**/*.py"), *DOCUMENT.parents[1].glob("hook/*.py")]
+    told = "".join(path.read_text() for path in sources)
+    for line in re.findall(r"writes the line `(\w+)`|waits for the line `(\w+)`", section):
+        assert any(word and f'b"{word}\\n"' in told for word in line)
     assert f"{thaw.ABANDONED}: it had to thaw" in section
     drivers = (DOCUMENT.parents[1] / "shim/gpu/calls.py").read_text()
     carrier = (DOCUMENT.parents[1] / "shim/gpu/direct/carrier.py").read_text()
