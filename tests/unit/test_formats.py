@@ -90,11 +90,9 @@ def test_examples_have_the_version_of_their_section() -> None:
 def test_manifest() -> None:
     found = manifest.decode(EXAMPLES["manifest"].encode())
     assert top("Manifest") == {"schema", *manifest.Manifest._parsers}
-    for name, kind in (
-        ("source", manifest.Source), ("software", manifest.Software), ("files", manifest.File),
-        ("sizes", manifest.Sizes), ("requires", manifest.Requires),
-    ):  # fmt: skip
-        assert inside("Manifest", name) == set(kind._parsers)
+    for name in ("source", "software", "sizes", "requires"):
+        assert inside("Manifest", name) == set(getattr(found, name)._parsers)
+    assert inside("Manifest", "files") == set(found.files[0]._parsers)
     assert inside("Manifest", "network") == set(found.network)
     assert GPU_PAYLOAD in SECTIONS["Manifest"]
 
@@ -252,7 +250,9 @@ def test_content_of_volumes() -> None:
 
 
 def test_plan_of_the_hook() -> None:
-    source = (DOCUMENT.parents[1] / "hook/prestart.py").read_text()
+    root = DOCUMENT.parents[1]
+    readers = [root / "hook/prestart.py", *root.glob("shim/network/*.py")]
+    source = "".join(path.read_text() for path in readers)
     assert set(re.findall(r'plan\["(\w+)"\]', source)) == top("Plan of the hook")
     assert set(parsed("plan")) == top("Plan of the hook")
 
@@ -283,7 +283,7 @@ def test_restored_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "CONTROL", str(tmp_path))
     wanted = ticket.decode(EXAMPLES["ticket"].encode())
     (tmp_path / wanted.container).mkdir()
-    bundle: Any = SimpleNamespace(spec={}, environment={"A": "b"}, owner=(-1, -1))
+    bundle: Any = SimpleNamespace(spec={}, environment={}, owner=(-1, -1), hostname="h")
     resume.tell(wanted, made(), bundle, ["10.0.0.1"])
     told = json.loads((tmp_path / wanted.container / "restored.json").read_text())
     assert top("Files for the workload") == set(told) == set(parsed("restored"))
