@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -232,6 +233,24 @@ def test_journal(tmp_path: Path) -> None:
     swap = inspect.signature(journal.lock).parameters["name"].default
     for lock in (swap, journal.THAW, journal.CHECKPOINT, CONTAINER_GPU_LOCK):
         assert f"`{lock}`" in SECTIONS["Journal"]
+
+
+def test_journal_describes_an_overlay_as_the_code_does() -> None:
+    (row,) = [line for line in SECTIONS["Journal"].splitlines() if line.startswith("The subject")]
+    told = re.findall(r"`(\w+)`", row)[1:]
+    root = DOCUMENT.parents[1] / "shim/rootfs"
+    fields = typed(root / "overlay.py", "Described") + typed(root / "topdir.py", "TopAttributes")
+    assert told == fields
+
+
+def typed(path: Path, name: str) -> list[str]:
+    """Returns the fields of a TypedDict, which exists for the type checker alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return [
+                ast.unparse(each.target) for each in node.body if isinstance(each, ast.AnnAssign)
+            ]
+    raise AssertionError(f"{path} has no {name}")
 
 
 def test_pod_records() -> None:
