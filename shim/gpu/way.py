@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 
 
 class Asked:
-    """What a way knows of a process. against: why it cannot be restored, in words with the remedy.
+    """The facts that a way has about a process. against: why it cannot be restored, in words with the remedy.
     moved: bytes of device memory that the way takes out of the process, so that nobody stages them.
     """
 
@@ -105,7 +105,7 @@ if TYPE_CHECKING:
         name: str
 
         def asked(self, pid: int) -> Asked | None:
-            """What the way knows of this process; None when it does not know what it has called.
+            """Returns the facts about this process; None if the way has not seen its calls.
             Changes nothing in the process.
             """
 

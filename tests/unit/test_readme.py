@@ -30,3 +30,37 @@ def test_table_of_folders_has_every_folder_of_the_code() -> None:
     there |= {each.name for each in TOP.iterdir() if (each / "__init__.py").exists()} - {"shim"}
     assert there <= listed, "README's table lacks folders"
     assert {name for name in listed if name.startswith("shim/")} <= there
+
+
+def test_both_commands_come_before_everything_else() -> None:
+    heads = re.findall(r"^## (.+)$", README, re.M)
+    assert heads[:2] == ["Try it", "How it works"]
+    before = README[: README.index("## How it works")]
+    assert re.findall(r"\bmake ([a-z]+)", before) == ["demo", "test"]
+
+
+def test_table_of_targets_has_every_target_but_the_developers() -> None:
+    makefile = (TOP / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):[^=\n]*## ", makefile, re.M))
+    listed = {*re.findall(r"^\| `make ([a-z-]+)` \|", README, re.M), "demo", "test", "bench"}
+    of_developers = {"help", "setup", "format", "lint", "protos", "test-unit", "test-node", "clean"}
+    assert targets - of_developers == listed
+
+
+def test_documents_are_all_listed() -> None:
+    there = {path.name for path in TOP.glob("docs/*.md")} | {"CHANGELOG.md", "CONTRIBUTING.md"}
+    section = README[README.index("## Documents") : README.index("## More targets")]
+    assert there == set(re.findall(r"\[([\w-]+\.md)\]", section))
+
+
+def test_picture_fits_a_terminal() -> None:
+    (picture,) = re.findall(r"```text\n(.*?)```", README, re.S)
+    assert max(map(len, picture.splitlines())) <= 100
+    assert all(name in picture for name in ("containerd", "quickthawd", "quickthaw-runc", "runc"))
+
+
+def test_row_of_the_tests_has_every_folder_of_tests() -> None:
+    row = re.search(r"^\| `tests` \| (.*) \|$", README, re.M)
+    assert row is not None
+    there = {path.parent.name for path in (TOP / "tests").glob("*/*.py")}
+    assert set(re.findall(r"`(\w+)`", row[1])) == there

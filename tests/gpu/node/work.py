@@ -46,7 +46,7 @@ class Work(Protocol):
         """Whether `answer` to the first request is what it was before."""
 
     def checksum(self, answer: Any) -> Any:
-        """What must be the same after a restore, of the whole memory."""
+        """Returns a value over the whole memory that must be the same after a restore."""
 
 
 @dataclass
