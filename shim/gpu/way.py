@@ -26,8 +26,10 @@ TYPE_CHECKING = False
 
 
 class Asked:
-    """The facts that a way has about a process. against: why it cannot be restored, in words with the remedy.
-    moved: bytes of device memory that the way takes out of the process, so that nobody stages them.
+    """The facts that a way has about a process.
+
+    against: why it cannot be restored, in words with the remedy. moved: bytes of device memory that
+    the way takes out of the process, so that nobody stages them.
     """
 
     __slots__ = ("against", "moved")

@@ -23,7 +23,7 @@ from tests.node.images import pause_image
 
 SUITE: Final = "forky"
 AT: Final = "var/lib/quickthaw-bundle"
-"""The directory for files that only the measurement uses. `bin` has scripts that start the programs."""
+"""The directory for the measurement's own files. `bin` has scripts that start the programs."""
 STATIC: Final = (
     "usr/bin/containerd", "usr/bin/containerd-shim-runc-v2", "usr/bin/ctr",
     "usr/lib/cni/bridge", "usr/lib/cni/host-local", "usr/lib/cni/loopback",

@@ -12,6 +12,7 @@ import pytest
 from shim.contract import journal
 from shim.contract.errors import Blame, SwapFailed, SwapTooLate
 from shim.contract.paths import GPU_PAYLOAD
+from shim.kernel.steps import durations
 from shim.restore import sequence
 from shim.restore.sequence import Step
 from shim.restore.steps import Swap
@@ -85,7 +86,7 @@ def test_all_steps_are_taken_and_kept(tmp_path: Path, trail: Trail) -> None:
     sequence.run(swap)
     names = [step.name for step in sequence.IN_TURN if not step.for_gpus]
     assert trail.passed == ["turn", *names, "the next has the turn", "resume"]
-    assert list(swap.seconds) == ["turn", *names, "resume"]
+    assert list(durations(swap.seconds)) == ["turn", *names, "resume"]
     assert server.kept
     assert list(journal.changes(f"{swap.private}/journal")) == [(journal.DONE, None)]
 
@@ -96,7 +97,7 @@ def test_gpu_steps_are_taken_for_gpus_alone(
     trail = Trail(monkeypatch, {GPU_PAYLOAD: "{}"})
     swap = swap_with(tmp_path)
     sequence.run(swap)
-    assert list(swap.seconds) == [step.name for step in sequence.STEPS]
+    assert list(durations(swap.seconds)) == [step.name for step in sequence.STEPS]
     assert trail.passed[-2:] == ["the next has the turn", "resume"]
 
 
