@@ -101,6 +101,12 @@ def killed(container: Container) -> int:
         return -1
 
 
+def charged(container: Container) -> int:
+    """Returns the bytes of files, in memory, that are charged to the container's cgroup."""
+    stat = _numbers(directory(container, "memory.stat") / "memory.stat")
+    return stat["file"] if "file" in stat else stat["total_cache"]
+
+
 def directory(container: Container, control: str) -> Path:
     """Returns the container's cgroup in the hierarchy that has the control."""
     for top in container.pod.node.cgroups:

@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from shim.kernel import procfs
+from tests.node import source
 from tests.node.attacking import own_spec, run_helper, start_victim
 from tests.node.node import Node
 from tests.node.swapping import (
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 MIB: Final = 1 << 20
 COUNT: Final = 500
 KIB: Final = 1000
+SMALL: Final = 480
+SMALL_BYTES: Final = 60 << 10
 EVERY_S: Final = 0.002
 HOLDS: Final = """
 kept = []
@@ -110,9 +113,9 @@ def with_deleted(node: Node, case: str, count: int, size: int) -> str:
 @pytest.mark.attack("500 deleted files of 1,000 KiB take 1 GB of the node's memory at a restore")
 def test_open_deleted_files_take_no_memory_of_the_node_at_a_restore(swap_node: Node) -> None:
     with_deleted(swap_node, "deleted", COUNT, KIB << 10)
-    (source,) = swap_node.kubelet.pods
-    taken = published(source)
-    source.remove(grace_s=0)
+    (pod,) = swap_node.kubelet.pods
+    taken = published(pod)
+    pod.remove(grace_s=0)
     with Peaks(swap_node) as peaks:
         pod = start_victim(swap_node, "deleted", {}, taken)
     assert_restored(pod.container())
@@ -120,6 +123,27 @@ def test_open_deleted_files_take_no_memory_of_the_node_at_a_restore(swap_node: N
           "in quickthaw-runc")  # fmt: skip
     assert peaks.run < 40 * MIB
     assert 0 < peaks.runtime < 80 * MIB
+
+
+@pytest.mark.attack("deleted files below the size of a link are on the node's account for ever")
+def test_small_deleted_files_are_on_the_account_of_the_container(swap_node: Node) -> None:
+    """The node has their images twice while CRIU reads them; then only the container is charged."""
+    with_deleted(swap_node, "small", SMALL, SMALL_BYTES)
+    (pod,) = swap_node.kubelet.pods
+    taken = published(pod)
+    pod.remove(grace_s=0)
+    with Peaks(swap_node) as peaks:
+        pod = start_victim(swap_node, "small", {}, taken)
+    assert_restored(pod.container())
+    charged = source.charged(pod.container())
+    left = blocks_in(swap_node.path(f"{RUN}/containers"))
+    print(f"{swap_node.suite}: {peaks.run / MIB:.1f} MiB in /run, {peaks.runtime / MIB:.1f} MiB "
+          f"in quickthaw-runc; later {left / MIB:.1f} MiB in /run, the container is charged with "
+          f"{charged / MIB:.1f} MiB of files")  # fmt: skip
+    assert peaks.run < 40 * MIB
+    assert 0 < peaks.runtime < 80 * MIB
+    assert left < 2 * MIB
+    assert charged >= SMALL * SMALL_BYTES
 
 
 @pytest.mark.attack("thousands of small deleted files take the node's memory at each restore")
