@@ -123,7 +123,7 @@ def test_container_with_a_process_from_outside_is_not_captured(swap_node: Node) 
     assert "which its spec does not give" in line
     assert ask(pod, "/state")["nonce"] == nonce
     pod.remove(grace_s=0)
-    with mutant(swap_node, "shim/capture/dump.py", line_taken_out("within.check(")):
+    with mutant(swap_node, "shim/capture/dump.py", line_taken_out("excess.check(")):
         pod, nonce = with_a_stranger(swap_node)
         ask(pod, "/ready")
         taken = published(pod)
