@@ -29,18 +29,23 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     due = [pid]
     while due:
-        children = living_children(due.pop())
-        found += children
-        due += children
+        each = due.pop()
+        with contextlib.suppress(OSError):
+            children = living_children(each)
+            found += children
+            due += children
     return found
 
 
 def living_children(pid: int, proc: str = procfs.PROC) -> list[int]:
-    """Returns the children of the threads of a process that have not ended meanwhile."""
+    """Returns the children of the threads of a process that have not ended meanwhile.
+
+    Raises OSError for other failures.
+    """
     found: list[int] = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for thread in procfs.threads(pid, proc):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 found += procfs.of_thread(pid, thread, proc)
     return found
 
