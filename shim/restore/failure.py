@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from shim.contract.ticket import Ticket
     from shim.oci.spec import Spec
 
-_OF_THE_SNAPSHOT = ("hash", "criu", "gpu_fill", "gpu")
-"""The other steps depend on the node, on the pod's volumes, network or /dev/shm, or on its author.
-"""
 _OF_THE_POD = tuple(
     os.strerror(number)
     for number in (
@@ -57,23 +54,24 @@ def of_criu(
     return error
 
 
-def too_late(ticket: Ticket, spec: Spec, step: str, why: str) -> SwapTooLate:
+def too_late(
+    ticket: Ticket, spec: Spec, where: str, why: str, *, of_snapshot: bool
+) -> SwapTooLate:  # fmt: skip
     """Returns the error for a deadline that passed. spec: of the new container.
 
-    step: of the swap; empty between two steps. Only a step that depends on nothing but the snapshot
-    blames the snapshot. CRIU works in the container's cgroup: with less than one processor CRIU is
-    as slow as the pod's author wants it to be. And CRIU waits for the servers of the pod's volumes.
+    of_snapshot: it passed in a step that depends on nothing but the snapshot; no other step blames
+    the snapshot. CRIU works in the container's cgroup: with less than one processor CRIU is as slow
+    as the pod's author wants it to be. And CRIU waits for the servers of the pod's volumes.
     """
-    waits = on_file_system(ticket.container) if step in _OF_THE_SNAPSHOT else ""
+    waits = on_file_system(ticket.container) if of_snapshot else ""
     why = "; ".join(filter(None, [why, waits]))
     error = SwapTooLate(
-        f"the swap's deadline passed {f'in step {step}' if step else 'between two steps'}",
-        container=ticket.container,
+        f"the swap's deadline passed {where}", container=ticket.container,
         why=f"{why}; {ticket.deadline_s:g} s are allowed, {ticket.turn_hold_s:g} s with a turn",
         do="Find what is slow, or raise quickthaw.io/deadline, and restore_hold_s in the "
         "configuration.",
     )  # fmt: skip
-    if step not in _OF_THE_SNAPSHOT or waits or 0 < spec.cpus < 1:
+    if not of_snapshot or waits or 0 < spec.cpus < 1:
         error.blame = Blame.OTHER
     return error
 

@@ -27,15 +27,21 @@ if TYPE_CHECKING:
 class Step:
     """name: in outcomes, messages and docs/architecture.md. for_gpus: only if GPUs were captured.
 
-    take: takes the step; see `shim.restore.steps`.
+    take: takes the step; see `shim.restore.steps`. of_snapshot: the step depends on the snapshot
+    alone; others depend on the node, on the pod's volumes, network or /dev/shm, or on its author.
     """
 
-    __slots__ = ("for_gpus", "name", "take")
+    __slots__ = ("for_gpus", "name", "of_snapshot", "take")
 
     def __init__(
-        self, name: str, take: Callable[[Swap], None], *, for_gpus: bool = False
+        self, name: str, take: Callable[[Swap], None], *, for_gpus: bool = False,
+        of_snapshot: bool = False,
     ) -> None:  # fmt: skip
-        self.name, self.take, self.for_gpus = name, take, for_gpus
+        self.name, self.take = name, take
+        self.for_gpus, self.of_snapshot = for_gpus, of_snapshot
+
+    def __str__(self) -> str:
+        return f"in step {self.name}"
 
 
 TURN = Step("turn", steps.take_turn)
@@ -47,14 +53,15 @@ IN_TURN = (
     Step("network", steps.prepare_network),
     Step("memory", steps.serve_memory),
     Step("gpu_start", steps.start_gpus, for_gpus=True),
-    Step("hash", steps.finish_check),
-    Step("criu", steps.restore_processes),
-    Step("gpu_fill", steps.fill_memory, for_gpus=True),
-    Step("gpu", steps.restore_gpus, for_gpus=True),
+    Step("hash", steps.finish_check, of_snapshot=True),
+    Step("criu", steps.restore_processes, of_snapshot=True),
+    Step("gpu_fill", steps.fill_memory, for_gpus=True, of_snapshot=True),
+    Step("gpu", steps.restore_gpus, for_gpus=True, of_snapshot=True),
 )
 """The steps that load the node: a swap takes them while it has its turn."""
 RESUME = Step("resume", steps.call_workload)
 STEPS = (TURN, *IN_TURN, RESUME)
+_BETWEEN = "between two steps"
 
 
 def run(swap: Swap) -> None:
@@ -65,7 +72,7 @@ def run(swap: Swap) -> None:
             undo.enter_context(journal.lock(swap.private))
             undo.callback(faults.point, "restore.undone", container)
             try:
-                with swap.held, _told(swap, ""), alarm.raising(swap.until):
+                with swap.held, _told(swap, None), alarm.raising(swap.until):
                     _take_steps(swap)
             except BaseException:
                 alarm.kill_us_after(steps.UNDO_S)  # a sweep removes the rest, as after kill -9
@@ -91,10 +98,10 @@ def _take_steps(swap: Swap) -> None:
 
 def _take(swap: Swap, step: Step) -> None:
     """Take and time the step, and notice a deadline that passed silently in the step."""
-    with swap.seconds.timed(step.name), _told(swap, step.name):
+    with swap.seconds.timed(step.name), _told(swap, step):
         step.take(swap)
     if time.monotonic() > swap.until:
-        raise _late(swap, step.name, "it took too long")
+        raise _late(swap, step, "it took too long")
 
 
 @contextlib.contextmanager
@@ -110,8 +117,8 @@ def _at_most(swap: Swap, seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(swap: Swap, step: str) -> Iterator[None]:
-    """Give every raised error the container's id and an effect. step: empty between two steps."""
+def _told(swap: Swap, step: Step | None) -> Iterator[None]:
+    """Give every raised error the container's id and an effect. step: None between two."""
     try:
         yield
     except QuickthawError:
@@ -119,15 +126,17 @@ def _told(swap: Swap, step: str) -> Iterator[None]:
     except TooLate as error:
         raise _late(swap, step, str(error)) from error
     except Exception as error:
-        where = f"in step {step}" if step else "between two steps"
         raise SwapFailed(
-            f"the swap failed {where}", container=swap.ticket.container,
+            f"the swap failed {step or _BETWEEN}", container=swap.ticket.container,
             why=f"{type(error).__name__}: {error}",
             do=f"See `quickthaw show {swap.ticket.snapshot[:12]}`.",
         ) from error  # fmt: skip
 
 
-def _late(swap: Swap, step: str, why: str) -> SwapTooLate:
+def _late(swap: Swap, step: Step | None, why: str) -> SwapTooLate:
     from shim.restore import failure
 
-    return failure.too_late(swap.ticket, swap.spec, step, why)
+    return failure.too_late(
+        swap.ticket, swap.spec, str(step or _BETWEEN), why,
+        of_snapshot=step is not None and step.of_snapshot,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shim.contract import journal
-from shim.contract.errors import Blame, SwapFailed, SwapTooLate
+from shim.contract.errors import Blame, SwapFailed, SwapTooLate, blame_of
 from shim.contract.paths import GPU_PAYLOAD
 from shim.kernel.steps import durations
 from shim.restore import sequence
@@ -44,7 +44,7 @@ class Trail:
                 if body := bodies.get(old.name):
                     body(swap)
 
-            return Step(old.name, take, for_gpus=old.for_gpus)
+            return Step(old.name, take, for_gpus=old.for_gpus, of_snapshot=old.of_snapshot)
 
         found: Any = SimpleNamespace(facts=self._facts)
         self._patch.setattr(sequence, "TURN", step(sequence.TURN))
@@ -78,6 +78,11 @@ def test_steps_have_the_names_of_the_documented_table() -> None:
     rows = re.findall(r"^ *\| (`[^|]*`) \|", section, re.MULTILINE)
     documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert documented == [step.name for step in sequence.STEPS]
+
+
+def test_only_steps_without_pod_and_node_blame_the_snapshot_for_lateness() -> None:
+    found = [step.name for step in sequence.STEPS if step.of_snapshot]
+    assert found == ["hash", "criu", "gpu_fill", "gpu"]
 
 
 def test_all_steps_are_taken_and_kept(tmp_path: Path, trail: Trail) -> None:
@@ -130,16 +135,22 @@ def test_error_of_quickthaw_stays_as_it_is(tmp_path: Path, trail: Trail) -> None
     assert caught.value is error
 
 
-@pytest.mark.parametrize("name", ["shm", "resume"])
-def test_step_beyond_the_deadline_fails_the_swap(tmp_path: Path, trail: Trail, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "blame"),
+    [("shm", Blame.OTHER), ("criu", Blame.RESTORE), ("resume", Blame.OTHER)],
+)
+def test_step_beyond_the_deadline_fails_the_swap(
+    tmp_path: Path, trail: Trail, name: str, blame: str
+) -> None:
     def hangs(_: Swap) -> None:
         time.sleep(60)
 
     trail.replace(**{name: hangs})
     swap = swap_with(tmp_path)
     swap.until = time.monotonic() + 0.2
-    with pytest.raises(SwapTooLate, match=f"deadline passed in step {name}"):
+    with pytest.raises(SwapTooLate, match=f"deadline passed in step {name}") as caught:
         sequence.run(swap)
+    assert blame_of(caught.value) == blame
 
 
 def test_turn_has_a_shorter_deadline_than_the_resume_call(tmp_path: Path, trail: Trail) -> None:

@@ -309,7 +309,7 @@ def test_deadline_of_a_pod_without_a_whole_processor_does_not_count(
 ) -> None:
     spec = Spec({"linux": {"resources": {"cpu": cpu}}})
     given = TICKET
-    found = failure_of.too_late(given, spec, "criu", "100 s are over")
+    found = failure_of.too_late(given, spec, "in step criu", "100 s are over", of_snapshot=True)
     assert blame_of(found) == (Blame.OTHER if is_its else Blame.RESTORE)
 
 
