@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import ClassVar, NoReturn
 
     from shim.contract.names import SnapshotId
-    from shim.contract.parts import Part
+    from shim.contract.parts import SnapshotPart
 
 SCHEMA = 5
 MAX_BYTES = 8 * 1024 * 1024
@@ -192,7 +192,7 @@ class Sizes(_Record):
         """Returns the bytes of all parts."""
         return sum(self.of(part) for part in PARTS)
 
-    def of(self, part: Part) -> int:
+    def of(self, part: SnapshotPart) -> int:
         """Returns the bytes of a part."""
         size: int = getattr(self, part.name)
         return size

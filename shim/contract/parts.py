@@ -22,7 +22,7 @@ BESIDE = "beside"
 """On threads, beside the next steps of the restore."""
 
 
-class Part:
+class SnapshotPart:
     """A part of a snapshot.
 
     name: of its directory, and of the file with its marks. maker: the module that fills the
@@ -51,19 +51,19 @@ class Part:
         self.is_memory = is_memory
 
     def __repr__(self) -> str:
-        return f"Part({self.name})"
+        return f"SnapshotPart({self.name})"
 
 
-CRIU = Part(
+CRIU = SnapshotPart(
     SNAPSHOT_CRIU, maker="shim.capture.checkpoint", checked=READ, flat="an image of CRIU's",
     has_times=False, is_always_marked=False,
 )  # fmt: skip
 """CRIU's images. Nobody reads their times, and all of them may be small."""
-ROOTFS = Part(SNAPSHOT_ROOTFS, maker="shim.rootfs.diff", checked=BESIDE)
+ROOTFS = SnapshotPart(SNAPSHOT_ROOTFS, maker="shim.rootfs.diff", checked=BESIDE)
 """The writable layer."""
-SHM = Part(SNAPSHOT_SHM, maker="shim.shm.devshm", checked=FIRST, is_memory=True)
+SHM = SnapshotPart(SNAPSHOT_SHM, maker="shim.shm.devshm", checked=FIRST, is_memory=True)
 """The files of /dev/shm."""
-MEMORY = Part(
+MEMORY = SnapshotPart(
     SNAPSHOT_MEMORY, maker="shim.memory.copy.memorycopy", checked=READ, flat="a file of memory",
     is_memory=True,
 )  # fmt: skip
@@ -72,6 +72,6 @@ PARTS = (CRIU, ROOTFS, SHM, MEMORY)
 """In the order of the manifest."""
 
 
-def checked(when: str) -> list[Part]:
+def checked(when: str) -> list[SnapshotPart]:
     """Returns the parts whose check has the moment FIRST, READ or BESIDE."""
     return [part for part in PARTS if part.checked == when]

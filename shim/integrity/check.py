@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shim.contract.manifest import Manifest
-    from shim.contract.parts import Part
+    from shim.contract.parts import SnapshotPart
     from shim.integrity.marks import Marks
     from shim.integrity.tree import Entry, Line
     from shim.kernel.fds import OwnedFd
@@ -171,7 +171,7 @@ class Check:
             if name not in _TOP:
                 raise Mismatch(tree.printable(name), "no such file", "one")
 
-    def _is_marked(self, part: Part) -> bool:
+    def _is_marked(self, part: SnapshotPart) -> bool:
         """Returns whether nothing in a tree has changed since a check."""
         known = self._known(part)
         if not marks.is_sealed(self.snapshot_dirfd, part.name, known, self._work.tick):
@@ -179,12 +179,12 @@ class Check:
         self._used[part.name] = known
         return True
 
-    def _known(self, part: Part) -> Marks:
+    def _known(self, part: SnapshotPart) -> Marks:
         if not (self._with_marks and self._marks_count):
             return {}
         return marks.read(self._captured.id, part.name, self._marks_directory)
 
-    def _check_part(self, part: Part) -> None:
+    def _check_part(self, part: SnapshotPart) -> None:
         """Check a part, except the hashing that is left to the threads."""
         known = {} if part.is_tree else self._known(part)
         found = marks.Marker(part)
@@ -251,7 +251,7 @@ class Check:
             self.images[entry.path] = content.read(line, entry)
 
     @contextlib.contextmanager
-    def _listing(self, part: Part) -> Iterator[Listing]:
+    def _listing(self, part: SnapshotPart) -> Iterator[Listing]:
         """Yields the listing; the manifest means it if the `with` ends without an error.
 
         The check uses each line before the whole listing is known to be right. That is safe because

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from typing import BinaryIO, Self
 
     from shim.contract.manifest import Manifest
-    from shim.contract.parts import Part
+    from shim.contract.parts import SnapshotPart
 
 
 class Listing:
     """The lines of a part's listing. `finish` raises unless it is the listing that was signed."""
 
-    def __init__(self, snapshot_dirfd: int, part: Part, captured: Manifest) -> None:
+    def __init__(self, snapshot_dirfd: int, part: SnapshotPart, captured: Manifest) -> None:
         self._dirfd, self._name = snapshot_dirfd, part.listing
         (self._listed,) = (file for file in captured.files if file.path == self._name)
         self._digest, self._size = Running(self._listed.size), 0

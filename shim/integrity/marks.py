@@ -31,7 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from shim.contract.parts import Part
+    from shim.contract.parts import SnapshotPart
     from shim.integrity.tree import Entry
 
     Marks = dict[str, list[int]]
@@ -57,7 +57,7 @@ class Marker:
 
     __slots__ = ("_began_ns", "_entries", "_marks", "_seal", "_settled")
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: SnapshotPart) -> None:
         """Call this before the content is read."""
         self._seal = _Seal() if part.is_tree else None
         self._marks: Marks = {}

@@ -19,7 +19,7 @@ from shim.integrity import chunks, marks, tree
 from shim.kernel import filesystem
 
 if TYPE_CHECKING:
-    from shim.contract.parts import Part
+    from shim.contract.parts import SnapshotPart
     from shim.integrity.marks import Marks
     from shim.integrity.tree import Entry
     from shim.kernel.stopping import Stop
@@ -75,7 +75,7 @@ def _protect(staged_dirfd: int, stop: Stop) -> None:
 class _Recorder:
     """Records a part."""
 
-    def __init__(self, part: Part, threads: ThreadPoolExecutor, stop: Stop) -> None:
+    def __init__(self, part: SnapshotPart, threads: ThreadPoolExecutor, stop: Stop) -> None:
         self._part, self._threads, self._stop = part, threads, stop
         self.marker = marks.Marker(part)
 

@@ -31,7 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from shim.contract.parts import Part
+    from shim.contract.parts import SnapshotPart
 
     Attributes = list[object]
     """The result of `attributes`: the first nine fields of a line."""
@@ -91,7 +91,7 @@ class Entry:
     __slots__ = ("_prefix", "depth", "dirfd", "link", "name", "number", "part", "status")
 
     def __init__(
-        self, part: Part, prefix: bytes, depth: int, status: os.stat_result, dirfd: int,
+        self, part: SnapshotPart, prefix: bytes, depth: int, status: os.stat_result, dirfd: int,
         name: bytes, number: int,
     ) -> None:  # fmt: skip
         """prefix: the path of the directory beneath the part, ending in a slash, or empty."""
@@ -193,7 +193,7 @@ def identity(status: os.stat_result) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def walk(snapshot_dirfd: int, part: Part) -> Iterator[Entry]:
+def walk(snapshot_dirfd: int, part: SnapshotPart) -> Iterator[Entry]:
     """Yields every entry of the part's directory, in the order of a listing; none if it is missing.
 
     Raises OSError; Mismatch for entries that no listing can have: another file system below the
@@ -217,7 +217,7 @@ def walk(snapshot_dirfd: int, part: Part) -> Iterator[Entry]:
 class _Walk:
     """A walk; remembers the inodes that have several names, by the number of the first name."""
 
-    def __init__(self, part: Part, device: int) -> None:
+    def __init__(self, part: SnapshotPart, device: int) -> None:
         self._part, self._device = part, device
         self._entries = 0
         self._links: dict[int, list[int]] = {}
@@ -288,7 +288,7 @@ class Line:
 
 
 def pairs(
-    part: Part, listing: Iterable[bytes], found: Iterable[Entry]
+    part: SnapshotPart, listing: Iterable[bytes], found: Iterable[Entry]
 ) -> Iterator[tuple[Line, Entry]]:
     """Yields each entry of the disk with its line; compares all attributes but not the content.
 
@@ -319,14 +319,14 @@ def pairs(
         raise late
 
 
-def _unpaired(part: Part, before: list[str], line: Line | None, entry: Entry) -> Mismatch:
+def _unpaired(part: SnapshotPart, before: list[str], line: Line | None, entry: Entry) -> Mismatch:
     here = [] if not entry.depth else raw(entry.path).split(b"/")
     if line is not None and [raw(name) for name in _path(before, line)] < here:
         return _missing(part, before, line)
     return Mismatch(printable(entry.below), "no such file", "one")
 
 
-def _missing(part: Part, before: list[str], line: Line) -> Mismatch:
+def _missing(part: SnapshotPart, before: list[str], line: Line) -> Mismatch:
     return Mismatch(place(part, "/".join(_path(before, line)) or ROOT), "it as listed", "nothing")
 
 
@@ -356,7 +356,7 @@ def _shown(name: str, value: object) -> str:
     return oct(value) if name == "mode" and isinstance(value, int) else printable(f"{value!s:.200}")
 
 
-def place(part: Part, path: str) -> str:
+def place(part: SnapshotPart, path: str) -> str:
     """Returns the name of an entry of a part for messages."""
     return printable(part.name if path == ROOT else f"{part.name}/{path}")
 

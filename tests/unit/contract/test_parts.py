@@ -10,14 +10,14 @@ import pytest
 
 from shim.contract import parts, paths
 from shim.contract.manifest import Sizes
-from shim.contract.parts import PARTS, Part
+from shim.contract.parts import PARTS, SnapshotPart
 
 TOP = Path(__file__).parents[3]
 NAMES = {f"SNAPSHOT_{part.name.upper()}" for part in PARTS} | {part.name for part in PARTS}
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)
-def test_row_names_a_constant_of_paths_and_a_module_that_makes_the_part(part: Part) -> None:
+def test_row_names_a_constant_of_paths_and_a_module_that_makes_the_part(part: SnapshotPart) -> None:
     assert getattr(paths, f"SNAPSHOT_{part.name.upper()}") == part.name
     assert importlib.util.find_spec(part.maker) is not None
     assert part.checked in (parts.FIRST, parts.READ, parts.BESIDE)
