@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from shim.capture import safepoint
 from shim.contract import journal
 from shim.contract.errors import CriuDumpFailed
 from shim.contract.paths import CONTAINER_DUMP_CONF, CONTAINER_WORK
 from shim.criu import devnull, options, sharedmem
-from shim.criu.log import first_error
+from shim.criu.log import Cut, first_error, was_cut
 from shim.node import tool
 
 if TYPE_CHECKING:
@@ -25,18 +26,18 @@ _AT_LEAST_S = 1.0
 
 
 def checkpoint(
-    source: Source, image_dir: Path, processes: int, shared: Collection[int], *, unanswered: str,
-    until: float, thaw: Callable[[], None],
+    source: Source, image_dir: Path, pids: Collection[int], shared: Collection[int], *,
+    unanswered: str, until: float, thaw: Callable[[], None],
 ) -> None:  # fmt: skip
     """Fill `image_dir` with CRIU's images, but for the content of memory.
 
-    processes: the number of processes. shared: the objects of shared memory that we copy.
+    pids: the container's processes. shared: the objects of shared memory that we copy.
     unanswered: a likely cause of a failure, or empty. until: the deadline on `time.monotonic`.
     thaw: lets the container run again: without that, CRIU may wait where no signal ends the wait.
-    Raises CriuDumpFailed; DamagedImage, OSError.
+    Raises CriuDumpFailed, caused by Cut if CRIU did not end by itself; DamagedImage, OSError.
     """
-    devnull.make(image_dir, range(1, 1 + processes + len(shared)))
-    _run(source, image_dir, unanswered, until, thaw)
+    devnull.make(image_dir, range(1, 1 + len(pids) + len(shared)))
+    _run(source, image_dir, pids, unanswered, until, thaw)
     only_crius = _only_criu_has(image_dir, shared)
     if any(devnull.is_lost(image_dir, number) for number in only_crius):
         # A memfd comes before the process that has it open, other shared memory after all
@@ -45,7 +46,7 @@ def checkpoint(
         for path in image_dir.iterdir():
             path.unlink()
         devnull.make(image_dir, had - only_crius)
-        _run(source, image_dir, unanswered, until, thaw)
+        _run(source, image_dir, pids, unanswered, until, thaw)
     devnull.remove(image_dir)
 
 
@@ -58,8 +59,9 @@ def _only_criu_has(image_dir: Path, shared: Collection[int]) -> set[int]:
 
 
 def _run(
-    source: Source, image_dir: Path, unanswered: str, until: float, thaw: Callable[[], None]
-) -> None:
+    source: Source, image_dir: Path, pids: Collection[int], unanswered: str, until: float,
+    thaw: Callable[[], None],
+) -> None:  # fmt: skip
     work = source.private / CONTAINER_WORK
     work.mkdir(mode=0o700, exist_ok=True)
     argv = [
@@ -72,8 +74,9 @@ def _run(
         with journal.lock(str(source.private), journal.CHECKPOINT) as lock_fd:
             within_s = max(_AT_LEAST_S, until - time.monotonic())
             ended = tool.run(
-                argv, within_s=within_s, environment=environment, held_fd=lock_fd, release=thaw
-            )
+                argv, within_s=within_s, environment=environment, held_fd=lock_fd, release=thaw,
+                before_kill=lambda pid: safepoint.stop(pid, pids),
+            )  # fmt: skip
         if ended.status:
             why = "; ".join(filter(None, [first_error(str(work), "dump.log"), unanswered]))
     except TimeoutError as error:
@@ -81,7 +84,8 @@ def _run(
     except OSError as error:
         why = str(error)
     if why:
-        raise CriuDumpFailed(
+        failure = CriuDumpFailed(
             "cannot dump the process tree", container=source.container, why=why,
             do=f"The whole log is {work}/dump.log while the container exists.",
         )  # fmt: skip
+        raise failure from (Cut(why) if was_cut(str(work)) else None)

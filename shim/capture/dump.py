@@ -36,6 +36,7 @@ from shim.source import excess, opened, standstill
 from shim.source.belongings import Belongings, checked
 from shim.source.deleted import SHM, Copied, Remapped, give_links, names_in
 from shim.source.source import frozen, own_freezer
+from shim.source.toll import outlives_criu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,10 +114,12 @@ def dump(
             if parked:
                 dumping.take(PARKED, steps)
             until = dumping.until_frozen(frozen_limit_s)
+            pids = held.enter_context(outlives_criu(source))
             unanswered = held.enter_context(passcred.answered(source.pid))
             freezer = held.enter_context(frozen(source, steps, until=until + _SPARE_S))
             held.enter_context(stop.sooner(until, _LATE))
-            dumping.begin(freezer, until, unanswered)
+            pids += freezer.pids()
+            dumping.begin(freezer, pids, until, unanswered)
             dumping.take(FROZEN, steps)
         # In copies, which nobody changes: the container runs again.
         return dumping.end()
@@ -183,11 +186,13 @@ class _Dumping:
 
     # While it is frozen
 
-    def begin(self, freezer: Freezer, until: float, unanswered: str) -> None:
+    def begin(
+        self, freezer: Freezer, pids: Sequence[int], until: float, unanswered: str
+    ) -> None:  # fmt: skip
         """Begin to bring the copies up to date: all stands still."""
         faults.point("capture.frozen", self._source.container)
         self._freezer, self._until, self._unanswered = freezer, until, unanswered
-        self._pids = freezer.pids()
+        self._pids = pids
         _check_alone(self._source, self._pids)
         with _of_memory(self._source):
             self._shared = self._memory.compare(
@@ -204,7 +209,7 @@ class _Dumping:
     def criu(self) -> None:
         """Have CRIU make its images."""
         checkpoint(
-            self._source, self._staging / SNAPSHOT_CRIU, len(self._pids),
+            self._source, self._staging / SNAPSHOT_CRIU, self._pids,
             self._shared.union(ipcobjects.segments(self._foreign)), unanswered=self._unanswered,
             until=self._until, thaw=self._freezer.thaw,
         )  # fmt: skip

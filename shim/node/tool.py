@@ -46,13 +46,15 @@ class Ended:
 def run(
     argv: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None,
     held_fd: int | None = None, release: Callable[[], None] | None = None,
+    before_kill: Callable[[int], object] | None = None,
 ) -> Ended:  # fmt: skip
     """Run a program to its end, for callers in a thread of their own.
 
     environment: added to ENVIRONMENT. held_fd: a lock that the program holds while it runs.
     release: called again and again while the killed program does not end, to remove the cause that
-    holds the program in the kernel. Raises TimeoutError after killing the program and all its
-    descendants, OSError if the program cannot be executed.
+    holds the program in the kernel. before_kill: called with the pid of a program that is late, to
+    stop its descendants where their end does no harm. Raises TimeoutError after killing the program
+    and all its descendants, OSError if the program cannot be executed.
     """
     process = subprocess.Popen(
         list(argv), env={**ENVIRONMENT, **(environment or {})}, stdin=subprocess.DEVNULL,
@@ -62,6 +64,8 @@ def run(
     try:
         output, _ = process.communicate(timeout=within_s)
     except subprocess.TimeoutExpired:
+        if before_kill:
+            before_kill(process.pid)
         left = _end(process, release)
         more = f", and did not die of SIGKILL: {left}" if left else ""
         raise TimeoutError(f"{argv[0]} did not end within {within_s:.4g} s{more}") from None

@@ -12,6 +12,7 @@ import os
 
 from shim.contract import jsontext
 from shim.contract.errors import Blame, CriuRestoreFailed, SwapTooLate
+from shim.criu.log import is_killed
 from shim.gate import volumes
 from shim.restore import logs
 from shim.restore.waits import on_file_system
@@ -77,14 +78,14 @@ def too_late(
 
 
 def is_of_the_pod(reason: str, volume_files: Sequence[str]) -> bool:
-    """Returns whether the cause lies outside the snapshot: kernel words, or a volume's file.
+    """Returns whether the cause lies outside the snapshot: kernel words, SIGKILL, a volume's file.
 
     volume_files: absolute paths; CRIU's messages omit the first slash. A snapshot's author who
     names a file with such words keeps only his own snapshot out of quarantine.
     """
-    return any(words in reason for words in _OF_THE_POD) or any(
-        path.lstrip("/") in reason for path in volume_files if path.strip("/")
-    )
+    if is_killed(reason) or any(words in reason for words in _OF_THE_POD):
+        return True
+    return any(path.lstrip("/") in reason for path in volume_files if path.strip("/"))
 
 
 def _volume_files(facts: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,8 @@ import signal
 import socket
 import time
 
-from shim.contract.errors import Blame, MemoryNotServed
+from shim.contract.errors import Blame, MemoryNotServed, QuickthawError
+from shim.criu.log import is_killed
 from shim.kernel import alarm, process, procfs, userfault
 from shim.memory import layout
 from shim.memory.serve import messages
@@ -16,7 +17,7 @@ from shim.memory.serve.fifos import Asked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from shim.contract.ticket import Ticket
     from shim.integrity.check import Check, Unchecked
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 SOCKET = "lazy-pages.socket"
 """The name in CRIU's work directory. Source: CRIU, criu/include/uffd.h."""
 _ENDED, _LOOK = "the page server has ended", "Look for its end in the kernel's log."
+_CUT = "CRIU succeeded, and its connection ended before it had sent every process"
 _ENDS_WITHIN_S = 5.0
 _SHORTLY_S = 0.01
+_KILLED_WITHIN_S = 1.0
+"""A guard kills the processes of a restore first, and then the page server that stands still."""
 
 
 class PageServer:
@@ -63,39 +67,68 @@ class PageServer:
     def _hear(self, until: float, late: str) -> None:
         self._its.settimeout(max(_SHORTLY_S, until - time.monotonic()))
         try:
-            self._judge(self._its.recv(messages.MOST_BYTES))
+            is_cut, why = self._read()
         except TimeoutError:
             raise _not_served(self._ticket, late, _LOOK) from None
+        if is_cut or why:
+            raise _not_served(self._ticket, why or _CUT, _LOOK)
 
-    def check_alive(self) -> None:
-        """Raises MemoryNotServed if CRIU failed because the server ended."""
-        self._its.settimeout(0)
-        with contextlib.suppress(BlockingIOError):
-            self._judge(self._its.recv(messages.MOST_BYTES))
+    @contextlib.contextmanager
+    def first_cause(self) -> Iterator[None]:
+        """Ask the server first when a step fails: it kills the processes if it cannot go on.
 
-    def _judge(self, message: bytes) -> None:
-        """Raises MemoryNotServed for every message that does not tell of progress."""
-        failed = message.removeprefix(messages.READY)
-        if failed.startswith(messages.FILLED):
-            self._is_filled = True
-            failed = failed.removeprefix(messages.FILLED)
-        if failed.startswith(messages.ORDINARY):
-            self._is_ordinary = True
-            failed = failed.removeprefix(messages.ORDINARY)
-        if message and not failed:
+        Raises as `check_cause`, or the step's error.
+        """
+        try:
+            yield
+        except QuickthawError as error:
+            self.check_cause(error.why)
+            raise
+
+    def check_cause(self, reason: str) -> None:
+        """Raises MemoryNotServed if the server failed first, or found damage.
+
+        reason: of the failure, as CRIU's. When CRIU ends before it is done, the server's connection
+        to CRIU breaks off anywhere. That is a consequence: this returns, the reason is the cause.
+        """
+        self._its.settimeout(_KILLED_WITHIN_S if is_killed(reason) else 0)
+        try:
+            is_cut, why = self._read()
+        except (BlockingIOError, TimeoutError):
             return
-        why = failed[1:].decode(errors="replace") or _ENDED
-        if failed[:1] != messages.DAMAGED:
-            raise _not_served(self._ticket, why, _LOOK)
-        raise _damaged(self._ticket, why)
+        if why and not is_cut:
+            raise _not_served(self._ticket, f"{why}, and then {reason}", _LOOK)
+
+    def _read(self) -> tuple[bool, str]:
+        """Read the server's messages. Returns whether CRIU ended early, and why the server ended.
+
+        Raises MemoryNotServed for a damaged snapshot, whoever ended first; BlockingIOError,
+        TimeoutError.
+        """
+        try:
+            message = self._its.recv(messages.MOST_BYTES)
+        except ConnectionResetError:  # the server has ended, and has not read our last byte
+            message = b""
+        last = message.lstrip(messages.PROGRESS)
+        came = message[: len(message) - len(last)]
+        self._is_filled |= messages.FILLED in came
+        self._is_ordinary |= messages.ORDINARY in came
+        why = last[1:].decode(errors="replace") or ("" if came and not last else _ENDED)
+        if last.startswith(messages.DAMAGED):
+            raise _damaged(self._ticket, why)
+        return messages.CUT in came, why
 
     def keep(self) -> None:
         """Have the server complete the container's memory, whatever happens here.
 
-        Raises BrokenPipeError when the server has ended too early. Idempotent.
+        Raises MemoryNotServed when the server has ended too early. Idempotent.
         """
         if not self._is_kept:
-            self._its.send(messages.KEEP)
+            try:
+                self._its.send(messages.KEEP)
+            except (BrokenPipeError, ConnectionResetError):
+                _, why = self._read()
+                raise _not_served(self._ticket, why or _ENDED, _LOOK) from None
             self._is_kept = True
 
     def end(self) -> None:

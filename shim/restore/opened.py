@@ -86,7 +86,7 @@ class Watch:
     ) -> None:  # fmt: skip
         """Make the fifos in `directory`. Raises OSError."""
         self._files, self._held, self._container = files, held, container
-        self._was_asked, self._why_not = False, ""
+        self._was_asked, self._why_not, self._why_lost = False, "", ""
         for name in (CONTAINER_ASKED, CONTAINER_ANSWERED):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{directory}/{name}")
@@ -103,7 +103,7 @@ class Watch:
         """Answer CRIU whenever it asks, until the runtime has ended or `until` on `time.monotonic`.
 
         CRIU 4.1 reads its options twice, and so asks twice. pid: of our child, the runtime. Raises
-        OSError.
+        OSError when the fifos fail.
         """
         poll = select.poll()
         with OwnedFd(os.pidfd_open(pid)) as ended:
@@ -117,19 +117,28 @@ class Watch:
 
     def _answer(self, root: int) -> None:
         self._was_asked = True
-        self._why_not = self._why_not or self.difference(root)
-        os.write(self._answered, b"no\n" if self._why_not else b"yes\n")
+        try:
+            self._why_not = self._why_not or self.difference(root)
+        except OSError as error:  # the process ended, as when it is killed: then CRIU fails
+            self._why_lost = f"a process could not be looked at: {error}"
+        os.write(self._answered, b"no\n" if self._why_not or self._why_lost else b"yes\n")
 
     def judge(self, *, is_restored: bool) -> None:
-        """Raises SnapshotDoesNotFit unless the answer was yes. is_restored: CRIU has not failed."""
+        """Raises SnapshotDoesNotFit unless the answer was yes. is_restored: CRIU has not failed.
+
+        If CRIU failed and a process had ended when CRIU asked, CRIU's error is the cause.
+        """
         why = self._why_not
-        if is_restored and not self._was_asked:
-            why = "CRIU has not run the script that looks at them"
+        if is_restored and not why:
+            why = self._why_lost if self._was_asked else "CRIU has not run the script that asks"
         if why:
             raise _other_files(self._container, why)
 
     def difference(self, root: int) -> str:
-        """Returns how an open file of `root`'s tree differs from the held file; or empty."""
+        """Returns how an open file of `root`'s tree differs from the held file; or empty.
+
+        Raises OSError when a process of the tree is not there.
+        """
         pids = {procfs.numbers(pid)[-1]: pid for pid in tree(root)}
         for file in self._files:
             for number, link in file.at:
@@ -139,7 +148,7 @@ class Watch:
 
     def _differs(self, file: VolumeFile, pid: int | None, link: str) -> str:
         if pid is None:
-            return "is of a process that is not there"
+            raise ProcessLookupError(f"{file.path}: its process is not there")
         try:
             status = os.stat(f"/proc/{pid}/{_present(pid, link)}")
         except FileNotFoundError:

@@ -307,7 +307,7 @@ def restore_processes(swap: Swap) -> None:
     if watch:
         watch.judge(is_restored=not reason)
     if reason:
-        swap.server.check_alive()
+        swap.server.check_cause(reason)
         from shim.restore import failure
 
         raise failure.of_criu(swap.ticket, swap.captured.facts, swap.work, reason)
@@ -367,7 +367,8 @@ def call_workload(swap: Swap) -> None:
     """Make the call that the pod's author asked for. Raises ResumeFailed."""
     from shim.restore import resume
 
-    resume.call_workload(swap.ticket, swap.netns, swap.runtime, until=swap.until)
+    with swap.server.first_cause():
+        resume.call_workload(swap.ticket, swap.netns, swap.runtime, until=swap.until)
     faults.point("restore.resumed", swap.ticket.container)
 
 

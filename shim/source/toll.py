@@ -2,20 +2,68 @@
 
 A capture must cost its source nothing. If the kernel killed the container's processes for lack of
 memory meanwhile, nobody knows the capture's part in that, and which of the processes are in the
-snapshot: such a snapshot is not published. Blocking.
+snapshot: such a snapshot is not published. A CRIU that is killed can take processes with it that
+execute its code at that moment: they meet a breakpoint without a tracer. Blocking.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from typing import TYPE_CHECKING
 
-from shim.contract.errors import SourceHarmed
-from shim.kernel.cgroup import OomKills
+from shim.contract.errors import CriuDumpFailed, SourceHarmed
+from shim.criu.log import Cut
+from shim.kernel.cgroup import Freezer, OomKills
 from shim.source.source import own_freezer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from shim.source.source import Source
+
+_FALLS_WITHIN_S = 3.0
+"""Such a process falls when it runs next, which may take its time on a loaded machine."""
+_LOOK_S = 0.02
+
+
+@contextlib.contextmanager
+def outlives_criu(source: Source) -> Iterator[list[int]]:
+    """Raises SourceHarmed in the place of CriuDumpFailed if a process ended with CRIU.
+
+    Yields a list for the processes of the frozen window, after which the container runs again. A
+    process that the end of CRIU ends does so when it runs next. Nobody tells us of the ends of
+    others' children: hence the polling, for 3 s after a CRIU that did not end by itself.
+    """
+    pids: list[int] = []
+    freezer = own_freezer(source)
+    try:
+        yield pids
+    except CriuDumpFailed as error:
+        if isinstance(error.__cause__, Cut) and (why := _fallen(source.pid, freezer, pids)):
+            raise SourceHarmed(
+                "the source did not outlive its capture", container=source.container,
+                why=f"{why}, with CRIU: {error.why}",
+                do="Look for why CRIU did not end. The workload may need a restart.",
+            ) from error  # fmt: skip
+        raise
+
+
+def _fallen(init: int, freezer: Freezer, pids: Sequence[int]) -> str:
+    """Returns which of the processes end within 3 s; empty if none does."""
+    until = time.monotonic() + _FALLS_WITHIN_S
+    while time.monotonic() < until:
+        try:
+            gone = set(pids).difference(freezer.pids())
+        except FileNotFoundError:
+            gone = {init}
+        if init in gone:
+            return "the container ended during its capture"
+        if gone:
+            return f"process {min(gone)} of the node, one of the container's, ended"
+        time.sleep(_LOOK_S)
+    return ""
 
 
 class Toll:

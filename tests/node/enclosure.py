@@ -367,7 +367,7 @@ def _doing(pid: int) -> str:
     told = []
     for name in ("status", "wchan", "stack"):
         try:
-            text = Path(f"/proc/{pid}/{name}").read_text()
+            text = Path(f"/proc/{pid}/{name}").read_text(errors="replace")
         except OSError as error:
             text = f"{name}: {error.strerror}"
         told += [text.split("Tgid:")[0] if name == "status" else text]

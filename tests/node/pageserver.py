@@ -29,7 +29,7 @@ def processes(container: Container, name: str) -> list[int]:
     for path in container.pod.node.cgroups[0].rglob("cgroup.procs"):
         for pid in path.read_text().split():
             with contextlib.suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_text()
+                command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
                 # A process that is ending has no command any more.
                 if command and procfs.comm(pid) == name.encode():
                     assert container.id in command

@@ -33,9 +33,9 @@ PROCESS_BYTES: Final = 2 << 20
 for a moment a page of code in each process, which stays a page of its own."""
 CGROUP_BYTES: Final = 4 << 20
 """The same of the whole container's counters."""
-QUIET_WITHIN_S: Final = 5.0
+QUIET_WITHIN_S: Final = 30.0
 STANDS_FOR_S: Final = 0.5
-STANDS_WITHIN_S: Final = 20.0
+STANDS_WITHIN_S: Final = 60.0
 LOOK_EVERY_S: Final = 0.1
 _SLEEPS: Final = "RSD"
 

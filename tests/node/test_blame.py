@@ -24,13 +24,14 @@ from tests.node.swapping import (
     assert_restored,
     captured,
     first_answer,
+    is_restored,
     probe,
     said,
     wait_until,
     wipe_snapshots,
     wishes,
 )
-from tests.node.test_limits import configured
+from tests.node.test_limits import configured, criu_after
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -141,6 +142,43 @@ def test_failure_that_the_pod_causes_does_not_blame_the_snapshot(
     pod = swap_node.kubelet.run_pod("innocent", [spec], annotations=RESTORE)
     first_answer(pod)
     assert_restored(pod.container())
+
+
+CUT_OFF: Final = f"""
+import glob, os, socket, struct
+for path in glob.glob("{RUN}/containers/*/work/lazy-pages.socket"):
+    os.chdir(os.path.dirname(path))  # the path is too long for an address
+    with socket.socket(socket.AF_UNIX) as criu:
+        criu.connect("lazy-pages.socket")
+        criu.send(struct.pack("<i", 1){{}})
+    open("/run/was-cut-off", "w").close()
+"""
+"""Sends the page server a part of CRIU's message, as a CRIU that ends in the middle of it."""
+
+
+@pytest.mark.attack("a pod makes CRIU fail, and the report names the page server instead")
+@pytest.mark.parametrize("part", ["", "[:2]", "[:0]"], ids=["pid", "half-a-pid", "nothing"])
+def test_criu_that_ends_inside_a_message_to_the_page_server_is_the_cause(
+    swap_node: Node, part: str
+) -> None:
+    """CRIU kills its processes after its error, and a process may be about to send its memory."""
+    case = f"cut-off{part}"
+    victims_snapshot(swap_node, case)
+    swap_node.write("/run/cut-off.py", CUT_OFF.format(part))
+    pod = swap_node.kubelet.make_pod("own-0", [victim_spec(case)], annotations=RESTORE)
+    pod.run_sandbox()
+    pod.container().create()  # another CRIU than at the capture would have another key
+    volume_changed(pod)
+    with criu_after(swap_node, "python3 -I /run/cut-off.py"):
+        pod.container().start()
+    first_answer(pod)
+    told = said(swap_node, pod.container().id[:12], "the container starts cold")
+    swap_node.path("/run/cut-off.py").unlink()
+    swap_node.path("/run/was-cut-off").unlink()
+    assert "cannot restore the process tree" in told
+    assert "Can't open file own/file" in told
+    assert not is_restored(pod.container())
+    wipe_snapshots(swap_node)
 
 
 def ask_again(node: Node, case: str) -> None:

@@ -42,7 +42,7 @@ def refused(node: Node, spec: ContainerSpec, *codes: str, do: str, **rest: Any) 
 def told(node: Node, pod: Pod, *codes: str, do: str) -> Pod:
     """The pod says that it is ready, and is refused."""
     ask(pod, "/ready")
-    line = said(node, f"({pod.container().id[:12]})", "no snapshot was made", within_s=20)
+    line = said(node, f"({pod.container().id[:12]})", "no snapshot was made", within_s=30)
     assert all(f"{code}: " in line for code in codes), line
     assert do in line
     checked(pod)

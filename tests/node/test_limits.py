@@ -44,8 +44,8 @@ TURNS = f"{RUN}/turns"
 STORE = "/var/lib/quickthaw"
 STAGING = f"{STORE}/staging"
 DEADLINE_S = 2.0
-COLD_WITHIN_S = 4.0
-"""Time of the cold start beside the deadline, on a busy machine."""
+COLD_WITHIN_S = 8.0
+"""Time of the cold start beside the deadline, on a busy machine: less than the undo may take."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -167,24 +167,45 @@ def test_hanging_criu_ends_at_the_deadline(swap_node: Node, when: Callable[[Path
     assert "criu" not in swap_node.run(["cat", "/proc/self/mountinfo"])
 
 
+TELLING = """echo $$ >>/run/criu-pids
+for _ in $(seq 300); do [ -e /run/criu-go.$$ ] && break; sleep 0.01; done"""
+
+
 @contextlib.contextmanager
 def telling_criu(node: Node) -> Iterator[Path]:
-    """Replaces criu by a program that reports each call; yields the file with its pids."""
+    """Replaces criu by a program that reports each call; yields the file with its pids.
+
+    The program waits until `stopped_criu` has found its process, for 3 s at most.
+    """
+    pids = node.path("/run/criu-pids")
+    try:
+        with criu_after(node, TELLING):
+            yield pids
+    finally:
+        for path in (pids, *pids.parent.glob("criu-go.*")):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def criu_after(node: Node, line: str) -> Iterator[None]:
+    """Replaces criu by a shell script that runs `line` before it becomes criu."""
     own = node.run(["sh", "-c", "readlink -f $(command -v criu)"]).strip()
-    pids, path = node.path("/run/criu-pids"), node.path(own)
+    path = node.path(own)
     real = path.with_name("criu.real")
     path.rename(real)
-    path.write_text(f'#!/bin/sh\necho $$ >>/run/criu-pids\nexec {own}.real "$@"\n')
+    path.write_text(f'#!/bin/sh\n{line}\nexec {own}.real "$@"\n')
     path.chmod(0o755)
     try:
-        yield pids
+        yield
     finally:
         real.rename(path)
-        pids.unlink(missing_ok=True)
 
 
 def stopped_criu(node: Node, pids: Path, when: Callable[[], bool]) -> int:
-    """Stop the criu that was called last as soon as `when`; returns its pid."""
+    """Stop the criu that was called last as soon as `when`; returns its pid.
+
+    Raises ProcessLookupError if CRIU was faster.
+    """
     known: list[str] = []
     host_pid = 0
 
@@ -196,10 +217,16 @@ def stopped_criu(node: Node, pids: Path, when: Callable[[], bool]) -> int:
             host_pid = 0
             with contextlib.suppress(OSError, ValueError, LookupError):
                 host_pid = node.host_pid(int(called[-1]))
+                pids.with_name(f"criu-go.{called[-1]}").touch()
         return bool(host_pid) and when()
 
-    wait_until(reached, "CRIU does not come so far", node, every_s=0.0005)
-    os.kill(host_pid, signal.SIGSTOP)
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, -20)  # of this thread, which other work must not delay
+    try:
+        wait_until(reached, "CRIU does not come so far", node, every_s=0.0005)
+        os.kill(host_pid, signal.SIGSTOP)
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, usual)
     return host_pid
 
 

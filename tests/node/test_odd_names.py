@@ -34,6 +34,11 @@ def test_names_that_are_not_utf8_are_captured_and_restored(swap_node: Node) -> N
     first_answer(pod)
     run_odd_helper(pod.container(), ODD)
     looks = ["sh", "-c", "cat /proc/[0-9]*/comm /proc/[0-9]*/task/*/comm | grep -ac odd"]
+
+    def is_there() -> bool:
+        return pod.container().exec(["test", "-e", "/srv/is-odd"]).exit_code == 0
+
+    wait_until(is_there, "the helper does not run", swap_node, within_s=30)
     before = pod.container().output(looks)
     ask(pod, "/ready")
     published(pod)

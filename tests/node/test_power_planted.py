@@ -93,7 +93,7 @@ def test_link_in_a_volume_opens_no_file_for_a_restored_process(swap_node: Node) 
             assert_restored(attacked.container())
             wait_until(
                 lambda: b"attacked" in secret.read_bytes(), "the attack is none", swap_node,
-                within_s=10,
+                within_s=30,
             )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def kill_with(container: Container, path: str) -> pb.ContainerStatus:
     """Ask the probe for an action that ends it; returns its exit."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         answer(container.pod, path)
-    return container.wait_exit(timeout_s=20)
+    return container.wait_exit(timeout_s=60)
 
 
 # The swap itself

@@ -77,7 +77,7 @@ SPAWNED = """
 
     def check(_):
         turn.release()
-        return {"answered": done.acquire(timeout=5), "total": total.value}
+        return {"answered": done.acquire(timeout=30), "total": total.value}
 
     if __name__ == "__main__":
         context = multiprocessing.get_context("spawn")
@@ -382,6 +382,7 @@ def test_missing_snapshot_is_reported_once(swap_node: Node) -> None:
     spec = probe(env={"CASE": "never captured"})
     pod = swap_node.kubelet.run_pod("alone", [spec], annotations=annotations)
     first_answer(pod)
+    said(swap_node, pod.container().id[:12], "starts cold")
     time.sleep(0.3)
     about = lines_about(swap_node, pod.container())
     assert len(about) == 1

@@ -37,11 +37,15 @@ _DIES_WITHIN_S = 10.0
 class Guard:
     """The server's side: starts the guard process, and moves the pulse that the guard watches."""
 
-    def __init__(self, ticket: Ticket, pulse: mmap.mmap, not_its: Sequence[int] = ()) -> None:
-        """not_its: descriptors that the guard must not hold."""
-        self._ticket, self._pulse = ticket, pulse
+    def __init__(
+        self, ticket: Ticket, pulse: mmap.mmap, not_its: Sequence[int] = (),
+        servers: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """not_its, servers: descriptors that the guard must not hold. The server keeps `servers`
+        open, and closes `not_its` itself."""
+        self._ticket, self._pulse, self._servers = ticket, pulse, servers
         self._fds: list[int] = []
-        self._pid, self._socket = _started(ticket, pulse, not_its)
+        self._pid, self._socket = _started(ticket, pulse, (*not_its, *servers))
 
     def fileno(self) -> int:
         """Returns a descriptor that is readable when the guard has ended."""
@@ -61,7 +65,7 @@ class Guard:
         """Start another guard: the last was killed. Returns its descriptor. Raises OSError."""
         self._socket.close()
         os.waitpid(self._pid, 0)
-        self._pid, self._socket = _started(self._ticket, self._pulse)
+        self._pid, self._socket = _started(self._ticket, self._pulse, self._servers)
         fds, self._fds = self._fds, []
         for fd in fds:
             self.keep(fd)
@@ -84,9 +88,7 @@ class Guard:
         os.waitpid(self._pid, 0)
 
 
-def _started(
-    ticket: Ticket, pulse: mmap.mmap, not_its: Sequence[int] = ()
-) -> tuple[int, socket.socket]:
+def _started(ticket: Ticket, pulse: mmap.mmap, not_its: Sequence[int]) -> tuple[int, socket.socket]:
     server = os.getpid()
 
     def watch(its: socket.socket) -> None:

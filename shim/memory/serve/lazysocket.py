@@ -24,7 +24,12 @@ class NotCriu(Exception):
 
 
 class LazySocket:
-    """A connection of CRIU. finished: CRIU has restored everything and lets the processes run."""
+    """A connection of CRIU. finished: CRIU has restored everything and lets the processes run.
+
+    closed: the connection has ended. The main process of CRIU holds it until `finished`, so without
+    `finished` CRIU has ended before it was done. CRIU can end anywhere in a message, when it kills
+    its processes after an error: that is no error of the message.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -47,21 +52,21 @@ class LazySocket:
         """
         while not self.closed:
             try:
-                if self._pid:
-                    yield self._pid, self._descriptor()
-                    self._pid = 0
-                else:
+                if not self._pid:
                     self._read_pid()
+                elif (fd := self._descriptor()) >= 0:
+                    pid, self._pid = self._pid, 0
+                    yield pid, fd
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                self.closed = True
 
     def _read_pid(self) -> None:
         data = self._connection.recv(_PID.size - len(self._pid_bytes))
         self._pid_bytes += data
         if not data:
             self.closed = True
-            if self._pid_bytes:
-                raise NotCriu("the connection ended in the middle of a pid")
         elif len(self._pid_bytes) == _PID.size:
             (pid,) = _PID.unpack(self._pid_bytes)
             self._pid_bytes = b""
@@ -71,6 +76,7 @@ class LazySocket:
                 self._pid = pid
 
     def _descriptor(self) -> int:
+        """Returns the descriptor that follows a pid; -1 at the end of the connection."""
         fds = array.array("i")
         data, ancillary, _, _ = self._connection.recvmsg(
             1, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize)
@@ -78,6 +84,9 @@ class LazySocket:
         for level, kind, found in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(found[: len(found) - len(found) % fds.itemsize])
+        if not data and not fds:
+            self.closed = True
+            return -1
         if not data or len(fds) != 1:
             for fd in fds:
                 socket.close(fd)

@@ -43,7 +43,8 @@ def serve(
     `shim.memory.serve.server`. Never raises.
     """
     priority.protect("quickthaw-pages")
-    guard = Guard(ticket, mmap.mmap(-1, mmap.PAGESIZE), asked.filenos())
+    # Only the server has the socket to the swap: so the swap learns at once of the server's end.
+    guard = Guard(ticket, mmap.mmap(-1, mmap.PAGESIZE), asked.filenos(), [swap.fileno()])
     is_filled = False
     try:
         with contextlib.ExitStack() as opened:

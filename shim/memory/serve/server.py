@@ -20,7 +20,8 @@ from shim.kernel.userfault import Gone
 from shim.memory.extents import Extents
 from shim.memory.serve.filling import NICE, PIECE_BYTES, Filling
 from shim.memory.serve.lazysocket import LazySocket
-from shim.memory.serve.messages import FILLED, READY
+from shim.memory.serve.messages import CUT, FILLED, READY
+from shim.memory.serve.payload import Damaged
 from shim.memory.serve.space import Space
 from shim.memory.serve.workingset import Recorder, ranges
 
@@ -48,9 +49,9 @@ class Server:
     """Serves all address spaces of a restore.
 
     listener: the socket that CRIU connects to. swap: a socket to the swap. The server sends READY
-    when it holds the userfaultfd of every process, and FILLED when all memory is there. A byte from
-    the swap says that the container is to live; the end of the connection without a byte says that
-    it is not.
+    when it holds the userfaultfd of every process, FILLED when all memory is there, and CUT when
+    CRIU ended before READY. A byte from the swap says that the container is to live; the end of the
+    connection without a byte says that it is not.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Server:
         self._content = {space.pid: Extents(space.extents) for space in memory}
         self._criu: LazySocket | None = None
         self._filling = Filling()
-        self._kept = self._started = self._told_filled = False
+        self._kept = self._started = self._told_filled = self._is_cut = False
         self._first = first
         self.recorder = Recorder()
         self._poll = select.poll()
@@ -81,8 +82,19 @@ class Server:
     def run(self) -> None:
         """Serve until all memory is there. Raises Abandoned; any other error ends the container.
 
+        After the end of CRIU, errors are consequences of that end, but for damaged content.
         Afterwards the descriptors are still open: see `close`.
         """
+        try:
+            self._run()
+        except (Abandoned, Damaged):
+            raise
+        except Exception as error:
+            if self._is_cut:
+                raise Abandoned("CRIU ended before it was done") from error
+            raise
+
+    def _run(self) -> None:
         faults.point("memory.started", self._container)
         priority.be_nice(_FIRST)
         first = ranges(self._first)
@@ -159,6 +171,10 @@ class Server:
         if criu.closed:
             self._poll.unregister(criu.fileno())
             criu.close()
+            if not criu.finished:
+                self._is_cut = True
+                with contextlib.suppress(OSError):  # it has ended, which the next look at it shows
+                    self._swap.send(CUT)
 
     def _ahead(self, first: Sequence[tuple[int, int, int]]) -> Iterator[tuple[Payload, int, int]]:
         """Yields payload, offset and size of content: of the working set, then of everything."""

@@ -10,6 +10,8 @@ is set, and no process can ever see the object half filled.
 A process of its own, the filler, does this: it joins the container's cgroup, because the kernel
 charges a page to the process that touches it first. The filler ends when CRIU has asked for all
 objects. When the filler is killed, CRIU reads the end of the fifo instead of an image, and fails.
+When a process of CRIU ends while the filler works for it, CRIU fails, too, and knows why: then the
+filler ends without a complaint.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from functools import partial
 
 from shim.contract import faults
 from shim.integrity.chunks import CHUNK_BYTES
-from shim.kernel import cgroup, priority, procfs
+from shim.kernel import cgroup, priority, process, procfs
 from shim.kernel.hugepages import HUGE_BYTES
 from shim.kernel.libc import mapped_shared
 from shim.memory.serve import child, messages
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
     Job = Callable[[], None]
 
+_ENDS_WITHIN_S = 1.0
+"""A process that ends has no memory left for a moment before it has ended."""
 _NAMES = (b"/memfd:", b"/dev/zero", b"/SYSV")
 
 
@@ -66,6 +71,8 @@ class Filler:
             raise Damaged(why)
         if told[:1] == messages.ALL_ASKED:
             self.is_done = True
+        elif told[:1] == messages.LEFT:
+            self.end()
         elif not self.is_done:
             raise NotFilled(why or "the filler of shared memory was killed")
         else:
@@ -76,7 +83,7 @@ class Filler:
 
         Raises as `hear` does, and NotFilled when CRIU has not asked for all objects.
         """
-        if not self.is_done:
+        if not self.is_done and self._pid:
             self.hear()
         if not self.is_done:
             raise NotFilled("CRIU has not asked for all of shared memory")
@@ -113,6 +120,7 @@ def _serve(
     payloads: Mapping[str, Payload], its: socket.socket,
 ) -> None:  # fmt: skip
     """Run the filler."""
+    pid = 0
     try:
         priority.be_called("quickthaw-shm")
         threads = Threads()
@@ -135,8 +143,19 @@ def _serve(
     except Damaged as error:
         its.send(messages.DAMAGED + str(error).encode()[: messages.MOST_BYTES - 1])
     except Exception as error:  # noqa: BLE001 - the border: the page server ends the container
+        if pid and _ends(pid):
+            its.send(messages.LEFT)
+            return
         why = str(error) or type(error).__name__
         its.send(messages.FAILED + f"shared memory: {why}".encode()[: messages.MOST_BYTES - 1])
+
+
+def _ends(pid: int) -> bool:
+    """Returns whether the process of CRIU that asked has ended, or is just ending."""
+    try:
+        return process.ends(pid, time.monotonic() + _ENDS_WITHIN_S)
+    except OSError:
+        return True
 
 
 def _prepare(content: Sequence[Payload]) -> None:

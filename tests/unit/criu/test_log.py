@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim.criu.log import first_error
+from shim.criu.log import first_error, was_cut
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,3 +58,13 @@ def test_no_bytes_in_a_log_raise_an_error(tmp_path: Path, criu: bytes, runc: byt
     (tmp_path / "dump.log").write_bytes(criu)
     (tmp_path / "runc.log").write_bytes(runc)
     assert first_error(str(tmp_path), "dump.log")
+
+
+def test_dump_that_does_not_report_its_end_was_cut(tmp_path: Path) -> None:
+    log = tmp_path / "dump.log"
+    assert was_cut(str(tmp_path)), "CRIU did not even begin"
+    begun = "(00.1) Putting parasite blob into 0x7f\n" * 300_000
+    for last, cut in (("", True), ("Error: Dumping FAILED.\n", False),
+                      ("Dumping finished successfully\n", False)):  # fmt: skip
+        log.write_text(begun + last)
+        assert was_cut(str(tmp_path)) == cut

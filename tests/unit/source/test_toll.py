@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shim.contract.errors import SourceHarmed
+from shim.contract.errors import CriuDumpFailed, SourceHarmed
+from shim.criu.log import Cut
 from shim.kernel import cgroup
 from shim.kernel.cgroup import Freezer, OomKills
-from shim.source.toll import Toll
+from shim.source import toll as tolls
+from shim.source.toll import Toll, outlives_criu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,3 +93,44 @@ def test_pid_that_belongs_to_another_container_now_is_refused(source: Any) -> No
     source.container = "other"
     with pytest.raises(ValueError, match="ended"):
         Toll(source)
+
+
+def dump_that_fails(source: Any, left: list[int], cause: Exception | None) -> None:
+    """Fails a dump of the source's processes, of which `left` are left then."""
+    with outlives_criu(source) as pids:
+        pids += source.pids
+        source.pids[:] = left
+        error = CriuDumpFailed("cannot dump", container="abc", why="it hung", do="")
+        raise error from cause
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [([1, 3], "process 2 of the node"), ([2, 3], "the container ended during its capture")],
+)
+def test_process_that_ends_with_a_criu_that_was_cut_is_harm(
+    source: Any, left: list[int], told: str
+) -> None:
+    with pytest.raises(SourceHarmed, match=f"{told}.*it hung"):
+        dump_that_fails(source, left, Cut())
+
+
+def test_whole_cgroup_that_ends_with_criu_is_harm(source: Any) -> None:
+    def gone() -> list[int]:
+        raise FileNotFoundError
+
+    Freezer.of(1).pids = gone  # type: ignore[method-assign]
+    with pytest.raises(SourceHarmed, match="the container ended"):
+        dump_that_fails(source, [], Cut())
+
+
+@pytest.mark.parametrize(
+    ("left", "cause"), [([1], None), ([1, 2, 3, 4], Cut())], ids=["not cut", "all there"]
+)
+def test_failed_dump_that_harms_nobody_stays_a_failed_dump(
+    source: Any, monkeypatch: pytest.MonkeyPatch, left: list[int], cause: Exception | None
+) -> None:
+    """Without a cut, processes that end do so by themselves."""
+    monkeypatch.setattr(tolls, "_FALLS_WITHIN_S", 0.1)
+    with pytest.raises(CriuDumpFailed, match="it hung"):
+        dump_that_fails(source, left, cause)

@@ -221,6 +221,8 @@ def test_only_failures_that_the_snapshot_may_cause_are_counted() -> None:
     [
         ("criu: Can't bind inet socket (id 7): Address already in use", True),
         ("criu: Can't fork for 7: Resource temporarily unavailable", True),
+        ("criu: 20 killed by signal 9: Killed", True),
+        ("criu: 20 killed by signal 11: Segmentation fault", False),
         ("criu: File data/model.bin has bad size 5 (expect 4096)", True),
         ("criu: Can't open file data/model.bin on restore: No such file or directory", True),
         ("criu: Can't open file srv/other on restore: No such file or directory", False),

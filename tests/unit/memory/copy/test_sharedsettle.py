@@ -160,7 +160,7 @@ def test_second_dump_has_all_objects_of_criu_alone_and_there_is_no_third(
                 file.write(b"content")
 
     monkeypatch.setattr(checkpoint, "_run", dump)
-    checkpoint.checkpoint(None, criu, 1, copied, unanswered="", until=0, thaw=int)  # type: ignore[arg-type]
+    checkpoint.checkpoint(None, criu, [7], copied, unanswered="", until=0, thaw=int)  # type: ignore[arg-type]
     assert len(done) == dumps
     there = {path.name for path in criu.glob("pages-*")}
     objects = {7: 1, 8: 2} | {each: each - 96 for each in range(100, 700)}

@@ -67,13 +67,50 @@ def test_message_in_pieces_without_its_descriptor_is_refused() -> None:
             list(criu.received())
 
 
-def test_end_inside_a_message_is_reported() -> None:
+@pytest.mark.parametrize("sent", [b"", b"\x01\x00", struct.pack("<i", 7)])
+def test_criu_that_ends_inside_a_message_has_ended_and_made_no_error(sent: bytes) -> None:
+    """CRIU kills its processes after an error of its own, between any two bytes."""
     ours, its = socket.socketpair()
     with its:
-        ours.send(b"\x01\x00")
+        criu = LazySocket(its)
+        ours.send(sent)
+        assert list(criu.received()) == []
         ours.close()
-        with pytest.raises(NotCriu, match="in the middle"):
-            list(LazySocket(its).received())
+        assert list(criu.received()) == []
+        assert criu.closed
+        assert not criu.finished
+
+
+def test_criu_that_leaves_bytes_unread_has_ended() -> None:
+    ours, its = socket.socketpair()
+    with its:
+        criu = LazySocket(its)
+        its.send(b"nobody reads this")
+        ours.close()  # ECONNRESET
+        assert list(criu.received()) == []
+        assert criu.closed
+
+
+@given(st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=4), st.data())
+def test_however_criu_ends_only_complete_processes_are_received(
+    pids: list[int], data: st.DataObject
+) -> None:
+    """CRIU's messages are cut anywhere; the descriptor comes with its byte."""
+    cut = data.draw(st.integers(0, 5 * len(pids)))
+    ours, its = socket.socketpair()
+    with its, open(os.devnull) as null:
+        criu = LazySocket(its)
+        for number, pid in enumerate(pids):
+            ours.send(struct.pack("<i", pid)[: max(0, cut - 5 * number)])
+            if cut > 5 * number + 4:
+                socket.send_fds(ours, [b"\0"], [null.fileno()])
+        ours.close()
+        received = list(criu.received())
+        for _, fd in received:
+            os.close(fd)
+        assert [pid for pid, _ in received] == pids[: cut // 5]
+        assert criu.closed
+        assert not criu.finished
 
 
 # The layout

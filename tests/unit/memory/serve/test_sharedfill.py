@@ -1,11 +1,14 @@
 """The filler of shared memory, with a process that does as CRIU does: make, map, ask, go on."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
 import mmap
 import os
 import select
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -14,6 +17,7 @@ import pytest
 
 from shim.integrity.chunks import CHUNK_BYTES
 from shim.kernel import cgroup, hugepages, libc, survivors
+from shim.kernel import process as kernel_process
 from shim.memory.layout import SharedLayout
 from shim.memory.serve import shared, sharedfill
 from shim.memory.serve.fifos import Asked, NotFilled
@@ -258,3 +262,27 @@ def test_killed_filler_is_reported(view: Path, monkeypatch: pytest.MonkeyPatch) 
     os.kill(process.pid, 9)
     os.waitpid(process.pid, 0)
     os.close(process.go_fd)
+
+
+def test_process_that_ends_while_the_filler_works_for_it_is_crius_own_failure(
+    view: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CRIU kills all processes when one of them fails, also the process that asks."""
+    real = shared._object
+
+    def of_a_killed(pid: int, size: int) -> int:
+        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # reaped already
+            kernel_process.ends(pid, time.monotonic() + 30)
+        return real(pid, size)
+
+    monkeypatch.setattr(shared, "_object", of_a_killed)
+    process = Restoring(view, MIB, b"")
+    found = SharedLayout(IMAGE, "data", [(0, MIB, 0)], MIB)
+    filler = started(view, monkeypatch, process, found, payload(view, bytes(MIB), hashed=False))
+    assert process.ended() == -signal.SIGKILL
+    heard(filler)
+    assert filler.fileno() == -1, "it has ended, without a complaint"
+    with pytest.raises(NotFilled, match="CRIU has not asked for all"):
+        filler.must_be_done()
+    filler.end()
