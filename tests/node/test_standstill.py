@@ -161,11 +161,11 @@ def traced(node: Node, pid: int) -> Iterator[None]:
 
 def waits_after_the_look(text: str) -> str:
     """Mutates the product: a pause between its last check of the processes and the freeze."""
-    line = "    standstill.check(source, own_freezer(source).pids())\n"
+    line = "        standstill.check(self._source, own_freezer(self._source).pids())\n"
     assert text.count(line) == 1
     pause = (
-        f"    open({LOOKED!r}, 'w').close()\n"
-        f"    import os\n    while os.path.exists({LOOKED!r}): time.sleep(0.01)\n"
+        f"        open({LOOKED!r}, 'w').close()\n"
+        f"        import os\n        while os.path.exists({LOOKED!r}): time.sleep(0.01)\n"
     )
     return text.replace(line, line + pause)
 
