@@ -121,6 +121,7 @@ class PodSpec:
     service_account: bool = True
     share_processes: bool = False
     host_network: bool = False
+    host_ipc: bool = False
     runtime_handler: str = ""
 
     @property
@@ -160,7 +161,7 @@ def namespaces(spec: PodSpec) -> pb.NamespaceOption:
     return pb.NamespaceOption(
         network=pb.NODE if spec.host_network else pb.POD,
         pid=pb.POD if spec.share_processes else pb.CONTAINER,
-        ipc=pb.POD,
+        ipc=pb.NODE if spec.host_ipc else pb.POD,
     )
 
 

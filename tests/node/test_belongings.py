@@ -9,7 +9,7 @@ import pytest
 from tests.node.attacking import own_spec
 from tests.node.kubelet import Pod
 from tests.node.node import Node
-from tests.node.podspec import ContainerSpec
+from tests.node.podspec import ContainerSpec, EmptyDir, VolumeMount
 from tests.node.swapping import (
     SNAPSHOTS,
     ask,
@@ -287,3 +287,46 @@ def test_neighbour_in_namespaces_of_its_own_still_holds_its_files(swap_node: Nod
     ask(pod, "/ready")
     line = said(swap_node, pod.container().id[:12], "no snapshot was made", within_s=30)
     assert "/dev/shm/whose is in use in this container, and is in use in another one" in line
+
+
+def test_pod_in_the_nodes_ipc_namespace_has_the_nodes_shm_and_is_not_captured(
+    swap_node: Node,
+) -> None:
+    pod = swap_node.kubelet.run_pod(
+        "source", [own_spec("host ipc")], annotations=wishes(), host_ipc=True
+    )
+    first_answer(pod)
+    line = said(swap_node, pod.container().id[:12], "no snapshot was made", within_s=30)
+    assert "its /dev/shm is the host's" in line
+
+
+OF_THE_NODE: Final = f"""
+import ctypes
+secret = "-".join({MARK.split("-")!r}).encode()
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+segment = libc.shmget(0x71, 1 << 16, 0o1600)
+assert segment >= 0
+ctypes.memmove(libc.shmat(segment, None, 0), secret, len(secret))
+"""
+
+
+@pytest.mark.attack("a pod with hostIPC brings the node's System V objects to another pod")
+def test_snapshot_of_a_pod_in_the_nodes_ipc_namespace_has_nothing_of_the_node(
+    swap_node: Node,
+) -> None:
+    """With an emptyDir as its /dev/shm."""
+    shm = VolumeMount("/dev/shm", EmptyDir("shm", in_memory=True))
+    swap_node.run(["python3", "-c", OF_THE_NODE])
+    try:
+        pod = swap_node.kubelet.run_pod(
+            "source", [own_spec("host ipc, own shm", mounts=[shm])], annotations=of_main(),
+            host_ipc=True,
+        )  # fmt: skip
+        first_answer(pod)
+        ask(pod, "/ready")
+        taken = published(pod)
+    finally:
+        swap_node.run(["ipcrm", "-M", "0x71"])
+    found = swap_node.call(["grep", "-rlaF", MARK, f"{SNAPSHOTS}/{taken}"])
+    assert found.stdout == "", "the node's bytes are in the snapshot"
