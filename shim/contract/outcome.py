@@ -13,6 +13,7 @@ from shim.contract import jsontext
 from shim.contract.names import is_container_id
 from shim.contract.paths import OUTCOMES
 from shim.contract.ticket import pod_of
+from shim.kernel import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,11 +38,8 @@ def write(container: str, outcome: dict[str, object], directory: str = OUTCOMES)
     pod {namespace, name, uid, container}, seconds,
     steps {name: seconds}, warnings [message], at (unix time).
     """
-    target = f"{directory}/{container}.json"
-    fd = os.open(f"{target}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(jsontext.compose({"schema": 1, **outcome}))
-    os.rename(f"{target}.new", target)
+    text = jsontext.compose({"schema": 1, **outcome})
+    replace.put(f"{directory}/{container}.json", text)
 
 
 def write_killed(ticket: Ticket, error: SwapFailed, *, blame: str = "") -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shim.contract import jsontext
 from shim.contract.errors import BadRequest, QuickthawError
 from shim.contract.paths import SOCKET
+from shim.kernel import replace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -68,8 +69,7 @@ async def serve(
 def _listening(path: str) -> Iterator[socket.socket]:
     """Yields the socket, put in place with one rename, so that its mode is always 0600."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{path}.new")
+        replace.take_away(f"{path}.new")
         listener.bind(f"{path}.new")
         os.chmod(f"{path}.new", 0o600)
         listener.listen(_BACKLOG)
@@ -77,8 +77,7 @@ def _listening(path: str) -> Iterator[socket.socket]:
         try:
             yield listener
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            replace.take_away(path)
 
 
 async def _accept(listener: socket.socket) -> socket.socket:

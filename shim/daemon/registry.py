@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING
 
 from shim.contract import outcome
 from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, SWAPPED, TICKETS
+from shim.kernel import replace
 from shim.restore.forget import forget
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ class Registry:
             if name.removesuffix(".json") not in self._tracked:
                 if found := _last_words(name):
                     missed.append(found)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{OUTCOMES}/{name}")
+                replace.take_away(f"{OUTCOMES}/{name}")
         return sorted(missed, key=lambda found: str(found.get("at")))
 
 

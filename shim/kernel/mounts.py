@@ -6,6 +6,7 @@ move_mount(2).
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from shim.kernel.fds import OwnedFd
@@ -152,6 +153,14 @@ def unmount(target: str, *, detach: bool = False) -> None:
     """Unmount the mount at `target`. detach: hide it now, end it after its last user (lazy)."""
     call("umount2", os.fsencode(target), UMOUNT_NOFOLLOW | (MNT_DETACH if detach else 0),
          about=target)  # fmt: skip
+
+
+def remove_mount_point(directory: str) -> None:
+    """Unmount the directory if needed, and remove it; no error when missing. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.ismount(directory):
+            unmount(directory, detach=True)
+        os.rmdir(directory)
 
 
 def mount_flags(options: Iterable[str]) -> int:

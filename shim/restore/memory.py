@@ -9,7 +9,7 @@ import socket
 import time
 
 from shim.contract.errors import Blame, MemoryNotServed
-from shim.kernel import alarm, process, procfs, userfault
+from shim.kernel import alarm, process, procfs, replace, userfault
 from shim.memory import layout
 from shim.memory.serve import messages
 from shim.memory.serve.fifos import Asked
@@ -161,8 +161,7 @@ def _listener(work: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     dirfd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(SOCKET, dir_fd=dirfd)
+        replace.take_away(SOCKET, dir_fd=dirfd)
         listener.bind(f"/proc/self/fd/{dirfd}/{SOCKET}")
         listener.listen(1)
     finally:

@@ -27,6 +27,7 @@ from shim.contract.paths import (
 from shim.integrity import marks
 from shim.kernel.beneath import empty_dir, open_dir, remove_tree
 from shim.kernel.libc import call
+from shim.kernel.replace import take_away
 from shim.kernel.stopping import Stop
 from shim.store import complete
 from shim.store.durable import sync_directory
@@ -295,20 +296,20 @@ class Store:
         sync_directory(self.snapshots)
         faults.point("store.removed.synced")
         self.quarantine.drop(found)
-        (self._used / found).unlink(missing_ok=True)
-        (self._working_sets / f"{found}.json").unlink(missing_ok=True)
+        take_away(f"{self._used}/{found}")
+        take_away(f"{self._working_sets}/{found}.json")
         with open_dir(str(self.staging)) as staging:
             remove_tree(staging.fileno(), found)
         if self._marks:
             marks.forget(found, self._marks)
         if self._logs:
-            Path(self._logs, f"{found}.log").unlink(missing_ok=True)
+            take_away(f"{self._logs}/{found}.log")
 
     def forget_logs(self) -> None:
         """Remove the logs of snapshots that do not exist. Raises OSError."""
         for path in Path(self._logs).iterdir() if self._logs else ():
             if path.stem not in self._by_id and path.stem not in self.damaged:
-                path.unlink(missing_ok=True)
+                take_away(str(path))
 
 
 def _newest_first(found: Iterable[Manifest]) -> list[Manifest]:

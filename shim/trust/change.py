@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from shim.contract.errors import KeyRefused, NoSuchKey
 from shim.contract.paths import NODE_KEY, NODE_PUBLIC, REVOKED_KEYS, TRUSTED_KEYS
+from shim.kernel import replace
 from shim.kernel.beneath import open_beneath, open_dir
 from shim.trust import keyfile
 from shim.trust.keys import PUBLIC_SUFFIX, Entry, KeyDirectory, read_key
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from shim.trust.keyfile import PublicKey
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_SCRATCH: Final = ".new"
 _SECRET, _OPEN = 0o600, 0o644
 MIN_PREFIX: Final = 4
 """The number of digits by which a person may name a key."""
@@ -177,7 +177,7 @@ def _make_directory(dirfd: int, name: str) -> None:
 def _sweep(dirfd: int) -> None:
     """Remove the scratch files of a change that was killed."""
     for name in os.listdir(dirfd):
-        if name.startswith(".") and name.endswith(_SCRATCH):
+        if replace.is_scratch(name):
             os.unlink(name, dir_fd=dirfd)
 
 
@@ -191,14 +191,8 @@ def _put_public(dirfd: int, key: PublicKey) -> None:
 def _put(dirfd: int, file: str, data: bytes, mode: int) -> None:
     """Write a file beneath the directory: whole and durable, or not at all."""
     directory, _, name = file.rpartition("/")
-    scratch = f".{name}{_SCRATCH}"
     with open_beneath(dirfd, directory or ".", os.O_RDONLY | os.O_DIRECTORY) as beneath:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with open_beneath(beneath.fileno(), scratch, flags, _SECRET) as fd:
-            os.fchmod(fd.fileno(), mode)
-            os.write(fd.fileno(), data)
-            os.fsync(fd.fileno())
-        os.rename(scratch, name, src_dir_fd=beneath.fileno(), dst_dir_fd=beneath.fileno())
+        replace.put(name, data, dir_fd=beneath.fileno(), mode=mode, is_durable=True)
         os.fsync(beneath.fileno())
 
 

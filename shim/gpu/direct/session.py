@@ -15,7 +15,7 @@ import struct
 import time
 
 from shim.gpu.direct import wire
-from shim.kernel import procfs
+from shim.kernel import procfs, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class Door:
         self._socket = self._bound()
 
     def _bound(self) -> socket.socket:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(wire.SOCKET, dir_fd=self._dirfd)
+        replace.take_away(wire.SOCKET, dir_fd=self._dirfd)
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             made.bind(f"/proc/self/fd/{self._dirfd}/{wire.SOCKET}")
@@ -118,8 +117,7 @@ class Door:
         """Idempotent."""
         if self._socket.fileno() >= 0:
             if self._is_there():
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(wire.SOCKET, dir_fd=self._dirfd)
+                replace.take_away(wire.SOCKET, dir_fd=self._dirfd)
             self._socket.close()
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from shim.contract.paths import MEMORY_LAYOUT, RANGES_SUFFIX, SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import advice, masks, pagemap
+from shim.kernel.replace import take_away
 from shim.memory import layout
 from shim.memory.copy import datafile
 from shim.memory.copy.copied import Content
@@ -67,7 +68,7 @@ def _space(
     listed = _without_shared(copied.pages.pages, shared) if shared else copied.pages.pages
     lazy, own, size = _split(copied, listed, areas)
     pages = criu / f"pages-{copied.pages.pages_id}.img"
-    pages.unlink(missing_ok=True)
+    take_away(str(pages))
     with copied.data.open("r+b") as whole, pages.open("xb") as small:
         for _, offset, to, length in own:
             datafile.copy_range(whole.fileno(), offset, small.fileno(), to, length)

@@ -6,7 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
-from shim.kernel import othermemory
+from shim.kernel import othermemory, replace
 from shim.kernel.filesystem import write_at
 from shim.kernel.hugepages import HUGE_BYTES
 from shim.kernel.othermemory import PAGE, Buffer, Mapped
@@ -79,7 +79,7 @@ class SpaceCopy:
     def __init__(self, memory: Readable, number: int, path: Path) -> None:
         self.memory, self.number, self.path = memory, number, path
         # A file that is there belongs to a number whose process or object has ended.
-        path.unlink(missing_ok=True)
+        replace.take_away(str(path))
         self._fd = os.open(path, _O_NEW, 0o600)
         self._room = Room()
         self._lock = threading.Lock()
