@@ -7,7 +7,6 @@ Blocking.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shim.capture.dump import dump
+from shim.contract import jsontext
 from shim.contract.errors import GpuNotCapturable, GpuNotCheckpointed
 from shim.contract.paths import CONTAINER_GPU_LOCK, SNAPSHOT_MEMORY
 from shim.gate import gpu
@@ -160,7 +160,7 @@ def _look(source: Source, cuda: Sequence[int]) -> Look:
         init=source.pid, listed=_listed(source)(), cuda=cuda, driver=str(inventory["driver"]),
         gpus=gpu.chosen(source.spec, inventory),
         way=ways.named(ways.of(cuda), spawn, source.container),
-        host_network=json.loads(power_facts(source.spec)["namespaces"])["network"] == "host",
+        host_network=jsontext.parse(power_facts(source.spec)["namespaces"])["network"] == "host",
     )  # fmt: skip
 
 
@@ -170,5 +170,5 @@ def _inventory() -> dict[str, Any]:
     ended = tool.run(argv, within_s=_GPUS_S)
     if ended.status:
         raise ValueError(ended.tail)
-    found: dict[str, Any] = json.loads(ended.output)
+    found: dict[str, Any] = jsontext.parse(ended.output)
     return found

@@ -8,7 +8,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from shim.contract import errors
+from shim.contract import errors, jsontext
 from shim.contract.errors import DaemonAway, QuickthawError
 from shim.contract.paths import SOCKET
 
@@ -46,8 +46,8 @@ _RESTART = "See `systemctl status quickthawd`."
 def decode(line: bytes, path: str = SOCKET) -> dict[str, Any]:
     """Returns the result in an answer. Raises the error in the answer, or DaemonAway if neither."""
     try:
-        answer = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        answer = jsontext.parse(line)
+    except ValueError as error:
         raise _away(path, f"it gave no answer: {line[:40]!r}", _RESTART) from error
     if isinstance(answer, dict) and isinstance(answer.get("result"), dict):
         result: dict[str, Any] = answer["result"]

@@ -77,8 +77,8 @@ def _read(path: str) -> Spec:
         spec = oci_spec.parse(data)
         if not spec.process:
             raise ValueError("no OCI spec: it has no process")
-    except (ValueError, RecursionError) as error:
-        raise _bad(path, str(error) or "nested too deep") from error
+    except ValueError as error:
+        raise _bad(path, str(error)) from error
     return spec
 
 

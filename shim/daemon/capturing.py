@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import time
 from pathlib import Path
@@ -209,7 +208,7 @@ async def _network(source: Source) -> dict[str, Any]:
         argv = [HOOK, "record", str(network_fd), str(os.getpid())]
         ended = await tool.run_async(argv, within_s=_TOOL_S, pass_fds=(network_fd,))
         if ended.status == 0:
-            found: dict[str, Any] = json.loads(ended.output)
+            found: dict[str, Any] = jsontext.parse(ended.output)
             return found
         why = ended.tail
     except (OSError, TimeoutError, ValueError) as error:

@@ -16,6 +16,8 @@ import socket
 import sys
 import time
 
+from shim.contract import jsontext
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,7 +99,7 @@ class Helper:
             data = self._socket.recv(_MOST_BYTES)
         except OSError as error:
             raise Died(str(error)) from error
-        found: dict[str, Any] = json.loads(data) if data else {"failed": "it was killed"}
+        found: dict[str, Any] = jsontext.parse(data) if data else {"failed": "it was killed"}
         if "failed" in found:
             raise Died(str(found["failed"]))
         return found

@@ -9,12 +9,12 @@ second record it has been the pod's only container. Bounded: NRI's caller waits.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from shim.contract import jsontext
 from shim.contract.paths import CONTAINER_POD_BEFORE, CONTAINER_POD_OTHERS, CONTAINERS
 from shim.kernel import replace, sysvipc
 from shim.kernel.beneath import O_WALK, open_dir
@@ -95,7 +95,7 @@ def write(container: str, name: str, record: Record) -> None:
         "schema": _SCHEMA, "inodes": sorted(record.inodes), "objects": sorted(record.objects),
         "is_whole": record.is_whole,
     }  # fmt: skip
-    replace.put(f"{CONTAINERS}/{container}/{name}", json.dumps(told))
+    replace.put(f"{CONTAINERS}/{container}/{name}", jsontext.compose(told))
 
 
 def has(container: str, name: str) -> bool:
@@ -108,7 +108,7 @@ def read(container: str, name: str) -> Record | None:
     path = f"{CONTAINERS}/{container}/{name}"
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            told = json.loads(file.read(_MAX_BYTES))
+            told = jsontext.parse(file.read(_MAX_BYTES))
     except FileNotFoundError:
         return None
     return parsed(told, path)
