@@ -53,7 +53,7 @@ class Registry:
             before[container].let_go()
         return self._tracked
 
-    def sweep(self) -> list[dict[str, object]]:
+    def sweep(self) -> list[outcome.Outcome]:
         """Remove the remains of other containers that an earlier daemon, or a killed swap, left.
 
         Returns the outcomes of containers that were created and removed while the daemon was down.
@@ -77,10 +77,10 @@ class Registry:
                 if found := _last_words(name):
                     missed.append(found)
                 replace.take_away(f"{OUTCOMES}/{name}")
-        return sorted(missed, key=lambda found: str(found.get("at")))
+        return sorted(missed, key=lambda found: found.at)
 
 
-def _last_words(name: str) -> dict[str, object] | None:
+def _last_words(name: str) -> outcome.Outcome | None:
     try:
         return outcome.take(name.removesuffix(".json"))
     except (OSError, ValueError):
