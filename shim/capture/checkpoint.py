@@ -82,6 +82,6 @@ def _run(
         why = str(error)
     if why:
         raise CriuDumpFailed(
-            "cannot dump the process tree", container=source.container, why=why,
+            "cannot dump the process tree", about=source.container, why=why,
             do=f"The whole log is {work}/dump.log while the container exists.",
         )  # fmt: skip

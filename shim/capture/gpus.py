@@ -78,7 +78,7 @@ def check(source: Source) -> int:
     seen = examine(source)
     if refused := [row for row in seen.rows if not row["fits"]]:
         error = GpuNotCapturable(
-            "the GPUs speak against a capture", container=source.container,
+            "the GPUs speak against a capture", about=source.container,
             why="; ".join(f"{row['code']}: {row['why']}" for row in refused),
             do=" ".join(dict.fromkeys(str(row["do"]) for row in refused)),
         )  # fmt: skip
@@ -102,7 +102,7 @@ def examine(source: Source) -> Seen:
         return Seen(bool(engine.pids), seen.bytes, rows)
     except (OSError, ValueError, GpuNotCheckpointed) as error:
         raise GpuNotCapturable(
-            "the container's GPUs cannot be looked at", container=source.container, why=str(error),
+            "the container's GPUs cannot be looked at", about=source.container, why=str(error),
             do="Does nvidia-smi answer on the node?",
         ) from error  # fmt: skip
 

@@ -132,7 +132,7 @@ def _border(container: str) -> Iterator[None]:
     except (OSError, ValueError, Stopped) as error:
         kind = "" if isinstance(error, Stopped) else f"{type(error).__name__}: "
         raise CaptureFailed(
-            "cannot capture", container=container, why=f"{kind}{error}",
+            "cannot capture", about=container, why=f"{kind}{error}",
             do="The next pod like it is tried again.",
         ) from error  # fmt: skip
 
@@ -144,7 +144,7 @@ def _before(source: Source) -> Toll:
         return Toll(source)
     except (OSError, ValueError) as error:
         raise NotCapturable(
-            "cannot capture", container=source.container,
+            "cannot capture", about=source.container,
             why=f"its processes cannot be looked at: {error}", do="Is it still running?",
         ) from error  # fmt: skip
 
@@ -210,7 +210,7 @@ async def _call(source: Source, wanted: Call | None) -> None:
             )  # fmt: skip
     except requests.WorkloadRefused as error:
         raise QuiesceFailed(
-            "the quiesce or resume call failed", container=source.container, why=str(error),
+            "the quiesce or resume call failed", about=source.container, why=str(error),
             do="Check the pod's quickthaw.io/quiesce and resume annotations.",
         ) from error  # fmt: skip
 
@@ -254,7 +254,7 @@ def _check_small_images(source: Source, directory: Path) -> None:
     found = sum(size for name, size in sizes if not tree.is_big_image(name, size))
     if found > tree.MOST_IMAGE_BYTES:
         raise NotCapturable(
-            "cannot capture", container=source.container,
+            "cannot capture", about=source.container,
             why=f"CRIU's small images are {found} bytes, {tree.MOST_IMAGE_BYTES} are allowed",
             do="It has very many deleted files open, or processes, areas and descriptors.",
         )  # fmt: skip

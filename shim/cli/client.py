@@ -59,7 +59,7 @@ def decode(line: bytes, path: str = SOCKET) -> dict[str, Any]:
 
 def error_of(parts: Mapping[str, Any]) -> QuickthawError:
     """Returns the error that the daemon reported, as an instance of the error's class."""
-    told = {name: str(parts.get(name, "")) for name in ("what", "container", "why", "do")}
+    told = {name: str(parts.get(name, "")) for name in ("what", "about", "why", "do")}
     error = _class_of(parts)(told.pop("what"), **told)
     notes = parts.get("notes")
     for note in notes if isinstance(notes, list) else ():
@@ -104,4 +104,4 @@ def _left(until: float) -> float:
 
 
 def _away(path: str, why: str, do: str) -> DaemonAway:
-    return DaemonAway("cannot reach quickthawd", container=path, why=why, do=do)
+    return DaemonAway("cannot reach quickthawd", about=path, why=why, do=do)

@@ -53,7 +53,7 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
     found = _chosen(store, asked.snapshot, pod) or nearest(request, store.find(namespace=namespace))
     if found is None:
         raise NoSuchSnapshot(
-            "cannot explain", container=asked.what, why="there is no snapshot to compare with",
+            "cannot explain", about=asked.what, why="there is no snapshot to compare with",
             do="Name one with --snapshot; see `quickthaw ls`.",
         )  # fmt: skip
     container = {"spec": asked.what, "namespace": pod.namespace, "pod": pod.name}
@@ -83,7 +83,7 @@ def _read(path: str) -> Spec:
 
 
 def _bad(path: str, why: str) -> BadRequest:
-    return BadRequest("cannot read the spec", container=path, why=why, do="Give a config.json.")
+    return BadRequest("cannot read the spec", about=path, why=why, do="Give a config.json.")
 
 
 def _pod(spec: Spec, asked: Namespace) -> Pod:

@@ -290,7 +290,7 @@ def decode(data: bytes, *, where: str = "manifest") -> Manifest:
         return _decode(data)
     except (ValueError, RecursionError) as error:
         raise BadManifest(
-            "cannot read the manifest", container=where, why=str(error) or "nested too deep",
+            "cannot read the manifest", about=where, why=str(error) or "nested too deep",
             do=_ADVICE.get(type(error), "Remove the snapshot; the next pod makes a new one."),
         ) from error  # fmt: skip
 
@@ -342,13 +342,13 @@ def read(snapshot_dirfd: int, *, snapshot: str) -> Manifest:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadManifest(
-            "cannot read the manifest", container=snapshot, why=str(error),
+            "cannot read the manifest", about=snapshot, why=str(error),
             do="Remove the snapshot; the next pod makes a new one.",
         ) from error  # fmt: skip
     manifest = decode(data, where=snapshot)
     if manifest.id != snapshot:
         raise BadManifest(
-            "cannot use the manifest", container=snapshot, why=f"it is of {manifest.id}",
+            "cannot use the manifest", about=snapshot, why=f"it is of {manifest.id}",
             do="Move the directory to the name of its id.",
         )  # fmt: skip
     return manifest

@@ -137,7 +137,7 @@ def read(container: str, directory: str = TICKETS) -> Ticket:
             raise ValueError(f"it is for {ticket.container}")
     except (OSError, ValueError) as error:
         raise TicketUnreadable(
-            "cannot read the ticket", container=container, why=str(error),
+            "cannot read the ticket", about=container, why=str(error),
             do="Restart quickthawd if tickets stay unreadable.",
         ) from error  # fmt: skip
     return ticket

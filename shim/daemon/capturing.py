@@ -82,7 +82,7 @@ class Capturing:
                 return await self._undisturbed(tracked, identity, source)
         except TimeoutError as error:
             raise CaptureFailed(
-                "cannot capture", container=tracked.container,
+                "cannot capture", about=tracked.container,
                 why=f"it took longer than {self._config.capture_timeout_s:g} s",
                 do="Find the slow part: the workload's own calls, or the disk of the store.",
             ) from error  # fmt: skip
@@ -92,7 +92,7 @@ class Capturing:
             raise
         except (OSError, Stopped) as error:
             raise CaptureFailed(
-                "cannot capture", container=tracked.container, why=str(error),
+                "cannot capture", about=tracked.container, why=str(error),
                 do="The next pod like it is tried again.",
             ) from error  # fmt: skip
 
@@ -124,7 +124,7 @@ class Capturing:
                 record.write(tracked.container, record.OTHERS, record.NOTHING_KNOWN)
         except (ContainerdRefused, OSError) as error:
             raise NotCapturable(
-                "cannot capture", container=tracked.container,
+                "cannot capture", about=tracked.container,
                 why=f"nobody tells which containers its pod has had: {error}",
                 do="Is containerd there?",
             ) from error  # fmt: skip
@@ -150,7 +150,7 @@ class Capturing:
             raise too_big(source.container, error) from error
         except (OSError, ValueError) as error:
             raise NotCapturable(
-                "cannot capture", container=source.container,
+                "cannot capture", about=source.container,
                 why=f"its size cannot be estimated: {error}", do="Is it still running?",
             ) from error  # fmt: skip
         await content.check(tracked, identity, source.spec)
@@ -214,7 +214,7 @@ async def _network(source: Source) -> dict[str, Any]:
     except (OSError, TimeoutError, ValueError) as error:
         why = str(error)
     raise NotCapturable(
-        "cannot capture", container=source.container, why=f"its network cannot be read: {why}",
+        "cannot capture", about=source.container, why=f"its network cannot be read: {why}",
         do="Is the container still running?",
     )  # fmt: skip
 

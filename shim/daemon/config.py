@@ -272,7 +272,7 @@ class Loaded(NamedTuple):
 def bad(path: Path, why: str) -> BadConfig:
     return BadConfig(
         "cannot read the configuration",
-        container=str(path),
+        about=str(path),
         why=why,
         do="Correct the file and start quickthawd again.",
     )

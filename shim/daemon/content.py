@@ -96,7 +96,7 @@ async def check(tracked: Tracked, identity: Identity, spec: Spec) -> None:
     now = await _read(volumecontent.fact, spec, pod_of(tracked))
     if now != then or volumecontent.NOT_READ in now:
         raise NotCapturable(
-            "cannot capture", container=tracked.container,
+            "cannot capture", about=tracked.container,
             why="a Secret or ConfigMap volume has changed since it was created, or cannot be read: "
             f"it was {then}, it is {now}",
             do="Start the pod again, or set quickthaw.io/volume-content: ignore.",

@@ -140,7 +140,7 @@ async def _answer(
         log.exception("control request")
         why = f"{type(error).__name__}: {error}"
         return refusal(
-            QuickthawError("the request failed", container="control socket", why=why,
+            QuickthawError("the request failed", about="control socket", why=why,
                            do="See `journalctl -u quickthawd`.")
         )  # fmt: skip
 
@@ -177,13 +177,13 @@ def text(request: Mapping[str, Any], name: str, default: str | None = None) -> s
 
 def bad_request(about: str, why: str, do: str) -> BadRequest:
     """Returns the error for a bad request. about: the field or verb that is wrong."""
-    return BadRequest("cannot do the request", container=about, why=why, do=do)
+    return BadRequest("cannot do the request", about=about, why=why, do=do)
 
 
 def refusal(error: QuickthawError) -> bytes:
     """Returns the line that reports `error` to the client."""
     parts = {
-        "class": type(error).__name__, "what": error.what, "container": error.container,
+        "class": type(error).__name__, "what": error.what, "about": error.about,
         "why": error.why, "do": error.do, "effect": error.effect, "exit_code": error.exit_code,
         "notes": list(getattr(error, "__notes__", ())),
     }  # fmt: skip

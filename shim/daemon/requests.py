@@ -97,7 +97,7 @@ class Requests:
         except OSError as error:
             self._store.put_back(withdrawn)
             raise NotRemoved(
-                "cannot remove the snapshot", container=found[:12], why=str(error),
+                "cannot remove the snapshot", about=found[:12], why=str(error),
                 do=f"Can {SNAPSHOTS} be written to?",
             ) from error  # fmt: skip
         return {"removed": found}
@@ -123,7 +123,7 @@ class Requests:
             found = await self._captures.now(tracked)
         except ContainerdRefused as error:
             raise NoSuchPod(
-                "cannot capture", container=tracked.pod.name, why=str(error),
+                "cannot capture", about=tracked.pod.name, why=str(error),
                 do="Is the container still running?",
             ) from error  # fmt: skip
         return {"id": found.id, "timings": dict(found.timings)}

@@ -102,7 +102,7 @@ def _tried(
 
 def _defect(call: Call, failure: Exception) -> SwapFailed:
     error = SwapFailed(
-        "the swap failed", container=call.container, why=f"{type(failure).__name__}: {failure}",
+        "the swap failed", about=call.container, why=f"{type(failure).__name__}: {failure}",
         do="This is a defect in quickthaw: please report it.",
     )  # fmt: skip
     error.__cause__ = failure

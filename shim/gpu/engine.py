@@ -195,7 +195,7 @@ class Engine:
 
     def _failed(self, why: str) -> GpuNotCheckpointed:
         return GpuNotCheckpointed(
-            "cannot checkpoint the GPU", container=self._container, why=why,
+            "cannot checkpoint the GPU", about=self._container, why=why,
             do="Let quickthaw.io/quiesce end the work on the GPU, or try again.",
         )  # fmt: skip
 
@@ -241,7 +241,7 @@ def kill(container: str, pids: Iterable[int], why: list[str]) -> GpuLost:
     with contextlib.suppress(OSError):
         journal.note(journal.path_of(container), journal.GPU, [])
     return GpuLost(
-        "the GPU did not give the source back", container=container, why="; ".join(why),
+        "the GPU did not give the source back", about=container, why="; ".join(why),
         do="kubelet starts it again. See the kernel's log for NVRM lines.",
     )  # fmt: skip
 

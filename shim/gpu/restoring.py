@@ -93,7 +93,7 @@ class Restoring:
         for pid, answer in self._team.call(do, pids, self._until, **more).items():
             if not answer.is_success:
                 error = GpuNotRestored(
-                    "the GPU was not restored", container=self._container,
+                    "the GPU was not restored", about=self._container,
                     why=f"{do} of process {pid}: {answer.name}",
                     do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
                 )  # fmt: skip

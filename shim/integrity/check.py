@@ -284,6 +284,6 @@ class Check:
     def _cannot(self, why: str) -> SnapshotNotWhole:
         short = self._captured.id[:12]
         return SnapshotNotWhole(
-            "cannot use the snapshot", container=self._container, why=f"{short}: {why}",
+            "cannot use the snapshot", about=self._container, why=f"{short}: {why}",
             do=f"Run `quickthaw rm {short}`; the next pod makes a new one.",
         )  # fmt: skip

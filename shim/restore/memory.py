@@ -110,7 +110,7 @@ class PageServer:
 
 
 def _not_served(ticket: Ticket, why: str, do: str) -> MemoryNotServed:
-    return MemoryNotServed("cannot serve the memory", container=ticket.container, why=why, do=do)
+    return MemoryNotServed("cannot serve the memory", about=ticket.container, why=why, do=do)
 
 
 def _damaged(ticket: Ticket, why: str) -> MemoryNotServed:

@@ -59,7 +59,7 @@ def _check_company(ticket: Ticket, path: str) -> None:
     """CRIU makes deleted files as root, by their names: see `shim.source.ghosts`."""
     if ticket.others:
         error = SnapshotDoesNotFit(
-            "a deleted file cannot be made again", container=ticket.container,
+            "a deleted file cannot be made again", about=ticket.container,
             why=f"CRIU makes {path} by its name, where the {ticket.others} other containers of the "
             "pod may put a link meanwhile",
             do="Start this container before the others, or have it close the file.",
@@ -70,7 +70,7 @@ def _check_company(ticket: Ticket, path: str) -> None:
 
 def _other_files(container: str, why: str) -> SnapshotDoesNotFit:
     error = SnapshotDoesNotFit(
-        "files in volumes are not the captured ones", container=container, why=why,
+        "files in volumes are not the captured ones", about=container, why=why,
         do="Who writes to the volume while the pod starts?",
     )  # fmt: skip
     error.codes = ["volume_files"]

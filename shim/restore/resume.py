@@ -69,7 +69,7 @@ def call_workload(ticket: Ticket, netns: str, runtime: Sequence[str], *, until: 
             call.http(netns, method, int(port), slash + target, until=until)
     except (call.CallFailed, process.TooLate, OSError, ValueError) as error:
         raise ResumeFailed(
-            "the resume call failed", container=ticket.container, why=str(error),
+            "the resume call failed", about=ticket.container, why=str(error),
             do="Check the pod's quickthaw.io/resume annotation and the workload's answer.",
         ) from error  # fmt: skip
 

@@ -121,7 +121,7 @@ def _told(swap: Swap, step: str) -> Iterator[None]:
     except Exception as error:
         where = f"in step {step}" if step else "between two steps"
         raise SwapFailed(
-            f"the swap failed {where}", container=swap.ticket.container,
+            f"the swap failed {where}", about=swap.ticket.container,
             why=f"{type(error).__name__}: {error}",
             do=f"See `quickthaw show {swap.ticket.snapshot[:12]}`.",
         ) from error  # fmt: skip

@@ -135,7 +135,7 @@ def mount_rootfs(swap: Swap) -> None:
         faults.point("restore.rootfs.mounted", swap.ticket.container)
     except (OSError, ValueError) as error:
         raise RootfsNotMountable(
-            "cannot mount the snapshot's diff", container=swap.ticket.container,
+            "cannot mount the snapshot's diff", about=swap.ticket.container,
             why=str(error), do="Is the node's snapshotter overlayfs?",
         ) from error  # fmt: skip
 
@@ -171,7 +171,7 @@ def check_snapshot(swap: Swap) -> None:
     captured = swap.captured = manifest.read(dirfd, snapshot=swap.ticket.snapshot)
     if reasons := refusals_of(captured, request_at_swap(swap.spec, container), SWAP):
         error = SnapshotDoesNotFit(
-            "the snapshot does not fit the container", container=container,
+            "the snapshot does not fit the container", about=container,
             why="; ".join(map(str, reasons)), do="Capture a pod with the same spec.",
         )  # fmt: skip
         error.codes = [reason.code for reason in reasons]
@@ -219,7 +219,7 @@ def prepare_network(swap: Swap) -> None:
         addresses = _make_images(swap)
     except OSError as error:
         raise NetworkNotReady(
-            "cannot look at the pod's network", container=swap.ticket.container,
+            "cannot look at the pod's network", about=swap.ticket.container,
             why=str(error), do="Is the sandbox still there?",
         ) from error  # fmt: skip
     swap.undo.callback(resume.untell, swap.ticket)

@@ -48,7 +48,7 @@ def taken(
 
 def _no_turn(container: str, why: str) -> NoTurn:
     return NoTurn(
-        "restore queue timed out", container=container, why=why,
+        "restore queue timed out", about=container, why=why,
         do="Raise max_restores_at_once or restore_wait_s in the configuration if the node can "
         "do more.",
     )  # fmt: skip

@@ -194,7 +194,7 @@ class DiffCopy:
         except (OSError, Changed, NotMade, ValueError) as error:
             raise RootfsNotCopied(
                 f"cannot copy the root file system's changes to {self._target}",
-                container=self._container, why=f"{type(error).__name__}: {error}",
+                about=self._container, why=f"{type(error).__name__}: {error}",
                 do="See that the store has room, and that containerd uses plain overlayfs.",
             ) from error  # fmt: skip
 

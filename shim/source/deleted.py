@@ -54,7 +54,7 @@ def give_links(found: Remapped, inodes: Mapping[str, int], container: str, stop:
         name = tree.names.get(inodes.get(remap.original, 0))
         if not name:
             raise NotCapturable(
-                "cannot capture a deleted file", container=container,
+                "cannot capture a deleted file", about=container,
                 why=f"/{remap.original} has other names, and none of them is in the snapshot",
                 do="Close the file before the container is ready.",
             )  # fmt: skip

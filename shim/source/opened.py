@@ -150,7 +150,7 @@ def bounds(sysctls: Mapping[str, str]) -> Bounds:
 
 
 def _refused(source: Source, why: str) -> NotCapturable:
-    return NotCapturable("cannot capture", container=source.container, why=why, do=_DO)
+    return NotCapturable("cannot capture", about=source.container, why=why, do=_DO)
 
 
 def _excess(spec: Spec, opened: Opened, has: int, own: set[str]) -> str:

@@ -45,6 +45,6 @@ class Toll:
 
     def _harmed(self, why: str) -> SourceHarmed:
         return SourceHarmed(
-            "the source did not outlive its capture", container=self._container, why=why,
+            "the source did not outlive its capture", about=self._container, why=why,
             do="Raise the container's memory limit: it needs all that it has.",
         )  # fmt: skip

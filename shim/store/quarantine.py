@@ -223,7 +223,7 @@ class Quarantine:
             record = self._records.get(snapshot)
             if record is None:
                 raise NotQuarantined(
-                    "cannot release the snapshot", container=snapshot[:12],
+                    "cannot release the snapshot", about=snapshot[:12],
                     why="it is not in quarantine", do="See `quickthaw quarantine ls`.",
                 )  # fmt: skip
             self._forget_count(snapshot)

@@ -283,7 +283,7 @@ class Store:
         """
         if users:
             raise SnapshotInUse(
-                "cannot remove the snapshot", container=found[:12],
+                "cannot remove the snapshot", about=found[:12],
                 why=f"its root file system is in use by {', '.join(users)}",
                 do="Remove those pods first.",
             )  # fmt: skip
@@ -321,13 +321,13 @@ def _not_found(wanted: str, found: Sequence[Manifest], index: Sequence[Manifest]
     if found and found[0].name == wanted:
         names = sorted({f"{each.source.namespace}/{each.name}" for each in found})
         return NoSuchSnapshot(
-            "cannot find the snapshot", container=wanted,
+            "cannot find the snapshot", about=wanted,
             why=f"{len(names)} namespaces have a snapshot of this name",
             do=f"Name the namespace: {', '.join(names)}.",
         )  # fmt: skip
     near = ", ".join(sorted(each.id[:12] for each in found or index[:_NEAR_AT_MOST]))
     return NoSuchSnapshot(
-        "cannot find the snapshot", container=wanted,
+        "cannot find the snapshot", about=wanted,
         why="several begin like this" if found else "none has this id or name",
         do=f"Try one of: {near}." if near else "There are no snapshots.",
     )  # fmt: skip

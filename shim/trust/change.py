@@ -72,7 +72,7 @@ def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
         key = keyfile.parse_public(data)
     except ValueError as error:
         raise KeyRefused(
-            "cannot trust the key", container=name, why=str(error),
+            "cannot trust the key", about=name, why=str(error),
             do="Give the file node.pub of another node.",
         ) from error  # fmt: skip
     with _locked(keys) as dirfd:
@@ -125,7 +125,7 @@ def _find(wanted: str, entries: list[Entry]) -> Entry:
         return next(iter(found.values()))
     near = ", ".join(sorted({entry.key.id for entry in entries})) or "none"
     raise NoSuchKey(
-        "cannot find the key", container=wanted,
+        "cannot find the key", about=wanted,
         why="several keys begin with this" if found else "no key has this id or name",
         do=f"The keys are: {near}.",
     )  # fmt: skip
@@ -134,7 +134,7 @@ def _find(wanted: str, entries: list[Entry]) -> Entry:
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise KeyRefused(
-            "cannot trust the key", container=name,
+            "cannot trust the key", about=name,
             why="a name has letters, digits, dots, hyphens and underscores, 63 at most",
             do="Give a --name.",
         )  # fmt: skip

@@ -153,7 +153,7 @@ class KeyDirectory:
 
     def refused(self, what: str, file: str, why: str, do: str) -> KeyRefused:
         """Returns the error about a file of this directory."""
-        return KeyRefused(what, container=f"{self.path}/{file}", why=why, do=do)
+        return KeyRefused(what, about=f"{self.path}/{file}", why=why, do=do)
 
     def _look(self, file: str) -> tuple[int, ...] | None:
         try:

@@ -91,8 +91,8 @@ class Trust:
             self._keys.private()
         except KeyRefused as error:
             raise NotCapturable(
-                "cannot capture", container=container,
-                why=f"the snapshot could not be signed: {error.container}: {error.why}",
+                "cannot capture", about=container,
+                why=f"the snapshot could not be signed: {error.about}: {error.why}",
                 do=error.do,
             ) from error  # fmt: skip
 

@@ -278,7 +278,7 @@ def _value(row: Annotation, full: str, value: str, container: str) -> object:
 
 def _bad(full: str, value: str, container: str, why: str, do: str) -> BadAnnotation:
     return BadAnnotation(
-        f"annotation {full:.200}: {value!r:.200}", container=container, why=f"{why:.300}", do=do
+        f"annotation {full:.200}: {value!r:.200}", about=container, why=f"{why:.300}", do=do
     )
 
 

@@ -233,7 +233,7 @@ class DirectWay:
     def evacuation(self, container: str, payload_dirfd: int, lock: str) -> Iterator[Evacuation]:
         def failed(why: str, **_: object) -> GpuNotCheckpointed:
             return GpuNotCheckpointed(
-                "cannot take the GPU's memory away", container=container, why=why,
+                "cannot take the GPU's memory away", about=container, why=why,
                 do="Let quickthaw.io/quiesce end the work on the GPU, or try again.",
             )  # fmt: skip
 
@@ -250,7 +250,7 @@ class DirectWay:
     ) -> Iterator[Loading]:  # fmt: skip
         def failed(why: str, *, is_damaged: bool = False) -> GpuNotRestored:
             error = GpuNotRestored(
-                "the GPU's memory was not loaded", container=container, why=why,
+                "the GPU's memory was not loaded", about=container, why=why,
                 do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
             )  # fmt: skip
             # A device that is full, and a loader that dies or hangs, say nothing of the snapshot.

@@ -117,7 +117,7 @@ def test_killed_swap_has_the_error_and_the_pod(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outcome.write, "__defaults__", (str(tmp_path),))
-    outcome.write_killed(TICKET, MemoryLost("a", container="b", why="c", do="d"), blame="content")
+    outcome.write_killed(TICKET, MemoryLost("a", about="b", why="c", do="d"), blame="content")
     found = outcome.take(TICKET.container, str(tmp_path))
     assert found
     assert (found.result, found.blame, found.error_class) == ("killed", "content", "MemoryLost")

@@ -36,7 +36,7 @@ SAMPLES: dict[type[Happened], Happened] = {
 
 
 def failed_swap(cls: type[errors.QuickthawError], **more: Any) -> records.SwapEnded:
-    error = cls("what", container="c", why="why", do="Do.")
+    error = cls("what", about="c", why="why", do="Do.")
     found = records.SwapEnded(
         subject=POD, snapshot=SNAPSHOT, result="cold", reason=cls.__name__, why=str(error)
     )

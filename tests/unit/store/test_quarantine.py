@@ -201,7 +201,7 @@ def test_limit_of_zero_failures_quarantines_only_damaged_snapshots(tmp_path: Pat
 
 
 def failure(cls: type[errors.QuickthawError]) -> errors.QuickthawError:
-    return cls("what", container="c", why="why", do="Do.")
+    return cls("what", about="c", why="why", do="Do.")
 
 
 def test_only_failures_that_the_snapshot_may_cause_are_counted() -> None:
