@@ -19,7 +19,6 @@ from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
 from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, too_big
 from shim.contract.limits import TooMuch
-from shim.contract.names import HostPid
 from shim.contract.parts import PARTS
 from shim.contract.paths import HOOK, RUNTIME
 from shim.daemon import content, gpucaptures
@@ -110,7 +109,7 @@ class Capturing:
         runtime = (_runtime(), "--root", f"{config.runtime_root}/{config.containerd_namespace}")
         found = gpu.chosen(spec, identity.request.node.gpus)
         return Source(
-            tracked.container, HostPid(tracked.pid), bundle, spec, runtime, identity.log_path,
+            tracked.container, tracked.pid, bundle, spec, runtime, identity.log_path,
             tracked.held, None if found is None else tuple(found),
             identity.request.node.criu,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from shim.source.guard import guarded
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from shim.contract.names import ContainerId, HostPid
+    from shim.contract.names import ContainerId
     from shim.kernel.held import Held
     from shim.kernel.steps import Steps
     from shim.oci.spec import Spec
@@ -40,7 +40,7 @@ class Source:
     """
 
     container: ContainerId
-    pid: HostPid
+    pid: int
     bundle: str
     spec: Spec
     runtime: tuple[str, ...]
