@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.dump import Dumped
-    from shim.gpu.payload import Payload
+    from shim.gpu.payload import GpuPayload
     from shim.gpu.support import Look
     from shim.kernel.stopping import Stop
     from shim.source.source import Source
@@ -109,7 +109,7 @@ def examine(source: Source) -> Seen:
 
 def dump_stopped(
     source: Source, staging: Path, steps: Steps, stop: Stop, frozen_limit_s: float
-) -> tuple[Dumped, Payload | None]:
+) -> tuple[Dumped, GpuPayload | None]:
     """`shim.capture.dump.dump`, in which the GPUs stand still from the end of the pre-copy until
     the thaw, their content in memory or taken away.
     """
@@ -127,7 +127,7 @@ def dump_stopped(
             with steps.timed("gpu_saved"):
                 about = away.finish(stop.until)
             away.tell(steps)
-    return copied, payload.Payload(
+    return copied, payload.GpuPayload(
         way=way.name, about=about, gpus=source.gpus or (),
         processes=processes.numbers_within(source.pid, engine.pids),
     )  # fmt: skip

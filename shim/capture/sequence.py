@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.dump import Dumped
-    from shim.gpu.payload import Payload
+    from shim.gpu.payload import GpuPayload
     from shim.source.source import Source
     from shim.workload.annotations import Call
 
@@ -64,7 +64,7 @@ class Taken:
     steps: dict[str, float]
     volume_files: dict[str, object]
     by_network: dict[str, object]
-    gpus: Payload | None = None
+    gpus: GpuPayload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ async def capture(
 
 def _dumped(
     source: Source, staging: Path, steps: Steps, stop: Stop, frozen_s: float
-) -> tuple[Dumped, Payload | None]:
+) -> tuple[Dumped, GpuPayload | None]:
     if source.gpus == ():
         return dump(source, staging, steps, stop, frozen_s), None
     from shim.capture import gpus  # late: most containers have none

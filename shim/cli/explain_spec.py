@@ -14,7 +14,7 @@ from shim.cli import offline
 from shim.contract.errors import BadRequest, NoSuchSnapshot
 from shim.gate import volumecontent
 from shim.gate.explain import explained, nearest
-from shim.gate.key import Pod
+from shim.gate.key import PodValues
 from shim.gate.request import request_of
 from shim.node import facts
 from shim.oci import spec as oci_spec
@@ -60,7 +60,7 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
     return {"container": container, "chosen": chosen, **explained(found, request)}
 
 
-def _chosen(store: Store, wanted: str, pod: Pod) -> Manifest | None:
+def _chosen(store: Store, wanted: str, pod: PodValues) -> Manifest | None:
     """Returns the wanted snapshot: a name is first looked for in the pod's own namespace."""
     if not wanted:
         return None
@@ -86,17 +86,17 @@ def _bad(path: str, why: str) -> BadRequest:
     return BadRequest("cannot read the spec", about=path, why=why, do="Give a config.json.")
 
 
-def _pod(spec: Spec, asked: Namespace) -> Pod:
+def _pod(spec: Spec, asked: Namespace) -> PodValues:
     def noted(name: str) -> str:
         return spec.annotation(f"{_CRI}{name}") or ""
 
-    return Pod(
+    return PodValues(
         namespace=asked.namespace or noted("namespace"), name=asked.pod_name or noted("name"),
         uid=asked.pod_uid or noted("uid"), ips=asked.pod_ip, node=os.uname().nodename,
     )  # fmt: skip
 
 
-def _unknown(pod: Pod, asked: Namespace) -> list[str]:
+def _unknown(pod: PodValues, asked: Namespace) -> list[str]:
     found = {
         "the pod's namespace (--namespace)": pod.namespace or asked.any_namespace,
         "its image's digest (--image-digest)": asked.image_digest,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from shim.cli.output import Output
     from shim.trust.keyfile import PublicKey
-    from shim.trust.keys import Entry, KeyDirectory, Keyring
+    from shim.trust.keys import KeyDirectory, KeyEntry, Keyring
 
 HELP: Final = "whose snapshots this node uses: list, trust and revoke keys, rotate its own"
 EXAMPLES: Final = f"""\
@@ -90,7 +90,7 @@ def _rows(ring: Keyring) -> list[dict[str, str]]:
     return [_row(role, entry) for role, entry in found + [(REVOKED, each) for each in ring.revoked]]
 
 
-def _row(role: str, entry: Entry) -> dict[str, str]:
+def _row(role: str, entry: KeyEntry) -> dict[str, str]:
     return {"id": entry.key.id, "role": role, "name": entry.name, "file": entry.file}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shim.cli.foreach import SNAPSHOT, namespace_argument, qualified
 from shim.cli.output import duration, size
 from shim.contract.errors import BadManifest, QuickthawError, SnapshotNotWhole
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 from shim.kernel.beneath import open_dir
 from shim.kernel.priority import be_expendable, become_idle, end_with_parent
 
@@ -88,7 +88,7 @@ def _verified(
     try:
         with (
             open_dir(str(store.snapshots / found.id)) as directory,
-            Check(
+            SnapshotCheck(
                 directory.fileno(), found, container=found.id, until=math.inf,
                 with_marks=with_marks,
             ) as check,

@@ -127,7 +127,7 @@ def _plain(value: object) -> object:
     return value
 
 
-class Source(_Record):
+class CapturedContainer(_Record):
     """The captured container. command: its arguments. image_digest: `sha256:…`."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
@@ -233,7 +233,7 @@ class Manifest(_Record):
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
         "id": _sha256, "name": _name, "key": _sha256, "created_at": _number, "created": _text,
-        "source": _record(Source), "software": _record(Software), "facts": _text_map,
+        "source": _record(CapturedContainer), "software": _record(Software), "facts": _text_map,
         "network": _object, "files": _files, "sizes": _record(Sizes), "timings": _number_map,
         "requires": _record(Requires),
     }  # fmt: skip
@@ -243,7 +243,7 @@ class Manifest(_Record):
     key: str
     created_at: float
     created: str
-    source: Source
+    source: CapturedContainer
     software: Software
     facts: Mapping[str, str]
     network: Mapping[str, object]

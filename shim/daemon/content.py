@@ -18,7 +18,7 @@ from shim.contract.errors import NotCapturable
 from shim.contract.jsontext import canonical
 from shim.contract.paths import CONTAINER_VOLUME_CONTENT, CONTAINERS
 from shim.gate import volumecontent
-from shim.gate.key import Pod
+from shim.gate.key import PodValues
 from shim.kernel import replace
 from shim.kernel.beneath import open_dir, read_beneath
 
@@ -36,9 +36,9 @@ _AT_ONCE = 8
 _NAME = "volume-content"
 
 
-def pod_of(tracked: Tracked) -> Pod:
+def pod_of(tracked: Tracked) -> PodValues:
     """Returns the pod as the gate knows it."""
-    return Pod(
+    return PodValues(
         namespace=tracked.pod.namespace, name=tracked.pod.name, uid=tracked.pod.uid,
         ips=tracked.pod.addresses, node=os.uname().nodename,
     )  # fmt: skip
@@ -72,7 +72,7 @@ async def _read(how: Callable[..., str], *arguments: object) -> str:
         pool.shutdown(wait=False)
 
 
-def _remembered(container: str, spec: Spec, pod: Pod) -> str:
+def _remembered(container: str, spec: Spec, pod: PodValues) -> str:
     private = f"{CONTAINERS}/{container}"
     with contextlib.suppress(OSError, ValueError), open_dir(private) as directory:
         limit = _MAX_BYTES

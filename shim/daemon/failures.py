@@ -36,7 +36,7 @@ class _Told:
     then: Callable[[], None] | None
 
 
-class Health:
+class OutcomeCounter:
     """Takes outcomes, and puts snapshots into quarantine.
 
     after: in how many pods in a row restores must fail for that, 0 for never. default_deadline_s:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from protos import nri_pb2
     from shim.daemon.captures import Captures
     from shim.daemon.decision import Decider
-    from shim.daemon.failures import Health
+    from shim.daemon.failures import OutcomeCounter
     from shim.daemon.prefetch import Prefetch
     from shim.daemon.registry import Registry
     from shim.report.reporter import Reporter
@@ -42,7 +42,7 @@ class NodePlugin(Plugin):
 
     def __init__(
         self, registry: Registry, decider: Decider, captures: Captures, reporter: Reporter,
-        health: Health, prefetch: Prefetch,
+        health: OutcomeCounter, prefetch: Prefetch,
     ) -> None:  # fmt: skip
         self._registry, self._decider, self._prefetch = registry, decider, prefetch
         self._captures, self._reporter, self._health = captures, reporter, health

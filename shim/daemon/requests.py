@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shim.daemon.captures import Captures
     from shim.daemon.registry import Registry
     from shim.daemon.tracked import Tracked
-    from shim.daemon.watch import Watch
+    from shim.daemon.watch import SlowSteps
     from shim.nri.session import State as NriState
     from shim.report.reporter import Reporter
     from shim.store.store import Store
@@ -44,7 +44,7 @@ class Requests:
 
     def __init__(
         self, store: Store, trust: Trust, registry: Registry, captures: Captures,
-        reporter: Reporter, watch: Watch,
+        reporter: Reporter, watch: SlowSteps,
     ) -> None:  # fmt: skip
         self._watch = watch
         self._store, self._trust, self._registry = store, trust, registry

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from shim.gpu.helper import Answer, Spawn
+    from shim.gpu.helper import DriverAnswer, Spawn
     from shim.gpu.way import Evacuation
     from shim.kernel.steps import Steps
 
@@ -224,7 +224,7 @@ def bring_back(team: Team, pids: Iterable[int], until: float) -> list[str]:
     return [why for pid, why in failed.items() if os.path.exists(f"/proc/{pid}")]
 
 
-def _final(do: str, answers: dict[int, Answer], *, is_late: bool) -> dict[int, str]:
+def _final(do: str, answers: dict[int, DriverAnswer], *, is_late: bool) -> dict[int, str]:
     """The failures after which another try makes no sense."""
     return {
         pid: f"{do} of process {pid}: {answer.name}"

@@ -80,7 +80,7 @@ class Unchecked:
         return list(self._identity)
 
 
-class Check:
+class SnapshotCheck:
     """A check, from `begin` to `finish`; leaving the context abandons unfinished work.
 
     snapshot_dirfd: must stay open. captured: the manifest, already authenticated. container: for
@@ -111,7 +111,7 @@ class Check:
         self.unchecked: dict[str, Unchecked] = {}
         self.hashed_bytes = self._image_bytes = 0
 
-    def __enter__(self) -> Check:
+    def __enter__(self) -> SnapshotCheck:
         return self
 
     def __exit__(self, *_: object) -> None:

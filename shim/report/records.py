@@ -140,12 +140,12 @@ class Captured(Happened):
     frozen_s: float
 
 
-class CaptureFailed(Happened):
+class CaptureEndedInFailure(Happened):
     """A capture failed and its source goes on. reason: the error's class."""
 
     __slots__ = ()
 
 
-def capture_failed(subject: Subject, error: QuickthawError) -> CaptureFailed:
+def capture_failed(subject: Subject, error: QuickthawError) -> CaptureEndedInFailure:
     """Returns the record of an error of a capture."""
-    return CaptureFailed(subject=subject, reason=type(error).__name__, why=str(error))
+    return CaptureEndedInFailure(subject=subject, reason=type(error).__name__, why=str(error))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shim.contract.ticket import Ticket
-    from shim.integrity.check import Check, Unchecked
+    from shim.integrity.check import SnapshotCheck, Unchecked
     from shim.memory.layout import Layout
 
 SOCKET = "lazy-pages.socket"
@@ -134,7 +134,7 @@ def read_layout(
 
 
 def start(
-    ticket: Ticket, check: Check, memory: Layout, view: str, work: str
+    ticket: Ticket, check: SnapshotCheck, memory: Layout, view: str, work: str
 ) -> PageServer:  # fmt: skip
     """Start a page server that listens in `work`.
 
@@ -170,7 +170,7 @@ def _listener(work: str) -> socket.socket:
 
 
 def _become(
-    ticket: Ticket, check: Check, memory: Layout, asked: Asked,
+    ticket: Ticket, check: SnapshotCheck, memory: Layout, asked: Asked,
     listener: socket.socket, swap: socket.socket,
 ) -> None:  # fmt: skip
     """Become the page server in the fork. No code of the caller may run on here."""

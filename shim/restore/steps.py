@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.gpu.restoring import Restoring
-    from shim.integrity.check import Check
+    from shim.integrity.check import SnapshotCheck
     from shim.kernel.process import Child
     from shim.memory.layout import Layout
     from shim.oci.call import Call
@@ -71,7 +71,7 @@ class Swap:
     child: Child
     """The started runtime."""
     captured: Manifest
-    check: Check
+    check: SnapshotCheck
     content: Layout
     """The layout of the memory that the page server fills."""
     descriptors: bytes
@@ -164,7 +164,7 @@ def check_snapshot(swap: Swap) -> None:
     from shim.gate.checks import SWAP
     from shim.gate.decide import refusals_of
     from shim.gate.request import request_at_swap
-    from shim.integrity.check import Check
+    from shim.integrity.check import SnapshotCheck
 
     container = swap.ticket.container
     dirfd = swap.held.enter_context(OwnedFd(os.open(swap.snapshot, _DIRECTORY))).fileno()
@@ -176,7 +176,7 @@ def check_snapshot(swap: Swap) -> None:
         )  # fmt: skip
         error.codes = [reason.code for reason in reasons]
         raise error
-    check = Check(dirfd, captured, container=container, until=swap.until, defer_memory=True)
+    check = SnapshotCheck(dirfd, captured, container=container, until=swap.until, defer_memory=True)
     swap.check = check
     swap.held.enter_context(check).begin()
 

@@ -18,7 +18,7 @@ from shim.contract.paths import NODE_KEY, NODE_PUBLIC, REVOKED_KEYS, TRUSTED_KEY
 from shim.kernel import replace
 from shim.kernel.beneath import open_beneath, open_dir
 from shim.trust import keyfile
-from shim.trust.keys import PUBLIC_SUFFIX, Entry, KeyDirectory, read_key
+from shim.trust.keys import PUBLIC_SUFFIX, KeyDirectory, KeyEntry, read_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ def initialise(keys: KeyDirectory) -> tuple[PublicKey, bool]:
         return own.public, made
 
 
-def rotate(keys: KeyDirectory) -> tuple[PublicKey, Entry | None]:
+def rotate(keys: KeyDirectory) -> tuple[PublicKey, KeyEntry | None]:
     """Give the node a new key. The old key stays trusted, as a former key of this node.
 
     Returns the new key, and the former key if it could be read. Raises OSError.
@@ -62,7 +62,7 @@ def rotate(keys: KeyDirectory) -> tuple[PublicKey, Entry | None]:
         return new.public, former
 
 
-def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
+def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[KeyEntry, bool]:
     """Trust the public key in `data` from now on, under a name.
 
     Returns the key, and whether it was not trusted before. Raises KeyRefused, OSError.
@@ -89,10 +89,10 @@ def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
                 "cannot trust the key", file, "another key has this name", "Give another --name."
             )
         _put(dirfd, file, key.pem(), _OPEN)
-        return Entry(name, file, key), True
+        return KeyEntry(name, file, key), True
 
 
-def revoke(keys: KeyDirectory, wanted: str) -> tuple[Entry, bool]:
+def revoke(keys: KeyDirectory, wanted: str) -> tuple[KeyEntry, bool]:
     """Never again trust the key with this name, id, or unique beginning of an id.
 
     Returns the key, and whether it was not revoked before. Raises NoSuchKey, KeyRefused, OSError.
@@ -106,7 +106,7 @@ def revoke(keys: KeyDirectory, wanted: str) -> tuple[Entry, bool]:
                 "First give the node a new key: quickthaw keys rotate.",
             )  # fmt: skip
         added = ring.revocation(found.key.id) is None
-        entry = Entry(found.name, f"{REVOKED_KEYS}/{found.key.id}{PUBLIC_SUFFIX}", found.key)
+        entry = KeyEntry(found.name, f"{REVOKED_KEYS}/{found.key.id}{PUBLIC_SUFFIX}", found.key)
         if added:
             _put(dirfd, entry.file, found.key.pem(), _OPEN)
         for each in ring.trusted:
@@ -115,7 +115,7 @@ def revoke(keys: KeyDirectory, wanted: str) -> tuple[Entry, bool]:
         return ring.revocation(found.key.id) or entry, added
 
 
-def _find(wanted: str, entries: list[Entry]) -> Entry:
+def _find(wanted: str, entries: list[KeyEntry]) -> KeyEntry:
     named = [entry for entry in entries if entry.name == wanted or entry.file == wanted]
     by_id = [
         each for each in entries if len(wanted) >= MIN_PREFIX and each.key.id.startswith(wanted)
@@ -141,7 +141,7 @@ def _checked(name: str) -> str:
     return name
 
 
-def _former(dirfd: int, keys: KeyDirectory) -> Entry | None:
+def _former(dirfd: int, keys: KeyDirectory) -> KeyEntry | None:
     """Returns the key to be replaced, also if others could read it: rotating mends that."""
     try:
         data = read_key(dirfd, NODE_KEY, keys.uid, 0)
@@ -149,7 +149,7 @@ def _former(dirfd: int, keys: KeyDirectory) -> Entry | None:
     except (OSError, ValueError):
         return None
     name = f"former-{key.id}"
-    return Entry(name, f"{TRUSTED_KEYS}/{name}{PUBLIC_SUFFIX}", key)
+    return KeyEntry(name, f"{TRUSTED_KEYS}/{name}{PUBLIC_SUFFIX}", key)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.contract.manifest import Manifest
-    from shim.trust.keys import Entry, KeyDirectory
+    from shim.trust.keys import KeyDirectory, KeyEntry
 
 REASON: Final = "signature"
 """The name of a refusal for want of trust."""
@@ -121,7 +121,7 @@ def judge(found: Manifest, data: bytes, ring: Keyring) -> Verdict:
 _REMOVE: Final = "Remove it with `quickthaw rm`; the next pod makes a new snapshot."
 
 
-def _of_revoked(key: str, revoked: Entry) -> Verdict:
+def _of_revoked(key: str, revoked: KeyEntry) -> Verdict:
     why = f"it is signed by key {key} ({revoked.name}), which is revoked here by {revoked.file}"
     return Verdict("revoked", key, revoked.name, why, _REMOVE)
 

@@ -68,3 +68,18 @@ def test_only_jsontext_parses_json() -> None:
         if used in ("json.loads", "json.load")
     }
     assert found == set()
+
+
+_PARALLEL: Final = {"_Evacuation", "_Loading"}
+"""Both ways of device memory have these, for the protocols of the same names in shim.gpu.way."""
+
+
+def test_class_name_belongs_to_a_single_class() -> None:
+    found: dict[str, list[str]] = {}
+    for part in ("hook", "shim"):
+        for path in sorted((TOP / part).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    found.setdefault(node.name, []).append(str(path.relative_to(TOP)))
+    twice = {name: places for name, places in found.items() if len(places) > 1}
+    assert twice.keys() == _PARALLEL, twice

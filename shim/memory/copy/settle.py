@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.criu.pagemap import Pages
-    from shim.memory.copy.copied import CopiedMemory, Space
+    from shim.memory.copy.copied import CopiedMemory, CopiedSpace
     from shim.memory.extents import Extent
 
 _SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
@@ -53,7 +53,7 @@ def settle(staging: Path, copied: CopiedMemory) -> None:
     datafile.write_small(memory / MEMORY_LAYOUT, layout.encode(found, objects))
 
 
-def _without_wiped(criu: Path, copied: Space) -> Space:
+def _without_wiped(criu: Path, copied: CopiedSpace) -> CopiedSpace:
     """Returns the copy without memory that must not come along. See `shim.criu.advice`."""
     image = criu / f"mm-{copied.number}.img"
     advice.complete(image, copied.areas)
@@ -62,7 +62,7 @@ def _without_wiped(criu: Path, copied: Space) -> Space:
 
 
 def _space(
-    criu: Path, memory: Path, copied: Space, shared: Extents | None
+    criu: Path, memory: Path, copied: CopiedSpace, shared: Extents | None
 ) -> dict[str, object]:  # fmt: skip
     areas = pagemap.lazy_areas(criu / f"mm-{copied.number}.img")
     listed = _without_shared(copied.pages.pages, shared) if shared else copied.pages.pages
@@ -103,7 +103,7 @@ def _without_shared(pages: Sequence[Pages], shared: Extents) -> tuple[Pages, ...
 
 
 def _split(
-    copied: Space, listed: Sequence[Pages], areas: Sequence[tuple[int, int]]
+    copied: CopiedSpace, listed: Sequence[Pages], areas: Sequence[tuple[int, int]]
 ) -> tuple[list[Extent], list[tuple[int, int, int, int]], int]:
     """Returns ranges for the page server; ranges for CRIU; and the size of pages-N.img.
 

@@ -45,7 +45,7 @@ class Batch:
             yield start, start + size
 
 
-class Room:
+class FileRoom:
     """Allocates places for content in a file. end: the size that the file needs.
 
     Whole huge pages lie at multiples of the huge page size: content written there at once is a huge
@@ -81,7 +81,7 @@ class SpaceCopy:
         # A file that is there belongs to a number whose process or object has ended.
         replace.take_away(str(path))
         self._fd = os.open(path, _O_NEW, 0o600)
-        self._room = Room()
+        self._room = FileRoom()
         self._lock = threading.Lock()
         self._batches: list[Batch] = []
         self._mapped: Mapped | None = None

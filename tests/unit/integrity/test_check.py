@@ -402,11 +402,13 @@ def test_check_of_few_bytes_imports_no_threads(
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from shim.contract import manifest
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 import shim.restore.sequence
 dirfd = os.open({str(place)!r}, os.O_RDONLY)
 found = manifest.read(dirfd, snapshot={manifest.id!r})
-with Check(dirfd, found, container="c1", until=1e99, marks_directory={str(marks)!r}) as check:
+with SnapshotCheck(
+    dirfd, found, container="c1", until=1e99, marks_directory={str(marks)!r}
+) as check:
     check.begin()
     check.finish()
 print(check.hashed_bytes, not {{"threading", "shutil"}} & set(sys.modules))

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from shim.contract import errors
 from shim.contract.errors import Blame, NotQuarantined, blame_of
 from shim.contract.outcome import Outcome
-from shim.daemon.failures import Health
+from shim.daemon.failures import OutcomeCounter
 from shim.daemon.tracked import Pod
 from shim.oci.spec import Spec
 from shim.report.reporter import Reporter
@@ -250,7 +250,7 @@ def told(store: Store, *outcomes: Outcome) -> Reporter:
     reporter = Reporter()
 
     async def run() -> None:
-        health = Health(store, reporter, after=AFTER, default_deadline_s=100)
+        health = OutcomeCounter(store, reporter, after=AFTER, default_deadline_s=100)
         task = asyncio.create_task(health.serve())
         for each in outcomes:
             health.told(each, None, "main")
@@ -316,7 +316,7 @@ def test_deadline_of_a_pod_without_a_whole_processor_does_not_count(
 
 
 def test_pod_counts_once_and_a_short_deadline_does_not_count(store: Store) -> None:
-    health = Health(store, Reporter(), after=AFTER, default_deadline_s=100)
+    health = OutcomeCounter(store, Reporter(), after=AFTER, default_deadline_s=100)
     one, other = (Pod("models", uid, uid, "sandbox") for uid in ("uid-1", "uid-2"))
     late = [an_outcome(error_class="SwapTooLate", deadline_s=each) for each in (99.0, 100.0)]
 
@@ -367,7 +367,7 @@ def test_quarantine_is_known_before_a_like_container_is_captured(store: Store) -
     seen: list[bool] = []
 
     async def run() -> None:
-        health = Health(store, Reporter(), after=AFTER, default_deadline_s=100)
+        health = OutcomeCounter(store, Reporter(), after=AFTER, default_deadline_s=100)
         task = asyncio.create_task(health.serve())
         done = asyncio.Event()
 
