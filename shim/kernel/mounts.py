@@ -25,10 +25,7 @@ MS_NOSYMFOLLOW = 0x100
 MS_NOATIME = 0x400
 MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
-MS_REC = 0x4000
-MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
-MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
@@ -140,7 +137,7 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "")
 
 
 def set_propagation(target: str, kind: int) -> None:
-    """Make the mount at `target` MS_SHARED, MS_PRIVATE, MS_SLAVE or MS_UNBINDABLE."""
+    """Make the mount at `target` MS_SHARED or MS_PRIVATE."""
     mount("none", target, "", kind)
 
 

@@ -90,10 +90,10 @@ def _order(directory: str, until: float, container: str) -> Iterator[None]:
         os.close(fd)
 
 
-def sweep(*, until: float, directory: str = TURNS) -> None:
+def sweep(*, until: float) -> None:
     """Remove the files of killed restores. Raises NoTurn at `until`, OSError."""
-    with contextlib.suppress(FileNotFoundError), _order(directory, until, "-"):
-        _remove_dead(directory, _numbers(directory))
+    with contextlib.suppress(FileNotFoundError), _order(TURNS, until, "-"):
+        _remove_dead(TURNS, _numbers(TURNS))
 
 
 def _remove_dead(directory: str, numbers: Iterable[int]) -> None:

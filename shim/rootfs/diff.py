@@ -85,15 +85,6 @@ class _Pass:
     unsettled_bytes: int = 0
 
 
-def copy_layers(
-    layers: Sequence[str], target: str, *, container: str, base: Sequence[str] = (),
-    userxattr: bool = False,
-) -> CopyStats:  # fmt: skip
-    """Copy the layers of a container that is stopped or frozen; see `DiffCopy`."""
-    with DiffCopy(layers, target, container=container, base=base, userxattr=userxattr) as diff:
-        return diff.finish()
-
-
 class DiffCopy:
     """A copy in several passes: `precopy` any number of times, then `finish` once.
 

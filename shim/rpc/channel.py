@@ -7,7 +7,6 @@ not read, end the connection. Nothing here logs; a connection that has ended say
 """
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class Connections:
 
 
 class Channel(asyncio.Protocol):
-    """A connection over a socket. `connected` and `attached` make channels, and end them."""
+    """A connection over a socket. `connected` makes a channel, and ends it."""
 
     def __init__(
         self,
@@ -189,45 +188,17 @@ class Channel(asyncio.Protocol):
 
 
 def _ignore(_call: ttrpc.PendingCall, _fault: BaseException) -> None:
-    """Ignore faults of handlers, for owners that do not ask for them."""
+    """Ignore faults of handlers: the peer gets them, and an owner's handlers report their own."""
 
 
 @asynccontextmanager
-async def connected(
-    path: str,
-    ids: Connections,
-    handler: Handler,
-    *,
-    on_fault: OnFault = _ignore,
-    limits: PeerLimits = PeerLimits(),
-) -> AsyncIterator[Channel]:
+async def connected(path: str, ids: Connections, handler: Handler) -> AsyncIterator[Channel]:
     """Connect to the unix socket at `path`. On the way out, close it and end all handlers.
 
     Raises OSError when nobody listens there.
     """
-    channel = Channel(ids, handler, on_fault, limits)
+    channel = Channel(ids, handler, _ignore, PeerLimits())
     await asyncio.get_running_loop().create_unix_connection(lambda: channel, path)
-    try:
-        yield channel
-    finally:
-        await channel.ended()
-
-
-@asynccontextmanager
-async def attached(
-    sock: socket.socket,
-    ids: Connections,
-    handler: Handler,
-    *,
-    on_fault: OnFault = _ignore,
-    limits: PeerLimits = PeerLimits(),
-) -> AsyncIterator[Channel]:
-    """Make a channel over a connected unix socket, which belongs to the channel from here on.
-
-    Otherwise as `connected`.
-    """
-    channel = Channel(ids, handler, on_fault, limits)
-    await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=sock)
     try:
         yield channel
     finally:

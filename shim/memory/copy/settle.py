@@ -8,8 +8,6 @@ says which is which. CRIU also reads pages that forked processes share: see
 
 from __future__ import annotations
 
-import os
-import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from shim.criu.pagemap import Pages
     from shim.memory.copy.copied import CopiedMemory, CopiedSpace
     from shim.memory.extents import Extent
-
-_SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
 
 
 def settle(staging: Path, copied: CopiedMemory) -> None:
@@ -74,7 +70,6 @@ def _space(
             datafile.copy_range(whole.fileno(), offset, small.fileno(), to, length)
         small.truncate(size)
         datafile.keep_only(whole.fileno(), lazy)
-        ratio = _sampled_ratio(whole.fileno())
     pages.chmod(0o600)
     ranges = f"space-{copied.number}{RANGES_SUFFIX}"
     datafile.write_ranges(memory / ranges, joined(lazy))  # CRIU lists a MiB at most at a time
@@ -84,7 +79,6 @@ def _space(
     return {
         "pid": copied.number, "data": copied.data.name, "ranges": ranges, "areas": areas,
         "huge": pagemap.huge_areas(criu / f"mm-{copied.number}.img"),
-        "compression": "none", "sampled_ratio": ratio,
     }  # fmt: skip
 
 
@@ -139,13 +133,3 @@ def _joined(pages: Iterable[Pages]) -> list[Pages]:
         else:
             found.append(each)
     return found
-
-
-def _sampled_ratio(fd: int) -> float:
-    """Returns the compression ratio of samples from all of the file. For people."""
-    size = os.fstat(fd).st_size
-    sample = b"".join(
-        os.pread(fd, _SAMPLE_BYTES, at)
-        for at in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES))
-    )
-    return round(len(sample) / len(zlib.compress(sample, 1)), 2) if sample else 1.0

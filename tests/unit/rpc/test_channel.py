@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shim.rpc import mux, ttrpc
-from shim.rpc.channel import Channel, Connections, Handler, OnFault, PeerLimits, attached
+from shim.rpc.channel import Channel, Connections, Handler, OnFault, PeerLimits
 from shim.rpc.errors import (
     CallRefused,
     CallTooLate,
@@ -29,13 +29,31 @@ def unheard(call: ttrpc.PendingCall, fault: BaseException) -> None:
 
 
 @asynccontextmanager
+async def attached(
+    sock: socket.socket,
+    ids: Connections,
+    handler: Handler,
+    *,
+    on_fault: OnFault = unheard,
+    limits: PeerLimits | None = None,
+) -> AsyncIterator[Channel]:
+    """Makes a channel over a connected socket, as `connected` does over a path."""
+    channel = Channel(ids, handler, on_fault, limits or PeerLimits())
+    await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=sock)
+    try:
+        yield channel
+    finally:
+        await channel.ended()
+
+
+@asynccontextmanager
 async def pair(
     handler: Handler = echo, *, on_fault: OnFault = unheard, limits: PeerLimits | None = None
 ) -> AsyncIterator[tuple[Channel, Channel]]:
     """Yields a channel that serves `handler`, and its peer."""
     ours, theirs = socket.socketpair()
     async with (
-        attached(ours, OURS, handler, on_fault=on_fault, limits=limits or PeerLimits()) as us,
+        attached(ours, OURS, handler, on_fault=on_fault, limits=limits) as us,
         attached(theirs, THEIRS, echo) as peer,
     ):
         yield us, peer
@@ -49,7 +67,7 @@ async def raw_peer(
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     with theirs:
-        async with attached(ours, OURS, handler, limits=limits or PeerLimits()) as us:
+        async with attached(ours, OURS, handler, limits=limits) as us:
             yield us, theirs
 
 

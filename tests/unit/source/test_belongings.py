@@ -23,12 +23,12 @@ from shim.criu import ipcobjects
 from shim.criu.images import DamagedImage
 from shim.daemon.company import Company
 from shim.kernel import cgroup, mounts, sysvipc
-from shim.kernel.namespaces import CLONE_NEWIPC, CLONE_NEWNS
 from shim.kernel.stopping import Stop
 from shim.kernel.sysvipc import Object
 from shim.source import belongings, record
 from shim.source.belongings import Belongings
 from shim.source.record import PodRecord
+from tests.node.kernel import CLONE_NEWIPC, CLONE_NEWNS
 from tests.unit import rootfs_trees as trees
 
 if TYPE_CHECKING:
