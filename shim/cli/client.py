@@ -54,7 +54,7 @@ def decode(line: bytes, path: str = SOCKET) -> dict[str, Any]:
         return result
     if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
         raise error_of(answer["error"])
-    raise _away(path, "it gave an answer that is not ours", _RESTART)
+    raise _away(path, "its answer is not in the daemon's protocol", _RESTART)
 
 
 def error_of(parts: Mapping[str, Any]) -> QuickthawError:

@@ -40,7 +40,7 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
     node = asyncio.run(facts.learn(asked.criu, offline.trust(store))).node
     pod = _pod(spec, asked)
     if unknown := _unknown(pod, asked):
-        out.note(f"not known, and so it does not fit: {', '.join(unknown)}")
+        out.note(f"the fact is not known, so the snapshot does not fit: {', '.join(unknown)}")
     try:
         request = request_of(
             spec, pod, node, image_digest=asked.image_digest, ignore_env=asked.ignore_env,
@@ -53,8 +53,8 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
     found = _chosen(store, asked.snapshot, pod) or nearest(request, store.find(namespace=namespace))
     if found is None:
         raise NoSuchSnapshot(
-            "cannot explain", about=asked.what, why="there is no snapshot to compare with",
-            do="Name one with --snapshot; see `quickthaw ls`.",
+            "cannot explain", about=asked.what, why="the store has no snapshot to compare",
+            do="Name a snapshot with --snapshot; see `quickthaw ls`.",
         )  # fmt: skip
     container = {"spec": asked.what, "namespace": pod.namespace, "pod": pod.name}
     return {"container": container, "chosen": chosen, **explained(found, request)}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shim.store.store import Store
     from shim.trust.verdict import Trust
 
-HELP: Final = "hash snapshots and say whether they are what was captured"
+HELP: Final = "hash snapshots and compare them with their captures"
 EXAMPLES: Final = """\
 examples:
   quickthaw verify                  all of them
@@ -44,7 +44,7 @@ _UNTRUSTED = 1
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "snapshots", nargs="*", metavar="SNAPSHOT", help=f"{SNAPSHOT}; all by default"
+        "snapshots", nargs="*", metavar="SNAPSHOT", help=f"{SNAPSHOT}; default: all"
     )  # fmt: skip
     namespace_argument(parser)
     # For the daemon: skips files verified since the node booted, and disturbs nobody.

@@ -109,4 +109,6 @@ def _write(container: str, name: str, found: record.PodRecord) -> None:
         record.write(container, name, found)
     except OSError as error:
         # Without the record nothing is known, and a file that nobody holds fails the capture.
-        log.warning("container %s: cannot note what was there before it: %s", container, error)
+        log.warning(
+            "container %s: cannot record the objects that its pod had before: %s", container, error
+        )

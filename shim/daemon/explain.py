@@ -85,6 +85,6 @@ class Explaining:
             raise NoSuchSnapshot(
                 "cannot explain", about=tracked.pod.namespace,
                 why="there are no snapshots of this namespace",
-                do="Name one with --snapshot, or wait until a pod like it was captured.",
+                do="Name a snapshot with --snapshot, or wait for the capture of such a pod.",
             )  # fmt: skip
         return found, "no candidate of the decision: the nearest of its namespace"

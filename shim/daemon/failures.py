@@ -88,7 +88,7 @@ class OutcomeCounter:
                 cause=told.pod.uid if told.pod else "",
             )  # fmt: skip
         except OSError as error:
-            log.error("cannot note how the restore from %s went: %s", snapshot[:12], error)
+            log.error("cannot record the outcome of a restore from %s: %s", snapshot[:12], error)
             return
         if record:
             self._reporter.tell(

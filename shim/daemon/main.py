@@ -91,7 +91,9 @@ def main() -> int:
         log.error("%s", error)
         return error.exit_code
     except (OSError, ExceptionGroup) as error:
-        log.error("cannot start: %s; pods start cold. Mend it and start quickthawd again.", error)
+        log.error(
+            "cannot start: %s; pods start cold. Remove the cause and start quickthawd again.", error
+        )
         return 1
     return 0
 
@@ -115,7 +117,11 @@ def _recover() -> None:
         try:
             thaw_left(container)
         except ValueError as error:
-            log.error("container %s: what was frozen cannot be known: %s", container, error)
+            log.error(
+                "container %s: cannot read its journal, so quickthawd does not thaw it: %s",
+                container,
+                error,
+            )
 
 
 def _own_key(keys: KeyDirectory) -> None:
@@ -123,7 +129,7 @@ def _own_key(keys: KeyDirectory) -> None:
     try:
         key, made = change.initialise(keys)
     except (KeyRefused, OSError) as error:
-        log.error("no capture while this lasts: %s", error)
+        log.error("no captures until this is mended: %s", error)
         return
     log.info("%s key of this node: %s", "new" if made else "the", key.id)
 
@@ -204,7 +210,7 @@ async def _emptied(store: Store) -> None:
     try:
         await finished(asyncio.to_thread(store.empty_leaving, stop), stop)
     except (OSError, stopping.Stopped) as error:
-        log.warning("what is left in staging goes at the next start: %s", error)
+        log.warning("cannot empty staging; the next start of quickthawd tries again: %s", error)
 
 
 async def _until_told() -> None:

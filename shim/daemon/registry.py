@@ -70,7 +70,7 @@ class Registry:
             try:
                 forget(container)
             except (OSError, ValueError) as error:
-                log.error("cannot take away what is left of container %s: %s", container, error)
+                log.error("cannot remove the files of the ended container %s: %s", container, error)
         missed = []
         for name in os.listdir(OUTCOMES):
             if name.removesuffix(".json") not in self._tracked:

@@ -45,7 +45,9 @@ async def reverify(store: Store) -> None:
         ended = await tool.run_async(argv, within_s=_WITHIN_S)
         rows = jsontext.parse(ended.output.splitlines()[-1])["snapshots"]
     except (OSError, TimeoutError, ValueError, LookupError) as error:
-        log.warning("snapshots are verified only when they are used: %r", error)
+        log.warning(
+            "cannot verify snapshots in the background; their first use verifies them: %r", error
+        )
         return
     for row in rows:
         if row["reason"]:

@@ -38,7 +38,11 @@ class SlowSteps:
         self.cpu_s = max(self.cpu_s, cpu_s)
         if cpu_s > SLOW_S:
             self.slow += 1
-            log.warning("the event loop was busy for %.3f s at once (%.3f s)", cpu_s, wall_s)
+            log.warning(
+                "the event loop was busy for %.3f s in a single step (processor time %.3f s)",
+                cpu_s,
+                wall_s,
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Returns the figures for `quickthaw status`."""

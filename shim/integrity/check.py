@@ -160,7 +160,9 @@ class SnapshotCheck:
             if seal and not marks.is_sealed(self.snapshot_dirfd, part.name, seal):
                 path = part.name
         if path is not None:
-            raise self._not_whole(Mismatch(tree.printable(path), "it as checked", "another"))
+            raise self._not_whole(
+                Mismatch(tree.printable(path), "the file that was checked", "another file")
+            )
 
     def _run_when_worth_it(self, size: int) -> None:
         if self._work.is_due and size > _MUCH_BYTES:
@@ -169,7 +171,7 @@ class SnapshotCheck:
     def _check_top(self) -> None:
         for name in sorted(os.listdir(self.snapshot_dirfd)):
             if name not in _TOP:
-                raise Mismatch(tree.printable(name), "no such file", "one")
+                raise Mismatch(tree.printable(name), "no such file", "a file")
 
     def _is_marked(self, part: Part) -> bool:
         """Returns whether nothing in a tree has changed since a check."""

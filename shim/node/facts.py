@@ -51,7 +51,7 @@ async def learn(criu: str, trust: Trust) -> NodeFacts:
     try:
         host = host_facts()
     except OSError as error:
-        log.warning("the CPU's features cannot be read: %s; pods start cold", error)
+        log.warning("cannot read the features of the processor: %s; pods start cold", error)
         host = {}
     node = Node(
         arch=system.machine, kernel=system.release, criu=await criu_version(criu), host=host,
@@ -78,7 +78,7 @@ async def _gpus() -> dict[str, Any] | None:
             raise ValueError(ended.tail)
         found: dict[str, Any] = jsontext.parse(ended.output)
     except (OSError, TimeoutError, ValueError) as error:
-        log.warning("the GPUs cannot be read: %s; pods with one start cold", error)
+        log.warning("cannot read the GPUs: %s; pods with GPUs start cold", error)
         return None
     return found
 

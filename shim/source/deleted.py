@@ -55,7 +55,7 @@ def give_links(found: Remapped, inodes: Mapping[str, int], container: str, stop:
         if not name:
             raise NotCapturable(
                 "cannot capture a deleted file", about=container,
-                why=f"/{remap.original} has other names, and none of them is in the snapshot",
+                why=f"/{remap.original} has other names, but the snapshot has none of them",
                 do="Close the file before the container is ready.",
             )  # fmt: skip
         _link(tree.copy, name, remap.link.removeprefix(tree.prefix))

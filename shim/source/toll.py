@@ -46,5 +46,5 @@ class Toll:
     def _harmed(self, why: str) -> SourceHarmed:
         return SourceHarmed(
             "the source did not outlive its capture", about=self._container, why=why,
-            do="Raise the container's memory limit: it needs all that it has.",
+            do="Raise the container's memory limit: the container needs all of the present limit.",
         )  # fmt: skip

@@ -265,7 +265,7 @@ class Store:
                     for part, marked in hashed.items():
                         marks.write(found, part, marked, self._marks)
         except OSError as error:
-            log.warning("snapshot %s will be hashed at its first use: %s", found[:12], error)
+            log.warning("the first use of snapshot %s will hash it: %s", found[:12], error)
 
     def withdraw(self, found: str) -> Manifest | None:
         """Take a snapshot out of the index, so that nobody chooses it during its removal."""

@@ -80,7 +80,7 @@ def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[KeyEntry, bool]:
         if revoked := ring.revocation(key.id):
             raise keys.refused(
                 "cannot trust the key", revoked.file, f"key {key.id} is revoked by this file",
-                "To trust the key again after all, remove the file.",
+                "Remove the file to trust the key again.",
             )  # fmt: skip
         if known := ring.signer(key.id):
             return known, False
