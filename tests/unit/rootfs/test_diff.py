@@ -138,6 +138,13 @@ def test_userxattr_overlays_use_other_marks(scratch: Path, layer: Path) -> None:
     assert os.listxattr(scratch / "d/d") == ["user.overlay.opaque"]
 
 
+def test_attribute_whose_name_is_not_utf8_travels(scratch: Path, layer: Path) -> None:
+    (layer / "f").touch()
+    os.setxattr(layer / "f", b"user.\xff\xfe", b"v")
+    _copy(scratch)
+    assert os.getxattr(scratch / "d/f", b"user.\xff\xfe") == b"v"
+
+
 @pytest.mark.parametrize("mark", ["metacopy", "redirect"])
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_layer_that_is_no_whole_copy_is_refused(
