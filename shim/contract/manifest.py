@@ -311,7 +311,7 @@ _ADVICE: dict[type[Exception], str] = {
 
 def _decode(data: bytes) -> Manifest:
     if len(data) > MAX_BYTES:
-        raise ValueError(f"it is longer than {MAX_BYTES} bytes")
+        raise ValueError(f"longer than {MAX_BYTES} bytes")
     fields = _object(jsontext.parse(data))
     schema = fields.pop("schema", None)
     if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
@@ -324,7 +324,7 @@ def _decode(data: bytes) -> Manifest:
         raise ValueError(f"no schema that this quickthaw reads: {schema!r:.40}")
     manifest = Manifest(**fields)
     if manifest.id != _digest(manifest):
-        raise ValueError("its content was changed: the id is not its digest")
+        raise ValueError("the id is not the digest of the content: somebody changed the manifest")
     return manifest
 
 
@@ -348,7 +348,7 @@ def read(snapshot_dirfd: int, *, snapshot: str) -> Manifest:
     manifest = decode(data, where=snapshot)
     if manifest.id != snapshot:
         raise BadManifest(
-            "cannot use the manifest", about=snapshot, why=f"it is of {manifest.id}",
+            "cannot use the manifest", about=snapshot, why=f"its id is {manifest.id}",
             do="Move the directory to the name of its id.",
         )  # fmt: skip
     return manifest

@@ -134,7 +134,7 @@ def read(container: str, directory: str = TICKETS) -> Ticket:
                 raise ValueError("not a file of root alone")
             ticket = decode(file.read(_MAX_BYTES))
         if ticket.container != container:
-            raise ValueError(f"it is for {ticket.container}")
+            raise ValueError(f"the ticket is for {ticket.container}")
     except (OSError, ValueError) as error:
         raise TicketUnreadable(
             "cannot read the ticket", about=container, why=str(error),

@@ -276,9 +276,9 @@ class SnapshotCheck:
         except OSError as error:
             if error.errno not in _DAMAGE:
                 raise  # no memory, no descriptors: the error says nothing about the snapshot
-            raise self._cannot(f"it cannot be read: {error}") from error
+            raise self._cannot(f"cannot read the snapshot: {error}") from error
         except (ValueError, RecursionError) as error:
-            raise self._cannot(f"it cannot be read: {error}") from error
+            raise self._cannot(f"cannot read the snapshot: {error}") from error
 
     def _not_whole(self, mismatch: Mismatch) -> SnapshotNotWhole:
         return self._cannot(str(mismatch))

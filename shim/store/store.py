@@ -284,7 +284,7 @@ class Store:
         if users:
             raise SnapshotInUse(
                 "cannot remove the snapshot", about=found[:12],
-                why=f"its root file system is in use by {', '.join(users)}",
+                why=f"containers use its root file system: {', '.join(users)}",
                 do="Remove those pods first.",
             )  # fmt: skip
         faults.point("store.remove")

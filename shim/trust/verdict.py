@@ -103,11 +103,13 @@ def judge(found: Manifest, data: bytes, ring: Keyring) -> Verdict:
         why = f"no key of this node can be trusted: {ring.broken}"
         return Verdict("no-keys", why=why, do="See `quickthaw keys ls`.")
     if not data:
-        return Verdict("none", why="it is not signed", do=_REMOVE)
+        return Verdict("none", why="the snapshot is not signed", do=_REMOVE)
     try:
         signed = signature.decode(data)
     except ValueError as error:
-        return Verdict("malformed", why=f"its signature cannot be read: {error}", do=_REMOVE)
+        return Verdict(
+            "malformed", why=f"the signature of the snapshot is malformed: {error}", do=_REMOVE
+        )
     if revoked := ring.revocation(signed.key):
         return _of_revoked(signed.key, revoked)
     if (entry := ring.signer(signed.key)) is None:

@@ -270,7 +270,9 @@ def parse(annotations: Mapping[str, str], container: str) -> Wish | None:
 
 def _value(row: Annotation, full: str, value: str, container: str) -> object:
     if len(value) > _MAX_LENGTH:
-        raise _bad(full, f"{value[:20]}…", container, "it is too long", f"Write {row.allowed}.")
+        raise _bad(
+            full, f"{value[:20]}…", container, "the value is too long", f"Write {row.allowed}."
+        )
     try:
         return row.parse(value)
     except ValueError as error:

@@ -149,7 +149,7 @@ def test_annotation_with_suffix_wins_over_the_bare_annotation() -> None:
 
 
 def test_snapshot_and_restore_exclude_each_other() -> None:
-    with pytest.raises(BadAnnotation, match="Take one of them away"):
+    with pytest.raises(BadAnnotation, match="Remove one of the two"):
         wish(snapshot="auto", restore="auto")
 
 
