@@ -12,10 +12,10 @@ from shim.restore.forget import forget
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from hook.state import State
+    from hook.state import HookState
 
 
-def poststop(state: State) -> None:
+def poststop(state: HookState) -> None:
     """Raises OSError or ValueError, after having done what could be done.
 
     The sandbox's network namespace outlives the container; addresses that we gave to it go.

@@ -14,10 +14,10 @@ from shim.network import plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from hook.state import State
+    from hook.state import HookState
 
 
-def prestart(state: State) -> None:
+def prestart(state: HookState) -> None:
     """Carry out the plan. Raises OSError or ValueError; the swap then becomes a cold start."""
     bindable, netns = plan.read(state.container)
     faults.point("hook.prestart", state.container)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _MAX_BYTES = 1 << 20
 
 
-class State:
+class HookState:
     """container: its id. pid: its init as the host sees it, or 0. bundle: its path."""
 
     __slots__ = ("bundle", "container", "pid")
@@ -21,7 +21,7 @@ class State:
         self.container, self.pid, self.bundle = container, pid, bundle
 
 
-def read_state(source: BinaryIO) -> State:
+def read_state(source: BinaryIO) -> HookState:
     """Raises ValueError when this is no state of a container that could be ours."""
     state = jsontext.parse(source.read(_MAX_BYTES))
     if not isinstance(state, dict):
@@ -31,4 +31,4 @@ def read_state(source: BinaryIO) -> State:
         raise ValueError("the OCI state has no id of a container")
     if type(pid) is not int or not 0 <= pid < 1 << 31 or not isinstance(bundle, str):
         raise ValueError("the OCI state has an odd pid or bundle")
-    return State(container, pid, bundle)
+    return HookState(container, pid, bundle)

@@ -1,4 +1,4 @@
-"""`make lint`: the language of docstrings and docs, counted; see CONTRIBUTING.md, *Language*.
+"""`make lint`: the language of docstrings, messages and docs; see CONTRIBUTING.md, *Language*.
 
     python -m tests.english           fails for files with sentences that begin with a cleft
     python -m tests.english --count   prints the figures of each folder
@@ -21,6 +21,11 @@ from typing import Final
 TOP: Final = Path(__file__).parents[1]
 NOT_YET: Final[tuple[str, ...]] = ()
 """Folders that the rules have not reached. A folder that passes must leave the list."""
+_TOLD: Final = ("help", "description", "why", "do")
+"""Keywords whose texts people read: of argparse, and of QuickthawError."""
+_TEXTS: Final = ("key", "Annotation", "note", "fail")
+"""Calls whose texts people read: rows of the configuration and of annotations, lines of the CLI."""
+_LEVELS: Final = ("debug", "info", "warning", "error", "exception", "critical")
 _WORD: Final = re.compile(r"[A-Za-z][\w'-]*")
 _CODE: Final = re.compile(r"(?s:```.*?```)|`[^`\n]*`|^[^\S\n]*\|[^\n]*$|^    [^\n]*$", re.MULTILINE)
 _SENTENCE: Final = re.compile(r"(?<=[.!?:;])\s+|\n\s*\n|\n\s*[-*|#]+\s*")
@@ -86,10 +91,35 @@ def docstrings(source: str) -> Iterator[str]:
             yield from [inspect.cleandoc(text)] if isinstance(text, str) else []
 
 
+def messages(source: str) -> Iterator[str]:
+    """Yields the texts in Python code that an operator reads: of help, errors and log calls."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            given = {each.arg: each.value for each in node.keywords}
+            told = [given[name] for name in _TOLD if name in given]
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            owner = getattr(getattr(node.func, "value", None), "id", "")
+            if (owner == "log" and name in _LEVELS) or name in _TEXTS or "why" in given:
+                told += node.args
+            yield from (text for each in told if (text := literal(each)))
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            yield from (text for each in node.exc.args if (text := literal(each)))
+
+
+def literal(node: ast.expr) -> str:
+    """Returns a literal with X in the place of values; empty if the expression is no literal."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(literal(each) for each in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return "X"
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
 def of_file(path: Path) -> Count:
-    """Returns the figures of a Markdown file, or of the docstrings of a Python file."""
+    """Returns the figures of Markdown, or of the docstrings and messages in Python."""
     text = path.read_text()
-    texts = [text] if path.suffix == ".md" else list(docstrings(text))
+    is_python = path.suffix == ".py"
+    texts = [*docstrings(text), *messages(text)] if is_python else [text]
     return sum((count(each) for each in texts), NOTHING)
 
 

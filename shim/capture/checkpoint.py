@@ -85,7 +85,7 @@ def _run(
         why = str(error)
     if why:
         failure = CriuDumpFailed(
-            "cannot dump the process tree", container=source.container, why=why,
+            "cannot dump the process tree", about=source.container, why=why,
             do=f"The whole log is {work}/dump.log while the container exists.",
         )  # fmt: skip
         raise failure from (Cut(why) if was_cut(str(work)) else None)

@@ -294,7 +294,7 @@ def _of_memory(source: Source) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise MemoryNotCopied(
-            "cannot copy the memory", container=source.container, why=str(error),
+            "cannot copy the memory", about=source.container, why=str(error),
             do="The next pod like it is tried again.",
         ) from error  # fmt: skip
 
@@ -303,7 +303,7 @@ def _check_alone(source: Source, pids: Sequence[int]) -> None:
     """Refuse processes from outside: CRIU dumps a tree, and a parent outside of it stops CRIU."""
     if found := strangers(pids, source.pid):
         raise ContainerBusy(
-            "cannot capture now", container=source.container,
+            "cannot capture now", about=source.container,
             why=f"{len(found)} processes of `exec` are in it", do="It is tried again.",
         )  # fmt: skip
 
@@ -326,7 +326,7 @@ def _check_filled(source: Source) -> None:
     """Refuse while memory is being filled: CRIU would dump missing pages as zeros."""
     if (source.private / CONTAINER_FILLING).exists():
         raise ContainerBusy(
-            "cannot capture now", container=source.container,
+            "cannot capture now", about=source.container,
             why="its memory is still being filled after its restore", do="It is tried again.",
         )  # fmt: skip
 
@@ -362,6 +362,6 @@ def _overlay(source: Source) -> overlay.Overlay:
         return overlay.read_overlay(source.rootfs)
     except (OSError, ValueError) as error:
         raise RootfsNotCopied(
-            "cannot find the container's upperdir", container=source.container, why=str(error),
+            "cannot find the container's upperdir", about=source.container, why=str(error),
             do="Is the node's snapshotter overlayfs?",
         ) from error  # fmt: skip

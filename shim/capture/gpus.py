@@ -7,7 +7,6 @@ Blocking.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shim.capture.dump import dump
+from shim.contract import jsontext
 from shim.contract.errors import GpuNotCapturable, GpuNotCheckpointed
 from shim.contract.paths import CONTAINER_GPU_LOCK, SNAPSHOT_MEMORY
 from shim.gate import gpu
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.dump import Dumped
-    from shim.gpu.payload import Payload
+    from shim.gpu.payload import GpuPayload
     from shim.gpu.support import Look
     from shim.kernel.stopping import Stop
     from shim.source.source import Source
@@ -78,7 +78,7 @@ def check(source: Source) -> int:
     seen = examine(source)
     if refused := [row for row in seen.rows if not row["fits"]]:
         error = GpuNotCapturable(
-            "the GPUs speak against a capture", container=source.container,
+            "the GPUs speak against a capture", about=source.container,
             why="; ".join(f"{row['code']}: {row['why']}" for row in refused),
             do=" ".join(dict.fromkeys(str(row["do"]) for row in refused)),
         )  # fmt: skip
@@ -102,14 +102,14 @@ def examine(source: Source) -> Seen:
         return Seen(bool(engine.pids), seen.bytes, rows)
     except (OSError, ValueError, GpuNotCheckpointed) as error:
         raise GpuNotCapturable(
-            "the container's GPUs cannot be looked at", container=source.container, why=str(error),
+            "the container's GPUs cannot be looked at", about=source.container, why=str(error),
             do="Does nvidia-smi answer on the node?",
         ) from error  # fmt: skip
 
 
 def dump_stopped(
     source: Source, staging: Path, steps: Steps, stop: Stop, frozen_limit_s: float
-) -> tuple[Dumped, Payload | None]:
+) -> tuple[Dumped, GpuPayload | None]:
     """`shim.capture.dump.dump`, in which the GPUs stand still from the end of the pre-copy until
     the thaw, their content in memory or taken away.
     """
@@ -127,7 +127,7 @@ def dump_stopped(
             with steps.timed("gpu_saved"):
                 about = away.finish(stop.until)
             away.tell(steps)
-    return copied, payload.Payload(
+    return copied, payload.GpuPayload(
         way=way.name, about=about, gpus=source.gpus or (),
         processes=processes.numbers_within(source.pid, engine.pids),
     )  # fmt: skip
@@ -160,7 +160,7 @@ def _look(source: Source, cuda: Sequence[int]) -> Look:
         init=source.pid, listed=_listed(source)(), cuda=cuda, driver=str(inventory["driver"]),
         gpus=gpu.chosen(source.spec, inventory),
         way=ways.named(ways.of(cuda), spawn, source.container),
-        host_network=json.loads(power_facts(source.spec)["namespaces"])["network"] == "host",
+        host_network=jsontext.parse(power_facts(source.spec)["namespaces"])["network"] == "host",
     )  # fmt: skip
 
 
@@ -170,5 +170,5 @@ def _inventory() -> dict[str, Any]:
     ended = tool.run(argv, within_s=_GPUS_S)
     if ended.status:
         raise ValueError(ended.tail)
-    found: dict[str, Any] = json.loads(ended.output)
+    found: dict[str, Any] = jsontext.parse(ended.output)
     return found

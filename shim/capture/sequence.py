@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.capture.dump import Dumped
-    from shim.gpu.payload import Payload
+    from shim.gpu.payload import GpuPayload
     from shim.source.source import Source
     from shim.workload.annotations import Call
 
@@ -64,7 +64,7 @@ class Taken:
     steps: dict[str, float]
     volume_files: dict[str, object]
     by_network: dict[str, object]
-    gpus: Payload | None = None
+    gpus: GpuPayload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ async def capture(
 
 def _dumped(
     source: Source, staging: Path, steps: Steps, stop: Stop, frozen_s: float
-) -> tuple[Dumped, Payload | None]:
+) -> tuple[Dumped, GpuPayload | None]:
     if source.gpus == ():
         return dump(source, staging, steps, stop, frozen_s), None
     from shim.capture import gpus  # late: most containers have none
@@ -132,7 +132,7 @@ def _border(container: str) -> Iterator[None]:
     except (OSError, ValueError, Stopped) as error:
         kind = "" if isinstance(error, Stopped) else f"{type(error).__name__}: "
         raise CaptureFailed(
-            "cannot capture", container=container, why=f"{kind}{error}",
+            "cannot capture", about=container, why=f"{kind}{error}",
             do="The next pod like it is tried again.",
         ) from error  # fmt: skip
 
@@ -144,7 +144,7 @@ def _before(source: Source) -> Toll:
         return Toll(source)
     except (OSError, ValueError) as error:
         raise NotCapturable(
-            "cannot capture", container=source.container,
+            "cannot capture", about=source.container,
             why=f"its processes cannot be looked at: {error}", do="Is it still running?",
         ) from error  # fmt: skip
 
@@ -210,7 +210,7 @@ async def _call(source: Source, wanted: Call | None) -> None:
             )  # fmt: skip
     except requests.WorkloadRefused as error:
         raise QuiesceFailed(
-            "the quiesce or resume call failed", container=source.container, why=str(error),
+            "the quiesce or resume call failed", about=source.container, why=str(error),
             do="Check the pod's quickthaw.io/quiesce and resume annotations.",
         ) from error  # fmt: skip
 
@@ -254,7 +254,7 @@ def _check_small_images(source: Source, directory: Path) -> None:
     found = sum(size for name, size in sizes if not tree.is_big_image(name, size))
     if found > tree.MOST_IMAGE_BYTES:
         raise NotCapturable(
-            "cannot capture", container=source.container,
+            "cannot capture", about=source.container,
             why=f"CRIU's small images are {found} bytes, {tree.MOST_IMAGE_BYTES} are allowed",
             do="It has very many deleted files open, or processes, areas and descriptors.",
         )  # fmt: skip

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from shim.cli.output import Output
 
-HELP: Final = "make a snapshot of a running container now; it goes on serving"
+HELP: Final = "make a snapshot of a running container now; the container goes on serving"
 EXAMPLES: Final = """\
 examples:
   quickthaw capture inference-0
@@ -24,11 +24,11 @@ _TIMEOUT_S = 1200.0
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("pod", metavar="[NAMESPACE/]POD", help="the pod's name")
-    parser.add_argument("-n", "--namespace", default="", help="its Kubernetes namespace")
-    parser.add_argument("-c", "--container", default="", help="which of its containers")
+    parser.add_argument("-n", "--namespace", default="", help="the pod's Kubernetes namespace")
+    parser.add_argument("-c", "--container", default="", help="the name of a container of the pod")
     parser.add_argument(
         "--timeout", type=float, default=_TIMEOUT_S, metavar="SECONDS",
-        help="how long to wait for the answer; the capture itself has the daemon's time limit",
+        help="how long the command waits; capture_timeout_s limits the capture itself",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from shim.contract import errors
+from shim.contract import errors, jsontext
 from shim.contract.errors import DaemonAway, QuickthawError
 from shim.contract.paths import SOCKET
 
@@ -46,20 +46,20 @@ _RESTART = "See `systemctl status quickthawd`."
 def decode(line: bytes, path: str = SOCKET) -> dict[str, Any]:
     """Returns the result in an answer. Raises the error in the answer, or DaemonAway if neither."""
     try:
-        answer = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        answer = jsontext.parse(line)
+    except ValueError as error:
         raise _away(path, f"it gave no answer: {line[:40]!r}", _RESTART) from error
     if isinstance(answer, dict) and isinstance(answer.get("result"), dict):
         result: dict[str, Any] = answer["result"]
         return result
     if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
         raise error_of(answer["error"])
-    raise _away(path, "it gave an answer that is not ours", _RESTART)
+    raise _away(path, "its answer is not in the daemon's protocol", _RESTART)
 
 
 def error_of(parts: Mapping[str, Any]) -> QuickthawError:
     """Returns the error that the daemon reported, as an instance of the error's class."""
-    told = {name: str(parts.get(name, "")) for name in ("what", "container", "why", "do")}
+    told = {name: str(parts.get(name, "")) for name in ("what", "about", "why", "do")}
     error = _class_of(parts)(told.pop("what"), **told)
     notes = parts.get("notes")
     for note in notes if isinstance(notes, list) else ():
@@ -104,4 +104,4 @@ def _left(until: float) -> float:
 
 
 def _away(path: str, why: str, do: str) -> DaemonAway:
-    return DaemonAway("cannot reach quickthawd", container=path, why=why, do=do)
+    return DaemonAway("cannot reach quickthawd", about=path, why=why, do=do)

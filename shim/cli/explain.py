@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from shim.cli.output import Output
 
-HELP: Final = "compare a container with a snapshot, and tell why it does or does not fit"
+HELP: Final = "compare a container with a snapshot, and tell why the snapshot fits or does not fit"
 EXAMPLES: Final = """\
 examples:
   quickthaw explain models/inference-0               with the nearest of its candidates
@@ -34,21 +34,25 @@ _EQUAL_CHARS, _DIFFERENT_CHARS = 40, 400
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", metavar="POD|SPEC", help="a pod of this node, or an OCI spec")
     parser.add_argument(
-        "--snapshot", default="", help="id, unique beginning of one, or [NAMESPACE/]NAME; a NAME "
-        "alone is first looked for in the pod's namespace",
+        "what", metavar="POD|SPEC", help="a pod of this node, or the path of an OCI spec"
+    )
+    parser.add_argument(
+        "--snapshot", default="", help="an id, the unique beginning of an id, or [NAMESPACE/]NAME; "
+        "explain looks for a NAME alone in the pod's namespace first",
     )  # fmt: skip
     parser.add_argument("-n", "--namespace", default="", help="the pod's Kubernetes namespace")
-    parser.add_argument("-c", "--container", default="", help="which container of POD")
+    parser.add_argument("-c", "--container", default="", help="the name of a container of POD")
     spec = parser.add_argument_group("of a SPEC")
-    spec.add_argument("--image-digest", default="", metavar="sha256:…", help="of its image")
-    spec.add_argument("--pod-name", default="", help="default: the spec's own annotation")
-    spec.add_argument("--pod-uid", default="", help="default: the spec's own annotation")
-    spec.add_argument("--pod-ip", action="append", default=[], help="may be given several times")
+    spec.add_argument(
+        "--image-digest", default="", metavar="sha256:…", help="the digest of the image"
+    )
+    spec.add_argument("--pod-name", default="", help="default: the spec's annotation")
+    spec.add_argument("--pod-uid", default="", help="default: the spec's annotation")
+    spec.add_argument("--pod-ip", action="append", default=[], help="repeat for each address")
     spec.add_argument(
         "--ignore-env", action="append", default=[], metavar="NAME",
-        help="as `ignore_env` of the configuration, which is not read here",
+        help="as `ignore_env` of the configuration, which explain does not read",
     )  # fmt: skip
     spec.add_argument(
         "--any-namespace", action="store_true", help="as `cross_namespace` of the configuration"
@@ -102,7 +106,9 @@ def _show(answer: dict[str, Any], out: Output) -> None:
         "fits": "yes" if answer["fits"] else f"no: {', '.join(answer['refused'])}",
     })  # fmt: skip
     if answer.get("quarantine"):
-        out.note(f"nothing starts from it, it is in quarantine: {answer['quarantine']}")
+        out.note(
+            f"the snapshot is in quarantine, and no pod starts from it: {answer['quarantine']}"
+        )
     out.line()
     out.table(_COLUMNS, [_cells(check) for check in answer["checks"]])
     if capture := answer.get("capture"):

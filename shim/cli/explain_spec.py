@@ -14,7 +14,7 @@ from shim.cli import offline
 from shim.contract.errors import BadRequest, NoSuchSnapshot
 from shim.gate import volumecontent
 from shim.gate.explain import explained, nearest
-from shim.gate.key import Pod
+from shim.gate.key import PodValues
 from shim.gate.request import request_of
 from shim.node import facts
 from shim.oci import spec as oci_spec
@@ -40,7 +40,7 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
     node = asyncio.run(facts.learn(asked.criu, offline.trust(store))).node
     pod = _pod(spec, asked)
     if unknown := _unknown(pod, asked):
-        out.note(f"not known, and so it does not fit: {', '.join(unknown)}")
+        out.note(f"the fact is not known, so the snapshot does not fit: {', '.join(unknown)}")
     try:
         request = request_of(
             spec, pod, node, image_digest=asked.image_digest, ignore_env=asked.ignore_env,
@@ -53,14 +53,14 @@ def explain(asked: Namespace, out: Output) -> dict[str, Any]:
     found = _chosen(store, asked.snapshot, pod) or nearest(request, store.find(namespace=namespace))
     if found is None:
         raise NoSuchSnapshot(
-            "cannot explain", container=asked.what, why="there is no snapshot to compare with",
-            do="Name one with --snapshot; see `quickthaw ls`.",
+            "cannot explain", about=asked.what, why="the store has no snapshot to compare",
+            do="Name a snapshot with --snapshot; see `quickthaw ls`.",
         )  # fmt: skip
     container = {"spec": asked.what, "namespace": pod.namespace, "pod": pod.name}
     return {"container": container, "chosen": chosen, **explained(found, request)}
 
 
-def _chosen(store: Store, wanted: str, pod: Pod) -> Manifest | None:
+def _chosen(store: Store, wanted: str, pod: PodValues) -> Manifest | None:
     """Returns the wanted snapshot: a name is first looked for in the pod's own namespace."""
     if not wanted:
         return None
@@ -77,26 +77,26 @@ def _read(path: str) -> Spec:
         spec = oci_spec.parse(data)
         if not spec.process:
             raise ValueError("no OCI spec: it has no process")
-    except (ValueError, RecursionError) as error:
-        raise _bad(path, str(error) or "nested too deep") from error
+    except ValueError as error:
+        raise _bad(path, str(error)) from error
     return spec
 
 
 def _bad(path: str, why: str) -> BadRequest:
-    return BadRequest("cannot read the spec", container=path, why=why, do="Give a config.json.")
+    return BadRequest("cannot read the spec", about=path, why=why, do="Give a config.json.")
 
 
-def _pod(spec: Spec, asked: Namespace) -> Pod:
+def _pod(spec: Spec, asked: Namespace) -> PodValues:
     def noted(name: str) -> str:
         return spec.annotation(f"{_CRI}{name}") or ""
 
-    return Pod(
+    return PodValues(
         namespace=asked.namespace or noted("namespace"), name=asked.pod_name or noted("name"),
         uid=asked.pod_uid or noted("uid"), ips=asked.pod_ip, node=os.uname().nodename,
     )  # fmt: skip
 
 
-def _unknown(pod: Pod, asked: Namespace) -> list[str]:
+def _unknown(pod: PodValues, asked: Namespace) -> list[str]:
     found = {
         "the pod's namespace (--namespace)": pod.namespace or asked.any_namespace,
         "its image's digest (--image-digest)": asked.image_digest,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shim.cli.output import Output
 
 
-SNAPSHOT: Final = "id, unique beginning of one, or [NAMESPACE/]NAME"
+SNAPSHOT: Final = "an id, the unique beginning of an id, or [NAMESPACE/]NAME"
 
 
 def namespace_argument(parser: ArgumentParser) -> None:

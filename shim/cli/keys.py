@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from shim.cli.output import Output
     from shim.trust.keyfile import PublicKey
-    from shim.trust.keys import Entry, KeyDirectory, Keyring
+    from shim.trust.keys import KeyDirectory, KeyEntry, Keyring
 
-HELP: Final = "whose snapshots this node uses: list, trust and revoke keys, rotate its own"
+HELP: Final = "list, trust and revoke the keys that sign snapshots, and rotate the key of this node"
 EXAMPLES: Final = f"""\
 examples:
   quickthaw keys ls
@@ -36,14 +36,20 @@ NODE, TRUSTED, REVOKED = "node", "trusted", "revoked"
 
 def arguments(parser: ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = verbs.add_parser("ls", help="list the keys, and what is wrong with them")
-    made = verbs.add_parser("init", help="make this node's key, if it has none")
+    listing = verbs.add_parser("ls", help="list the keys and their faults")
+    made = verbs.add_parser("init", help="make the key of this node, if the node has no key")
     rotated = verbs.add_parser("rotate", help="give this node a new key; the old one stays trusted")
     trusted = verbs.add_parser("trust", help="use snapshots that are signed with another key")
-    trusted.add_argument("file", metavar="FILE", help="node.pub of another node; - reads it")
-    trusted.add_argument("--name", help="what to call it; by default the name of the file")
-    revoked = verbs.add_parser("revoke", help="never again use what a key has signed")
-    revoked.add_argument("key", metavar="KEY", help="id, unique beginning of one, or name")
+    trusted.add_argument(
+        "file", metavar="FILE", help="node.pub of another node; - reads standard input"
+    )
+    trusted.add_argument("--name", help="the name of the key here; default: the file's name")
+    revoked = verbs.add_parser(
+        "revoke", help="refuse every snapshot that a key has signed, for good"
+    )
+    revoked.add_argument(
+        "key", metavar="KEY", help="an id, the unique beginning of an id, or a name"
+    )
     for verb, does in (
         (listing, _ls), (made, _init), (rotated, _rotate), (trusted, _trust), (revoked, _revoke),
     ):  # fmt: skip
@@ -90,7 +96,7 @@ def _rows(ring: Keyring) -> list[dict[str, str]]:
     return [_row(role, entry) for role, entry in found + [(REVOKED, each) for each in ring.revoked]]
 
 
-def _row(role: str, entry: Entry) -> dict[str, str]:
+def _row(role: str, entry: KeyEntry) -> dict[str, str]:
     return {"id": entry.key.id, "role": role, "name": entry.name, "file": entry.file}
 
 
@@ -110,7 +116,7 @@ def _rotate(_asked: Namespace, out: Output, keys: KeyDirectory) -> dict[str, Any
     if former:
         _tell(out, former.key, f"stays trusted, as {former.name}, until it is revoked")
     if not out.as_json:
-        out.note(f"give {keys.path}/{NODE_PUBLIC} to the nodes that use snapshots of this one")
+        out.note(f"give {keys.path}/{NODE_PUBLIC} to the nodes that use snapshots of this node")
     return {"id": key.id, "former": former.key.id if former else None}
 
 

@@ -23,7 +23,9 @@ _COLUMNS = ("ID", "NAME", "NAMESPACE", "POD", "CONTAINER", "IMAGE", "AGE", "SIZE
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("-n", "--namespace", default="", help="only of this Kubernetes namespace")
+    parser.add_argument(
+        "-n", "--namespace", default="", help="list snapshots of this Kubernetes namespace only"
+    )
 
 
 def run(asked: Namespace, out: Output) -> int:

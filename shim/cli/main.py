@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser with all verbs and their arguments."""
     found = argparse.ArgumentParser(
         prog="quickthaw",
-        description="Snapshots of warm containers on this node.",
+        description="Shows and manages the snapshots of warm containers on this node.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

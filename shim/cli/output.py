@@ -58,7 +58,7 @@ class Output:
     def error(self, error: QuickthawError) -> None:
         """Print the error with the notes that were added to it; for a program all its parts."""
         if self.as_json:
-            parts = {"what": error.what, "about": error.container, "why": error.why, "do": error.do}
+            parts = {"what": error.what, "about": error.about, "why": error.why, "do": error.do}
             told = {
                 "class": type(error).__name__, "effect": error.effect, "exit_code": error.exit_code
             }  # fmt: skip

@@ -28,8 +28,10 @@ _COLUMNS = ("ID", "NAME", "NAMESPACE", "POD", "SINCE", "FAILURES", "ERROR")
 
 def arguments(parser: ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="what", metavar="ls|release", required=True)
-    listing = verbs.add_parser("ls", help="list what is in quarantine, the latest first")
-    release = verbs.add_parser("release", help="let pods start from them again, counted from 0")
+    listing = verbs.add_parser("ls", help="list the snapshots in quarantine, the latest first")
+    release = verbs.add_parser(
+        "release", help="let pods start from the snapshots again, with a count of 0 failures"
+    )
     release.add_argument("snapshots", nargs="+", metavar="SNAPSHOT", help=SNAPSHOT)
     namespace_argument(release)
     for verb in (listing, release):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from shim.cli.output import Output
 
-HELP: Final = "show one snapshot: where it came from, what it fits, its parts"
+HELP: Final = "show a snapshot: its source, its facts and its parts"
 EXAMPLES: Final = """\
 examples:
   quickthaw show 3f2a91c0             an id, or the beginning of one
@@ -27,7 +27,9 @@ examples:
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("snapshot", help=SNAPSHOT)
     namespace_argument(parser)
-    parser.add_argument("--facts", action="store_true", help="list the facts of the gate, too")
+    parser.add_argument(
+        "--facts", action="store_true", help="also list the facts that the gate compares"
+    )
 
 
 def run(asked: Namespace, out: Output) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shim.cli.foreach import SNAPSHOT, namespace_argument, qualified
 from shim.cli.output import duration, size
 from shim.contract.errors import BadManifest, QuickthawError, SnapshotNotWhole
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 from shim.kernel.beneath import open_dir
 from shim.kernel.priority import be_expendable, become_idle, end_with_parent
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shim.store.store import Store
     from shim.trust.verdict import Trust
 
-HELP: Final = "hash snapshots and say whether they are what was captured"
+HELP: Final = "hash snapshots and compare them with their captures"
 EXAMPLES: Final = """\
 examples:
   quickthaw verify                  all of them
@@ -44,7 +44,7 @@ _UNTRUSTED = 1
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "snapshots", nargs="*", metavar="SNAPSHOT", help=f"{SNAPSHOT}; all by default"
+        "snapshots", nargs="*", metavar="SNAPSHOT", help=f"{SNAPSHOT}; default: all"
     )  # fmt: skip
     namespace_argument(parser)
     # For the daemon: skips files verified since the node booted, and disturbs nobody.
@@ -88,7 +88,7 @@ def _verified(
     try:
         with (
             open_dir(str(store.snapshots / found.id)) as directory,
-            Check(
+            SnapshotCheck(
                 directory.fileno(), found, container=found.id, until=math.inf,
                 with_marks=with_marks,
             ) as check,

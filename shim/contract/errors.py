@@ -96,7 +96,7 @@ _NODE_ERRNOS = {
 class QuickthawError(Exception):
     """A failure with everything that its reader needs.
 
-    what: the step that failed. container: its id, or another subject of the failure. why: the
+    what: the step that failed. about: the subject: the id of a container, a path, a key. why: the
     cause, in the words of the program that refused. do: what the reader can do about the failure.
     """
 
@@ -104,13 +104,13 @@ class QuickthawError(Exception):
     exit_code: ClassVar[int] = 1
     blame: str = Blame.OTHER
 
-    def __init__(self, what: str, *, container: str, why: str, do: str) -> None:
-        super().__init__(what, container, why, do)
-        self.what, self.container, self.why, self.do = what, container, why, do
+    def __init__(self, what: str, *, about: str, why: str, do: str) -> None:
+        super().__init__(what, about, why, do)
+        self.what, self.about, self.why, self.do = what, about, why, do
 
     def __str__(self) -> str:
         """Returns one line, with the effect as it stands: a caller may set another effect."""
-        return f"{self.what} [{self.container}]: {self.why}; {self.effect}. {self.do}"
+        return f"{self.what} [{self.about}]: {self.why}; {self.effect}. {self.do}"
 
 
 class SwapFailed(QuickthawError):
@@ -333,7 +333,7 @@ class SourceHarmed(CaptureFailed):
 def too_big(container: str, why: Exception) -> SnapshotTooBig:
     """Returns the error for more files, or longer names, than `shim.contract.limits` allows."""
     return SnapshotTooBig(
-        "no snapshot of so many files", container=container, why=str(why),
+        "no snapshot of so many files", about=container, why=str(why),
         do="Keep such files in a volume, or remove them before the container is ready.",
     )  # fmt: skip
 

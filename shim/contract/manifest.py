@@ -127,7 +127,7 @@ def _plain(value: object) -> object:
     return value
 
 
-class Source(_Record):
+class CapturedContainer(_Record):
     """The captured container. command: its arguments. image_digest: `sha256:…`."""
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
@@ -233,7 +233,7 @@ class Manifest(_Record):
 
     _parsers: ClassVar[Mapping[str, Callable[[object], object]]] = {
         "id": _sha256, "name": _name, "key": _sha256, "created_at": _number, "created": _text,
-        "source": _record(Source), "software": _record(Software), "facts": _text_map,
+        "source": _record(CapturedContainer), "software": _record(Software), "facts": _text_map,
         "network": _object, "files": _files, "sizes": _record(Sizes), "timings": _number_map,
         "requires": _record(Requires),
     }  # fmt: skip
@@ -243,7 +243,7 @@ class Manifest(_Record):
     key: str
     created_at: float
     created: str
-    source: Source
+    source: CapturedContainer
     software: Software
     facts: Mapping[str, str]
     network: Mapping[str, object]
@@ -290,7 +290,7 @@ def decode(data: bytes, *, where: str = "manifest") -> Manifest:
         return _decode(data)
     except (ValueError, RecursionError) as error:
         raise BadManifest(
-            "cannot read the manifest", container=where, why=str(error) or "nested too deep",
+            "cannot read the manifest", about=where, why=str(error) or "nested too deep",
             do=_ADVICE.get(type(error), "Remove the snapshot; the next pod makes a new one."),
         ) from error  # fmt: skip
 
@@ -311,7 +311,7 @@ _ADVICE: dict[type[Exception], str] = {
 
 def _decode(data: bytes) -> Manifest:
     if len(data) > MAX_BYTES:
-        raise ValueError(f"it is longer than {MAX_BYTES} bytes")
+        raise ValueError(f"longer than {MAX_BYTES} bytes")
     fields = _object(jsontext.parse(data))
     schema = fields.pop("schema", None)
     if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
@@ -324,7 +324,7 @@ def _decode(data: bytes) -> Manifest:
         raise ValueError(f"no schema that this quickthaw reads: {schema!r:.40}")
     manifest = Manifest(**fields)
     if manifest.id != _digest(manifest):
-        raise ValueError("its content was changed: the id is not its digest")
+        raise ValueError("the id is not the digest of the content: somebody changed the manifest")
     return manifest
 
 
@@ -342,13 +342,13 @@ def read(snapshot_dirfd: int, *, snapshot: str) -> Manifest:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadManifest(
-            "cannot read the manifest", container=snapshot, why=str(error),
+            "cannot read the manifest", about=snapshot, why=str(error),
             do="Remove the snapshot; the next pod makes a new one.",
         ) from error  # fmt: skip
     manifest = decode(data, where=snapshot)
     if manifest.id != snapshot:
         raise BadManifest(
-            "cannot use the manifest", container=snapshot, why=f"it is of {manifest.id}",
+            "cannot use the manifest", about=snapshot, why=f"its id is {manifest.id}",
             do="Move the directory to the name of its id.",
         )  # fmt: skip
     return manifest

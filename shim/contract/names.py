@@ -11,11 +11,8 @@ if TYPE_CHECKING:
 
     ContainerId = NewType("ContainerId", str)
     SnapshotId = NewType("SnapshotId", str)  # 64 hex digits; people write sha256:…
-    HostPid = NewType("HostPid", int)  # as the daemon sees it
-    GuestPid = NewType("GuestPid", int)  # as the workload and CRIU's images see it
 else:
     ContainerId = SnapshotId = str
-    HostPid = GuestPid = int
 
 _DIGITS, _LOWER = "0123456789", "abcdefghijklmnopqrstuvwxyz"
 _IN_ID = frozenset(f"{_DIGITS}{_LOWER}{_LOWER.upper()}_.-")

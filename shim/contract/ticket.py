@@ -7,7 +7,6 @@ this module.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 
@@ -15,6 +14,7 @@ from shim.contract import jsontext
 from shim.contract.errors import TicketUnreadable
 from shim.contract.names import is_container_id, is_snapshot_id
 from shim.contract.paths import TICKETS
+from shim.kernel import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,12 +115,7 @@ def decode(data: bytes) -> Ticket:
 
 def write(ticket: Ticket, directory: str = TICKETS) -> None:
     """Put the ticket in place with one rename, 0600. Not synced: no ticket outlives the boot."""
-    target = f"{directory}/{ticket.container}.json"
-    scratch = f"{target}.new"
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(ticket.encode())
-    os.rename(scratch, target)
+    replace.put(f"{directory}/{ticket.container}.json", ticket.encode())
 
 
 def read(container: str, directory: str = TICKETS) -> Ticket:
@@ -139,10 +134,10 @@ def read(container: str, directory: str = TICKETS) -> Ticket:
                 raise ValueError("not a file of root alone")
             ticket = decode(file.read(_MAX_BYTES))
         if ticket.container != container:
-            raise ValueError(f"it is for {ticket.container}")
+            raise ValueError(f"the ticket is for {ticket.container}")
     except (OSError, ValueError) as error:
         raise TicketUnreadable(
-            "cannot read the ticket", container=container, why=str(error),
+            "cannot read the ticket", about=container, why=str(error),
             do="Restart quickthawd if tickets stay unreadable.",
         ) from error  # fmt: skip
     return ticket
@@ -150,8 +145,7 @@ def read(container: str, directory: str = TICKETS) -> Ticket:
 
 def remove(container: str, directory: str = TICKETS) -> None:
     """Remove the ticket, if there is a ticket."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{directory}/{container}.json")
+    replace.take_away(f"{directory}/{container}.json")
 
 
 def pod_of(ticket: Ticket) -> dict[str, str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.criu.pagemap import Pages
-    from shim.kernel.smaps import Area
+    from shim.kernel.smaps import FlaggedArea
 
 _MAP_PRIVATE, _MAP_DROPPABLE = 0x02, 0x08
 _WIPE_ON_FORK = 1 << 18
@@ -42,7 +42,7 @@ def is_known_to(version: str) -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= _KNOWS
 
 
-def complete(image: Path, areas: Iterable[Area]) -> None:
+def complete(image: Path, areas: Iterable[FlaggedArea]) -> None:
     """Write the flags of a process's areas into its mm-PID.img.
 
     Raises ValueError if CRIU lists an area with other bounds; DamagedImage, OSError.

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from protos import criu_pb2
 from shim.criu import sharedmem
 from shim.criu.images import DamagedImage
+from shim.kernel import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,7 +47,7 @@ def leave_out(criu: Path, objects: Iterable[Object]) -> None:
     for number in numbers["shm"]:
         if number in known:  # CRIU has one name for the lists of both
             raise DamagedImage(f"segment {number} has the number of other shared memory")
-        (criu / f"pagemap-shmem-{number}.img").unlink(missing_ok=True)
+        replace.take_away(f"{criu}/pagemap-shmem-{number}.img")
 
 
 class _Reader:

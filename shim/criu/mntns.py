@@ -28,11 +28,11 @@ def remove(log: str, state: str, *, is_brief: bool = False) -> None:
     container. is_brief: the log has no notes; then every such directory is removed that no process
     uses.
     """
-    _remove(f"{state}/{_RUNC_ROOT}")
+    mounts.remove_mount_point(f"{state}/{_RUNC_ROOT}")
     with contextlib.suppress(OSError):
         os.rmdir(state)  # if the directory is not empty, the runtime removes it
     if tree := _tree(log):
-        _remove(tree)
+        mounts.remove_mount_point(tree)
     elif is_brief:
         _remove_unused()
     _remove_cgroups(os.path.dirname(log))
@@ -42,7 +42,7 @@ def _remove_cgroups(work: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(work):
             if name.startswith(_CGROUPS):
-                _remove(f"{work}/{name}")
+                mounts.remove_mount_point(f"{work}/{name}")
 
 
 def _tree(log: str) -> str:
@@ -68,7 +68,7 @@ def _remove_unused() -> None:
                 continue
             time.sleep(min(_UNUSED_S, max(0.0, status.st_ctime + _UNUSED_S - time.time())))
             if not _is_mounted_somewhere(path):
-                _remove(path)
+                mounts.remove_mount_point(path)
 
 
 def _is_mounted_somewhere(path: str) -> bool:
@@ -83,10 +83,3 @@ def _is_mounted_somewhere(path: str) -> bool:
                     return True
             known.add(namespace)
     return False
-
-
-def _remove(directory: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.ismount(directory):
-            mounts.unmount(directory, detach=True)
-        os.rmdir(directory)

@@ -101,7 +101,7 @@ class Captures:
             tracked.identity = await self._decider.identify(tracked)
         if tracked.task is not None:
             raise NotCapturable(
-                "cannot capture", container=tracked.container,
+                "cannot capture", about=tracked.container,
                 why=f"it is {tracked.state}", do="Wait for it, and look at `quickthaw status`.",
             )  # fmt: skip
         before = tracked.state, tracked.reason
@@ -118,7 +118,7 @@ class Captures:
             if asking and asking.cancelling():
                 raise
             raise SourceHarmed(
-                "cannot capture", container=tracked.container,
+                "cannot capture", about=tracked.container,
                 why="the container ended during its capture",
                 do="Look for why it ended: `kubectl describe pod` tells of the OOM killer.",
             ) from error  # fmt: skip

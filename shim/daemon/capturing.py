@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import time
 from pathlib import Path
@@ -20,7 +19,6 @@ from shim.contract import faults, jsontext
 from shim.contract import manifest as manifests
 from shim.contract.errors import CaptureFailed, ContainerBusy, NotCapturable, too_big
 from shim.contract.limits import TooMuch
-from shim.contract.names import HostPid
 from shim.contract.parts import PARTS
 from shim.contract.paths import HOOK, RUNTIME
 from shim.daemon import content, gpucaptures
@@ -83,7 +81,7 @@ class Capturing:
                 return await self._undisturbed(tracked, identity, source)
         except TimeoutError as error:
             raise CaptureFailed(
-                "cannot capture", container=tracked.container,
+                "cannot capture", about=tracked.container,
                 why=f"it took longer than {self._config.capture_timeout_s:g} s",
                 do="Find the slow part: the workload's own calls, or the disk of the store.",
             ) from error  # fmt: skip
@@ -93,7 +91,7 @@ class Capturing:
             raise
         except (OSError, Stopped) as error:
             raise CaptureFailed(
-                "cannot capture", container=tracked.container, why=str(error),
+                "cannot capture", about=tracked.container, why=str(error),
                 do="The next pod like it is tried again.",
             ) from error  # fmt: skip
 
@@ -111,7 +109,7 @@ class Capturing:
         runtime = (_runtime(), "--root", f"{config.runtime_root}/{config.containerd_namespace}")
         found = gpu.chosen(spec, identity.request.node.gpus)
         return Source(
-            tracked.container, HostPid(tracked.pid), bundle, spec, runtime, identity.log_path,
+            tracked.container, tracked.pid, bundle, spec, runtime, identity.log_path,
             tracked.held, None if found is None else tuple(found),
             identity.request.node.criu,
         )  # fmt: skip
@@ -125,7 +123,7 @@ class Capturing:
                 record.write(tracked.container, record.OTHERS, record.NOTHING_KNOWN)
         except (ContainerdRefused, OSError) as error:
             raise NotCapturable(
-                "cannot capture", container=tracked.container,
+                "cannot capture", about=tracked.container,
                 why=f"nobody tells which containers its pod has had: {error}",
                 do="Is containerd there?",
             ) from error  # fmt: skip
@@ -151,7 +149,7 @@ class Capturing:
             raise too_big(source.container, error) from error
         except (OSError, ValueError) as error:
             raise NotCapturable(
-                "cannot capture", container=source.container,
+                "cannot capture", about=source.container,
                 why=f"its size cannot be estimated: {error}", do="Is it still running?",
             ) from error  # fmt: skip
         await content.check(tracked, identity, source.spec)
@@ -209,13 +207,13 @@ async def _network(source: Source) -> dict[str, Any]:
         argv = [HOOK, "record", str(network_fd), str(os.getpid())]
         ended = await tool.run_async(argv, within_s=_TOOL_S, pass_fds=(network_fd,))
         if ended.status == 0:
-            found: dict[str, Any] = json.loads(ended.output)
+            found: dict[str, Any] = jsontext.parse(ended.output)
             return found
         why = ended.tail
     except (OSError, TimeoutError, ValueError) as error:
         why = str(error)
     raise NotCapturable(
-        "cannot capture", container=source.container, why=f"its network cannot be read: {why}",
+        "cannot capture", about=source.container, why=f"its network cannot be read: {why}",
         do="Is the container still running?",
     )  # fmt: skip
 

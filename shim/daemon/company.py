@@ -32,7 +32,7 @@ class Arrival:
     found: the content of its pod now. is_alone: whether the pod has no other container.
     """
 
-    found: record.Record
+    found: record.PodRecord
     is_alone: bool
 
     def tell(self, container: str) -> None:
@@ -104,9 +104,11 @@ def _ipc(container: nri_pb2.Container) -> str:
     return next((each.path for each in container.linux.namespaces if each.type == "ipc"), "")
 
 
-def _write(container: str, name: str, found: record.Record) -> None:
+def _write(container: str, name: str, found: record.PodRecord) -> None:
     try:
         record.write(container, name, found)
     except OSError as error:
         # Without the record nothing is known, and a file that nobody holds fails the capture.
-        log.warning("container %s: cannot note what was there before it: %s", container, error)
+        log.warning(
+            "container %s: cannot record the objects that its pod had before: %s", container, error
+        )

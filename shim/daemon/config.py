@@ -122,7 +122,7 @@ class Config:
     containerd_socket: str = key(
         "/run/containerd/containerd.sock",
         absolute_path,
-        "containerd's own socket: images and snapshots are looked up through it.",
+        "containerd's own socket: the daemon reads records of containers and images there.",
     )
     containerd_state: str = key(
         "/run/containerd",
@@ -133,101 +133,113 @@ class Config:
         "k8s.io", word, "The containerd namespace of the pods. The CRI plugin always uses this one."
     )
     nri_socket: str = key("/var/run/nri/nri.sock", absolute_path, "containerd's NRI socket.")
-    nri_plugin_name: str = key("quickthaw", word, "The name under which we register with NRI.")
+    nri_plugin_name: str = key(
+        "quickthaw", word, "The name under which quickthawd registers with NRI."
+    )
     nri_plugin_index: str = key(
         "90",
         plugin_index,
-        "Our place among the NRI plugins. High, so that we see what the others did to a container.",
+        "The place among the NRI plugins. High, so that quickthawd sees the changes of the others.",
     )
     runtime_root: str = key(
         "/run/containerd/runc",
         absolute_path,
-        "The `--root` that containerd's shim gives to runc, less the namespace at its end.",
+        "The `--root` that containerd's shim gives to runc, without the namespace at its end.",
     )
     criu: str = key("criu", program, "The criu program.")
     default_deadline_s: float = key(
         100.0,
         seconds,
-        "How long a swap may take where the pod does not say. kubelet gives up after 120 s.",
+        "The time limit of a swap whose pod sets no deadline. kubelet gives up after 120 s.",
     )
     max_deadline_s: float = key(
         110.0,
         seconds,
-        "How long a swap may take at most, whatever a pod says in quickthaw.io/deadline.",
+        "The longest time limit that a pod may set with quickthaw.io/deadline.",
     )
-    capture_timeout_s: float = key(600.0, seconds, "How long a capture may take.")
+    capture_timeout_s: float = key(600.0, seconds, "The time limit of a capture.")
     frozen_limit_s: float = key(
         30.0,
         seconds,
-        "How long a container may stand still while it is captured, at most. Where the estimate\n"
-        "for its memory and 10 s are less, that is the limit. Then it is thawed, and not captured.",
+        "The time limit of the frozen window of a capture. If the estimate for the container's\n"
+        "memory plus 10 s is less, the estimate is the limit. At the limit quickthaw thaws the\n"
+        "container, and the capture fails.",
     )
     readiness_timeout_s: float = key(
-        3600.0, seconds, "How long we wait for a container to become worth capturing."
+        3600.0, seconds, "How long the daemon waits for a pod's capture-when."
     )
     max_restores_at_once: int = key(
-        8, count, "How many restores may run at the same time. Others wait, in their order."
+        8,
+        count,
+        "The number of restores that may run at the same time. Others wait in the restore queue.",
     )
     restore_wait_s: float = key(
         10.0,
         seconds,
-        "How long a restore waits until it is its turn; then the container starts cold. It waits\n"
-        "no longer than the pod's deadline.",
+        "How long a restore waits in the restore queue; then the container starts cold. A restore\n"
+        "never waits longer than the pod's deadline.",
     )
     restore_hold_s: float = key(
         60.0,
         seconds,
-        "How long a restore may hold its turn; then the container starts cold. Longer than the\n"
-        "pod's deadline it holds none.",
+        "How long a restore may run once it has left the restore queue; then the container starts\n"
+        "cold. A restore never runs longer than the pod's deadline.",
     )
-    max_captures_at_once: int = key(1, count, "How many captures may run at the same time.")
+    max_captures_at_once: int = key(
+        1, count, "The number of captures that may run at the same time."
+    )
     max_snapshot_bytes: int = key(
-        0, count_or_none, "How much one snapshot may take on the disk. 0: as much as there is room."
+        0,
+        count_or_none,
+        "The largest size of a snapshot on the disk. 0: the room alone is the limit.",
     )
     max_store_bytes: int = key(
         0,
         count_or_none,
-        "How much all snapshots may take together. 0: as much as there is room.",
+        "The largest size of all snapshots together. 0: the room alone is the limit.",
     )
     keep_free_bytes: int = key(
-        0, count_or_none, "How much a capture leaves free on the file system of the snapshots."
+        0,
+        count_or_none,
+        "The bytes that a capture leaves free on the file system of the snapshots.",
     )
     keep_free_percent: float = key(
         10.0,
         percent,
-        "The same in percent of that file system, and of its inodes; the larger counts. kubelet\n"
-        "evicts pods when less than 10 percent are free.",
+        "The same as a percentage of the file system, and of its inodes; the larger value counts.\n"
+        "kubelet evicts pods when less than 10 percent are free.",
     )
     max_namespace_bytes: int = key(
         0,
         count_or_none,
-        "How much the snapshots of one Kubernetes namespace may take together. Beyond it only its\n"
-        "own make room. 0: as much as there is room.",
+        "The largest size of all snapshots of a Kubernetes namespace. A capture beyond this size\n"
+        "evicts snapshots of its own namespace alone. 0: the room alone is the limit.",
     )
     namespace_percent: float = key(
         0.0,
         percent,
-        "How much of the room for snapshots is one namespace's share, in percent. A namespace\n"
-        "loses snapshots to another's capture only while it takes more than its share, and the\n"
-        "other one no more than its own. 0: an equal share for each namespace that has snapshots.",
+        "The share of each Kubernetes namespace in the room for snapshots, in percent. A capture\n"
+        "evicts a snapshot of another namespace only while that namespace takes more than its\n"
+        "share, and the namespace of the capture takes no more. 0: an equal share for each\n"
+        "namespace that has snapshots.",
     )
     evict: bool = key(
         True,
         yes_or_no,
-        "Whether snapshots that nobody uses are removed to make room for a capture: those of its\n"
-        "own namespace before those of others, the least recently used first.",
+        "Whether a capture may evict unused snapshots to make room: snapshots of its own\n"
+        "namespace before snapshots of others, the least recently used first.",
     )
     evict_after_s: float = key(
         600.0,
         seconds,
-        "A snapshot that was made or used less than this long ago is not removed so.",
+        "No capture evicts a snapshot that was made or used less than this long ago.",
     )
     quarantine_after: int = key(
         2,
         count_or_none,
-        "In how many pods in a row restores from one snapshot may fail before it goes to\n"
-        "quarantine and pods start cold (see `quickthaw quarantine`). What a pod or its author\n"
-        "causes is not counted. 0: never, unless it is damaged.",
+        "The number of pods in a row whose restores from a snapshot must fail before the snapshot\n"
+        "goes to quarantine and pods start cold (see `quickthaw quarantine`). A failure that a\n"
+        "pod or its author causes does not count. 0: quarantine for damaged snapshots alone.",
     )
     ignore_env: tuple[str, ...] = key(
         (),
@@ -235,15 +247,19 @@ class Config:
         "Environment variables that may differ between the captured container and the new one.",
     )
     metrics_listen: str = key(
-        "", listen_address, 'Where Prometheus finds our metrics, like "127.0.0.1:9645". Empty: off.'
+        "",
+        listen_address,
+        'The address at which Prometheus reads metrics, like "127.0.0.1:9645". Empty: off.',
     )
     kubeconfig: str = key(
         "",
         path_or_none,
-        "A kubeconfig with which Kubernetes is told what became of a pod, in events of it, like\n"
+        "The kubeconfig with which quickthawd sends events of pods to Kubernetes, like\n"
         '"/etc/kubernetes/kubelet.conf". Empty: off.',
     )
-    log_level: str = key("info", level, f"How much goes to the journal: {', '.join(LEVELS)}.")
+    log_level: str = key(
+        "info", level, f"The lowest level of the lines in the journal: {', '.join(LEVELS)}."
+    )
     cross_namespace: bool = key(
         False,
         yes_or_no,
@@ -257,8 +273,8 @@ ROWS: Final = dataclasses.fields(Config)
 DROP_INS: Final = paths.DROP_INS
 HEADER: Final = f"""\
 # The configuration of quickthawd. Each key is shown with its default.
-# Files named {DROP_INS}/*.toml are read after it, in the order of their names;
-# what is read last counts. A change takes effect with `systemctl restart quickthawd`.
+# Files named {DROP_INS}/*.toml are read later, in the order of their names; the
+# last value of a key counts. A change takes effect with `systemctl restart quickthawd`.
 """
 
 
@@ -272,7 +288,7 @@ class Loaded(NamedTuple):
 def bad(path: Path, why: str) -> BadConfig:
     return BadConfig(
         "cannot read the configuration",
-        container=str(path),
+        about=str(path),
         why=why,
         do="Correct the file and start quickthawd again.",
     )

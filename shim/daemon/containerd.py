@@ -38,7 +38,7 @@ class ContainerdRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ContainerRecord:
     """spec: the OCI spec for the runtime. image: the image's name. log_path: may be empty."""
 
     spec: Spec
@@ -60,7 +60,7 @@ class Containerd:
         """Close the connection."""
         await self._channel.close(None)
 
-    async def record(self, container: ContainerId) -> Record:
+    async def record(self, container: ContainerId) -> ContainerRecord:
         """Returns containerd's record of a container. Raises ContainerdRefused."""
         found = await self._container(container)
         try:
@@ -77,7 +77,7 @@ class Containerd:
             raise ContainerdRefused(f"its spec has {size} bytes; {MAX_SPEC_BYTES} are read")
         spec, metadata = await asyncio.to_thread(_parsed, found, _CONTAINER)
         log_path = str(metadata.get("LogPath") or "")
-        return Record(spec, found.image, image.target.digest, log_path)
+        return ContainerRecord(spec, found.image, image.target.digest, log_path)
 
     async def addresses(self, sandbox: str) -> tuple[str, ...]:
         """Returns the pod's addresses, which NRI reports only from containerd 2.0 on.

@@ -18,7 +18,7 @@ from shim.contract.errors import NotCapturable
 from shim.contract.jsontext import canonical
 from shim.contract.paths import CONTAINER_VOLUME_CONTENT, CONTAINERS
 from shim.gate import volumecontent
-from shim.gate.key import Pod
+from shim.gate.key import PodValues
 from shim.kernel import replace
 from shim.kernel.beneath import open_dir, read_beneath
 
@@ -36,9 +36,9 @@ _AT_ONCE = 8
 _NAME = "volume-content"
 
 
-def pod_of(tracked: Tracked) -> Pod:
+def pod_of(tracked: Tracked) -> PodValues:
     """Returns the pod as the gate knows it."""
-    return Pod(
+    return PodValues(
         namespace=tracked.pod.namespace, name=tracked.pod.name, uid=tracked.pod.uid,
         ips=tracked.pod.addresses, node=os.uname().nodename,
     )  # fmt: skip
@@ -72,7 +72,7 @@ async def _read(how: Callable[..., str], *arguments: object) -> str:
         pool.shutdown(wait=False)
 
 
-def _remembered(container: str, spec: Spec, pod: Pod) -> str:
+def _remembered(container: str, spec: Spec, pod: PodValues) -> str:
     private = f"{CONTAINERS}/{container}"
     with contextlib.suppress(OSError, ValueError), open_dir(private) as directory:
         limit = _MAX_BYTES
@@ -96,7 +96,7 @@ async def check(tracked: Tracked, identity: Identity, spec: Spec) -> None:
     now = await _read(volumecontent.fact, spec, pod_of(tracked))
     if now != then or volumecontent.NOT_READ in now:
         raise NotCapturable(
-            "cannot capture", container=tracked.container,
+            "cannot capture", about=tracked.container,
             why="a Secret or ConfigMap volume has changed since it was created, or cannot be read: "
             f"it was {then}, it is {now}",
             do="Start the pod again, or set quickthaw.io/volume-content: ignore.",

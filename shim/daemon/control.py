@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shim.contract import jsontext
 from shim.contract.errors import BadRequest, QuickthawError
 from shim.contract.paths import SOCKET
+from shim.kernel import replace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -68,8 +69,7 @@ async def serve(
 def _listening(path: str) -> Iterator[socket.socket]:
     """Yields the socket, put in place with one rename, so that its mode is always 0600."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{path}.new")
+        replace.take_away(f"{path}.new")
         listener.bind(f"{path}.new")
         os.chmod(f"{path}.new", 0o600)
         listener.listen(_BACKLOG)
@@ -77,8 +77,7 @@ def _listening(path: str) -> Iterator[socket.socket]:
         try:
             yield listener
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            replace.take_away(path)
 
 
 async def _accept(listener: socket.socket) -> socket.socket:
@@ -141,7 +140,7 @@ async def _answer(
         log.exception("control request")
         why = f"{type(error).__name__}: {error}"
         return refusal(
-            QuickthawError("the request failed", container="control socket", why=why,
+            QuickthawError("the request failed", about="control socket", why=why,
                            do="See `journalctl -u quickthawd`.")
         )  # fmt: skip
 
@@ -178,13 +177,13 @@ def text(request: Mapping[str, Any], name: str, default: str | None = None) -> s
 
 def bad_request(about: str, why: str, do: str) -> BadRequest:
     """Returns the error for a bad request. about: the field or verb that is wrong."""
-    return BadRequest("cannot do the request", container=about, why=why, do=do)
+    return BadRequest("cannot do the request", about=about, why=why, do=do)
 
 
 def refusal(error: QuickthawError) -> bytes:
     """Returns the line that reports `error` to the client."""
     parts = {
-        "class": type(error).__name__, "what": error.what, "container": error.container,
+        "class": type(error).__name__, "what": error.what, "about": error.about,
         "why": error.why, "do": error.do, "effect": error.effect, "exit_code": error.exit_code,
         "notes": list(getattr(error, "__notes__", ())),
     }  # fmt: skip

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from shim.contract.manifest import Manifest
     from shim.daemon.config import Config
-    from shim.daemon.containerd import Containerd, Record
+    from shim.daemon.containerd import Containerd, ContainerRecord
     from shim.node.facts import NodeFacts
     from shim.report.reporter import Reporter
     from shim.store.store import Store
@@ -102,7 +102,7 @@ class Decider:
         # In a thread: the pod's author has chosen the length of the spec.
         return await asyncio.to_thread(self._identity, tracked, record, held)
 
-    def _identity(self, tracked: Tracked, record: Record, held: str | None) -> Identity:
+    def _identity(self, tracked: Tracked, record: ContainerRecord, held: str | None) -> Identity:
         request = request_of(
             record.spec, content.pod_of(tracked), self._node.node,
             image_digest=record.image_digest, ignore_env=self._config.ignore_env,

@@ -46,7 +46,7 @@ class Explaining:
             identity = tracked.identity or await self._decider.identify(tracked)
         except (ContainerdRefused, ValueError) as error:
             raise NoSuchPod(
-                "cannot explain", container=tracked.pod.name, why=f"its spec is not known: {error}",
+                "cannot explain", about=tracked.pod.name, why=f"its spec is not known: {error}",
                 do="Is the container still there?",
             ) from error  # fmt: skip
         answer = {
@@ -83,8 +83,8 @@ class Explaining:
         found = nearest(identity.request, self._store.find(namespace=tracked.pod.namespace))
         if found is None:
             raise NoSuchSnapshot(
-                "cannot explain", container=tracked.pod.namespace,
+                "cannot explain", about=tracked.pod.namespace,
                 why="there are no snapshots of this namespace",
-                do="Name one with --snapshot, or wait until a pod like it was captured.",
+                do="Name a snapshot with --snapshot, or wait for the capture of such a pod.",
             )  # fmt: skip
         return found, "no candidate of the decision: the nearest of its namespace"

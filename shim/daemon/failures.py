@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from shim.capture.sequence import finished
 from shim.contract import outcome
 from shim.contract.errors import Blame, NoSuchSnapshot, SwapTooLate
-from shim.contract.names import is_snapshot_id
 from shim.report.records import Quarantined
 from shim.store.listing import told as why_quarantined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from shim.contract.outcome import Outcome
     from shim.daemon.tracked import Pod
     from shim.report.reporter import Reporter
     from shim.store.store import Store
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    found: Mapping[str, object]
+    found: Outcome
     pod: Pod | None
     container: str
     then: Callable[[], None] | None
 
 
-class Health:
+class OutcomeCounter:
     """Takes outcomes, and puts snapshots into quarantine.
 
     after: in how many pods in a row restores must fail for that, 0 for never. default_deadline_s:
@@ -51,7 +51,7 @@ class Health:
         self._queue: asyncio.Queue[_Told] = asyncio.Queue()
 
     def told(
-        self, found: Mapping[str, object], pod: Pod | None, container: str,
+        self, found: Outcome, pod: Pod | None, container: str,
         then: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         """Queue an outcome that `quickthaw-runc` has reported. pod: if known.
@@ -74,21 +74,21 @@ class Health:
 
     def _take(self, told: _Told) -> None:
         """Count an outcome. Never raises OSError: without the count the next pod tries again."""
-        snapshot = str(told.found.get("snapshot") or "")
-        if not is_snapshot_id(snapshot) or not self._exists(snapshot):
+        snapshot = told.found.snapshot
+        if not snapshot or not self._exists(snapshot):
             return
         try:
-            if told.found.get("result") == outcome.RESTORED:
+            if told.found.result == outcome.RESTORED:
                 self._store.quarantine.succeeded(snapshot)
                 self._store.used(snapshot)
                 return
             record = self._store.quarantine.failed(
                 snapshot, blame=self._blame(told.found), after=self._after,
-                error_class=str(told.found.get("error_class")), reason=str(told.found.get("error")),
+                error_class=told.found.error_class, reason=told.found.error,
                 cause=told.pod.uid if told.pod else "",
             )  # fmt: skip
         except OSError as error:
-            log.error("cannot note how the restore from %s went: %s", snapshot[:12], error)
+            log.error("cannot record the outcome of a restore from %s: %s", snapshot[:12], error)
             return
         if record:
             self._reporter.tell(
@@ -98,13 +98,12 @@ class Health:
                 )
             )  # fmt: skip
 
-    def _blame(self, found: Mapping[str, object]) -> str:
+    def _blame(self, found: Outcome) -> str:
         """Returns the blame. A missed deadline counts only if not shorter than the default."""
-        deadline_s = found.get("deadline_s")
-        is_short = isinstance(deadline_s, int | float) and deadline_s < self._default_deadline_s
-        if found.get("error_class") == SwapTooLate.__name__ and is_short:
+        is_short = 0 < found.deadline_s < self._default_deadline_s
+        if found.error_class == SwapTooLate.__name__ and is_short:
             return Blame.OTHER
-        return str(found.get("blame"))
+        return found.blame
 
     def _exists(self, snapshot: str) -> bool:
         try:

@@ -32,7 +32,7 @@ from shim.daemon.captures import Captures
 from shim.daemon.containerd import Containerd
 from shim.daemon.decision import Decider
 from shim.daemon.explain import Explaining
-from shim.daemon.failures import Health
+from shim.daemon.failures import OutcomeCounter
 from shim.daemon.notify import notify
 from shim.daemon.oneline import OneLine
 from shim.daemon.plugin import NodePlugin
@@ -40,7 +40,7 @@ from shim.daemon.prefetch import Prefetch
 from shim.daemon.registry import Registry
 from shim.daemon.requests import Requests
 from shim.daemon.reverify import forget_gone, reverify
-from shim.daemon.watch import Watch, gauges, watched
+from shim.daemon.watch import SlowSteps, gauges, watched
 from shim.kernel import stopping
 from shim.node import facts, kerndat
 from shim.nri import session
@@ -62,7 +62,7 @@ _SHORT_THREADS, _THREADS_OF_CAPTURE = 8, 2
 """A capture occupies a thread, and the capture before it may still be removing its staging."""
 
 
-class Stopped(Exception):
+class ToldToEnd(Exception):
     """A signal told the daemon to end."""
 
 
@@ -84,14 +84,16 @@ def main() -> int:
         store.open()
         forget_gone(store)
         store.forget_logs()
-        watch = Watch()
+        watch = SlowSteps()
         with asyncio.Runner(loop_factory=lambda: watched(watch)) as runner:
             runner.run(_serve(loaded.config, store, _trust(keys, store), watch))
     except QuickthawError as error:
         log.error("%s", error)
         return error.exit_code
     except (OSError, ExceptionGroup) as error:
-        log.error("cannot start: %s; pods start cold. Mend it and start quickthawd again.", error)
+        log.error(
+            "cannot start: %s; pods start cold. Remove the cause and start quickthawd again.", error
+        )
         return 1
     return 0
 
@@ -115,7 +117,11 @@ def _recover() -> None:
         try:
             thaw_left(container)
         except ValueError as error:
-            log.error("container %s: what was frozen cannot be known: %s", container, error)
+            log.error(
+                "container %s: cannot read its journal, so quickthawd does not thaw it: %s",
+                container,
+                error,
+            )
 
 
 def _own_key(keys: KeyDirectory) -> None:
@@ -123,7 +129,7 @@ def _own_key(keys: KeyDirectory) -> None:
     try:
         key, made = change.initialise(keys)
     except (KeyRefused, OSError) as error:
-        log.error("no capture while this lasts: %s", error)
+        log.error("no captures until this is mended: %s", error)
         return
     log.info("%s key of this node: %s", "new" if made else "the", key.id)
 
@@ -139,7 +145,7 @@ def _trust(keys: KeyDirectory, store: Store) -> Trust:
     return trust
 
 
-async def _serve(config: Config, store: Store, trust: Trust, watch: Watch) -> None:
+async def _serve(config: Config, store: Store, trust: Trust, watch: SlowSteps) -> None:
     registry, reporter = Registry(), Reporter()
     for name, about, value in gauges(watch):
         reporter.metrics.show(name, about, value)
@@ -155,7 +161,7 @@ async def _serve(config: Config, store: Store, trust: Trust, watch: Watch) -> No
             reporter.telling_kubernetes(config.kubeconfig),
         ):
             await _run(config, store, trust, registry, reporter, decider, watch)
-    except* Stopped:
+    except* ToldToEnd:
         log.info("stopping")
         notify("STOPPING=1")
     finally:
@@ -164,12 +170,12 @@ async def _serve(config: Config, store: Store, trust: Trust, watch: Watch) -> No
 
 async def _run(
     config: Config, store: Store, trust: Trust, registry: Registry, reporter: Reporter,
-    decider: Decider, watch: Watch,
+    decider: Decider, watch: SlowSteps,
 ) -> None:  # fmt: skip
     """Run all tasks of the daemon, until one raises Stopped."""
     async with asyncio.TaskGroup() as tasks:
         captures = Captures(config, store, trust, registry, decider, reporter, tasks)
-        health = Health(
+        health = OutcomeCounter(
             store, reporter, after=config.quarantine_after,
             default_deadline_s=config.default_deadline_s,
         )  # fmt: skip
@@ -204,7 +210,7 @@ async def _emptied(store: Store) -> None:
     try:
         await finished(asyncio.to_thread(store.empty_leaving, stop), stop)
     except (OSError, stopping.Stopped) as error:
-        log.warning("what is left in staging goes at the next start: %s", error)
+        log.warning("cannot empty staging; the next start of quickthawd tries again: %s", error)
 
 
 async def _until_told() -> None:
@@ -213,4 +219,4 @@ async def _until_told() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     await told.wait()
-    raise Stopped
+    raise ToldToEnd

@@ -24,4 +24,4 @@ def notify(state: str) -> None:
             connection.connect(address)
             connection.sendall(state.encode())
     except OSError as error:
-        log.debug("nobody takes %s at %s: %s", state, address, error)
+        log.debug("cannot send %s to %s: %s", state, address, error)

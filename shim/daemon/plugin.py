@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from protos import nri_pb2
     from shim.daemon.captures import Captures
     from shim.daemon.decision import Decider
-    from shim.daemon.failures import Health
+    from shim.daemon.failures import OutcomeCounter
     from shim.daemon.prefetch import Prefetch
     from shim.daemon.registry import Registry
     from shim.report.reporter import Reporter
@@ -42,7 +42,7 @@ class NodePlugin(Plugin):
 
     def __init__(
         self, registry: Registry, decider: Decider, captures: Captures, reporter: Reporter,
-        health: Health, prefetch: Prefetch,
+        health: OutcomeCounter, prefetch: Prefetch,
     ) -> None:  # fmt: skip
         self._registry, self._decider, self._prefetch = registry, decider, prefetch
         self._captures, self._reporter, self._health = captures, reporter, health
@@ -123,7 +123,7 @@ class NodePlugin(Plugin):
                 self._take_outcome(tracked)  # of a start while the daemon was away
                 self._captures.adopt(tracked)
         for found in self._registry.sweep():
-            its_pod, name = _pod_of(found.get("pod"))
+            its_pod, name = _pod_of(found)
             subject = its_pod.subject(name) if its_pod else None
             self._reporter.tell(swap_ended(found, subject, is_seen=False))
             self._health.told(found, its_pod, name)
@@ -185,23 +185,19 @@ class NodePlugin(Plugin):
         if found is None:
             return ""
         faults.point("daemon.outcome.taken", tracked.container)
-        for warning in _texts(found.get("warnings")):
+        for warning in found.warnings:
             log.warning("container %s: %s", tracked.container, warning)
-        if found.get("result") != outcome.RESTORED:
-            tracked.become(State.COLD, str(found.get("error")))
-        tracked.snapshot = str(found.get("snapshot") or "")
+        if found.result != outcome.RESTORED:
+            tracked.become(State.COLD, found.error)
+        tracked.snapshot = found.snapshot
         self._reporter.tell(swap_ended(found, tracked.subject, is_seen=True))
         self._health.told(found, tracked.pod, tracked.name, then)
-        return str(found.get("result"))
+        return found.result
 
 
-def _pod_of(value: object) -> tuple[Pod | None, str]:
+def _pod_of(found: outcome.Outcome) -> tuple[Pod | None, str]:
     """Returns the pod and the container's name in an outcome, as far as its writer knew them."""
-    if not isinstance(value, dict) or not value:
+    if not found.pod:
         return None, ""
-    told = {name: str(value.get(name, "")) for name in ("namespace", "name", "uid", "container")}
-    return Pod(told["namespace"], told["name"], told["uid"], ""), told["container"]
-
-
-def _texts(value: object) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else []
+    pod = found.pod
+    return Pod(pod["namespace"], pod["name"], pod["uid"], ""), pod["container"]

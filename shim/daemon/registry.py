@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING
 
 from shim.contract import outcome
 from shim.contract.paths import CONTAINERS, CONTROL, OUTCOMES, SWAPPED, TICKETS
+from shim.kernel import replace
 from shim.restore.forget import forget
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Registry:
             before[container].let_go()
         return self._tracked
 
-    def sweep(self) -> list[dict[str, object]]:
+    def sweep(self) -> list[outcome.Outcome]:
         """Remove the remains of other containers that an earlier daemon, or a killed swap, left.
 
         Returns the outcomes of containers that were created and removed while the daemon was down.
@@ -70,18 +70,17 @@ class Registry:
             try:
                 forget(container)
             except (OSError, ValueError) as error:
-                log.error("cannot take away what is left of container %s: %s", container, error)
+                log.error("cannot remove the files of the ended container %s: %s", container, error)
         missed = []
         for name in os.listdir(OUTCOMES):
             if name.removesuffix(".json") not in self._tracked:
                 if found := _last_words(name):
                     missed.append(found)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{OUTCOMES}/{name}")
-        return sorted(missed, key=lambda found: str(found.get("at")))
+                replace.take_away(f"{OUTCOMES}/{name}")
+        return sorted(missed, key=lambda found: found.at)
 
 
-def _last_words(name: str) -> dict[str, object] | None:
+def _last_words(name: str) -> outcome.Outcome | None:
     try:
         return outcome.take(name.removesuffix(".json"))
     except (OSError, ValueError):

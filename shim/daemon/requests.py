@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shim.daemon.captures import Captures
     from shim.daemon.registry import Registry
     from shim.daemon.tracked import Tracked
-    from shim.daemon.watch import Watch
+    from shim.daemon.watch import SlowSteps
     from shim.nri.session import State as NriState
     from shim.report.reporter import Reporter
     from shim.store.store import Store
@@ -44,7 +44,7 @@ class Requests:
 
     def __init__(
         self, store: Store, trust: Trust, registry: Registry, captures: Captures,
-        reporter: Reporter, watch: Watch,
+        reporter: Reporter, watch: SlowSteps,
     ) -> None:  # fmt: skip
         self._watch = watch
         self._store, self._trust, self._registry = store, trust, registry
@@ -97,7 +97,7 @@ class Requests:
         except OSError as error:
             self._store.put_back(withdrawn)
             raise NotRemoved(
-                "cannot remove the snapshot", container=found[:12], why=str(error),
+                "cannot remove the snapshot", about=found[:12], why=str(error),
                 do=f"Can {SNAPSHOTS} be written to?",
             ) from error  # fmt: skip
         return {"removed": found}
@@ -123,7 +123,7 @@ class Requests:
             found = await self._captures.now(tracked)
         except ContainerdRefused as error:
             raise NoSuchPod(
-                "cannot capture", container=tracked.pod.name, why=str(error),
+                "cannot capture", about=tracked.pod.name, why=str(error),
                 do="Is the container still running?",
             ) from error  # fmt: skip
         return {"id": found.id, "timings": dict(found.timings)}

@@ -8,12 +8,12 @@ thread that waits for the processor could hold the interpreter of the daemon.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
 from typing import TYPE_CHECKING
 
+from shim.contract import jsontext
 from shim.contract.parts import PARTS
 from shim.contract.paths import COMMAND, VERIFIED
 from shim.integrity import marks
@@ -43,9 +43,11 @@ async def reverify(store: Store) -> None:
     argv = [COMMAND, "verify", "--background"]
     try:
         ended = await tool.run_async(argv, within_s=_WITHIN_S)
-        rows = json.loads(ended.output.splitlines()[-1])["snapshots"]
+        rows = jsontext.parse(ended.output.splitlines()[-1])["snapshots"]
     except (OSError, TimeoutError, ValueError, LookupError) as error:
-        log.warning("snapshots are verified only when they are used: %r", error)
+        log.warning(
+            "cannot verify snapshots in the background; their first use verifies them: %r", error
+        )
         return
     for row in rows:
         if row["reason"]:

@@ -176,7 +176,7 @@ class Room:
         most = self._limits.max_snapshot_bytes
         if most and found > most:
             raise SnapshotTooBig(
-                "no snapshot of this size", container=container,
+                "no snapshot of this size", about=container,
                 why=f"it {does} {found} bytes, max_snapshot_bytes is {most}",
                 do="Raise max_snapshot_bytes, or let the workload free memory when it is asked to "
                 "(quickthaw.io/quiesce).",
@@ -231,7 +231,7 @@ class Room:
             chosen = victims(found.size_bytes, candidates, given, found.inodes)
         if chosen is None:
             raise NoRoom(
-                "no room for the snapshot", container=wanted.container, why=found.why,
+                "no room for the snapshot", about=wanted.container, why=found.why,
                 do=_MAKE_ROOM if self._evict else _EVICT,
             )  # fmt: skip
         return chosen
@@ -272,7 +272,7 @@ class Room:
         """Remove a snapshot. Raises NoRoom if a container uses it since the choice was made."""
         if chosen.id in users(self._registry):
             raise NoRoom(
-                "no room for the snapshot", container=container,
+                "no room for the snapshot", about=container,
                 why=f"snapshot {chosen.id[:12]} was to make room, and is in use now",
                 do="The next pod like it is tried again.",
             )  # fmt: skip
@@ -283,7 +283,7 @@ class Room:
         except OSError as error:
             self._store.put_back(withdrawn)
             raise NoRoom(
-                "no room for the snapshot", container=container,
+                "no room for the snapshot", about=container,
                 why=f"cannot remove {chosen.id[:12]}: {error}", do="Mend the store's file system.",
             ) from error  # fmt: skip
         self._reporter.tell(
@@ -301,7 +301,7 @@ class Room:
             if not self._is_full(error):
                 raise
             raise NoRoom(
-                "the disk is full", container=container, why=str(error),
+                "the disk is full", about=container, why=str(error),
                 do=f"Free room on the file system of {self._store.root}, and raise keep_free.",
             ) from error  # fmt: skip
 

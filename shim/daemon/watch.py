@@ -24,7 +24,7 @@ SLOW_S: Final = 0.05
 """In seconds of processor time. No pod may bring about a step that takes longer."""
 
 
-class Watch:
+class SlowSteps:
     """Keeps the greatest step so far, by wall time and by processor time; counts slow steps."""
 
     def __init__(self) -> None:
@@ -38,7 +38,11 @@ class Watch:
         self.cpu_s = max(self.cpu_s, cpu_s)
         if cpu_s > SLOW_S:
             self.slow += 1
-            log.warning("the event loop was busy for %.3f s at once (%.3f s)", cpu_s, wall_s)
+            log.warning(
+                "the event loop was busy for %.3f s in a single step (processor time %.3f s)",
+                cpu_s,
+                wall_s,
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Returns the figures for `quickthaw status`."""
@@ -52,7 +56,7 @@ class Watch:
 class _Selector(selectors.DefaultSelector):
     """A selector that notices when the loop comes back to wait."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: SlowSteps) -> None:
         super().__init__()
         self._watch = watch
         self._wall_s = self._cpu_s = 0.0
@@ -68,7 +72,7 @@ class _Selector(selectors.DefaultSelector):
         return found
 
 
-def watched(watch: Watch) -> asyncio.AbstractEventLoop:
+def watched(watch: SlowSteps) -> asyncio.AbstractEventLoop:
     """Returns a new event loop whose steps `watch` counts."""
     return asyncio.SelectorEventLoop(_Selector(watch))
 
@@ -82,7 +86,7 @@ def memory() -> Mapping[str, int]:
     return {"bytes": found["VmRSS"], "peak_bytes": found["VmHWM"]}
 
 
-def gauges(watch: Watch) -> Sequence[tuple[str, str, Callable[[], float]]]:
+def gauges(watch: SlowSteps) -> Sequence[tuple[str, str, Callable[[], float]]]:
     """Returns name, description and value of each figure of the daemon's own, for the metrics."""
     return (
         ("loop_greatest_step_seconds", "Longest time that the event loop was busy at once.",

@@ -37,7 +37,7 @@ def container_asked_for(
         return found[0]
     names = ", ".join(f"{each.pod.namespace}/{each.pod.name}/{each.name}" for each in found)
     raise NoSuchPod(
-        what, container=pod,
+        what, about=pod,
         why=f"several containers are meant: {names}" if found else none_why,
         do="Name the namespace and the container." if found else none_do,
     )  # fmt: skip

@@ -42,7 +42,7 @@ def _swapped(call: Call) -> bool:
     """Try the swap. Returns False when the container must start cold; exits when it must not."""
     began = time.monotonic()
     steps: dict[str, float] = {}
-    told: dict[str, object] = {"warnings": faults.arm_from_file() + faults.armed(), "steps": steps}
+    warnings = faults.arm_from_file() + faults.armed()
     wanted, error = _ticket(call, began)
     result = outcome.RESTORED
     with contextlib.ExitStack() as guarded:
@@ -52,8 +52,8 @@ def _swapped(call: Call) -> bool:
             result, error.effect = outcome.REFUSED, Effect.REFUSED_START
         elif error:
             result = outcome.COLD
-        told["seconds"] = round(time.monotonic() - began, 4)
-        _report(call, wanted, result, error, told)
+        seconds = round(time.monotonic() - began, 4)
+        _report(call, wanted, error, result=result, seconds=seconds, steps=steps, warnings=warnings)
     if result == outcome.REFUSED:
         _refuse(str(error))
     return error is None
@@ -102,7 +102,7 @@ def _tried(
 
 def _defect(call: Call, failure: Exception) -> SwapFailed:
     error = SwapFailed(
-        "the swap failed", container=call.container, why=f"{type(failure).__name__}: {failure}",
+        "the swap failed", about=call.container, why=f"{type(failure).__name__}: {failure}",
         do="This is a defect in quickthaw: please report it.",
     )  # fmt: skip
     error.__cause__ = failure
@@ -116,27 +116,26 @@ def _defect(call: Call, failure: Exception) -> SwapFailed:
 
 
 def _report(
-    call: Call, wanted: Ticket | None, result: str, error: QuickthawError | None,
-    told: dict[str, object],
-) -> None:  # fmt: skip
+    call: Call, wanted: Ticket | None, error: QuickthawError | None, **fields: object
+) -> None:
     """Write the outcome for the daemon, and remove the ticket. Neither may fail the container."""
     until = time.monotonic() + _QUICK_S
-    with contextlib.suppress(OSError, alarm.TooLate), alarm.raising(until):
+    with contextlib.suppress(OSError, ValueError, alarm.TooLate), alarm.raising(until):
         # Where /run is full or gone, the daemon learns only that the swap has ended.
         faults.point("restore.outcome", call.container)
-        outcome.write(call.container, {
-            "snapshot": wanted.snapshot if wanted else "",
-            "result": result,
-            "error": str(error or ""),
-            "error_class": type(error).__name__ if error else "",
-            "exit_code": error.exit_code if error else 0,
-            "refusals": list(getattr(error, "codes", ())),
-            "blame": blame_of(error) if error else "",
-            "deadline_s": wanted.deadline_s if wanted else 0,
-            "pod": ticket.pod_of(wanted) if wanted else {},
-            "at": time.time(),
-            **told,
-        })  # fmt: skip
+        ended = outcome.Outcome(
+            snapshot=wanted.snapshot if wanted else "",
+            error=str(error or ""),
+            error_class=type(error).__name__ if error else "",
+            exit_code=error.exit_code if error else 0,
+            refusals=list(getattr(error, "codes", ())),
+            blame=blame_of(error) if error else "",
+            deadline_s=wanted.deadline_s if wanted else 0,
+            pod=ticket.pod_of(wanted) if wanted else {},
+            at=time.time(),
+            **fields,
+        )
+        outcome.write(call.container, ended)
         faults.point("restore.outcome.written", call.container)
     with contextlib.suppress(OSError):
         ticket.remove(call.container)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shim.criu.openfiles import OpenFile
-    from shim.gate.kinds import Body, Bounds, Field, Needs
+    from shim.gate.kinds import Abilities, Body, Field, Needs
     from shim.oci.spec import Spec
 
 _INET, _NETLINK, _TERMINAL = 4, 13, 11
@@ -62,7 +62,9 @@ def reachable(spec: Spec, held: int = 0) -> int:
     return mask_of(spec.capabilities.get(reached) or ()) | held
 
 
-def excess(files: Iterable[OpenFile], has: int, bounds: Bounds, tcp: Tcp, netns: int | None) -> str:
+def excess(
+    files: Iterable[OpenFile], has: int, bounds: Abilities, tcp: Tcp, netns: int | None
+) -> str:
     """Describes the first descriptor that takes more than the capabilities `has`; empty if none.
 
     netns: CRIU's number of the container's network namespace. Raises DamagedImage.
@@ -108,7 +110,7 @@ def told(needs: Needs) -> str:
 
 
 def _needed(
-    file: OpenFile, bounds: Bounds, tcp: Tcp, netns: int | None
+    file: OpenFile, bounds: Abilities, tcp: Tcp, netns: int | None
 ) -> Iterator[tuple[str, Needs]]:
     kind = KINDS[file.kind]
     yield "", kind.needs
@@ -138,7 +140,9 @@ def _groups(body: Body) -> Iterator[tuple[str, Needs]]:
         yield f" with groups of {name}", ADMIN
 
 
-def _fields(table: Mapping[int, Field], body: Body, bounds: Bounds) -> Iterator[tuple[str, Needs]]:
+def _fields(
+    table: Mapping[int, Field], body: Body, bounds: Abilities
+) -> Iterator[tuple[str, Needs]]:
     for number, values in body.items():
         row = table.get(number)
         if row is None:
@@ -153,7 +157,7 @@ def _fields(table: Mapping[int, Field], body: Body, bounds: Bounds) -> Iterator[
                 yield f" with {row.name} {value!r}", needs
 
 
-def _bounds(kind: int, body: Body, bounds: Bounds, tcp: Tcp) -> Bounds:
+def _bounds(kind: int, body: Body, bounds: Abilities, tcp: Tcp) -> Abilities:
     """Returns the bounds; larger for TCP buffers whose size the process has not set."""
     if kind != _INET or body.get(_PROTOCOL) != [_TCP]:
         return bounds

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shim.gate.checks import BOTH, CHECKS, DECISION, SWAP
+from shim.gate.checks import BOTH, CHECKS, DECISION
 from shim.gate.decide import refusals_of
 
 if TYPE_CHECKING:
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 
     from shim.contract.manifest import Manifest
     from shim.gate.request import Request
-
-WHEN = {
-    DECISION: "when the container is created",
-    SWAP: "right before the restore",
-    BOTH: "when the container is created, and right before the restore",
-}
 
 
 def explained(found: Manifest, request: Request) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
-    from shim.oci.spec import Mount, Spec
+    from shim.oci.spec import Spec, SpecMount
 
     IsHost = Callable[[str, str], bool]
 
@@ -172,7 +172,7 @@ def mounts(spec: Spec) -> list[dict[str, object]]:
     return sorted(found, key=lambda mount: str(mount["destination"]))
 
 
-def _mount(mount: Mount) -> dict[str, object]:
+def _mount(mount: SpecMount) -> dict[str, object]:
     json, is_bind = mount.json, mount.is_bind
     fact: dict[str, object] = {
         "destination": mount.destination,

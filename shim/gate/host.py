@@ -19,7 +19,6 @@ import struct
 from shim.contract import jsontext
 from shim.contract.jsontext import canonical
 
-HOST_FACTS = ("cpu_features", "cpu_state", "cpu_hwcap", "page_bytes", "cgroup")
 _AT_PAGESZ, _AT_MINSIGSTKSZ = 6, 51
 _AT_HWCAPS = (16, 26, 29, 30)
 """AT_HWCAP, AT_HWCAP2, AT_HWCAP3, AT_HWCAP4."""
@@ -57,7 +56,7 @@ _NOT_FOR_PROGRAMS = frozenset(_FOR_THE_KERNEL.split())
 
 
 def host_facts(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> dict[str, str]:
-    """Returns every fact of HOST_FACTS of this node, each as canonical JSON. Raises OSError."""
+    """Returns the facts of this node's processor and kernel, in canonical JSON. Raises OSError."""
     with open(f"{proc}/cpuinfo", "rb") as file:
         features = features_of(file.read(_CPUINFO_BYTES).decode(errors="replace"))
     with open(f"{proc}/self/auxv", "rb") as file:

@@ -37,7 +37,7 @@ _SANDBOX = re.compile(r"/sandboxes/[^/]+/([^/]+)$")
 RANDOM_SUFFIX = re.compile(r"(kube-api-access)-[a-z0-9]{5}\b")
 
 
-class Pod:
+class PodValues:
     """The values that differ from pod to pod: each of them becomes its placeholder in facts.
 
     ips: the pod's addresses as far as they are known, both at capture and at restore.
@@ -59,7 +59,7 @@ class Pod:
 
 
 def workload_facts(
-    spec: Spec, pod: Pod, *, image_digest: str, ignore_env: Collection[str] = ()
+    spec: Spec, pod: PodValues, *, image_digest: str, ignore_env: Collection[str] = ()
 ) -> dict[str, str]:
     """Returns every fact of WORKLOAD_FACTS, each as canonical JSON.
 
@@ -89,7 +89,9 @@ def match_key(facts: Mapping[str, str], *, namespace: str, power: Mapping[str, s
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
-def _environment(found: Mapping[str, str], pod: Pod, ignored: Collection[str]) -> dict[str, str]:
+def _environment(
+    found: Mapping[str, str], pod: PodValues, ignored: Collection[str]
+) -> dict[str, str]:
     variables = {**found, **gpudevices.visible(found)}
     dropped = {"HOSTNAME", *ignored, *_service_links(variables)}
     return {
@@ -119,7 +121,7 @@ def _families(name: str) -> Iterator[str]:
         at = name.find("_", at + 1)
 
 
-def _mounted(spec: Spec, pod: Pod) -> list[object]:
+def _mounted(spec: Spec, pod: PodValues) -> list[object]:
     """Returns each mount with its source: the volume of the pod, or the directory of the host."""
     sources = {
         mount.destination: _shown(mount.source, pod) for mount in spec.mounts if mount.is_bind
@@ -136,7 +138,7 @@ def _mounted(spec: Spec, pod: Pod) -> list[object]:
     ]
 
 
-def _shown(source: str, pod: Pod) -> str:
+def _shown(source: str, pod: PodValues) -> str:
     """Returns text that is equal for two pods of a Deployment, but not for different hostPaths."""
     if match := _SANDBOX.search(source):
         return f"sandbox {match[1]}"

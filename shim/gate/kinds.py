@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Value = int | bytes
     Body = Mapping[int, list[Value]]
     Needs = tuple[str, ...]
-    Rule = Callable[[int, "Bounds"], Needs]
+    Rule = Callable[[int, "Abilities"], Needs]
 
 ANYBODY: Final[Needs] = ()
 """No capability is needed."""
@@ -39,7 +39,7 @@ RAW_OR_ADMIN: Final[Needs] = ("CAP_NET_ADMIN", "CAP_NET_RAW")
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class Abilities:
     """The abilities of a process without power on this node, and in the pod's network namespace.
 
     sndbuf, rcvbuf: bytes of a socket's buffers at most. first_port: the lowest port that everybody
@@ -78,41 +78,41 @@ def _if_set(needs: Needs) -> Rule:
     return lambda value, _bounds: needs if value else ANYBODY
 
 
-def _priority(value: int, _bounds: Bounds) -> Needs:
+def _priority(value: int, _bounds: Abilities) -> Needs:
     return ANYBODY if 0 <= value <= 6 else RAW_OR_ADMIN
 
 
-def _sndbuf(value: int, bounds: Bounds) -> Needs:
+def _sndbuf(value: int, bounds: Abilities) -> Needs:
     return ADMIN if value > bounds.sndbuf else ANYBODY
 
 
-def _rcvbuf(value: int, bounds: Bounds) -> Needs:
+def _rcvbuf(value: int, bounds: Abilities) -> Needs:
     return ADMIN if value > bounds.rcvbuf else ANYBODY
 
 
-def _port(value: int, bounds: Bounds) -> Needs:
+def _port(value: int, bounds: Abilities) -> Needs:
     return PORTS if 0 < value < bounds.first_port else ANYBODY
 
 
-def _socket_type(value: int, _bounds: Bounds) -> Needs:
+def _socket_type(value: int, _bounds: Abilities) -> Needs:
     return {1: ANYBODY, 2: ANYBODY, 3: RAW}.get(value, NOBODY)
 
 
-def _ip_protocol(value: int, bounds: Bounds) -> Needs:
+def _ip_protocol(value: int, bounds: Abilities) -> Needs:
     if value in PINGS:  # or a raw socket, to which the rule of its type applies
         return ANYBODY if bounds.pings else RAW
     return ANYBODY if value in (0, 6, 17, 136) else RAW  # TCP, UDP, UDP-Lite
 
 
-def _unix_type(value: int, _bounds: Bounds) -> Needs:
+def _unix_type(value: int, _bounds: Abilities) -> Needs:
     return ANYBODY if value in (1, 2, 5) else NOBODY
 
 
-def _netlink(value: int, _bounds: Bounds) -> Needs:
+def _netlink(value: int, _bounds: Abilities) -> Needs:
     return NETLINK.get(value, ("", NOBODY))[1]
 
 
-def _clock(value: int, _bounds: Bounds) -> Needs:
+def _clock(value: int, _bounds: Abilities) -> Needs:
     return ("CAP_WAKE_ALARM",) if value in (8, 9) else ANYBODY  # CLOCK_*_ALARM
 
 

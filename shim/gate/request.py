@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shim.contract.manifest import Manifest
-    from shim.gate.key import Pod
+    from shim.gate.key import PodValues
     from shim.oci.spec import Spec
 
 
@@ -89,7 +89,7 @@ class Request:
 
 
 def request_of(
-    spec: Spec, pod: Pod, node: Node, *, image_digest: str,
+    spec: Spec, pod: PodValues, node: Node, *, image_digest: str,
     ignore_env: Collection[str] = (), any_namespace: bool = False,
     volume_content: str | None = None,
 ) -> Request:  # fmt: skip

@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shim.gate.key import Pod
+    from shim.gate.key import PodValues
     from shim.oci.spec import Spec
 
 CODE = "volume_content"
@@ -65,7 +65,7 @@ def named(spec: Spec) -> bool:
     return any(True for _ in _mounted(spec))
 
 
-def fact(spec: Spec, pod: Pod) -> str:
+def fact(spec: Spec, pod: PodValues) -> str:
     """Returns volume to content digest, as canonical JSON. Blocking. Never raises OSError."""
     bounds, found = _Bounds(), {}
     for directory, kind, name in sorted(set(_mounted(spec))):
@@ -90,7 +90,7 @@ def _mounted(spec: Spec) -> Iterator[tuple[str, str, str]]:
             yield match[1], match[2] or "", match[3]
 
 
-def _content(volumes: str, path: str, pod: Pod, bounds: _Bounds) -> str:
+def _content(volumes: str, path: str, pod: PodValues, bounds: _Bounds) -> str:
     for left in reversed(range(_TRIES)):
         try:
             with open_dir(volumes) as parent, open_beneath(parent.fileno(), path, O_WALK) as volume:
@@ -103,7 +103,7 @@ def _content(volumes: str, path: str, pod: Pod, bounds: _Bounds) -> str:
     raise AssertionError("not reached")
 
 
-def _digest(volume_fd: int, pod: Pod, bounds: _Bounds, is_projected: bool) -> str:
+def _digest(volume_fd: int, pod: PodValues, bounds: _Bounds, is_projected: bool) -> str:
     lines = []
     with _current(volume_fd) as current:
         for path, data in _files(current.fileno(), "", bounds, _MAX_DEPTH):
@@ -143,7 +143,7 @@ def _read(fd: int, size: int) -> bytes:
     return bytes(data)
 
 
-def _without_pod(data: bytes, pod: Pod) -> bytes:
+def _without_pod(data: bytes, pod: PodValues) -> bytes:
     if len(data) > _SMALL:
         return data
     text = os.fsdecode(data).strip()

@@ -90,7 +90,7 @@ UnlockArgs._fields_ = [
 ]
 
 
-class Driver:
+class CheckpointDriver:
     """libcuda. Raises OSError when there is none."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ def _loaded() -> ctypes.CDLL:
     return ctypes.CDLL(LIBRARIES[0])
 
 
-class Guard:
+class ProcessGuard:
     """The processes that must run again whatever happens. Nobody's, as long as `pids` is empty."""
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class Guard:
                 return False
         return True
 
-    def bring_back(self, driver: Driver) -> None:
+    def bring_back(self, driver: CheckpointDriver) -> None:
         """Restore and unlock, as each one's state asks for. It may wait until they are thawed."""
         for pid in self.pids:
             if driver.state(pid)["state"] == "checkpointed":
@@ -207,11 +207,11 @@ def main() -> int:
     """Serve until the socket ends."""
     with socket.socket(fileno=int(sys.argv[1])) as asked:
         try:
-            driver = Driver()
+            driver = CheckpointDriver()
         except OSError as error:
             asked.send(json.dumps({"failed": str(error)}).encode())
             return 1
-        guard = Guard()
+        guard = ProcessGuard()
         while request := _next(asked, guard):
             answer = _answered(driver, guard, request)
             try:
@@ -222,7 +222,7 @@ def main() -> int:
     return 0
 
 
-def _next(asked: socket.socket, guard: Guard) -> dict[str, Any] | None:
+def _next(asked: socket.socket, guard: ProcessGuard) -> dict[str, Any] | None:
     if not guard.waited(asked):
         return None
     try:
@@ -232,7 +232,9 @@ def _next(asked: socket.socket, guard: Guard) -> dict[str, Any] | None:
     return json.loads(data) if data else None
 
 
-def _answered(driver: Driver, guard: Guard, request: dict[str, Any]) -> dict[str, object]:
+def _answered(
+    driver: CheckpointDriver, guard: ProcessGuard, request: dict[str, Any]
+) -> dict[str, object]:
     try:
         if request["do"] == "guard":
             guard.begin(request)

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from shim.gpu.way import Asked, Evacuation, Loading
+    from shim.gpu.way import Evacuation, Loading, ProcessReport
     from shim.kernel.steps import Steps
 
 NAME = "driver"
@@ -57,7 +57,7 @@ class DriverWay:
 
     name = NAME
 
-    def asked(self, pid: int) -> Asked | None:
+    def asked(self, pid: int) -> ProcessReport | None:
         """The driver tells nothing about what a process has called."""
         del pid
         return None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from shim.gpu.helper import Answer, Spawn
+    from shim.gpu.helper import DriverAnswer, Spawn
     from shim.gpu.way import Evacuation
     from shim.kernel.steps import Steps
 
@@ -195,7 +195,7 @@ class Engine:
 
     def _failed(self, why: str) -> GpuNotCheckpointed:
         return GpuNotCheckpointed(
-            "cannot checkpoint the GPU", container=self._container, why=why,
+            "cannot checkpoint the GPU", about=self._container, why=why,
             do="Let quickthaw.io/quiesce end the work on the GPU, or try again.",
         )  # fmt: skip
 
@@ -224,7 +224,7 @@ def bring_back(team: Team, pids: Iterable[int], until: float) -> list[str]:
     return [why for pid, why in failed.items() if os.path.exists(f"/proc/{pid}")]
 
 
-def _final(do: str, answers: dict[int, Answer], *, is_late: bool) -> dict[int, str]:
+def _final(do: str, answers: dict[int, DriverAnswer], *, is_late: bool) -> dict[int, str]:
     """The failures after which another try makes no sense."""
     return {
         pid: f"{do} of process {pid}: {answer.name}"
@@ -241,7 +241,7 @@ def kill(container: str, pids: Iterable[int], why: list[str]) -> GpuLost:
     with contextlib.suppress(OSError):
         journal.note(journal.path_of(container), journal.GPU, [])
     return GpuLost(
-        "the GPU did not give the source back", container=container, why="; ".join(why),
+        "the GPU did not give the source back", about=container, why="; ".join(why),
         do="kubelet starts it again. See the kernel's log for NVRM lines.",
     )  # fmt: skip
 

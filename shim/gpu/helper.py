@@ -16,6 +16,8 @@ import socket
 import sys
 import time
 
+from shim.contract import jsontext
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +47,7 @@ _SCOUT = 0
 """Nobody's number: of the helper that guards nobody."""
 
 
-class Answer:
+class DriverAnswer:
     """code: the driver's CUresult, NO_ANSWER when the call did not come back. name: of the code, or
     why there is none. state: of the process, where it was read.
     """
@@ -97,7 +99,7 @@ class Helper:
             data = self._socket.recv(_MOST_BYTES)
         except OSError as error:
             raise Died(str(error)) from error
-        found: dict[str, Any] = json.loads(data) if data else {"failed": "it was killed"}
+        found: dict[str, Any] = jsontext.parse(data) if data else {"failed": "it was killed"}
         if "failed" in found:
             raise Died(str(found["failed"]))
         return found
@@ -146,7 +148,7 @@ class Team:
         for _ in range(count):
             self._spare.append(Helper(self._spawn))
 
-    def state(self, pid: int, until: float) -> Answer:
+    def state(self, pid: int, until: float) -> DriverAnswer:
         """The process's state; NOT_INITIALIZED for one that is no CUDA process.
 
         Asked of the process's own helper, or of one that only looks: most that are asked about
@@ -158,15 +160,17 @@ class Team:
             return _answer(self._helper(who).call({"do": "state", "pid": pid}, until))
         except (Late, Died, OSError) as error:
             self._lose(who)
-            return Answer(NO_ANSWER, f"its state cannot be read: {error}")
+            return DriverAnswer(NO_ANSWER, f"its state cannot be read: {error}")
 
-    def call(self, do: str, pids: Iterable[int], until: float, **more: object) -> dict[int, Answer]:
+    def call(
+        self, do: str, pids: Iterable[int], until: float, **more: object
+    ) -> dict[int, DriverAnswer]:
         """Make the same call for several processes at once; every one's answer, with its state.
 
         until: on `time.monotonic`; a helper that is late is killed. more: `timeout_ms`, `pairs`.
         """
         waiting = list(pids)
-        found: dict[int, Answer] = {}
+        found: dict[int, DriverAnswer] = {}
         for pid in list(waiting):
             try:
                 self._helper(pid).ask({"do": do, "pid": pid, **more})
@@ -198,7 +202,7 @@ class Team:
                 self._lose(pid)  # and with it its lock
 
     def _heard(
-        self, waiting: list[int], until: float, found: dict[int, Answer]
+        self, waiting: list[int], until: float, found: dict[int, DriverAnswer]
     ) -> list[tuple[int, str]]:
         """Wait for answers; those whose helper was lost on the way, and why."""
         lost: list[tuple[int, str]] = []
@@ -219,16 +223,18 @@ class Team:
 
     def _after_loss(
         self, do: str, pid: int, why: str, until: float, more: Mapping[str, object]
-    ) -> Answer:
+    ) -> DriverAnswer:
         """Another helper goes on from what the state says."""
         again = 1
         self.unsettled.add(pid)
         while True:
             told = self.state(pid, max(until, time.monotonic() + _STATE_S))
             if told.state == _LEADS[do]:
-                return Answer(SUCCESS, f"after {why}", told.state)
+                return DriverAnswer(SUCCESS, f"after {why}", told.state)
             if told.state != _STARTS[do] or time.monotonic() > until:
-                return Answer(NO_ANSWER, f"{do}: {why}; {told.state or told.name}", told.state)
+                return DriverAnswer(
+                    NO_ANSWER, f"{do}: {why}; {told.state or told.name}", told.state
+                )
             if again:
                 again -= 1
                 try:
@@ -261,5 +267,5 @@ class Team:
                 helper.kill()
 
 
-def _answer(found: Mapping[str, Any]) -> Answer:
-    return Answer(int(found["code"]), str(found["name"]), str(found.get("state", "")))
+def _answer(found: Mapping[str, Any]) -> DriverAnswer:
+    return DriverAnswer(int(found["code"]), str(found["name"]), str(found.get("state", "")))

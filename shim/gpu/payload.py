@@ -17,7 +17,7 @@ _OF_GPU = ("memory_bytes", "name", "uuid")
 _FIELDS = ("about", "gpus", "processes", "way")
 
 
-class Payload:
+class GpuPayload:
     """way: its name. processes: their numbers in the container's PID namespace. gpus: `uuid`,
     `name` and `memory_bytes` of the captured devices. about: what the way keeps, a JSON object.
     """
@@ -36,7 +36,7 @@ class Payload:
         return canonical({name: getattr(self, name) for name in _FIELDS})
 
 
-def of(facts: Mapping[str, str]) -> Payload | None:
+def of(facts: Mapping[str, str]) -> GpuPayload | None:
     """The payload of a manifest's facts, None without. Raises ValueError for a malformed one."""
     if GPU_PAYLOAD not in facts:
         return None
@@ -50,7 +50,7 @@ def of(facts: Mapping[str, str]) -> Payload | None:
         raise ValueError("the GPU payload names no devices")
     if not isinstance(found["about"], dict) or not isinstance(found["way"], str):
         raise ValueError("the GPU payload has no way")
-    return Payload(way=found["way"], processes=numbers, gpus=gpus, about=found["about"])
+    return GpuPayload(way=found["way"], processes=numbers, gpus=gpus, about=found["about"])
 
 
 def _is_gpu(value: object) -> bool:

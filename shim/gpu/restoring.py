@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from shim.gpu.payload import Payload
+    from shim.gpu.payload import GpuPayload
     from shim.gpu.way import Loading
     from shim.kernel.steps import Steps
     from shim.oci.spec import Spec
@@ -41,7 +41,7 @@ class Restoring:
     """
 
     def __init__(
-        self, container: str, found: Payload, pairs: Sequence[Sequence[str]], until: float,
+        self, container: str, found: GpuPayload, pairs: Sequence[Sequence[str]], until: float,
         payload_dirfd: int, digests: Mapping[str, Sequence[str]],
     ) -> None:  # fmt: skip
         self._container, self._found, self._until = container, found, until
@@ -93,7 +93,7 @@ class Restoring:
         for pid, answer in self._team.call(do, pids, self._until, **more).items():
             if not answer.is_success:
                 error = GpuNotRestored(
-                    "the GPU was not restored", container=self._container,
+                    "the GPU was not restored", about=self._container,
                     why=f"{do} of process {pid}: {answer.name}",
                     do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
                 )  # fmt: skip

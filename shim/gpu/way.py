@@ -25,7 +25,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 
-class Asked:
+class ProcessReport:
     """The facts that a way has about a process.
 
     against: why it cannot be restored, in words with the remedy. moved: bytes of device memory that
@@ -106,7 +106,7 @@ if TYPE_CHECKING:
 
         name: str
 
-        def asked(self, pid: int) -> Asked | None:
+        def asked(self, pid: int) -> ProcessReport | None:
             """Returns the facts about this process; None if the way has not seen its calls.
             Changes nothing in the process.
             """

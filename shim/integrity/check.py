@@ -80,7 +80,7 @@ class Unchecked:
         return list(self._identity)
 
 
-class Check:
+class SnapshotCheck:
     """A check, from `begin` to `finish`; leaving the context abandons unfinished work.
 
     snapshot_dirfd: must stay open. captured: the manifest, already authenticated. container: for
@@ -111,7 +111,7 @@ class Check:
         self.unchecked: dict[str, Unchecked] = {}
         self.hashed_bytes = self._image_bytes = 0
 
-    def __enter__(self) -> Check:
+    def __enter__(self) -> SnapshotCheck:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,7 +160,9 @@ class Check:
             if seal and not marks.is_sealed(self.snapshot_dirfd, part.name, seal):
                 path = part.name
         if path is not None:
-            raise self._not_whole(Mismatch(tree.printable(path), "it as checked", "another"))
+            raise self._not_whole(
+                Mismatch(tree.printable(path), "the file that was checked", "another file")
+            )
 
     def _run_when_worth_it(self, size: int) -> None:
         if self._work.is_due and size > _MUCH_BYTES:
@@ -169,7 +171,7 @@ class Check:
     def _check_top(self) -> None:
         for name in sorted(os.listdir(self.snapshot_dirfd)):
             if name not in _TOP:
-                raise Mismatch(tree.printable(name), "no such file", "one")
+                raise Mismatch(tree.printable(name), "no such file", "a file")
 
     def _is_marked(self, part: SnapshotPart) -> bool:
         """Returns whether nothing in a tree has changed since a check."""
@@ -274,9 +276,9 @@ class Check:
         except OSError as error:
             if error.errno not in _DAMAGE:
                 raise  # no memory, no descriptors: the error says nothing about the snapshot
-            raise self._cannot(f"it cannot be read: {error}") from error
+            raise self._cannot(f"cannot read the snapshot: {error}") from error
         except (ValueError, RecursionError) as error:
-            raise self._cannot(f"it cannot be read: {error}") from error
+            raise self._cannot(f"cannot read the snapshot: {error}") from error
 
     def _not_whole(self, mismatch: Mismatch) -> SnapshotNotWhole:
         return self._cannot(str(mismatch))
@@ -284,6 +286,6 @@ class Check:
     def _cannot(self, why: str) -> SnapshotNotWhole:
         short = self._captured.id[:12]
         return SnapshotNotWhole(
-            "cannot use the snapshot", container=self._container, why=f"{short}: {why}",
+            "cannot use the snapshot", about=self._container, why=f"{short}: {why}",
             do=f"Run `quickthaw rm {short}`; the next pod makes a new one.",
         )  # fmt: skip

@@ -96,7 +96,7 @@ def _hashed(fd: int, index: int, size: int, path: str, work: Work) -> str:
     except OSError as error:
         if error.errno not in UNREADABLE:
             raise
-        raise Mismatch(_place(path, index), "what can be read", str(error.strerror)) from error
+        raise Mismatch(_place(path, index), "readable content", str(error.strerror)) from error
 
 
 def _compare(path: str, first: int, listed: list[str], found: Iterator[str] | list[str]) -> None:

@@ -155,8 +155,7 @@ def forget(snapshot: str, directory: str = VERIFIED) -> None:
     place = f"{directory}/{snapshot}"
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(place):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{place}/{name}")
+            replace.take_away(f"{place}/{name}")
         os.rmdir(place)
 
 

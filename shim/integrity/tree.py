@@ -211,7 +211,7 @@ def walk(snapshot_dirfd: int, part: SnapshotPart) -> Iterator[Entry]:
         yield from walked.directory(root.fileno(), b"", 1)
         if number := walked.linked_elsewhere():
             found = next(each for each in walk(snapshot_dirfd, part) if each.number == number)
-            raise Mismatch(printable(found.below), "names in its part only", "one elsewhere")
+            raise Mismatch(printable(found.below), "names in its part only", "a name elsewhere")
 
 
 class _Walk:
@@ -323,11 +323,13 @@ def _unpaired(part: SnapshotPart, before: list[str], line: Line | None, entry: E
     here = [] if not entry.depth else raw(entry.path).split(b"/")
     if line is not None and [raw(name) for name in _path(before, line)] < here:
         return _missing(part, before, line)
-    return Mismatch(printable(entry.below), "no such file", "one")
+    return Mismatch(printable(entry.below), "no such file", "a file")
 
 
 def _missing(part: SnapshotPart, before: list[str], line: Line) -> Mismatch:
-    return Mismatch(place(part, "/".join(_path(before, line)) or ROOT), "it as listed", "nothing")
+    return Mismatch(
+        place(part, "/".join(_path(before, line)) or ROOT), "the file as listed", "nothing"
+    )
 
 
 def _path(before: list[str], line: Line) -> list[str]:

@@ -6,6 +6,7 @@ move_mount(2).
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from shim.kernel.fds import OwnedFd
@@ -24,10 +25,7 @@ MS_NOSYMFOLLOW = 0x100
 MS_NOATIME = 0x400
 MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
-MS_REC = 0x4000
-MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
-MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
@@ -139,7 +137,7 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "")
 
 
 def set_propagation(target: str, kind: int) -> None:
-    """Make the mount at `target` MS_SHARED, MS_PRIVATE, MS_SLAVE or MS_UNBINDABLE."""
+    """Make the mount at `target` MS_SHARED or MS_PRIVATE."""
     mount("none", target, "", kind)
 
 
@@ -152,6 +150,14 @@ def unmount(target: str, *, detach: bool = False) -> None:
     """Unmount the mount at `target`. detach: hide it now, end it after its last user (lazy)."""
     call("umount2", os.fsencode(target), UMOUNT_NOFOLLOW | (MNT_DETACH if detach else 0),
          about=target)  # fmt: skip
+
+
+def remove_mount_point(directory: str) -> None:
+    """Unmount the directory if needed, and remove it; no error when missing. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.ismount(directory):
+            unmount(directory, detach=True)
+        os.rmdir(directory)
 
 
 def mount_flags(options: Iterable[str]) -> int:

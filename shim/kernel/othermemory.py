@@ -125,7 +125,7 @@ def _pages(fd: int, start: int, end: int) -> Iterator[Range]:
         yield began, behind
 
 
-class Watch:
+class WriteWatch:
     """Watches which pages a process writes from now on. Only if `can_watch`.
 
     Methods raise OSError. Sources: Documentation/admin-guide/mm/soft-dirty.rst.
@@ -169,7 +169,7 @@ def can_watch() -> bool:
     buffer.view[0] = 1
     ranges = [(buffer.address, buffer.address + PAGE)]
     try:
-        watch = Watch(os.getpid())
+        watch = WriteWatch(os.getpid())
     except OSError:
         return False
     try:

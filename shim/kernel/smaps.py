@@ -13,7 +13,7 @@ DROPPABLE: Final = "dp"
 
 
 @dataclass(frozen=True, slots=True)
-class Area:
+class FlaggedArea:
     """start, end: addresses. flags: two letters each, as the kernel prints them."""
 
     start: int
@@ -21,13 +21,13 @@ class Area:
     flags: frozenset[str]
 
 
-def areas(pid: int) -> list[Area]:
+def areas(pid: int) -> list[FlaggedArea]:
     """Returns all areas of a process. Raises OSError; ValueError for a list of another form."""
     with open(f"/proc/{pid}/smaps", "rb") as file:
         return parsed(file.read())
 
 
-def parsed(text: bytes) -> list[Area]:
+def parsed(text: bytes) -> list[FlaggedArea]:
     """Returns the areas in the content of such a file. Raises ValueError."""
     found = []
     bounds: tuple[int, int] | None = None
@@ -39,6 +39,6 @@ def parsed(text: bytes) -> list[Area]:
             if bounds is None:
                 raise ValueError("smaps has flags without an area")
             flags = line[len(_FLAGS) :].decode("ascii", "replace").split()
-            found.append(Area(*bounds, frozenset(flags)))
+            found.append(FlaggedArea(*bounds, frozenset(flags)))
             bounds = None
     return found

@@ -36,7 +36,7 @@ class Stop:
     def check(self) -> None:
         """Raises Stopped when the work is to end."""
         if self._told:
-            raise Stopped("it was told to stop")
+            raise Stopped("somebody stopped the work")
         if time.monotonic() > self.until:
             raise Stopped(self._why)
 

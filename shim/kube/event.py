@@ -21,7 +21,7 @@ _PODS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class PodEvent:
     """An event of a pod. container: its name, or empty when the event is about the whole pod."""
 
     namespace: str
@@ -61,7 +61,7 @@ def stamp(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
-def body(event: Event, known: Known, node: str, at: float) -> dict[str, Any]:
+def body(event: PodEvent, known: Known, node: str, at: float) -> dict[str, Any]:
     """Returns the body of a POST, which creates the event."""
     involved = {
         "apiVersion": "v1", "kind": "Pod", "namespace": event.namespace, "name": event.pod,
@@ -80,7 +80,7 @@ def body(event: Event, known: Known, node: str, at: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def patch(event: Event, known: Known, at: float) -> dict[str, Any]:
+def patch(event: PodEvent, known: Known, at: float) -> dict[str, Any]:
     """Returns the body of a PATCH, which updates an event that the server has."""
     return {
         "count": known.count, "lastTimestamp": stamp(at),
@@ -88,36 +88,36 @@ def patch(event: Event, known: Known, at: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def name_of(event: Event, at: float) -> str:
+def name_of(event: PodEvent, at: float) -> str:
     """Returns a name that no other event of the pod has, formed as by Kubernetes itself."""
     ending = f".{int(at * 1e9):x}"
     return event.pod[: _NAME_CHARS - len(ending)].rstrip(".-") + ending
 
 
-class Memory:
+class EventMemory:
     """Remembers the events that the server has, so that a repeated event raises a count."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, ...], Known] = OrderedDict()
 
-    def again(self, event: Event) -> Known | None:
+    def again(self, event: PodEvent) -> Known | None:
         """Returns the event that the server has already, with a raised count; None without one."""
         known = self._known.get(_same(event))
         return Known(known.name, known.first, known.count + 1) if known else None
 
-    def remember(self, event: Event, known: Known) -> None:
+    def remember(self, event: PodEvent, known: Known) -> None:
         """Remember that the server has accepted an event."""
         self._known[_same(event)] = known
         self._known.move_to_end(_same(event))
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
 
-    def forget(self, event: Event) -> None:
+    def forget(self, event: PodEvent) -> None:
         """Forget an event that the server has no longer: it keeps events for an hour."""
         self._known.pop(_same(event), None)
 
 
-def _same(event: Event) -> tuple[str, ...]:
+def _same(event: PodEvent) -> tuple[str, ...]:
     """Returns a key for equal events, without the message, which contains ids and times."""
     return event.namespace, event.pod, event.uid, event.container, event.kind, event.reason
 

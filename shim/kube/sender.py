@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shim.contract import jsontext
 from shim.kube import event as events
-from shim.kube.event import Event, Known, Memory, Rate
+from shim.kube.event import EventMemory, Known, PodEvent, Rate
 from shim.kube.kubeconfig import Access, BadKubeconfig, load
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _TOO_MANY: Final = 429
 _SERVER_ERROR: Final = 500
 
 
-class Refused(Exception):
+class ServerRefused(Exception):
     """The API server answered with an error. status: of HTTP."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -64,8 +64,8 @@ class Sender:
         self, path: str, counted: Callable[[str], None], *, node: str, wait_s: float = _WAIT_S
     ) -> None:
         self._path, self._counted, self._node, self._wait_s = path, counted, node, wait_s
-        self._queue: queue.Queue[Event | None] = queue.Queue(_QUEUE)
-        self._rate, self._memory = Rate(), Memory()
+        self._queue: queue.Queue[PodEvent | None] = queue.Queue(_QUEUE)
+        self._rate, self._memory = Rate(), EventMemory()
         self._connection: http.client.HTTPSConnection | None = None
         self._access: Access | None = None
         self._told_at, self._lost = -_TELL_EVERY_S, 0
@@ -90,7 +90,7 @@ class Sender:
             self._queue.put_nowait(None)  # wakes the thread; with a full queue it is awake
         self._thread.join(_STOP_S)
 
-    def send(self, event: Event) -> None:
+    def send(self, event: PodEvent) -> None:
         """Queue the event, or drop it. Never blocks and never raises."""
         if not event.namespace or not event.pod:
             return
@@ -114,7 +114,7 @@ class Sender:
                 self._deliver(event)
         self._disconnect()
 
-    def _deliver(self, event: Event) -> None:
+    def _deliver(self, event: PodEvent) -> None:
         """Send an event, with a few retries. Never raises: the thread must live."""
         why: Exception | None = None
         for number in range(_TRIES):
@@ -124,7 +124,7 @@ class Sender:
                 self._tell(event)
                 self._counted(SENT)
                 return
-            except Refused as error:
+            except ServerRefused as error:
                 why = error
                 if not error.passes:
                     break
@@ -149,7 +149,7 @@ class Sender:
         )  # fmt: skip
         self._told_at, self._lost = time.monotonic(), 0
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: PodEvent) -> None:
         now = time.time()
         collection = f"/api/v1/namespaces/{urllib.parse.quote(event.namespace, safe='')}/events"
         if known := self._memory.again(event):
@@ -160,7 +160,7 @@ class Sender:
                 )  # fmt: skip
                 self._memory.remember(event, known)
                 return
-            except Refused as error:
+            except ServerRefused as error:
                 if error.status != _GONE:
                     raise
                 self._memory.forget(event)
@@ -170,7 +170,7 @@ class Sender:
         self._memory.remember(event, known)
 
     def _request(self, method: str, target: str, content: dict[str, Any], kind: str) -> None:
-        """Make a request on the open connection, or on a new one. Raises Refused, OSError."""
+        """Make a request on the open connection, or on a new one. Raises ServerRefused, OSError."""
         access, connection = self._connected()
         headers = {
             "Content-Type": kind, "Accept": "application/json",
@@ -185,7 +185,7 @@ class Sender:
             self._disconnect()  # an answer beyond the limit, or the server asks to close
         if not 200 <= answer.status < 300:
             self._disconnect()  # the next connection reads rotated credentials
-            raise Refused(answer.status, _message(said))
+            raise ServerRefused(answer.status, _message(said))
 
     def _connected(self) -> tuple[Access, http.client.HTTPSConnection]:
         if self._connection is None or self._access is None:

@@ -4,7 +4,7 @@
 
     {"schema": 1, "spaces": [
         {"pid": 1, "data": "space-1.data", "ranges": "space-1.ranges", "areas": [[start, end], …],
-         "huge": [[start, end], …], "compression": "none", "sampled_ratio": 1.0}],
+         "huge": [[start, end], …]}],
      "shared": [
         {"image": "pagemap-shmem-7.img", "data": "shared-7.data", "ranges": "shared-7.ranges",
          "size": …}]}
@@ -16,10 +16,9 @@ asks for the object's content.
 
 A file of ranges is 8 bytes of magic and then for each range three 64 bit little endian numbers:
 address, length and offset in the file of data; in the order of addresses, disjoint, whole pages. A
-page of an area or object in no range reads as zeros. compression: always none; sampled_ratio: the
-compression ratio that zlib reached on samples (docs/decisions/0008-memory-is-copied-beside-criu.md
-says why). `shim.memory.copy.settle` writes all of these files; a restore parses them from memory
-after it has checked their digests. Lean.
+page of an area or object in no range reads as zeros. `shim.memory.copy.settle` writes all of these
+files; a restore parses them from memory after it has checked their digests. A reader ignores
+unknown keys: earlier captures also wrote `compression` (always none) and `sampled_ratio`. Lean.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shim.contract import jsontext
 from shim.gate.host import host_facts
 from shim.gate.request import Node
 from shim.kernel import nvml
@@ -51,7 +51,7 @@ async def learn(criu: str, trust: Trust) -> NodeFacts:
     try:
         host = host_facts()
     except OSError as error:
-        log.warning("the CPU's features cannot be read: %s; pods start cold", error)
+        log.warning("cannot read the features of the processor: %s; pods start cold", error)
         host = {}
     node = Node(
         arch=system.machine, kernel=system.release, criu=await criu_version(criu), host=host,
@@ -76,9 +76,9 @@ async def _gpus() -> dict[str, Any] | None:
         ended = await tool.run_async(argv, within_s=_GPUS_S)
         if ended.status:
             raise ValueError(ended.tail)
-        found: dict[str, Any] = json.loads(ended.output)
+        found: dict[str, Any] = jsontext.parse(ended.output)
     except (OSError, TimeoutError, ValueError) as error:
-        log.warning("the GPUs cannot be read: %s; pods with one start cold", error)
+        log.warning("cannot read the GPUs: %s; pods with GPUs start cold", error)
         return None
     return found
 

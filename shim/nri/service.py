@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from protos import nri_pb2
 from shim.nri.events import BY_NUMBER, EVENTS, Container, Plugin, Pod, mask
 from shim.rpc.errors import CallRefused, Code
-from shim.rpc.ttrpc import MAX_MESSAGE_BYTES, Call
+from shim.rpc.ttrpc import MAX_MESSAGE_BYTES, PendingCall
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Reports:
     trouble: Callable[[Trouble], None]
 
 
-class Work:
+class Handlers:
     """The running handlers. Outlives connections: a stuck handler does not delay the next session.
 
     After the budget, a handler is cancelled, and nobody waits for it but `ended`.
@@ -112,14 +112,14 @@ class Work:
 class Service:
     """Answers the calls of a connection."""
 
-    def __init__(self, plugin: Plugin, work: Work, reports: Reports) -> None:
+    def __init__(self, plugin: Plugin, work: Handlers, reports: Reports) -> None:
         self._plugin, self._work, self._reports = plugin, work, reports
         self._events = mask(plugin)
         self._request_timeout_s = REQUEST_TIMEOUT_S
         self._pods: list[Pod] = []
         self._containers: list[Container] = []
 
-    async def handle(self, call: Call) -> bytes:
+    async def handle(self, call: PendingCall) -> bytes:
         """Answer a call. Raises CallRefused only for a call that is not in the protocol."""
         if call.service != SERVICE:
             raise CallRefused(Code.UNIMPLEMENTED, f"service {call.service} is not served here")
@@ -134,7 +134,7 @@ class Service:
             log.exception("%s failed; answered empty", call.method)
         return EMPTY
 
-    async def _dispatch(self, call: Call) -> bytes:
+    async def _dispatch(self, call: PendingCall) -> bytes:
         match call.method:
             case "Configure":
                 return self._configure(nri_pb2.ConfigureRequest.FromString(call.payload))
@@ -169,7 +169,7 @@ class Service:
         self._reports.configured(runtime)
         return nri_pb2.ConfigureResponse(events=self._events).SerializeToString()
 
-    async def _synchronize(self, call: Call, request: nri_pb2.SynchronizeRequest) -> bytes:
+    async def _synchronize(self, call: PendingCall, request: nri_pb2.SynchronizeRequest) -> bytes:
         self._pods += request.pods
         self._containers += request.containers
         if request.more:
@@ -180,7 +180,7 @@ class Service:
         self._reports.synchronized(len(pods), len(containers))
         return EMPTY
 
-    async def _create(self, call: Call) -> bytes:
+    async def _create(self, call: PendingCall) -> bytes:
         request = nri_pb2.CreateContainerRequest.FromString(call.payload)
         handler = self._plugin.create_container(request.pod, request.container)
         about = Trouble(call.method, request.pod.id, request.container.id)
@@ -193,7 +193,7 @@ class Service:
             raise ValueError(f"adjustment of {len(answer)} bytes; {LARGEST_ANSWER_BYTES} at most")
         return answer
 
-    async def _update(self, call: Call) -> bytes:
+    async def _update(self, call: PendingCall) -> bytes:
         request = nri_pb2.UpdateContainerRequest.FromString(call.payload)
         about = Trouble(call.method, request.pod.id, request.container.id)
         handler = self._plugin.update_container(
@@ -204,7 +204,7 @@ class Service:
 
     async def _event(
         self,
-        call: Call,
+        call: PendingCall,
         name: str | None,
         request: nri_pb2.StateChangeEvent | nri_pb2.ContainerEvent,
     ) -> bytes:
@@ -218,7 +218,7 @@ class Service:
 
     async def _run(
         self,
-        call: Call,
+        call: PendingCall,
         about: Trouble,
         handler: Coroutine[None, None, nri_pb2.ContainerAdjustment | None],
     ) -> nri_pb2.ContainerAdjustment | None:

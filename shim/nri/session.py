@@ -14,7 +14,7 @@ from typing import Final
 
 from protos import nri_pb2
 from shim.nri.events import Plugin, mask
-from shim.nri.service import Reports, Runtime, Service, Trouble, Work
+from shim.nri.service import Handlers, Reports, Runtime, Service, Trouble
 from shim.rpc.channel import Channel, Connections, connected
 from shim.rpc.errors import CallTooLate, RpcError
 
@@ -106,7 +106,7 @@ async def serve(
     if not _NAME.fullmatch(name) or not _INDEX.fullmatch(index):
         raise ValueError(f"NRI takes no plugin {index}-{name}")
     mask(plugin)
-    work = Work()
+    work = Handlers()
     delay_s = pace.first_s
     clock = asyncio.get_running_loop().time
     try:
@@ -130,7 +130,7 @@ class _Session:
     def __init__(
         self,
         plugin: Plugin,
-        work: Work,
+        work: Handlers,
         on_state: Callable[[State], None],
         on_trouble: Callable[[Trouble], None],
     ) -> None:

@@ -80,9 +80,9 @@ class Spec:
         return found if isinstance(found, str) else None
 
     @property
-    def mounts(self) -> list[Mount]:
+    def mounts(self) -> list[SpecMount]:
         """All mounts, in the order in which the runtime mounts them."""
-        return [Mount(each) for each in _entries(self.json, "mounts")]
+        return [SpecMount(each) for each in _entries(self.json, "mounts")]
 
     def bind_source(self, destination: str) -> str:
         """Returns the host's path that is bind-mounted at `destination`, or the empty string."""
@@ -152,7 +152,7 @@ class Spec:
         return quota / period
 
 
-class Mount:
+class SpecMount:
     """A mount of a spec. json: as parsed.
 
     destination: the normal form of the path in the container. is_bind: the mount shows a directory

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from shim.contract import outcome
 from shim.contract.errors import Effect
 from shim.gate import volumecontent
-from shim.kube.event import NORMAL, WARNING, Event
+from shim.kube.event import NORMAL, WARNING, PodEvent
 from shim.report import records
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ Content: TypeAlias = tuple[str, str, str]
 """Kind, reason and message."""
 
 
-def of(record: Happened) -> Event | None:
+def of(record: Happened) -> PodEvent | None:
     """Returns the event, None when the record is none for the author of a pod."""
     found, its = content(record), record.subject
     if found is None or its is None:
         return None
-    return Event(its.namespace, its.pod, its.uid, its.container, *found)
+    return PodEvent(its.namespace, its.pod, its.uid, its.container, *found)
 
 
 @singledispatch
@@ -78,7 +78,7 @@ def _(record: records.Captured) -> Content:
 
 
 @content.register
-def _(record: records.CaptureFailed) -> Content:
+def _(record: records.CaptureEndedInFailure) -> Content:
     return WARNING, record.reason, record.why
 
 

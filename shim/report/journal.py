@@ -100,5 +100,5 @@ def _(record: records.Captured) -> tuple[int, str]:
 
 
 @line.register
-def _(record: records.CaptureFailed) -> tuple[int, str]:
+def _(record: records.CaptureEndedInFailure) -> tuple[int, str]:
     return logging.WARNING, f"{record.subject}: {record.why}"

@@ -103,7 +103,7 @@ class Metrics:
         self._frozen_s.observe(record.frozen_s)
 
     @tell.register
-    def _(self, record: records.CaptureFailed) -> None:
+    def _(self, record: records.CaptureEndedInFailure) -> None:
         self._captures.labels("failed", record.reason).inc()
 
     def _refused(self, record: Happened) -> None:

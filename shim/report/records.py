@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shim.contract.errors import QuickthawError
+    from shim.contract.outcome import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +89,22 @@ class SwapEnded(Happened):
 
     result: str
     is_seen: bool = True
-    steps: Mapping[str, object] = field(default_factory=dict)
+    steps: Mapping[str, float] = field(default_factory=dict)
 
 
-def swap_ended(
-    outcome: Mapping[str, object], subject: Subject | None, *, is_seen: bool
-) -> SwapEnded:
+def swap_ended(outcome: Outcome, subject: Subject | None, *, is_seen: bool) -> SwapEnded:
     """Returns the record of an outcome of `quickthaw-runc`, see `shim.contract.outcome`."""
-    codes, steps = outcome.get("refusals"), outcome.get("steps")
     return SwapEnded(
-        subject=subject, snapshot=str(outcome.get("snapshot")), is_seen=is_seen,
-        result=str(outcome.get("result")), reason=str(outcome.get("error_class") or "none"),
-        why=str(outcome.get("error") or ""), seconds=float(str(outcome.get("seconds") or 0)),
-        codes=tuple(map(str, codes)) if isinstance(codes, list) else (),
-        steps=steps if isinstance(steps, dict) else {},
-    )  # fmt: skip
+        subject=subject,
+        snapshot=outcome.snapshot,
+        is_seen=is_seen,
+        result=outcome.result,
+        reason=outcome.error_class or "none",
+        why=outcome.error,
+        seconds=outcome.seconds,
+        codes=tuple(outcome.refusals),
+        steps=outcome.steps,
+    )
 
 
 class Quarantined(Happened):
@@ -138,12 +140,12 @@ class Captured(Happened):
     frozen_s: float
 
 
-class CaptureFailed(Happened):
+class CaptureEndedInFailure(Happened):
     """A capture failed and its source goes on. reason: the error's class."""
 
     __slots__ = ()
 
 
-def capture_failed(subject: Subject, error: QuickthawError) -> CaptureFailed:
+def capture_failed(subject: Subject, error: QuickthawError) -> CaptureEndedInFailure:
     """Returns the record of an error of a capture."""
-    return CaptureFailed(subject=subject, reason=type(error).__name__, why=str(error))
+    return CaptureEndedInFailure(subject=subject, reason=type(error).__name__, why=str(error))

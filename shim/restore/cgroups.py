@@ -127,7 +127,7 @@ def _is_in(path: str, root: str, container: str) -> bool:
 
 def _other_cgroups(container: str, why: str) -> SwapFailed:
     error = SwapFailed(
-        "the restored container does not see its own cgroups", container=container, why=why,
+        "the restored container does not see its own cgroups", about=container, why=why,
         do="Does the runtime make cgroups as runc does? See docs/security.md.",
     )  # fmt: skip
     error.blame = Blame.OTHER

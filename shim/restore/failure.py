@@ -45,7 +45,7 @@ def of_criu(
     work: CRIU's work directory; this function keeps the log that is in it.
     """
     error = CriuRestoreFailed(
-        "cannot restore the process tree", container=ticket.container, why=reason,
+        "cannot restore the process tree", about=ticket.container, why=reason,
         do=f"CRIU's log: {_keep_log(ticket, work)}.",
     )  # fmt: skip
     # CRIU that did not even begin has not looked at the snapshot.
@@ -67,7 +67,7 @@ def too_late(
     waits = on_file_system(ticket.container) if of_snapshot else ""
     why = "; ".join(filter(None, [why, waits]))
     error = SwapTooLate(
-        f"the swap's deadline passed {where}", container=ticket.container,
+        f"the swap's deadline passed {where}", about=ticket.container,
         why=f"{why}; {ticket.deadline_s:g} s are allowed, {ticket.turn_hold_s:g} s with a turn",
         do="Find what is slow, or raise quickthaw.io/deadline, and restore_hold_s in the "
         "configuration.",

@@ -20,7 +20,7 @@ from shim.contract.paths import (
     SWAPPED,
 )
 from shim.criu import mntns, options
-from shim.kernel import mounts
+from shim.kernel import mounts, replace
 from shim.kernel.beneath import open_dir, remove_tree
 from shim.restore import turns
 from shim.shm import fill
@@ -41,8 +41,8 @@ def forget(container: str) -> None:
         # Last in, first out: the journal is read before its directory is removed.
         steps.callback(_sweep_turns)
         steps.callback(_remove_tree, private)
-        steps.callback(_unmount_control, f"{CONTROL}/{container}")
-        steps.callback(_unlink, f"{SWAPPED}/{container}")
+        steps.callback(mounts.remove_mount_point, f"{CONTROL}/{container}")
+        steps.callback(replace.take_away, f"{SWAPPED}/{container}")
         steps.callback(ticket.remove, container)
         steps.callback(_undo_unfinished, container)
 
@@ -71,13 +71,6 @@ def _undo_unfinished(container: str) -> None:
         # ROOTFS needs nothing: containerd unmounts the bundle's root file system by itself.
 
 
-def _unmount_control(directory: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.ismount(directory):
-            mounts.unmount(directory, detach=True)
-        os.rmdir(directory)
-
-
 def _remove_tree(directory: str) -> None:
     """Remove a directory. First unmount all below it: the mounted content must stay."""
     for mount in reversed(mounts.read_mounts()):
@@ -86,8 +79,3 @@ def _remove_tree(directory: str) -> None:
     parent, name = os.path.split(directory)
     with contextlib.suppress(FileNotFoundError), open_dir(parent) as containers:
         remove_tree(containers.fileno(), name)
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

@@ -105,7 +105,7 @@ def _clean_up(ticket: Ticket, runtime: Sequence[str], why: str) -> None:
         until = time.monotonic() + _DELETE_S
         process.run([*runtime, "delete", "--force", container], until=until, quiet=True)
     error = SwapKilled(
-        "the swap was ended from outside", container=container, why=why,
+        "the swap was ended from outside", about=container, why=why,
         do="Was the node out of memory? See the kernel's log.",
     )  # fmt: skip
     with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ import contextlib
 import os
 
 from shim.contract.paths import LOGS
+from shim.kernel import replace
 
 _BEGIN_BYTES = 64 << 10
 _END_BYTES = 960 << 10
@@ -51,5 +52,4 @@ def _make_room(directory: str, but: str, left: int) -> None:
     for _, size, path in sorted(found, reverse=True):
         left -= 0 if path == but else size
         if left < 0 and path != but:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            replace.take_away(path)

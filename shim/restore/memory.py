@@ -10,7 +10,7 @@ import time
 
 from shim.contract.errors import Blame, MemoryNotServed, QuickthawError
 from shim.criu.log import is_killed
-from shim.kernel import alarm, process, procfs, userfault
+from shim.kernel import alarm, process, procfs, replace, userfault
 from shim.memory import layout
 from shim.memory.serve import messages
 from shim.memory.serve.fifos import Asked
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from shim.contract.ticket import Ticket
-    from shim.integrity.check import Check, Unchecked
+    from shim.integrity.check import SnapshotCheck, Unchecked
     from shim.memory.layout import Layout
 
 SOCKET = "lazy-pages.socket"
@@ -143,7 +143,7 @@ class PageServer:
 
 
 def _not_served(ticket: Ticket, why: str, do: str) -> MemoryNotServed:
-    return MemoryNotServed("cannot serve the memory", container=ticket.container, why=why, do=do)
+    return MemoryNotServed("cannot serve the memory", about=ticket.container, why=why, do=do)
 
 
 def _damaged(ticket: Ticket, why: str) -> MemoryNotServed:
@@ -167,7 +167,7 @@ def read_layout(
 
 
 def start(
-    ticket: Ticket, check: Check, memory: Layout, view: str, work: str
+    ticket: Ticket, check: SnapshotCheck, memory: Layout, view: str, work: str
 ) -> PageServer:  # fmt: skip
     """Start a page server that listens in `work`.
 
@@ -194,8 +194,7 @@ def _listener(work: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     dirfd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(SOCKET, dir_fd=dirfd)
+        replace.take_away(SOCKET, dir_fd=dirfd)
         listener.bind(f"/proc/self/fd/{dirfd}/{SOCKET}")
         listener.listen(1)
     finally:
@@ -204,7 +203,7 @@ def _listener(work: str) -> socket.socket:
 
 
 def _become(
-    ticket: Ticket, check: Check, memory: Layout, asked: Asked,
+    ticket: Ticket, check: SnapshotCheck, memory: Layout, asked: Asked,
     listener: socket.socket, swap: socket.socket,
 ) -> None:  # fmt: skip
     """Become the page server in the fork. No code of the caller may run on here."""

@@ -9,7 +9,6 @@ restored.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
@@ -18,12 +17,13 @@ from shim.contract import jsontext
 from shim.contract.errors import SnapshotDoesNotFit
 from shim.contract.paths import CONTAINER_ANSWERED, CONTAINER_ASKED, CONTAINERS
 from shim.gate import volumes
-from shim.kernel import procfs
+from shim.kernel import procfs, replace
 from shim.kernel.fds import OwnedFd
 from shim.kernel.lineage import tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Mapping, Sequence
 
     from shim.contract.manifest import Manifest
@@ -59,7 +59,7 @@ def _check_company(ticket: Ticket, path: str) -> None:
     """CRIU makes deleted files as root, by their names: see `shim.source.ghosts`."""
     if ticket.others:
         error = SnapshotDoesNotFit(
-            "a deleted file cannot be made again", container=ticket.container,
+            "a deleted file cannot be made again", about=ticket.container,
             why=f"CRIU makes {path} by its name, where the {ticket.others} other containers of the "
             "pod may put a link meanwhile",
             do="Start this container before the others, or have it close the file.",
@@ -70,7 +70,7 @@ def _check_company(ticket: Ticket, path: str) -> None:
 
 def _other_files(container: str, why: str) -> SnapshotDoesNotFit:
     error = SnapshotDoesNotFit(
-        "files in volumes are not the captured ones", container=container, why=why,
+        "files in volumes are not the captured ones", about=container, why=why,
         do="Who writes to the volume while the pod starts?",
     )  # fmt: skip
     error.codes = ["volume_files"]
@@ -88,8 +88,7 @@ class Watch:
         self._files, self._held, self._container = files, held, container
         self._was_asked, self._why_not, self._why_lost = False, "", ""
         for name in (CONTAINER_ASKED, CONTAINER_ANSWERED):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{directory}/{name}")
+            replace.take_away(f"{directory}/{name}")
             os.mkfifo(f"{directory}/{name}", 0o600)
         # Read and write: no open blocks on the other side, and no end of file comes too early.
         self._asked, self._answered = (

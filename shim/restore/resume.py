@@ -5,14 +5,12 @@ Trusts none of the workload's answers; a call that fails or is late fails the sw
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 
 from shim.contract import jsontext
 from shim.contract.errors import ResumeFailed
 from shim.contract.paths import CONTROL, RESTORED_FILE
-from shim.kernel import process
+from shim.kernel import process, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,25 +41,13 @@ def tell(ticket: Ticket, manifest: Manifest, spec: Spec, addresses: Sequence[str
         "gpus": dict(ticket.gpu_pairs),
         "away_s": max(0.0, time.time() - manifest.created_at),
     }
-    directory = f"{CONTROL}/{ticket.container}"
-    fd = os.open(
-        f"{directory}/.{RESTORED_FILE}",
-        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
-        0o600,
-    )
-    with os.fdopen(fd, "w") as file:
-        file.write(jsontext.compose(told))
-        file.flush()
-        os.fchown(fd, *spec.owner)
-        os.fchmod(fd, 0o400)
-    os.rename(f"{directory}/.{RESTORED_FILE}", f"{directory}/{RESTORED_FILE}")
+    path = f"{CONTROL}/{ticket.container}/{RESTORED_FILE}"
+    replace.put(path, jsontext.compose(told), owner=spec.owner, mode=0o400)
 
 
 def untell(ticket: Ticket) -> None:
     """Remove restored.json: a cold start follows. A missing file is no error."""
-    for name in (RESTORED_FILE, f".{RESTORED_FILE}"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{CONTROL}/{ticket.container}/{name}")
+    replace.take_away(f"{CONTROL}/{ticket.container}/{RESTORED_FILE}")
 
 
 def call_workload(ticket: Ticket, netns: str, runtime: Sequence[str], *, until: float) -> None:
@@ -83,7 +69,7 @@ def call_workload(ticket: Ticket, netns: str, runtime: Sequence[str], *, until: 
             call.http(netns, method, int(port), slash + target, until=until)
     except (call.CallFailed, process.TooLate, OSError, ValueError) as error:
         raise ResumeFailed(
-            "the resume call failed", container=ticket.container, why=str(error),
+            "the resume call failed", about=ticket.container, why=str(error),
             do="Check the pod's quickthaw.io/resume annotation and the workload's answer.",
         ) from error  # fmt: skip
 

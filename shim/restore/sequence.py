@@ -127,7 +127,7 @@ def _told(swap: Swap, step: Step | None) -> Iterator[None]:
         raise _late(swap, step, str(error)) from error
     except Exception as error:
         raise SwapFailed(
-            f"the swap failed {step or _BETWEEN}", container=swap.ticket.container,
+            f"the swap failed {step or _BETWEEN}", about=swap.ticket.container,
             why=f"{type(error).__name__}: {error}",
             do=f"See `quickthaw show {swap.ticket.snapshot[:12]}`.",
         ) from error  # fmt: skip

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from shim.contract.manifest import Manifest
     from shim.contract.ticket import Ticket
     from shim.gpu.restoring import Restoring
-    from shim.integrity.check import Check
+    from shim.integrity.check import SnapshotCheck
     from shim.kernel.process import Child
     from shim.memory.layout import Layout
     from shim.oci.call import Call
@@ -71,7 +71,7 @@ class Swap:
     child: Child
     """The started runtime."""
     captured: Manifest
-    check: Check
+    check: SnapshotCheck
     content: Layout
     """The layout of the memory that the page server fills."""
     descriptors: bytes
@@ -135,7 +135,7 @@ def mount_rootfs(swap: Swap) -> None:
         faults.point("restore.rootfs.mounted", swap.ticket.container)
     except (OSError, ValueError) as error:
         raise RootfsNotMountable(
-            "cannot mount the snapshot's diff", container=swap.ticket.container,
+            "cannot mount the snapshot's diff", about=swap.ticket.container,
             why=str(error), do="Is the node's snapshotter overlayfs?",
         ) from error  # fmt: skip
 
@@ -164,19 +164,19 @@ def check_snapshot(swap: Swap) -> None:
     from shim.gate.checks import SWAP
     from shim.gate.decide import refusals_of
     from shim.gate.request import request_at_swap
-    from shim.integrity.check import Check
+    from shim.integrity.check import SnapshotCheck
 
     container = swap.ticket.container
     dirfd = swap.held.enter_context(OwnedFd(os.open(swap.snapshot, _DIRECTORY))).fileno()
     captured = swap.captured = manifest.read(dirfd, snapshot=swap.ticket.snapshot)
     if reasons := refusals_of(captured, request_at_swap(swap.spec, container), SWAP):
         error = SnapshotDoesNotFit(
-            "the snapshot does not fit the container", container=container,
+            "the snapshot does not fit the container", about=container,
             why="; ".join(map(str, reasons)), do="Capture a pod with the same spec.",
         )  # fmt: skip
         error.codes = [reason.code for reason in reasons]
         raise error
-    check = Check(dirfd, captured, container=container, until=swap.until, defer_memory=True)
+    check = SnapshotCheck(dirfd, captured, container=container, until=swap.until, defer_memory=True)
     swap.check = check
     swap.held.enter_context(check).begin()
 
@@ -219,7 +219,7 @@ def prepare_network(swap: Swap) -> None:
         addresses = _make_images(swap)
     except OSError as error:
         raise NetworkNotReady(
-            "cannot look at the pod's network", container=swap.ticket.container,
+            "cannot look at the pod's network", about=swap.ticket.container,
             why=str(error), do="Is the sandbox still there?",
         ) from error  # fmt: skip
     swap.undo.callback(resume.untell, swap.ticket)

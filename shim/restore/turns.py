@@ -48,7 +48,7 @@ def taken(
 
 def _no_turn(container: str, why: str) -> NoTurn:
     return NoTurn(
-        "restore queue timed out", container=container, why=why,
+        "restore queue timed out", about=container, why=why,
         do="Raise max_restores_at_once or restore_wait_s in the configuration if the node can "
         "do more.",
     )  # fmt: skip
@@ -90,10 +90,10 @@ def _order(directory: str, until: float, container: str) -> Iterator[None]:
         os.close(fd)
 
 
-def sweep(*, until: float, directory: str = TURNS) -> None:
+def sweep(*, until: float) -> None:
     """Remove the files of killed restores. Raises NoTurn at `until`, OSError."""
-    with contextlib.suppress(FileNotFoundError), _order(directory, until, "-"):
-        _remove_dead(directory, _numbers(directory))
+    with contextlib.suppress(FileNotFoundError), _order(TURNS, until, "-"):
+        _remove_dead(TURNS, _numbers(TURNS))
 
 
 def _remove_dead(directory: str, numbers: Iterable[int]) -> None:

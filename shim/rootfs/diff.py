@@ -85,15 +85,6 @@ class _Pass:
     unsettled_bytes: int = 0
 
 
-def copy_layers(
-    layers: Sequence[str], target: str, *, container: str, base: Sequence[str] = (),
-    userxattr: bool = False,
-) -> CopyStats:  # fmt: skip
-    """Copy the layers of a container that is stopped or frozen; see `DiffCopy`."""
-    with DiffCopy(layers, target, container=container, base=base, userxattr=userxattr) as diff:
-        return diff.finish()
-
-
 class DiffCopy:
     """A copy in several passes: `precopy` any number of times, then `finish` once.
 
@@ -194,7 +185,7 @@ class DiffCopy:
         except (OSError, Changed, NotMade, ValueError) as error:
             raise RootfsNotCopied(
                 f"cannot copy the root file system's changes to {self._target}",
-                container=self._container, why=f"{type(error).__name__}: {error}",
+                about=self._container, why=f"{type(error).__name__}: {error}",
                 do="See that the store has room, and that containerd uses plain overlayfs.",
             ) from error  # fmt: skip
 

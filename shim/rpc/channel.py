@@ -7,7 +7,6 @@ not read, end the connection. Nothing here logs; a connection that has ended say
 """
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,15 +16,15 @@ from typing import cast
 from shim.rpc import mux, ttrpc
 from shim.rpc.errors import CallRefused, CallTooLate, Code, ConnectionLost, PeerTooFast, RpcError
 
-Handler = Callable[[ttrpc.Call], Coroutine[None, None, bytes]]
+Handler = Callable[[ttrpc.PendingCall], Coroutine[None, None, bytes]]
 """Answers one call, or raises CallRefused to refuse it. Cancelled when the connection ends."""
 
-OnFault = Callable[[ttrpc.Call, BaseException], None]
+OnFault = Callable[[ttrpc.PendingCall, BaseException], None]
 """Called with a handler's exception that is no CallRefused. Its caller gets only `internal`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PeerLimits:
     """Bounds on the calls and bytes that a peer may make us hold before we cut it off."""
 
     unanswered_calls: int = 64
@@ -41,18 +40,18 @@ class Connections:
 
 
 class Channel(asyncio.Protocol):
-    """A connection over a socket. `connected` and `attached` make channels, and end them."""
+    """A connection over a socket. `connected` makes a channel, and ends it."""
 
     def __init__(
         self,
         ids: Connections,
         handler: Handler,
         on_fault: OnFault,
-        limits: Limits,
+        limits: PeerLimits,
     ) -> None:
         self._ids, self._handler, self._on_fault, self._limits = ids, handler, on_fault, limits
         self._demux = mux.MuxDecoder()
-        self._server, self._client = ttrpc.Server(), ttrpc.Client()
+        self._server, self._client = ttrpc.TtrpcServer(), ttrpc.Client()
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._answering: set[asyncio.Task[bytes]] = set()
         self._transport: asyncio.Transport | None = None
@@ -149,14 +148,14 @@ class Channel(asyncio.Protocol):
         else:
             waiting.set_result(answer.result)
 
-    def _serve(self, call: ttrpc.Call) -> None:
+    def _serve(self, call: ttrpc.PendingCall) -> None:
         if self._server.unanswered > self._limits.unanswered_calls:
             raise PeerTooFast(f"more than {self._limits.unanswered_calls} calls wait for an answer")
         task = asyncio.get_running_loop().create_task(self._handler(call))
         self._answering.add(task)
         task.add_done_callback(partial(self._served, call))
 
-    def _served(self, call: ttrpc.Call, task: asyncio.Task[bytes]) -> None:
+    def _served(self, call: ttrpc.PendingCall, task: asyncio.Task[bytes]) -> None:
         self._answering.discard(task)
         fault = asyncio.CancelledError() if task.cancelled() else task.exception()
         if self._reason:
@@ -170,7 +169,7 @@ class Channel(asyncio.Protocol):
             self._on_fault(call, fault)
         self._flush()
 
-    def _answer(self, call: ttrpc.Call, payload: bytes) -> Exception | None:
+    def _answer(self, call: ttrpc.PendingCall, payload: bytes) -> Exception | None:
         try:
             self._server.answer(call.stream, payload)
         except ValueError as too_large:
@@ -188,46 +187,18 @@ class Channel(asyncio.Protocol):
             self.close(PeerTooFast(f"{self._limits.unread_bytes} bytes wait to be read"))
 
 
-def _ignore(_call: ttrpc.Call, _fault: BaseException) -> None:
-    """Ignore faults of handlers, for owners that do not ask for them."""
+def _ignore(_call: ttrpc.PendingCall, _fault: BaseException) -> None:
+    """Ignore faults of handlers: the peer gets them, and an owner's handlers report their own."""
 
 
 @asynccontextmanager
-async def connected(
-    path: str,
-    ids: Connections,
-    handler: Handler,
-    *,
-    on_fault: OnFault = _ignore,
-    limits: Limits = Limits(),
-) -> AsyncIterator[Channel]:
+async def connected(path: str, ids: Connections, handler: Handler) -> AsyncIterator[Channel]:
     """Connect to the unix socket at `path`. On the way out, close it and end all handlers.
 
     Raises OSError when nobody listens there.
     """
-    channel = Channel(ids, handler, on_fault, limits)
+    channel = Channel(ids, handler, _ignore, PeerLimits())
     await asyncio.get_running_loop().create_unix_connection(lambda: channel, path)
-    try:
-        yield channel
-    finally:
-        await channel.ended()
-
-
-@asynccontextmanager
-async def attached(
-    sock: socket.socket,
-    ids: Connections,
-    handler: Handler,
-    *,
-    on_fault: OnFault = _ignore,
-    limits: Limits = Limits(),
-) -> AsyncIterator[Channel]:
-    """Make a channel over a connected unix socket, which belongs to the channel from here on.
-
-    Otherwise as `connected`.
-    """
-    channel = Channel(ids, handler, on_fault, limits)
-    await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=sock)
     try:
         yield channel
     finally:

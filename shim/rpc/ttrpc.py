@@ -5,7 +5,7 @@ message. A call is a request frame with a new odd stream id and a response frame
 Streaming (data frames) is not supported: a peer that tries to stream gets an error. Source: the
 ttrpc project's PROTOCOL.md.
 
-`Server` and `Client` are the two sides of a connection. Each collects messages to be sent;
+`TtrpcServer` and `Client` are the two sides of a connection. Each collects messages to be sent;
 `take_output` hands them over message by message, because NRI's multiplexing frames whole messages.
 """
 
@@ -58,7 +58,7 @@ class Oversized:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PendingCall:
     """A call that waits for its answer."""
 
     stream: int
@@ -143,7 +143,7 @@ class _Side:
         self._output.append(encode_frame(Frame(stream, kind, 0, message)))
 
 
-class Server(_Side):
+class TtrpcServer(_Side):
     """The side that answers calls."""
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class Server(_Side):
         """Returns the number of calls that `receive` has returned and nobody has answered yet."""
         return len(self._open)
 
-    def receive(self, data: bytes) -> list[Call]:
+    def receive(self, data: bytes) -> list[PendingCall]:
         """Take bytes and return the calls that they complete.
 
         An error of a single call is answered here. Raises TtrpcViolated when the stream is out of
@@ -192,7 +192,7 @@ class Server(_Side):
         message = ttrpc_pb2.Response(status=status).SerializeToString()
         self._send(stream, FrameType.RESPONSE, message)
 
-    def _call(self, frame: Frame | Oversized) -> Call | None:
+    def _call(self, frame: Frame | Oversized) -> PendingCall | None:
         if isinstance(frame, Oversized):
             why = f"message of {frame.length} bytes; {MAX_MESSAGE_BYTES} is the limit"
             raise CallRefused(Code.RESOURCE_EXHAUSTED, why)
@@ -208,14 +208,16 @@ class Server(_Side):
         return _parse_call(frame)
 
 
-def _parse_call(frame: Frame) -> Call:
+def _parse_call(frame: Frame) -> PendingCall:
     try:
         request = ttrpc_pb2.Request.FromString(frame.message)
     except DecodeError as error:
         raise CallRefused(Code.INVALID_ARGUMENT, f"no request: {error}") from error
     timeout_s = request.timeout_nano / _NANOSECONDS if request.timeout_nano > 0 else None
     metadata = tuple((pair.key, pair.value) for pair in request.metadata)
-    return Call(frame.stream, request.service, request.method, request.payload, timeout_s, metadata)
+    return PendingCall(
+        frame.stream, request.service, request.method, request.payload, timeout_s, metadata
+    )
 
 
 class Client(_Side):

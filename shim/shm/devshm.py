@@ -89,7 +89,7 @@ class ShmCopy:
             raise too_big(self._container, error) from error
         except (OSError, Changed, NotMade, ValueError) as error:
             raise ShmNotCopied(
-                f"cannot copy /dev/shm to {self._target}", container=self._container,
+                f"cannot copy /dev/shm to {self._target}", about=self._container,
                 why=f"{type(error).__name__}: {error}", do="See that the store has room.",
             ) from error  # fmt: skip
 

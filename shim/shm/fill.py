@@ -166,7 +166,7 @@ def _border(target: str, container: str) -> Iterator[None]:
         yield
     except (OSError, Changed, NotMade, ValueError) as error:
         raise ShmNotFilled(
-            f"cannot fill {target}", container=container, why=str(error),
+            f"cannot fill {target}", about=container, why=str(error),
             do="Does another container of the pod use the same names in /dev/shm?",
         ) from error  # fmt: skip
 

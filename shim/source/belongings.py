@@ -149,8 +149,8 @@ class Belongings:
 
     def _refused(self, why: str) -> NotCapturable:
         return NotCapturable(
-            "cannot tell what is the container's own", container=self._source.container, why=why,
-            do="Remove it or keep it open in one container alone, or start this container first.",
+            "cannot tell what is the container's own", about=self._source.container, why=why,
+            do="Remove the object, or use it in a single container, or start this container first.",
         )  # fmt: skip
 
     @cached_property

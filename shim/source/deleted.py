@@ -54,8 +54,8 @@ def give_links(found: Remapped, inodes: Mapping[str, int], container: str, stop:
         name = tree.names.get(inodes.get(remap.original, 0))
         if not name:
             raise NotCapturable(
-                "cannot capture a deleted file", container=container,
-                why=f"/{remap.original} has other names, and none of them is in the snapshot",
+                "cannot capture a deleted file", about=container,
+                why=f"/{remap.original} has other names, but the snapshot has none of them",
                 do="Close the file before the container is ready.",
             )  # fmt: skip
         _link(tree.copy, name, remap.link.removeprefix(tree.prefix))

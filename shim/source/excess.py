@@ -36,7 +36,7 @@ def check(source: Source, pids: Iterable[int]) -> None:
     """
     if why := excess(source.spec, source.pid, set(pids)):
         raise NotCapturable(
-            "cannot capture", container=source.container, why=why,
+            "cannot capture", about=source.container, why=why,
             do="A snapshot would give a new pod more than it asks for: start the pod again.",
         )  # fmt: skip
 

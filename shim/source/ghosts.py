@@ -41,7 +41,7 @@ def check(source: Source, criu: Path) -> None:
         within = [place for place in places if ghost.path.startswith(f"{place[0]}/")]
         if within and (why := _danger(ghost, *within[-1])):
             raise NotCapturable(
-                "cannot capture a deleted file", container=source.container,
+                "cannot capture a deleted file", about=source.container,
                 why=f"{ghost.path} is open without a name, in a mount that other containers may "
                 f"write to, and {why}",
                 do="Close the file before the container is ready, or have it outside of volumes "

@@ -19,7 +19,7 @@ from shim.contract.errors import NotCapturable
 from shim.contract.limits import MAX_OPENED
 from shim.criu import images, openfiles
 from shim.gate import descriptors, volumes
-from shim.gate.kinds import Bounds
+from shim.gate.kinds import Abilities
 from shim.gate.network import open_to_all
 from shim.kernel import procfs
 
@@ -138,10 +138,10 @@ def check_images(
     return descriptors.by_network(openfiles.open_files(directory), has)
 
 
-def bounds(sysctls: Mapping[str, str]) -> Bounds:
+def bounds(sysctls: Mapping[str, str]) -> Abilities:
     """Returns this node's limits for everybody. sysctls: of the pod's network. Raises OSError."""
     first_port, pings = open_to_all(sysctls)
-    return Bounds(
+    return Abilities(
         sndbuf=max(2 * _core("wmem_max"), _core("wmem_default")),
         rcvbuf=max(2 * _core("rmem_max"), _core("rmem_default")),
         first_port=first_port,
@@ -150,7 +150,7 @@ def bounds(sysctls: Mapping[str, str]) -> Bounds:
 
 
 def _refused(source: Source, why: str) -> NotCapturable:
-    return NotCapturable("cannot capture", container=source.container, why=why, do=_DO)
+    return NotCapturable("cannot capture", about=source.container, why=why, do=_DO)
 
 
 def _excess(spec: Spec, opened: Opened, has: int, own: set[str]) -> str:

@@ -9,12 +9,12 @@ second record it has been the pod's only container. Bounded: NRI's caller waits.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from shim.contract import jsontext
 from shim.contract.paths import CONTAINER_POD_BEFORE, CONTAINER_POD_OTHERS, CONTAINERS
 from shim.kernel import replace, sysvipc
 from shim.kernel.beneath import O_WALK, open_dir
@@ -33,7 +33,7 @@ _MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class PodRecord:
     """inodes: of /dev/shm. objects: names of `shim.kernel.sysvipc`.
 
     is_whole: whether the record is complete: nothing was too much or unreadable.
@@ -44,14 +44,14 @@ class Record:
     is_whole: bool
 
 
-NOTHING_KNOWN: Final = Record(frozenset(), frozenset(), is_whole=False)
+NOTHING_KNOWN: Final = PodRecord(frozenset(), frozenset(), is_whole=False)
 
 
 class _TooMuch(Exception):
     """There is more than we look at while somebody waits."""
 
 
-def take(shm: str, ipc: str) -> Record:
+def take(shm: str, ipc: str) -> PodRecord:
     """Returns the present record. shm: the host's /dev/shm directory. ipc: the namespace's path.
 
     Each is empty if the container does not share it with the pod.
@@ -69,7 +69,7 @@ def take(shm: str, ipc: str) -> Record:
         objects = frozenset(each.name for each in there)
     except (OSError, ValueError, _TooMuch):
         return NOTHING_KNOWN
-    return Record(frozenset(inodes), objects, is_whole=True)
+    return PodRecord(frozenset(inodes), objects, is_whole=True)
 
 
 def _inodes(dirfd: int, deep: int) -> Iterator[int]:
@@ -86,7 +86,7 @@ def _inodes(dirfd: int, deep: int) -> Iterator[int]:
                     yield from _inodes(inner.fileno(), deep - 1)
 
 
-def write(container: str, name: str, record: Record) -> None:
+def write(container: str, name: str, record: PodRecord) -> None:
     """Write the record to a place that is removed with the container. Raises OSError.
 
     name: BEFORE or OTHERS.
@@ -95,7 +95,7 @@ def write(container: str, name: str, record: Record) -> None:
         "schema": _SCHEMA, "inodes": sorted(record.inodes), "objects": sorted(record.objects),
         "is_whole": record.is_whole,
     }  # fmt: skip
-    replace.put(f"{CONTAINERS}/{container}/{name}", json.dumps(told))
+    replace.put(f"{CONTAINERS}/{container}/{name}", jsontext.compose(told))
 
 
 def has(container: str, name: str) -> bool:
@@ -103,18 +103,18 @@ def has(container: str, name: str) -> bool:
     return os.path.exists(f"{CONTAINERS}/{container}/{name}")
 
 
-def read(container: str, name: str) -> Record | None:
+def read(container: str, name: str) -> PodRecord | None:
     """Returns the record; None if missing. Raises OSError, ValueError for a malformed record."""
     path = f"{CONTAINERS}/{container}/{name}"
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            told = json.loads(file.read(_MAX_BYTES))
+            told = jsontext.parse(file.read(_MAX_BYTES))
     except FileNotFoundError:
         return None
     return parsed(told, path)
 
 
-def parsed(told: object, path: str = "it") -> Record:
+def parsed(told: object, path: str = "it") -> PodRecord:
     """The record that a file has. Raises ValueError for what is none."""
     found = told if isinstance(told, dict) else {}
     inodes, objects = found.get("inodes"), found.get("objects")
@@ -124,4 +124,4 @@ def parsed(told: object, path: str = "it") -> Record:
         or not isinstance(objects, list) or not all(isinstance(each, str) for each in objects)
     ):  # fmt: skip
         raise ValueError(f"{path} is no record of a pod")
-    return Record(frozenset(inodes), frozenset(objects), is_whole=found.get("is_whole") is True)
+    return PodRecord(frozenset(inodes), frozenset(objects), is_whole=found.get("is_whole") is True)

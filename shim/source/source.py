@@ -19,7 +19,7 @@ from shim.source.guard import guarded
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from shim.contract.names import ContainerId, HostPid
+    from shim.contract.names import ContainerId
     from shim.kernel.held import Held
     from shim.kernel.steps import Steps
     from shim.oci.spec import Spec
@@ -40,7 +40,7 @@ class Source:
     """
 
     container: ContainerId
-    pid: HostPid
+    pid: int
     bundle: str
     spec: Spec
     runtime: tuple[str, ...]
@@ -54,7 +54,7 @@ class Source:
         """The first process, the same as at the start. Raises NotCapturable."""
         if self.held is None:
             raise NotCapturable(
-                "cannot capture", container=self.container, why="its process is not known",
+                "cannot capture", about=self.container, why="its process is not known",
                 do="Is the container still running?",
             )  # fmt: skip
         return self.held
@@ -89,7 +89,7 @@ class Source:
             why = "it has no PID namespace of its own"
         if why:
             raise NotCapturable(
-                "cannot capture", container=self.container, why=why, do=do
+                "cannot capture", about=self.container, why=why, do=do
             )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def frozen(source: Source, steps: Steps, *, until: float) -> Iterator[Freezer]:
             steps.add("frozen", began, time.monotonic())
         if guard_had_to_thaw():
             raise NotFrozen(
-                "the container did not stay frozen", container=source.container,
+                "the container did not stay frozen", about=source.container,
                 why="the guard thawed it: the frozen window exceeded its limit, or quickthawd "
                 f"was stopped; it was left after {steps['frozen']:g} s",
                 do="Find the slow part: CRIU, the disk of the store, or the number of files.",
@@ -165,6 +165,6 @@ def _border(source: Source) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise NotFrozen(
-            "cannot freeze or thaw", container=source.container, why=str(error),
+            "cannot freeze or thaw", about=source.container, why=str(error),
             do="Look for processes in uninterruptible sleep.",
         ) from error  # fmt: skip

@@ -34,12 +34,12 @@ def check(source: Source, pids: Collection[int]) -> None:
         some = "; ".join(found[:_MAX_NAMED])
         more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         raise NotCapturable(
-            "cannot capture", container=source.container, why=f"{some}{more}",
+            "cannot capture", about=source.container, why=f"{some}{more}",
             do="Continue it (SIGCONT) or detach its tracer: then the next pod like it is captured.",
         )  # fmt: skip
     if left := [pid for pid in pids if _has_crius_code(pid)]:
         raise NotCapturable(
-            "cannot capture", container=source.container,
+            "cannot capture", about=source.container,
             why=f"process {left[0]} of the node has code of CRIU mapped, which was killed in the "
             "middle of an earlier capture", do="Start the pod again.",
         )  # fmt: skip

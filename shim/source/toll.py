@@ -43,7 +43,7 @@ def outlives_criu(source: Source) -> Iterator[list[int]]:
     except CriuDumpFailed as error:
         if isinstance(error.__cause__, Cut) and (why := _fallen(source.pid, freezer, pids)):
             raise SourceHarmed(
-                "the source did not outlive its capture", container=source.container,
+                "the source did not outlive its capture", about=source.container,
                 why=f"{why}, with CRIU: {error.why}",
                 do="Look for why CRIU did not end. The workload may need a restart.",
             ) from error  # fmt: skip
@@ -93,6 +93,6 @@ class Toll:
 
     def _harmed(self, why: str) -> SourceHarmed:
         return SourceHarmed(
-            "the source did not outlive its capture", container=self._container, why=why,
-            do="Raise the container's memory limit: it needs all that it has.",
+            "the source did not outlive its capture", about=self._container, why=why,
+            do="Raise the container's memory limit: the container needs all of the present limit.",
         )  # fmt: skip

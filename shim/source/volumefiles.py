@@ -91,6 +91,6 @@ def _record(path: str, found: list[Opened]) -> VolumeFile:
 
 def _refused(source: Source, why: str) -> NotCapturable:
     return NotCapturable(
-        "cannot capture", container=source.container, why=why,
+        "cannot capture", about=source.container, why=why,
         do="Close it before the container is ready.",
     )  # fmt: skip

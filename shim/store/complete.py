@@ -87,7 +87,7 @@ def border(staged: Path, root: Path) -> Iterator[None]:
         yield
     except KeyRefused as error:
         raise NotPublished(
-            "cannot sign the snapshot", container=staged.name, why=f"{error.container}: "
+            "cannot sign the snapshot", about=staged.name, why=f"{error.about}: "
             f"{error.why}", do=error.do,
         ) from error  # fmt: skip
     except TooMuch as error:
@@ -95,12 +95,12 @@ def border(staged: Path, root: Path) -> Iterator[None]:
     except (BadManifest, Incomplete) as error:
         why = f"its manifest: {error.why}" if isinstance(error, BadManifest) else str(error)
         raise NotPublished(
-            "cannot publish the snapshot", container=staged.name, why=why,
+            "cannot publish the snapshot", about=staged.name, why=why,
             do="Make the snapshot again: capture the workload, or copy all of the directory.",
         ) from error  # fmt: skip
     except (OSError, ValueError, Mismatch) as error:
         raise NotPublished(
-            "cannot publish the snapshot", container=staged.name, why=str(error),
+            "cannot publish the snapshot", about=staged.name, why=str(error),
             do=f"Is there room in {root}?",
         ) from error  # fmt: skip
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from shim.contract import faults
+from shim.kernel import replace
 from shim.kernel.beneath import open_dir
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-SCRATCH = ".new"
-"""The ending of an unfinished file. Anybody may remove such a file."""
 
 
 def put(path: Path, data: bytes) -> None:
@@ -21,22 +18,18 @@ def put(path: Path, data: bytes) -> None:
 
     After a crash at any moment the file has the old content or the new content.
     """
-    scratch = path.with_name(path.name + SCRATCH)
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    faults.point("store.record.written")
-    os.rename(scratch, path)
+    replace.put(str(path), data, is_durable=True, written=_written)
     faults.point("store.record.renamed")
     sync_directory(path.parent)
 
 
+def _written() -> None:
+    faults.point("store.record.written")
+
+
 def take_away(path: Path) -> None:
     """Remove the file durably; a missing file is no error. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    if replace.take_away(str(path)):
         sync_directory(path.parent)
 
 

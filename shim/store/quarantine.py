@@ -80,7 +80,7 @@ def decode(data: bytes, kind: type[Record] | type[Health]) -> Record | Health:
     if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
         raise ValueError(f"not a record of schema {SCHEMA}")
     if found.keys() != names:
-        raise ValueError(f"it has or lacks {', '.join(sorted(found.keys() ^ names))}")
+        raise ValueError(f"unknown or missing keys: {', '.join(sorted(found.keys() ^ names))}")
     for name, value in found.items():
         _check(name, value)
     if isinstance(causes := found.get("causes"), list):
@@ -223,8 +223,8 @@ class Quarantine:
             record = self._records.get(snapshot)
             if record is None:
                 raise NotQuarantined(
-                    "cannot release the snapshot", container=snapshot[:12],
-                    why="it is not in quarantine", do="See `quickthaw quarantine ls`.",
+                    "cannot release the snapshot", about=snapshot[:12],
+                    why="the snapshot is not in quarantine", do="See `quickthaw quarantine ls`.",
                 )  # fmt: skip
             self._forget_count(snapshot)
             durable.take_away(self._quarantine / f"{snapshot}{_ENDING}")

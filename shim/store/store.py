@@ -27,6 +27,7 @@ from shim.contract.paths import (
 from shim.integrity import marks
 from shim.kernel.beneath import empty_dir, open_dir, remove_tree
 from shim.kernel.libc import call
+from shim.kernel.replace import take_away
 from shim.kernel.stopping import Stop
 from shim.store import complete
 from shim.store.durable import sync_directory
@@ -264,7 +265,7 @@ class Store:
                     for part, marked in hashed.items():
                         marks.write(found, part, marked, self._marks)
         except OSError as error:
-            log.warning("snapshot %s will be hashed at its first use: %s", found[:12], error)
+            log.warning("the first use of snapshot %s will hash it: %s", found[:12], error)
 
     def withdraw(self, found: str) -> Manifest | None:
         """Take a snapshot out of the index, so that nobody chooses it during its removal."""
@@ -282,8 +283,8 @@ class Store:
         """
         if users:
             raise SnapshotInUse(
-                "cannot remove the snapshot", container=found[:12],
-                why=f"its root file system is in use by {', '.join(users)}",
+                "cannot remove the snapshot", about=found[:12],
+                why=f"containers use its root file system: {', '.join(users)}",
                 do="Remove those pods first.",
             )  # fmt: skip
         faults.point("store.remove")
@@ -295,20 +296,20 @@ class Store:
         sync_directory(self.snapshots)
         faults.point("store.removed.synced")
         self.quarantine.drop(found)
-        (self._used / found).unlink(missing_ok=True)
-        (self._working_sets / f"{found}.json").unlink(missing_ok=True)
+        take_away(f"{self._used}/{found}")
+        take_away(f"{self._working_sets}/{found}.json")
         with open_dir(str(self.staging)) as staging:
             remove_tree(staging.fileno(), found)
         if self._marks:
             marks.forget(found, self._marks)
         if self._logs:
-            Path(self._logs, f"{found}.log").unlink(missing_ok=True)
+            take_away(f"{self._logs}/{found}.log")
 
     def forget_logs(self) -> None:
         """Remove the logs of snapshots that do not exist. Raises OSError."""
         for path in Path(self._logs).iterdir() if self._logs else ():
             if path.stem not in self._by_id and path.stem not in self.damaged:
-                path.unlink(missing_ok=True)
+                take_away(str(path))
 
 
 def _newest_first(found: Iterable[Manifest]) -> list[Manifest]:
@@ -320,13 +321,13 @@ def _not_found(wanted: str, found: Sequence[Manifest], index: Sequence[Manifest]
     if found and found[0].name == wanted:
         names = sorted({f"{each.source.namespace}/{each.name}" for each in found})
         return NoSuchSnapshot(
-            "cannot find the snapshot", container=wanted,
+            "cannot find the snapshot", about=wanted,
             why=f"{len(names)} namespaces have a snapshot of this name",
             do=f"Name the namespace: {', '.join(names)}.",
         )  # fmt: skip
     near = ", ".join(sorted(each.id[:12] for each in found or index[:_NEAR_AT_MOST]))
     return NoSuchSnapshot(
-        "cannot find the snapshot", container=wanted,
+        "cannot find the snapshot", about=wanted,
         why="several begin like this" if found else "none has this id or name",
         do=f"Try one of: {near}." if near else "There are no snapshots.",
     )  # fmt: skip

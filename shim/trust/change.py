@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from shim.contract.errors import KeyRefused, NoSuchKey
 from shim.contract.paths import NODE_KEY, NODE_PUBLIC, REVOKED_KEYS, TRUSTED_KEYS
+from shim.kernel import replace
 from shim.kernel.beneath import open_beneath, open_dir
 from shim.trust import keyfile
-from shim.trust.keys import PUBLIC_SUFFIX, Entry, KeyDirectory, read_key
+from shim.trust.keys import PUBLIC_SUFFIX, KeyDirectory, KeyEntry, read_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from shim.trust.keyfile import PublicKey
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_SCRATCH: Final = ".new"
 _SECRET, _OPEN = 0o600, 0o644
 MIN_PREFIX: Final = 4
 """The number of digits by which a person may name a key."""
@@ -47,7 +47,7 @@ def initialise(keys: KeyDirectory) -> tuple[PublicKey, bool]:
         return own.public, made
 
 
-def rotate(keys: KeyDirectory) -> tuple[PublicKey, Entry | None]:
+def rotate(keys: KeyDirectory) -> tuple[PublicKey, KeyEntry | None]:
     """Give the node a new key. The old key stays trusted, as a former key of this node.
 
     Returns the new key, and the former key if it could be read. Raises OSError.
@@ -62,7 +62,7 @@ def rotate(keys: KeyDirectory) -> tuple[PublicKey, Entry | None]:
         return new.public, former
 
 
-def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
+def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[KeyEntry, bool]:
     """Trust the public key in `data` from now on, under a name.
 
     Returns the key, and whether it was not trusted before. Raises KeyRefused, OSError.
@@ -72,7 +72,7 @@ def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
         key = keyfile.parse_public(data)
     except ValueError as error:
         raise KeyRefused(
-            "cannot trust the key", container=name, why=str(error),
+            "cannot trust the key", about=name, why=str(error),
             do="Give the file node.pub of another node.",
         ) from error  # fmt: skip
     with _locked(keys) as dirfd:
@@ -80,7 +80,7 @@ def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
         if revoked := ring.revocation(key.id):
             raise keys.refused(
                 "cannot trust the key", revoked.file, f"key {key.id} is revoked by this file",
-                "To trust the key again after all, remove the file.",
+                "Remove the file to trust the key again.",
             )  # fmt: skip
         if known := ring.signer(key.id):
             return known, False
@@ -89,10 +89,10 @@ def trust(keys: KeyDirectory, data: bytes, name: str) -> tuple[Entry, bool]:
                 "cannot trust the key", file, "another key has this name", "Give another --name."
             )
         _put(dirfd, file, key.pem(), _OPEN)
-        return Entry(name, file, key), True
+        return KeyEntry(name, file, key), True
 
 
-def revoke(keys: KeyDirectory, wanted: str) -> tuple[Entry, bool]:
+def revoke(keys: KeyDirectory, wanted: str) -> tuple[KeyEntry, bool]:
     """Never again trust the key with this name, id, or unique beginning of an id.
 
     Returns the key, and whether it was not revoked before. Raises NoSuchKey, KeyRefused, OSError.
@@ -106,7 +106,7 @@ def revoke(keys: KeyDirectory, wanted: str) -> tuple[Entry, bool]:
                 "First give the node a new key: quickthaw keys rotate.",
             )  # fmt: skip
         added = ring.revocation(found.key.id) is None
-        entry = Entry(found.name, f"{REVOKED_KEYS}/{found.key.id}{PUBLIC_SUFFIX}", found.key)
+        entry = KeyEntry(found.name, f"{REVOKED_KEYS}/{found.key.id}{PUBLIC_SUFFIX}", found.key)
         if added:
             _put(dirfd, entry.file, found.key.pem(), _OPEN)
         for each in ring.trusted:
@@ -115,7 +115,7 @@ def revoke(keys: KeyDirectory, wanted: str) -> tuple[Entry, bool]:
         return ring.revocation(found.key.id) or entry, added
 
 
-def _find(wanted: str, entries: list[Entry]) -> Entry:
+def _find(wanted: str, entries: list[KeyEntry]) -> KeyEntry:
     named = [entry for entry in entries if entry.name == wanted or entry.file == wanted]
     by_id = [
         each for each in entries if len(wanted) >= MIN_PREFIX and each.key.id.startswith(wanted)
@@ -125,7 +125,7 @@ def _find(wanted: str, entries: list[Entry]) -> Entry:
         return next(iter(found.values()))
     near = ", ".join(sorted({entry.key.id for entry in entries})) or "none"
     raise NoSuchKey(
-        "cannot find the key", container=wanted,
+        "cannot find the key", about=wanted,
         why="several keys begin with this" if found else "no key has this id or name",
         do=f"The keys are: {near}.",
     )  # fmt: skip
@@ -134,14 +134,14 @@ def _find(wanted: str, entries: list[Entry]) -> Entry:
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise KeyRefused(
-            "cannot trust the key", container=name,
+            "cannot trust the key", about=name,
             why="a name has letters, digits, dots, hyphens and underscores, 63 at most",
             do="Give a --name.",
         )  # fmt: skip
     return name
 
 
-def _former(dirfd: int, keys: KeyDirectory) -> Entry | None:
+def _former(dirfd: int, keys: KeyDirectory) -> KeyEntry | None:
     """Returns the key to be replaced, also if others could read it: rotating mends that."""
     try:
         data = read_key(dirfd, NODE_KEY, keys.uid, 0)
@@ -149,7 +149,7 @@ def _former(dirfd: int, keys: KeyDirectory) -> Entry | None:
     except (OSError, ValueError):
         return None
     name = f"former-{key.id}"
-    return Entry(name, f"{TRUSTED_KEYS}/{name}{PUBLIC_SUFFIX}", key)
+    return KeyEntry(name, f"{TRUSTED_KEYS}/{name}{PUBLIC_SUFFIX}", key)
 
 
 @contextlib.contextmanager
@@ -177,7 +177,7 @@ def _make_directory(dirfd: int, name: str) -> None:
 def _sweep(dirfd: int) -> None:
     """Remove the scratch files of a change that was killed."""
     for name in os.listdir(dirfd):
-        if name.startswith(".") and name.endswith(_SCRATCH):
+        if replace.is_scratch(name):
             os.unlink(name, dir_fd=dirfd)
 
 
@@ -191,14 +191,8 @@ def _put_public(dirfd: int, key: PublicKey) -> None:
 def _put(dirfd: int, file: str, data: bytes, mode: int) -> None:
     """Write a file beneath the directory: whole and durable, or not at all."""
     directory, _, name = file.rpartition("/")
-    scratch = f".{name}{_SCRATCH}"
     with open_beneath(dirfd, directory or ".", os.O_RDONLY | os.O_DIRECTORY) as beneath:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with open_beneath(beneath.fileno(), scratch, flags, _SECRET) as fd:
-            os.fchmod(fd.fileno(), mode)
-            os.write(fd.fileno(), data)
-            os.fsync(fd.fileno())
-        os.rename(scratch, name, src_dir_fd=beneath.fileno(), dst_dir_fd=beneath.fileno())
+        replace.put(name, data, dir_fd=beneath.fileno(), mode=mode, is_durable=True)
         os.fsync(beneath.fileno())
 
 

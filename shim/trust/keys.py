@@ -38,7 +38,7 @@ PUBLIC_SUFFIX: Final = ".pub"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class KeyEntry:
     """A key. name: of its file, without the suffix. file: beneath the directory of keys."""
 
     name: str
@@ -66,13 +66,13 @@ class Keyring:
     empty.
     """
 
-    own: Entry | None = None
-    trusted: tuple[Entry, ...] = ()
-    revoked: tuple[Entry, ...] = ()
+    own: KeyEntry | None = None
+    trusted: tuple[KeyEntry, ...] = ()
+    revoked: tuple[KeyEntry, ...] = ()
     problems: tuple[Problem, ...] = ()
     broken: str = ""
-    _signers: Mapping[str, Entry] = field(init=False, compare=False, repr=False)
-    _revoked: Mapping[str, Entry] = field(init=False, compare=False, repr=False)
+    _signers: Mapping[str, KeyEntry] = field(init=False, compare=False, repr=False)
+    _revoked: Mapping[str, KeyEntry] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         revoked = {entry.key.id: entry for entry in self.revoked}
@@ -82,11 +82,11 @@ class Keyring:
         object.__setattr__(self, "_revoked", revoked)
         object.__setattr__(self, "_signers", {} if self.broken else signers)
 
-    def signer(self, key_id: str) -> Entry | None:
+    def signer(self, key_id: str) -> KeyEntry | None:
         """Returns the trusted key with this id."""
         return self._signers.get(key_id)
 
-    def revocation(self, key_id: str) -> Entry | None:
+    def revocation(self, key_id: str) -> KeyEntry | None:
         """Returns the revoked key with this id."""
         return self._revoked.get(key_id)
 
@@ -153,7 +153,7 @@ class KeyDirectory:
 
     def refused(self, what: str, file: str, why: str, do: str) -> KeyRefused:
         """Returns the error about a file of this directory."""
-        return KeyRefused(what, container=f"{self.path}/{file}", why=why, do=do)
+        return KeyRefused(what, about=f"{self.path}/{file}", why=why, do=do)
 
     def _look(self, file: str) -> tuple[int, ...] | None:
         try:
@@ -213,15 +213,15 @@ class _Reading:
             self._check_public(own)
         return Keyring(own, trusted, revoked, (*self._problems, *unreadable, *ignored), broken)
 
-    def _own(self) -> Entry | None:
+    def _own(self) -> KeyEntry | None:
         try:
             key = keyfile.parse_private(read_key(self._dirfd, NODE_KEY, self._uid, _OTHERS_READ))
         except (OSError, ValueError) as error:
             self._problems.append(_of_private(error))
             return None
-        return Entry("this node", NODE_KEY, key.public)
+        return KeyEntry("this node", NODE_KEY, key.public)
 
-    def _check_public(self, own: Entry) -> None:
+    def _check_public(self, own: KeyEntry) -> None:
         """Note a problem when node.pub does not fit. Only other nodes use that file."""
         try:
             found = self._public(NODE_PUBLIC)
@@ -233,15 +233,15 @@ class _Reading:
         problem = Problem(NODE_PUBLIC, why, "Write it again: quickthaw keys init.")
         self._problems.append(problem)
 
-    def _listed(self, directory: str, suffix: str) -> tuple[tuple[Entry, ...], list[Problem]]:
-        found: list[Entry] = []
+    def _listed(self, directory: str, suffix: str) -> tuple[tuple[KeyEntry, ...], list[Problem]]:
+        found: list[KeyEntry] = []
         problems: list[Problem] = []
         for name in self._names(directory, problems):
             file = f"{directory}/{name}"
             try:
                 if not name.endswith(suffix):
                     raise ValueError(f"its name does not end with {suffix}")
-                found.append(Entry(name.removesuffix(PUBLIC_SUFFIX), file, self._public(file)))
+                found.append(KeyEntry(name.removesuffix(PUBLIC_SUFFIX), file, self._public(file)))
             except (OSError, ValueError) as error:
                 problems.append(Problem(file, _why(error), "Mend the file, or remove it."))
         return tuple(found), problems

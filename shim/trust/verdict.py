@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.contract.manifest import Manifest
-    from shim.trust.keys import Entry, KeyDirectory
+    from shim.trust.keys import KeyDirectory, KeyEntry
 
 REASON: Final = "signature"
 """The name of a refusal for want of trust."""
@@ -91,8 +91,8 @@ class Trust:
             self._keys.private()
         except KeyRefused as error:
             raise NotCapturable(
-                "cannot capture", container=container,
-                why=f"the snapshot could not be signed: {error.container}: {error.why}",
+                "cannot capture", about=container,
+                why=f"the snapshot could not be signed: {error.about}: {error.why}",
                 do=error.do,
             ) from error  # fmt: skip
 
@@ -103,11 +103,13 @@ def judge(found: Manifest, data: bytes, ring: Keyring) -> Verdict:
         why = f"no key of this node can be trusted: {ring.broken}"
         return Verdict("no-keys", why=why, do="See `quickthaw keys ls`.")
     if not data:
-        return Verdict("none", why="it is not signed", do=_REMOVE)
+        return Verdict("none", why="the snapshot is not signed", do=_REMOVE)
     try:
         signed = signature.decode(data)
     except ValueError as error:
-        return Verdict("malformed", why=f"its signature cannot be read: {error}", do=_REMOVE)
+        return Verdict(
+            "malformed", why=f"the signature of the snapshot is malformed: {error}", do=_REMOVE
+        )
     if revoked := ring.revocation(signed.key):
         return _of_revoked(signed.key, revoked)
     if (entry := ring.signer(signed.key)) is None:
@@ -121,7 +123,7 @@ def judge(found: Manifest, data: bytes, ring: Keyring) -> Verdict:
 _REMOVE: Final = "Remove it with `quickthaw rm`; the next pod makes a new snapshot."
 
 
-def _of_revoked(key: str, revoked: Entry) -> Verdict:
+def _of_revoked(key: str, revoked: KeyEntry) -> Verdict:
     why = f"it is signed by key {key} ({revoked.name}), which is revoked here by {revoked.file}"
     return Verdict("revoked", key, revoked.name, why, _REMOVE)
 

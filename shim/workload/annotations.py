@@ -216,21 +216,22 @@ class Annotation:
 
 ANNOTATIONS: Final = (
     Annotation("snapshot", snapshot_name, "auto, or a name",
-               "restore if there is a matching snapshot; otherwise start cold, capture when ready"),
+               "restore from a matching snapshot; without one start cold, and capture when ready"),
     Annotation("restore", snapshot_or_id, "auto, a name, or sha256:…",
                "restore only, never capture"),
     Annotation("capture-when", readiness,
                "http://:8000/health, tcp://:8000, file:/run/ready, exec:cmd, log:regex, or signal",
-               "when the container is worth capturing"),
+               "the sign that the container is ready to be captured"),
     Annotation("quiesce", workload_call, "http POST :8000/sleep?level=1, or exec:cmd",
-               "called before a capture"),
+               "the call before a capture"),
     Annotation("resume", workload_call, "http POST :8000/wake_up, or exec:cmd",
-               "called after a restore, and after a capture on the source"),
-    Annotation("fallback", one_of("cold", "fail"), "cold, or fail", "what a failed swap does"),
+               "the call after a restore, and after a capture on the source"),
+    Annotation("fallback", one_of("cold", "fail"), "cold, or fail",
+               "the start of a container whose swap failed"),
     Annotation("deadline", duration_s, "a duration such as 90s or 1m30s",
-               "longest time for the whole swap"),
+               "the time limit of the whole swap"),
     Annotation("on-restart", one_of("cold", "restore"), "cold, or restore",
-               "what a container restart does"),
+               "the start of a container that restarts"),
     Annotation("volume-content", one_of("compare", "ignore"), "compare, or ignore",
                "whether a Secret or ConfigMap volume that holds something else than the captured "
                "one is a reason against a restore"),
@@ -263,13 +264,15 @@ def parse(annotations: Mapping[str, str], container: str) -> Wish | None:
     if not fields.keys() & {"snapshot", "restore"}:
         return None  # the other annotations alone wish for nothing
     if fields.keys() >= {"snapshot", "restore"}:
-        raise _bad(*chosen["restore"], container, "snapshot is set, too", "Take one of them away.")
+        raise _bad(*chosen["restore"], container, "snapshot is set, too", "Remove one of the two.")
     return Wish(**fields)  # type: ignore[arg-type] # each row's parser gives its field's type
 
 
 def _value(row: Annotation, full: str, value: str, container: str) -> object:
     if len(value) > _MAX_LENGTH:
-        raise _bad(full, f"{value[:20]}…", container, "it is too long", f"Write {row.allowed}.")
+        raise _bad(
+            full, f"{value[:20]}…", container, "the value is too long", f"Write {row.allowed}."
+        )
     try:
         return row.parse(value)
     except ValueError as error:
@@ -278,7 +281,7 @@ def _value(row: Annotation, full: str, value: str, container: str) -> object:
 
 def _bad(full: str, value: str, container: str, why: str, do: str) -> BadAnnotation:
     return BadAnnotation(
-        f"annotation {full:.200}: {value!r:.200}", container=container, why=f"{why:.300}", do=do
+        f"annotation {full:.200}: {value!r:.200}", about=container, why=f"{why:.300}", do=do
     )
 
 

@@ -60,4 +60,6 @@ def _refuse_slow(pattern: str) -> None:
     if "(?P=" in pattern:
         raise ValueError("back references are not allowed")
     if repeats > MAX_REPEATS or choices > MAX_CHOICES:
-        raise ValueError(f"it repeats over {MAX_REPEATS} or chooses over {MAX_CHOICES} times")
+        raise ValueError(
+            f"the expression repeats over {MAX_REPEATS} or chooses over {MAX_CHOICES} times"
+        )

@@ -8,10 +8,10 @@ to stdout.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 
+from shim.contract import jsontext
 from shim.kernel import alarm, priority
 from shim.workload import call
 
@@ -21,7 +21,7 @@ _LATE_S = 5.0
 
 def main() -> int:
     """Try until a call succeeds or the time is over."""
-    wanted = json.loads(sys.argv[1])
+    wanted = jsontext.parse(sys.argv[1])
     priority.be_a_helper_of(wanted["parent"])
     alarm.kill_us_after(wanted["within_s"] + _LATE_S)  # also where the daemon hangs
     end = time.monotonic() + wanted["within_s"]

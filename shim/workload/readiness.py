@@ -48,7 +48,7 @@ async def wait_until_ready(source: Source, condition: Readiness, *, within_s: fl
             await _wait(source, condition, within_s)
     except (TimeoutError, requests.WorkloadRefused, OSError) as error:
         raise NeverReady(
-            "the container did not become ready", container=source.container,
+            "the container did not become ready", about=source.container,
             why=str(error) or f"{condition} was not met within {within_s:g} s",
             do="Check the pod's quickthaw.io/capture-when annotation.",
         ) from error  # fmt: skip

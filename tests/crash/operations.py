@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from shim.contract import manifest
 from shim.contract.errors import Blame, SnapshotNotWhole
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 from shim.kernel.beneath import open_dir
 from shim.store.store import Store
 from tests.crash import contents
@@ -161,7 +161,9 @@ def _not_as_the_manifest_says(store: Store, found: Manifest) -> str:
     try:
         with (
             open_dir(str(store.snapshots / found.id)) as place,
-            Check(place.fileno(), found, container="c1", until=until, with_marks=False) as check,
+            SnapshotCheck(
+                place.fileno(), found, container="c1", until=until, with_marks=False
+            ) as check,
         ):
             check.begin()
             check.finish()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 from shim.contract import manifest as manifests
 from shim.contract.paths import FAULTS, LOGS
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 from shim.kernel import procfs
 from tests.node.kubelet import Container, Pod
 from tests.node.node import Node
@@ -214,7 +214,9 @@ class Ground:
             until = time.monotonic() + CHECKED_WITHIN_S
             try:
                 found = manifests.read(dirfd, snapshot=path.name)
-                with Check(dirfd, found, container="-", until=until, with_marks=False) as check:
+                with SnapshotCheck(
+                    dirfd, found, container="-", until=until, with_marks=False
+                ) as check:
                     check.begin()
                     check.finish()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is not whole

@@ -14,8 +14,8 @@ from shim.criu import images, ipcobjects, masks, openfiles
 from shim.gate import descriptors
 from shim.gate.checks import DECISION, SWAP, findings
 from shim.gate.facts import power_facts
-from shim.gate.key import Pod
-from shim.gate.kinds import Bounds
+from shim.gate.key import PodValues
+from shim.gate.kinds import Abilities
 from shim.gate.request import NOWHERE, Node, Request, request_at_swap, request_of
 from shim.kernel import mounts, procfs, sysvipc
 from shim.oci.bundle import Bundle
@@ -56,7 +56,7 @@ def criu_images(data: bytes) -> None:
 def open_files(data: bytes) -> None:
     """Compare the open files of CRIU's images with what nobody, and everybody, may have."""
     directory = _criu(data, "files.img", "tty-info.img", "ids-1.img")
-    bounds, tcp = Bounds(212_992, 212_992, 1024, pings=False), descriptors.Tcp(4 << 20, 6 << 20)
+    bounds, tcp = Abilities(212_992, 212_992, 1024, pings=False), descriptors.Tcp(4 << 20, 6 << 20)
     with refuses_with(images.DamagedImage):
         for named in openfiles.named_files(directory):
             if not named.path.startswith("/"):
@@ -158,7 +158,7 @@ def oci_specs(data: bytes) -> None:
 
 
 def _facts(spec: Spec) -> None:
-    pod = Pod(namespace="n", name="p", uid="u", ips=("10.0.0.1",), node="w")
+    pod = PodValues(namespace="n", name="p", uid="u", ips=("10.0.0.1",), node="w")
     first = power_facts(spec, is_host=lambda *_: False)
     same(power_facts(spec, is_host=lambda *_: False), first, "the facts of one spec")
     if spec.memory_limit_bytes < 0 or spec.cpus < 0 or min(spec.owner) < 0:

@@ -199,12 +199,14 @@ def journals(data: bytes) -> None:
 
 
 def outcomes(data: bytes) -> None:
-    """Take an outcome, which must be an object, and gone afterwards."""
+    """Take an outcome, which must encode to the same outcome, and be gone afterwards."""
     path = place() / "c1.json"
     path.write_bytes(data)
     with refuses_with(ValueError):
         found = outcome.take("c1", str(place()))
-        same(type(found), dict, "an outcome")
+        if found is None:
+            raise Violated("an outcome that is there is not found")
+        same(outcome.decode(found.encode()).encode(), found.encode(), "encoded and decoded")
     if path.exists():
         raise Violated("a damaged outcome stays, and is read again and again")
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protos import nri_pb2, ttrpc_pb2
+from shim.contract import outcome
 from shim.contract.errors import Blame
+from shim.contract.outcome import Outcome
 from shim.contract.ticket import Ticket
 from shim.integrity import tree
 from shim.memory import layout
@@ -105,7 +107,15 @@ def seeds() -> Mapping[str, Iterable[bytes]]:
         "working_sets": [b'{"schema": 1, "windows": [[1, 65536], [7, 0]]}'],
         "hook_states": [b'{"ociVersion":"1.0.2","id":"c1","pid":12,"bundle":"/b","status":"x"}'],
         "journals": [b'["rootfs",{"a":1}]\n["shm",["b"]]\n["done",null]\n["add'],
-        "outcomes": [b'{"schema":1,"result":"cold","error":"","steps":{"criu":0.1}}'],
+        "outcomes": [
+            b'{"schema":1,"result":"cold","error":"","steps":{"criu":0.1}}',
+            Outcome(
+                snapshot="5" * 64, result=outcome.REFUSED, error="why", error_class="SwapTooLate",
+                exit_code=26, refusals=["seccomp"], blame="restore", deadline_s=9, seconds=1.5,
+                pod={"namespace": "n", "name": "p", "uid": "u", "container": "c"},
+                steps={"criu": 0.1}, warnings=["w"], at=1e9,
+            ).encode(),
+        ],
         "criu_logs": [b"(00.01)      1: Error (criu/x.c:3): cannot\n", b'{"msg":"no"}\n'],
         "patches": [b'{"patches":[{"address":"10.0.0.1","offsets":[8]}]}\n' + b"x" * 24,
                     b"{}\n" + b"x" * 8 + struct.pack("<I", 6) + b"\x0a\x04name"],

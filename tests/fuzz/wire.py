@@ -57,7 +57,7 @@ def ttrpc_frames(data: bytes) -> None:
 
 
 def _told(pieces: Sequence[bytes]) -> object:
-    server, client = ttrpc.Server(), ttrpc.Client()
+    server, client = ttrpc.TtrpcServer(), ttrpc.Client()
     for _ in range(3):
         client.call("service", "method", b"")
     client.take_output()
@@ -95,10 +95,10 @@ def nri_calls(data: bytes) -> None:
     loop = _loop()
     troubles: list[object] = []
     reports = service.Reports(lambda _: None, lambda *_: None, troubles.append)
-    served = service.Service(_Parsing(), service.Work(), reports)
+    served = service.Service(_Parsing(), service.Handlers(), reports)
     for message in data.split(b"\xff\xfe\xfd")[:4]:
         method = _METHODS[message[0] % len(_METHODS)] if message else "Shutdown"
-        call = ttrpc.Call(1, service.SERVICE, method, message[1:])
+        call = ttrpc.PendingCall(1, service.SERVICE, method, message[1:])
         with refuses_with(CallRefused):
             answer = loop.run_until_complete(served.handle(call))
             same(type(answer), bytes, "an answer")

@@ -105,9 +105,13 @@ DAMAGES: tuple[tuple[str, Callable[[Path], object], str], ...] = (
     ("rootfs/srv/small", flip, "rootfs/srv/small, chunk 0"),
     ("shm/segment", flip, "shm/segment, chunk 0"),
     ("rootfs/srv/small", make_setuid, "rootfs/srv/small: expected mode 0o100644, found 0o104755"),
-    ("rootfs/srv/added", Path.touch, "rootfs/srv/added: expected no such file, found one"),
-    ("criu/parent", Path.touch, "criu/parent: expected no such file, found one"),
-    ("rootfs/srv/small", Path.unlink, "rootfs/srv/small: expected it as listed, found nothing"),
+    ("rootfs/srv/added", Path.touch, "rootfs/srv/added: expected no such file, found a file"),
+    ("criu/parent", Path.touch, "criu/parent: expected no such file, found a file"),
+    (
+        "rootfs/srv/small",
+        Path.unlink,
+        "rootfs/srv/small: expected the file as listed, found nothing",
+    ),
     ("rootfs.tree", flip, "rootfs.tree: expected SHA-256"),
 )
 

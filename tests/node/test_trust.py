@@ -174,10 +174,10 @@ def test_unsigned_snapshot_is_replaced_by_a_new_snapshot(swap_node: Node) -> Non
     taken = own_snapshot(swap_node, "unsigned")
     with swap_node.daemon_stopped():
         (taken.directory / "manifest.sig").unlink()
-    assert "it is not signed" in listed(swap_node, taken.id)["reason"]
+    assert "the snapshot is not signed" in listed(swap_node, taken.id)["reason"]
     pod = start_pod(swap_node, "unsigned", wishes())
     assert_cold(pod.container())
-    said(swap_node, pod.container().id[:12], "starts cold", "it is not signed")
+    said(swap_node, pod.container().id[:12], "starts cold", "the snapshot is not signed")
     assert published(pod) != taken.id
     nonce = ask(pod, "/state")["nonce"]
     pod.remove(grace_s=0)

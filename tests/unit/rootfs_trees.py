@@ -16,7 +16,7 @@ import pytest
 from hypothesis import strategies as st
 
 from shim.kernel import mounts
-from shim.kernel.namespaces import CLONE_FS, CLONE_NEWNS, open_namespace, setns, unshare
+from tests.node.kernel import CLONE_FS, CLONE_NEWNS, MS_PRIVATE, MS_REC, setns, unshare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,11 +47,11 @@ def own_mounts(scratch: Path) -> Iterator[Path]:
     """Run in a mount namespace of our own; `scratch` can hold upperdirs there."""
     if os.geteuid():
         pytest.skip("needs root")
-    with open_namespace(os.getpid(), "mnt") as before:
+    with open("/proc/self/ns/mnt") as before:
         directory = os.getcwd()
         unshare(CLONE_NEWNS)
         try:
-            mounts.mount("none", "/", "", mounts.MS_REC | mounts.MS_PRIVATE)
+            mounts.mount("none", "/", "", MS_REC | MS_PRIVATE)
             if _fstype(scratch) == "overlay":  # CI in a container: no upperdir can be there
                 mounts.mount("tmpfs", str(scratch), "tmpfs")
             yield scratch

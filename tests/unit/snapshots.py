@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 from shim.integrity.record import record
 from shim.kernel.beneath import open_dir
 from shim.kernel.stopping import Stop
@@ -54,7 +54,7 @@ def recorded(place: Path) -> tuple[Manifest, Recorded]:
     return made(files=found.files), found
 
 
-def check(place: Path, manifest: Manifest, marks: Path | None = None) -> Check:
+def check(place: Path, manifest: Manifest, marks: Path | None = None) -> SnapshotCheck:
     """Check the snapshot to its end. marks: the directory with the marks; without it no mark spares
     a check.
 
@@ -70,11 +70,11 @@ def check(place: Path, manifest: Manifest, marks: Path | None = None) -> Check:
 @contextlib.contextmanager
 def checking(
     place: Path, manifest: Manifest, marks: Path | None = None, *, until: float = math.inf
-) -> Iterator[Check]:  # fmt: skip
+) -> Iterator[SnapshotCheck]:  # fmt: skip
     """Yields a check that has not begun."""
     with (
         open_dir(str(place)) as directory,
-        Check(
+        SnapshotCheck(
             directory.fileno(), manifest, container="c1", until=until, with_marks=marks is not None,
             marks_directory=str(marks or place.parent / "unused marks"),
         ) as found,

@@ -92,8 +92,8 @@ def spec(pod: str = "1") -> Json:
     }  # fmt: skip
 
 
-def pod_of(number: str) -> key.Pod:
-    return key.Pod(
+def pod_of(number: str) -> key.PodValues:
+    return key.PodValues(
         namespace="models", name=f"pod-{number}", uid=f"uid-{number}", ips=[f"10.0.0.{number}"]
     )
 

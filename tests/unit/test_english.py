@@ -34,6 +34,20 @@ def test_all_kinds_of_docstrings_are_read() -> None:
     assert sorted(english.docstrings(source)) == ["A.", "B.", "C."]
 
 
+def test_messages_that_an_operator_reads_are_found() -> None:
+    source = """
+parser.add_argument("x", help="A")
+log.warning("B %s", other("no"))
+raise OSError(5, f"C {x}")
+error = NoRoom("D", about="no", why=f"E {x:g}", do="F")
+limit: int = key(1, count, "G")
+print("no")
+"""
+    assert sorted(filter(None, english.messages(source))) == [
+        "A", "B %s", "C X", "D", "E X", "F", "G"
+    ]  # fmt: skip
+
+
 def test_file_in_a_finished_folder_is_held_to_the_rule() -> None:
     files = {"shim/gate/a.py": english.count(WRONG[0]), "shim/nri/b.py": english.count(WRONG[0])}
     (line,) = english.complaints(files, not_yet=("shim/nri",))

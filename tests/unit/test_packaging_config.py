@@ -89,7 +89,7 @@ def test_wrong_value_names_file_key_and_reason(tmp_path: Path, line: str, why: s
     drop_in = write(tmp_path / "quickthaw.d" / "50.toml", f"{line}\n")
     with pytest.raises(BadConfig, match=re.escape(why)) as caught:
         load(main)
-    assert caught.value.container == str(drop_in)
+    assert caught.value.about == str(drop_in)
 
 
 def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:

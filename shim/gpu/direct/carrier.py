@@ -39,14 +39,14 @@ from shim.gpu.direct.gpus import Gpus
 from shim.gpu.direct.load import Load
 from shim.gpu.direct.pieces import Piece, groups
 from shim.gpu.direct.save import Save
-from shim.gpu.direct.session import Door, Lost, NotOurs, Refused
+from shim.gpu.direct.session import Door, LibraryLost, LibraryRefused, NoLibrary
 from shim.gpu.direct.wire import IMPORTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from shim.gpu.direct.device import Memory
+    from shim.gpu.direct.device import DeviceMemory
     from shim.gpu.direct.session import Session
 
 SILENT_S = 20.0
@@ -109,7 +109,7 @@ class Carrier:
         """Those without a library of ours, or without large memory, need no gate."""
         seen = {}
         for pid in [each for each in pids if each not in self._sessions]:
-            with contextlib.suppress(NotOurs):
+            with contextlib.suppress(NoLibrary):
                 self._sessions[pid] = self._door.call(pid, until)
         for pid, session in self._sessions.items():
             within_s = max(0.05, until - time.monotonic())
@@ -138,8 +138,8 @@ class Carrier:
         self._save = Save(self._gpus, self._payload_dirfd, about, self._all_taken())
         return {"octets": sum(n for each in about["processes"] for _, n, _ in each["pieces"])}
 
-    def _all_taken(self) -> dict[bytes, list[Memory]]:
-        found: dict[bytes, list[Memory]] = {}
+    def _all_taken(self) -> dict[bytes, list[DeviceMemory]]:
+        found: dict[bytes, list[DeviceMemory]] = {}
         for taken in self._taken.values():
             for uuid, pieces in taken.items():
                 found.setdefault(uuid, []).extend(piece.memory for piece in pieces)
@@ -195,11 +195,11 @@ class Carrier:
     def _give_loaded(self, loaded: dict[int, list[Piece]], pids: list[int], until: float) -> None:
         began = time.monotonic()
         for pid in pids:
-            with contextlib.suppress(NotOurs):
+            with contextlib.suppress(NoLibrary):
                 session = self._call(pid, until)
                 self._fill(session, loaded.pop(session.hello.pid, []), until)
         if loaded:
-            raise Lost(f"no process for the memory of {sorted(loaded)}")
+            raise LibraryLost(f"no process for the memory of {sorted(loaded)}")
         self._times.append(("gpu_map", began, time.monotonic()))
 
     def _call(self, pid: int, until: float) -> Session:
@@ -233,7 +233,7 @@ class Carrier:
         """Raises Lost when memory is away that nobody is about to give."""
         waiting = sum(map(len, self._taken.get(session.pid, {}).values()))
         if (away := session.state(until).away) > waiting:
-            raise Lost(f"{away} pieces of process {session.pid} are away")
+            raise LibraryLost(f"{away} pieces of process {session.pid} are away")
 
     def rescue(self) -> None:
         """Give memory of the source back when the commanding process has died. The driver's guard
@@ -270,7 +270,16 @@ class Carrier:
         return {"about": self._save.about, "times": times}
 
 
-_KNOWN = (OSError, EOFError, ValueError, LookupError, DriverError, NotOurs, Refused, Lost)
+_KNOWN = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    DriverError,
+    NoLibrary,
+    LibraryRefused,
+    LibraryLost,
+)
 
 
 def serve(ours: socket.socket) -> None:
@@ -296,7 +305,7 @@ def serve(ours: socket.socket) -> None:
         except _KNOWN as error:
             answer = {
                 "failed": f"{type(error).__name__}: {error}",
-                "damaged": isinstance(error, mover.Damaged),
+                "damaged": isinstance(error, mover.PayloadDamaged),
             }  # fmt: skip
 
 

@@ -52,11 +52,11 @@ Properties._fields_ = [
 ]
 
 
-class Access(ctypes.Structure):
+class AccessDesc(ctypes.Structure):
     """CUmemAccessDesc."""
 
 
-Access._fields_ = [("location", Location), ("flags", c_int)]
+AccessDesc._fields_ = [("location", Location), ("flags", c_int)]
 
 
 class DriverError(Exception):
@@ -110,7 +110,7 @@ def _load() -> ctypes.CDLL:
     return ctypes.CDLL(LIBRARIES[-1])
 
 
-class Memory:
+class DeviceMemory:
     """A piece of device memory that is mapped here. at: its address. Close it to let it go."""
 
     __slots__ = ("_gpu", "_handle", "at", "octets")
@@ -151,13 +151,13 @@ class Gpu:
         """Make it the calling thread's."""
         self.driver.do("cuCtxSetCurrent", self._context)
 
-    def imported(self, fd: int, octets: int) -> Memory:
+    def imported(self, fd: int, octets: int) -> DeviceMemory:
         """A piece of another process; `fd` stays the caller's."""
         handle = c_uint64()
         self.driver.do("cuMemImportFromShareableHandle", byref(handle), c_void_p(fd), _POSIX_FD)
         return self._owned(handle, octets)
 
-    def created(self, octets: int) -> Memory:
+    def created(self, octets: int) -> DeviceMemory:
         """A new piece that can be exported."""
         handle = c_uint64()
         wanted = Properties(
@@ -166,9 +166,9 @@ class Gpu:
         self.driver.do("cuMemCreate", byref(handle), c_size_t(octets), byref(wanted), c_uint64(0))
         return self._owned(handle, octets)
 
-    def _owned(self, handle: c_uint64, octets: int) -> Memory:
+    def _owned(self, handle: c_uint64, octets: int) -> DeviceMemory:
         try:
-            return Memory(self, handle, octets)
+            return DeviceMemory(self, handle, octets)
         except DriverError:
             self.driver.do("cuMemRelease", handle)
             raise
@@ -179,7 +179,7 @@ class Gpu:
         size, zero = c_size_t(octets), c_uint64(0)
         do("cuMemAddressReserve", byref(at), size, c_size_t(GRAIN_BYTES), zero, zero)
         do("cuMemMap", at, size, c_size_t(0), handle, zero)
-        access = Access(Location(_DEVICE, self.ordinal), _READWRITE)
+        access = AccessDesc(Location(_DEVICE, self.ordinal), _READWRITE)
         do("cuMemSetAccess", at, size, byref(access), c_size_t(1))
         return at.value
 

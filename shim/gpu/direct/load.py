@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from shim.gpu.direct.device import Memory
+    from shim.gpu.direct.device import DeviceMemory
     from shim.gpu.direct.gpus import Gpus
 
 _MOST_PIECES = 1 << 20
@@ -36,7 +36,7 @@ class Load:
         self._processes = about["processes"]
         self._error: BaseException | None = None
         self.times: list[tuple[str, float, float]] = []
-        self._memory: list[list[Memory]] = [[] for _ in self._uuids]
+        self._memory: list[list[DeviceMemory]] = [[] for _ in self._uuids]
         self._threads = [
             threading.Thread(
                 target=self._guarded, args=(gpus, dirfd, index, request.get("digests") or {}),

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shim.gpu.direct.device import Gpu, Memory
+    from shim.gpu.direct.device import DeviceMemory, Gpu
 
     Check = Callable[[int, int, memoryview], None]
     """Of a file's number, a chunk's in it, and the chunk: raises when it is not as it must be."""
@@ -29,7 +29,7 @@ CHUNK_BYTES = 4 << 20
 FILES = 16
 
 
-class Damaged(ValueError):
+class PayloadDamaged(ValueError):
     """The payload is not as it was captured."""
 
 
@@ -38,7 +38,7 @@ def name(gpu: int, file: int) -> str:
     return f"gpu{gpu}-{file:02d}{DATA_SUFFIX}"
 
 
-class Part:
+class PiecePart:
     """A part of a piece that is in one chunk."""
 
     __slots__ = ("at", "octets", "piece")
@@ -52,7 +52,7 @@ class Chunk:
 
     __slots__ = ("file", "number", "octets", "parts")
 
-    def __init__(self, parts: list[Part], file: int, number: int) -> None:
+    def __init__(self, parts: list[PiecePart], file: int, number: int) -> None:
         self.parts, self.file, self.number = parts, file, number
         self.octets = sum(part.octets for part in parts)
 
@@ -60,7 +60,7 @@ class Chunk:
 def layout(sizes: Sequence[int], files: int = FILES) -> list[Chunk]:
     """Every chunk of pieces of these sizes, in their order. All but the last are full."""
     chunks: list[Chunk] = []
-    parts: list[Part] = []
+    parts: list[PiecePart] = []
     room = CHUNK_BYTES
 
     def end() -> None:
@@ -70,7 +70,7 @@ def layout(sizes: Sequence[int], files: int = FILES) -> list[Chunk]:
         at = 0
         while at < size:
             octets = min(room, size - at)
-            parts.append(Part(piece, at, octets))
+            parts.append(PiecePart(piece, at, octets))
             at, room = at + octets, room - octets
             if not room:
                 end()
@@ -98,7 +98,7 @@ class Ring:
 class Move:
     """The copying of chunks by the threads of a ring. The first error ends it."""
 
-    def __init__(self, ring: Ring, memory: Sequence[Memory], fds: Sequence[int]) -> None:
+    def __init__(self, ring: Ring, memory: Sequence[DeviceMemory], fds: Sequence[int]) -> None:
         self._ring, self._memory, self._fds = ring, memory, fds
         self._lock = threading.Lock()
         self._next = 0
@@ -187,7 +187,7 @@ def _read(fd: int, into: memoryview, offset: int) -> None:
     while into:
         got = os.preadv(fd, [into], offset)
         if not got:
-            raise Damaged(f"the payload ends at {offset}")
+            raise PayloadDamaged(f"the payload ends at {offset}")
         into, offset = into[got:], offset + got
 
 
@@ -205,6 +205,6 @@ def compared(digests: Sequence[Sequence[str] | None]) -> Check:
     def check(file: int, number: int, chunk: memoryview) -> None:
         known = digests[file]
         if known is not None and hexdigest(chunk) != known[number]:
-            raise Damaged(f"file {file}, chunk {number}: other content than was captured")
+            raise PayloadDamaged(f"file {file}, chunk {number}: other content than was captured")
 
     return check

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from shim.gpu.direct.device import Memory
+    from shim.gpu.direct.device import DeviceMemory
 
 GROUP_BYTES = 1 << 30
 """So much is twice on the device while it is given."""
@@ -21,7 +21,7 @@ class Piece:
 
     __slots__ = ("_fd", "memory", "number")
 
-    def __init__(self, number: int, memory: Memory, fd: int = -1) -> None:
+    def __init__(self, number: int, memory: DeviceMemory, fd: int = -1) -> None:
         self.number, self.memory, self._fd = number, memory, fd
 
     def descriptor(self) -> int:

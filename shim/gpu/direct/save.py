@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from shim.gpu.direct.device import Memory
+    from shim.gpu.direct.device import DeviceMemory
     from shim.gpu.direct.gpus import Gpus
 
 
@@ -24,7 +24,7 @@ class Save:
 
     def __init__(
         self, gpus: Gpus, dirfd: int, about: Mapping[str, Any],
-        memory: Mapping[bytes, Sequence[Memory]],
+        memory: Mapping[bytes, Sequence[DeviceMemory]],
     ) -> None:  # fmt: skip
         self.about = about
         self.error: BaseException | None = None
@@ -52,7 +52,7 @@ class Save:
         return any(thread.is_alive() for thread in self._threads)
 
     def _guarded(
-        self, gpus: Gpus, dirfd: int, index: int, uuid: bytes, memory: Sequence[Memory]
+        self, gpus: Gpus, dirfd: int, index: int, uuid: bytes, memory: Sequence[DeviceMemory]
     ) -> None:
         try:
             with opened(dirfd, index, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fds:

@@ -15,44 +15,44 @@ import struct
 import time
 
 from shim.gpu.direct import wire
-from shim.kernel import procfs
+from shim.kernel import procfs, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
-    from shim.gpu.direct.wire import Hello, Lent, Message
+    from shim.gpu.direct.wire import Hello, Lent, WireMessage
 
 _WAKE_AGAIN_S = 0.25
 _SYS_TGKILL = 234
 
 
-class NotOurs(Exception):
+class NoLibrary(Exception):
     """The process has no library of ours, or it never made a large allocation."""
 
 
-class Refused(Exception):
+class LibraryRefused(Exception):
     """The library says no, in its words; nothing has changed."""
 
 
-class Lost(Exception):
+class LibraryLost(Exception):
     """The library did not do what was asked, and memory of the process may be away."""
 
 
 def service_thread(pid: int) -> int:
-    """The library's thread of a process, by the host's number. Raises NotOurs."""
+    """The library's thread of a process, by the host's number. Raises NoLibrary."""
     with contextlib.suppress(OSError):
         for tid in procfs.threads(pid):
             with contextlib.suppress(OSError):
                 if procfs.comm(f"{pid}/task/{tid}") == wire.THREAD.encode():
                     return tid
-    raise NotOurs(f"process {pid} has no thread {wire.THREAD}")
+    raise NoLibrary(f"process {pid} has no thread {wire.THREAD}")
 
 
 def has_library(pid: int) -> bool:
     """Whether the process has large device memory that the library can move."""
-    with contextlib.suppress(NotOurs):
+    with contextlib.suppress(NoLibrary):
         return bool(service_thread(pid))
     return False
 
@@ -71,8 +71,7 @@ class Door:
         self._socket = self._bound()
 
     def _bound(self) -> socket.socket:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(wire.SOCKET, dir_fd=self._dirfd)
+        replace.take_away(wire.SOCKET, dir_fd=self._dirfd)
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             made.bind(f"/proc/self/fd/{self._dirfd}/{wire.SOCKET}")
@@ -94,7 +93,7 @@ class Door:
         return found.st_ino == self._inode
 
     def call(self, pid: int, until: float) -> Session:
-        """The library of a process, by the host's number. Raises NotOurs, OSError, TimeoutError."""
+        """Returns the session of process `pid`. Raises NoLibrary, OSError, TimeoutError."""
         tid = service_thread(pid)
         while (left := until - time.monotonic()) > 0:
             if not self._is_there():
@@ -118,8 +117,7 @@ class Door:
         """Idempotent."""
         if self._socket.fileno() >= 0:
             if self._is_there():
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(wire.SOCKET, dir_fd=self._dirfd)
+                replace.take_away(wire.SOCKET, dir_fd=self._dirfd)
             self._socket.close()
 
     def __enter__(self) -> Self:
@@ -158,7 +156,7 @@ class Session:
             raise
 
     def state(self, until: float) -> Hello:
-        """As it is now. Raises OSError, Lost."""
+        """As it is now. Raises OSError, LibraryLost."""
         self._send(until, wire.STATE)
         self.hello = self._hello(until)
         return self.hello
@@ -166,7 +164,7 @@ class Session:
     def close_gate(self, within_s: float, silent_s: float, until: float) -> float:
         """Calls of the program wait from now on, and none is inside. Returns the seconds it took.
 
-        Raises Refused when a call stays inside, or a stream is captured, for longer than
+        Raises LibraryRefused when a call stays inside, or a stream is captured, for longer than
         `within_s`: the gate is open again then. It is opened after `silent_s` without a word, too.
         """
         self._send(until, wire.CLOSE, value=int(within_s * 1e3), count=int(silent_s * 1e3))
@@ -175,7 +173,7 @@ class Session:
     def lend(self, until: float) -> Iterator[list[Lent]]:
         """The pieces, some at a time, with descriptors that are the caller's to close.
 
-        Raises Refused, Lost, OSError.
+        Raises LibraryRefused, LibraryLost, OSError.
         """
         self._send(until, wire.LEND)
         while True:
@@ -184,10 +182,10 @@ class Session:
                 if message.kind == wire.LENT:
                     return
                 if message.kind != wire.PIECES:
-                    raise Lost(f"the library answers {message.kind}: {message.words()}")
+                    raise LibraryLost(f"the library answers {message.kind}: {message.words()}")
                 yield wire.lent(message)
             except wire.Malformed as error:
-                raise Lost(str(error)) from error
+                raise LibraryLost(str(error)) from error
             finally:
                 message.close()
             self._send(until, wire.NEXT)
@@ -195,7 +193,7 @@ class Session:
     def drop(self, until: float) -> float:
         """The process lets its pieces go: whoever has them imported has the only ones."""
         self._send(until, wire.DROP)
-        return self._expect(wire.DROPPED, until, broken=Lost).value / 1e6
+        return self._expect(wire.DROPPED, until, broken=LibraryLost).value / 1e6
 
     def fill(
         self, pieces: Iterable[tuple[int, int]], *, own: bool, until: float
@@ -212,14 +210,14 @@ class Session:
             if batch and (piece is None or len(batch) == wire.BATCH):
                 body, fds = wire.numbers([n for n, _ in batch]), [fd for _, fd in batch]
                 self._send(until, wire.FILL, value=int(own), body=body, fds=fds)
-                answer = self._expect(wire.FILLED, until, broken=Lost)
+                answer = self._expect(wire.FILLED, until, broken=LibraryLost)
                 away, took, batch = answer.count, took + answer.value / 1e6, []
         return away, took
 
     def open_gate(self, until: float) -> None:
-        """The program goes on. Raises Lost while anything is away."""
+        """The program goes on. Raises LibraryLost while anything is away."""
         self._send(until, wire.OPEN)
-        self._expect(wire.OPENED, until, broken=Lost)
+        self._expect(wire.OPENED, until, broken=LibraryLost)
 
     def close(self) -> None:
         """Idempotent. A closed gate is opened by the library itself unless something is away."""
@@ -241,27 +239,27 @@ class Session:
     def _limit(self, until: float) -> None:
         self._socket.settimeout(max(0.001, until - time.monotonic()))
 
-    def _answer(self, until: float) -> Message:
+    def _answer(self, until: float) -> WireMessage:
         self._limit(until)
         try:
             return wire.receive(self._socket)
         except (wire.Malformed, EOFError) as error:
-            raise Lost(f"process {self.pid}: {error}") from error
+            raise LibraryLost(f"process {self.pid}: {error}") from error
 
     def _hello(self, until: float) -> Hello:
         message = self._expect(wire.HELLO, until)
         try:
             return wire.Hello(message.body)
         except wire.Malformed as error:
-            raise Lost(f"process {self.pid}: {error}") from error
+            raise LibraryLost(f"process {self.pid}: {error}") from error
 
     def _expect(
-        self, kind: int, until: float, *, broken: Callable[[str], Exception] = Refused
-    ) -> Message:
+        self, kind: int, until: float, *, broken: Callable[[str], Exception] = LibraryRefused
+    ) -> WireMessage:
         message = self._answer(until)
         message.close()
         if message.kind in (wire.BUSY, wire.FAILED):
             raise broken(message.words())
         if message.kind != kind:
-            raise Lost(f"process {self.pid}: the library answers {message.kind}, not {kind}")
+            raise LibraryLost(f"process {self.pid}: the library answers {message.kind}, not {kind}")
         return message

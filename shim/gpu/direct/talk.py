@@ -8,6 +8,8 @@ import json
 import os
 import socket
 
+from shim.contract import jsontext
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,5 +40,5 @@ def receive(source: socket.socket) -> dict[str, Any] | None:
             data = os.pread(file.fileno(), _MOST_BYTES, 0)
     if not data:
         return None
-    found: dict[str, Any] = json.loads(data)
+    found: dict[str, Any] = jsontext.parse(data)
     return found

@@ -18,8 +18,8 @@ import time
 from shim.contract.errors import Blame, GpuNotCheckpointed, GpuNotRestored
 from shim.contract.paths import CONTROL
 from shim.gpu.direct import talk
-from shim.gpu.direct.session import Door, Lost, NotOurs
-from shim.gpu.way import Asked
+from shim.gpu.direct.session import Door, LibraryLost, NoLibrary
+from shim.gpu.way import ProcessReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _CLOSE_S = 5.0
 """How long a call of the program, or a capture of a stream, may keep the gate open."""
 
 
-class Carrier:
+class CarrierProcess:
     """The program `carrier`, for one container. error: makes what a failure of it is, of the reason
     and whether the payload is damaged.
     """
@@ -108,7 +108,7 @@ class _Evacuation:
 
     splits = True
 
-    def __init__(self, carrier: Carrier, container: str) -> None:
+    def __init__(self, carrier: CarrierProcess, container: str) -> None:
         self._carrier, self._container = carrier, container
         self._pids: list[int] = []
         self._is_closed = self._is_taken = False
@@ -163,7 +163,8 @@ class _Loading:
     """See `shim.gpu.way.Loading`."""
 
     def __init__(
-        self, carrier: Carrier, about: Mapping[str, object], pairs: Sequence[tuple[bytes, bytes]],
+        self, carrier: CarrierProcess, about: Mapping[str, object],
+        pairs: Sequence[tuple[bytes, bytes]],
         digests: Mapping[str, Sequence[str]],
     ) -> None:  # fmt: skip
         self._carrier, self._about, self._digests = carrier, about, digests
@@ -214,7 +215,7 @@ class DirectWay:
     ) -> None:
         self._spawn, self._container, self._digests = spawn, container, digests or {}
 
-    def asked(self, pid: int) -> Asked | None:
+    def asked(self, pid: int) -> ProcessReport | None:
         """Asks the library."""
         try:
             with (
@@ -223,21 +224,21 @@ class DirectWay:
                 door.call(pid, time.monotonic() + _ASK_S) as session,
             ):
                 told = session.hello
-        except (NotOurs, Lost, OSError):
+        except (NoLibrary, LibraryLost, OSError):
             return None
         against = [f"{word}: {_AGAINST[word]}" if word in _AGAINST else word
                    for word in told.seen if word != STAYS]  # fmt: skip
-        return Asked(against, told.octets)
+        return ProcessReport(against, told.octets)
 
     @contextlib.contextmanager
     def evacuation(self, container: str, payload_dirfd: int, lock: str) -> Iterator[Evacuation]:
         def failed(why: str, **_: object) -> GpuNotCheckpointed:
             return GpuNotCheckpointed(
-                "cannot take the GPU's memory away", container=container, why=why,
+                "cannot take the GPU's memory away", about=container, why=why,
                 do="Let quickthaw.io/quiesce end the work on the GPU, or try again.",
             )  # fmt: skip
 
-        carrier = Carrier(self._spawn, container, payload_dirfd, failed, lock)
+        carrier = CarrierProcess(self._spawn, container, payload_dirfd, failed, lock)
         try:
             yield _Evacuation(carrier, container)
         finally:
@@ -250,14 +251,14 @@ class DirectWay:
     ) -> Iterator[Loading]:  # fmt: skip
         def failed(why: str, *, is_damaged: bool = False) -> GpuNotRestored:
             error = GpuNotRestored(
-                "the GPU's memory was not loaded", container=container, why=why,
+                "the GPU's memory was not loaded", about=container, why=why,
                 do="Is the device full, or exclusive? See nvidia-smi and the kernel's log.",
             )  # fmt: skip
             # A device that is full, and a loader that dies or hangs, say nothing of the snapshot.
             error.blame = Blame.CONTENT if is_damaged else Blame.OTHER
             return error
 
-        carrier = Carrier(self._spawn, container, payload_dirfd, failed)
+        carrier = CarrierProcess(self._spawn, container, payload_dirfd, failed)
         try:
             yield _Loading(carrier, about, pairs, self._digests)
         finally:
@@ -281,9 +282,9 @@ def away(container: str, pids: Iterable[int], until: float) -> list[str]:
                 with door.call(pid, min(until, time.monotonic() + _HOME_S)) as session:
                     if session.hello.away:
                         found.append(f"{session.hello.away} pieces of process {pid} are lost")
-            except NotOurs:
+            except NoLibrary:
                 continue
-            except (Lost, OSError) as error:
+            except (LibraryLost, OSError) as error:
                 found.append(f"process {pid} does not tell whether it has its memory: {error}")
     return found
 

@@ -44,7 +44,7 @@ class Malformed(Exception):
     """The bytes are no message of this protocol."""
 
 
-class Message:
+class WireMessage:
     """kind, count, value: of the head. body: what follows. fds: ours to close."""
 
     __slots__ = ("body", "count", "fds", "kind", "value")
@@ -112,7 +112,7 @@ def send(
         to.send(head + body)
 
 
-def receive(source: socket.socket) -> Message:
+def receive(source: socket.socket) -> WireMessage:
     """Raises Malformed, EOFError when the library has hung up, OSError, TimeoutError."""
     data, ancillary, flags, _ = source.recvmsg(_MOST_BYTES, _RIGHTS_BYTES, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
@@ -128,7 +128,7 @@ def receive(source: socket.socket) -> Message:
         magic, version, kind, count, value = _HEAD.unpack_from(data)
         if (magic, version) != (MAGIC, VERSION):
             raise Malformed(f"magic {magic:#x}, version {version}")
-        message = Message(kind, count, value, data[_HEAD.size :], owned)
+        message = WireMessage(kind, count, value, data[_HEAD.size :], owned)
         owned = []
         return message
     finally:
@@ -136,7 +136,7 @@ def receive(source: socket.socket) -> Message:
             os.close(fd)
 
 
-def lent(message: Message) -> list[Lent]:
+def lent(message: WireMessage) -> list[Lent]:
     """The pieces of a PIECES message; the descriptors are theirs. Raises Malformed."""
     count = len(message.fds)
     if not 0 < count <= BATCH or count != message.count or len(message.body) != count * _LENT.size:

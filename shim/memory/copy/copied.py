@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from shim.criu.pagemap import Pagemap
     from shim.kernel.othermemory import Range
-    from shim.kernel.smaps import Area
+    from shim.kernel.smaps import FlaggedArea
     from shim.memory.extents import Extent
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class CopiedSpace:
     """An address space or object of shared memory. Its addresses are the offsets in the object.
 
     number: CRIU's, of the process or object. data: the file of the copy. pages: CRIU's list.
@@ -31,21 +31,21 @@ class Space:
     pages: Pagemap
     content: list[Extent]
     zeros: list[Range]
-    areas: Sequence[Area] = ()
+    areas: Sequence[FlaggedArea] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CopiedMemory:
     """spaces: of processes. shared: objects of shared memory."""
 
-    spaces: list[Space]
-    shared: list[Space]
+    spaces: list[CopiedSpace]
+    shared: list[CopiedSpace]
 
 
 class Content:
     """Looks up in a copy the content of the pages that CRIU lists."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: CopiedSpace) -> None:
         self._space = space
         self._content = Extents(space.content)
         self._zeros = Extents((start, end, 0) for start, end in space.zeros)

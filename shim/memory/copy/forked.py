@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.kernel.othermemory import Range
-    from shim.memory.copy.copied import Space
+    from shim.memory.copy.copied import CopiedSpace
 
 WORTH_BYTES: Final = 64 << 20
 """The least saving of a family: below that the page server fills each process' own memory."""
@@ -49,7 +49,7 @@ class Family:
         return sum(_size(its) for pid, its in self.shared.items() if pid != self.root)
 
 
-def families(criu: Path, spaces: Mapping[int, Space]) -> Iterator[Family]:
+def families(criu: Path, spaces: Mapping[int, CopiedSpace]) -> Iterator[Family]:
     """Yields the families that save enough. Raises DamagedImage, OSError."""
     children: dict[int, list[int]] = {}
     tree = family.parents(criu)
@@ -66,7 +66,7 @@ def families(criu: Path, spaces: Mapping[int, Space]) -> Iterator[Family]:
 
 
 def _family(
-    criu: Path, spaces: Mapping[int, Space], children: Mapping[int, Sequence[int]], root: int
+    criu: Path, spaces: Mapping[int, CopiedSpace], children: Mapping[int, Sequence[int]], root: int
 ) -> Family:  # fmt: skip
     found = Family(root)
     whole = Extents((start, end, 0) for start, end, _ in spaces[root].content)
@@ -99,7 +99,7 @@ def _both(areas: Iterable[Range], has: Extents) -> Iterator[Range]:
 class _Compared:
     """Compares the copy of an address space with other copies."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: CopiedSpace) -> None:
         self._content, self._data = Extents(space.content), space.data
         self._mapped: Mapped | None = None
 
@@ -110,7 +110,7 @@ class _Compared:
         if self._mapped:
             self._mapped.close()
 
-    def equal(self, other: Space, ranges: Iterable[Range]) -> list[tuple[int, int, int]]:
+    def equal(self, other: CopiedSpace, ranges: Iterable[Range]) -> list[tuple[int, int, int]]:
         """Returns the parts of `ranges` with the same content in both copies; joins neighbours."""
         ours_mapped = self._mapped = self._mapped or _mapped(self._data)
         content, mapped = Extents(other.content), _mapped(other.data)
@@ -155,7 +155,7 @@ def _equal(one: int, other: int, size: int, at: int = 0) -> Iterator[Range]:
         yield from _equal(one, other, size - half, at + half)
 
 
-def store(criu: Path, found: Family, space: Space) -> None:
+def store(criu: Path, found: Family, space: CopiedSpace) -> None:
     """Write the content that a family shares, from the copy of its root, and the lists of pages.
 
     Raises ValueError if a part of the content is missing; OSError.

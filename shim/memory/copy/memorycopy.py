@@ -24,7 +24,7 @@ from shim.contract.paths import DATA_SUFFIX
 from shim.criu import devnull, pagemap, sharedmem
 from shim.kernel import othermemory, procfs, sharedobjects, smaps
 from shim.kernel.stopping import Stop
-from shim.memory.copy.copied import CopiedMemory, Space
+from shim.memory.copy.copied import CopiedMemory, CopiedSpace
 from shim.memory.copy.readable import OfObject, OfProcess
 from shim.memory.copy.spacecopy import JOB_BYTES, SpaceCopy
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from shim.criu.pagemap import Pagemap
     from shim.kernel.othermemory import Range
-    from shim.kernel.smaps import Area
+    from shim.kernel.smaps import FlaggedArea
     from shim.memory.copy.spacecopy import Batch
 
 _THREADS: Final = min(8, os.cpu_count() or 1)
@@ -72,7 +72,7 @@ class MemoryCopy:
         self._objects: dict[int, SpaceCopy] = {}
         self._undo = contextlib.ExitStack()
         self._going: list[Future[None]] = []
-        self._areas: dict[int, Future[list[Area]]] = {}
+        self._areas: dict[int, Future[list[FlaggedArea]]] = {}
         self._serving: Callable[[], None] | None = None
         self._stopped = False
 
@@ -159,12 +159,14 @@ class MemoryCopy:
                 self._objects.pop(number).discard()
         self._each(_missing(listed), lambda job: job[0].copy(job[1], forced=True))
         found = [
-            Space(copy.number, copy.path, pages, copy.content(), copy.zeros(), self._flags(copy))
+            CopiedSpace(
+                copy.number, copy.path, pages, copy.content(), copy.zeros(), self._flags(copy)
+            )
             for copy, pages in listed.items()
         ]
         return CopiedMemory(found[: len(self._spaces)], found[len(self._spaces) :])
 
-    def _flags(self, copy: SpaceCopy) -> Sequence[Area]:
+    def _flags(self, copy: SpaceCopy) -> Sequence[FlaggedArea]:
         reading = None if copy in self._objects.values() else self._areas.get(copy.number)
         return () if reading is None else reading.result()
 

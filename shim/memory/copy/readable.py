@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from shim.kernel import othermemory
-from shim.kernel.othermemory import Reader, Watch
+from shim.kernel.othermemory import Reader, WriteWatch
 from shim.kernel.sharedobjects import OpenObject
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class OfProcess(Readable):
     def __init__(self, pid: int, number: int) -> None:
         self._pid, self.name = pid, f"process {number}"
         self._reader = Reader(pid)
-        self._watch: Watch | None = None
+        self._watch: WriteWatch | None = None
 
     def pages(self) -> Iterator[Range]:
         """Yields as Readable does."""
@@ -85,7 +85,7 @@ class OfProcess(Readable):
     def watch(self) -> None:
         """Note writes as Readable does."""
         if othermemory.can_watch():
-            self._watch = Watch(self._pid)
+            self._watch = WriteWatch(self._pid)
 
     def is_as_it_was(self, ranges: Iterable[Range]) -> bool:
         """Returns as Readable does."""

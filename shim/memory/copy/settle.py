@@ -8,13 +8,12 @@ says which is which. CRIU also reads pages that forked processes share: see
 
 from __future__ import annotations
 
-import os
-import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shim.contract.paths import MEMORY_LAYOUT, RANGES_SUFFIX, SNAPSHOT_CRIU, SNAPSHOT_MEMORY
 from shim.criu import advice, masks, pagemap
+from shim.kernel.replace import take_away
 from shim.memory import layout
 from shim.memory.copy import datafile
 from shim.memory.copy.copied import Content
@@ -27,10 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.criu.pagemap import Pages
-    from shim.memory.copy.copied import CopiedMemory, Space
+    from shim.memory.copy.copied import CopiedMemory, CopiedSpace
     from shim.memory.extents import Extent
-
-_SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
 
 
 def settle(staging: Path, copied: CopiedMemory) -> None:
@@ -52,7 +49,7 @@ def settle(staging: Path, copied: CopiedMemory) -> None:
     datafile.write_small(memory / MEMORY_LAYOUT, layout.encode(found, objects))
 
 
-def _without_wiped(criu: Path, copied: Space) -> Space:
+def _without_wiped(criu: Path, copied: CopiedSpace) -> CopiedSpace:
     """Returns the copy without memory that must not come along. See `shim.criu.advice`."""
     image = criu / f"mm-{copied.number}.img"
     advice.complete(image, copied.areas)
@@ -61,19 +58,18 @@ def _without_wiped(criu: Path, copied: Space) -> Space:
 
 
 def _space(
-    criu: Path, memory: Path, copied: Space, shared: Extents | None
+    criu: Path, memory: Path, copied: CopiedSpace, shared: Extents | None
 ) -> dict[str, object]:  # fmt: skip
     areas = pagemap.lazy_areas(criu / f"mm-{copied.number}.img")
     listed = _without_shared(copied.pages.pages, shared) if shared else copied.pages.pages
     lazy, own, size = _split(copied, listed, areas)
     pages = criu / f"pages-{copied.pages.pages_id}.img"
-    pages.unlink(missing_ok=True)
+    take_away(str(pages))
     with copied.data.open("r+b") as whole, pages.open("xb") as small:
         for _, offset, to, length in own:
             datafile.copy_range(whole.fileno(), offset, small.fileno(), to, length)
         small.truncate(size)
         datafile.keep_only(whole.fileno(), lazy)
-        ratio = _sampled_ratio(whole.fileno())
     pages.chmod(0o600)
     ranges = f"space-{copied.number}{RANGES_SUFFIX}"
     datafile.write_ranges(memory / ranges, joined(lazy))  # CRIU lists a MiB at most at a time
@@ -83,7 +79,6 @@ def _space(
     return {
         "pid": copied.number, "data": copied.data.name, "ranges": ranges, "areas": areas,
         "huge": pagemap.huge_areas(criu / f"mm-{copied.number}.img"),
-        "compression": "none", "sampled_ratio": ratio,
     }  # fmt: skip
 
 
@@ -102,7 +97,7 @@ def _without_shared(pages: Sequence[Pages], shared: Extents) -> tuple[Pages, ...
 
 
 def _split(
-    copied: Space, listed: Sequence[Pages], areas: Sequence[tuple[int, int]]
+    copied: CopiedSpace, listed: Sequence[Pages], areas: Sequence[tuple[int, int]]
 ) -> tuple[list[Extent], list[tuple[int, int, int, int]], int]:
     """Returns ranges for the page server; ranges for CRIU; and the size of pages-N.img.
 
@@ -138,13 +133,3 @@ def _joined(pages: Iterable[Pages]) -> list[Pages]:
         else:
             found.append(each)
     return found
-
-
-def _sampled_ratio(fd: int) -> float:
-    """Returns the compression ratio of samples from all of the file. For people."""
-    size = os.fstat(fd).st_size
-    sample = b"".join(
-        os.pread(fd, _SAMPLE_BYTES, at)
-        for at in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES))
-    )
-    return round(len(sample) / len(zlib.compress(sample, 1)), 2) if sample else 1.0

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.criu.sharedmem import SharedObject
-    from shim.memory.copy.copied import Space
+    from shim.memory.copy.copied import CopiedSpace
     from shim.memory.extents import Extent
 
 _LEAST_BYTES = 1 << 20
 """CRIU reads smaller objects itself, in less time than a request to the page server takes."""
 
 
-def settle_shared(criu: Path, copied: Iterable[Space]) -> list[dict[str, object]]:
+def settle_shared(criu: Path, copied: Iterable[CopiedSpace]) -> list[dict[str, object]]:
     """Make the payloads of the copied objects whose content CRIU lacks.
 
     Returns their entries in layout.json. Raises ValueError if a page is missing; DamagedImage,
@@ -38,7 +38,7 @@ def settle_shared(criu: Path, copied: Iterable[Space]) -> list[dict[str, object]
     return [found for each in copied if (found := _object(criu, each, known[each.number]))]
 
 
-def _object(criu: Path, copied: Space, known: SharedObject) -> dict[str, object] | None:
+def _object(criu: Path, copied: CopiedSpace, known: SharedObject) -> dict[str, object] | None:
     image = criu / sharedmem.LISTS.replace("*", str(copied.number))
     listed = copied.pages.pages
     if any(each.end > known.size or not each.flags & pagemap.PRESENT for each in listed):

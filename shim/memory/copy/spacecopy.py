@@ -6,7 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
-from shim.kernel import othermemory
+from shim.kernel import othermemory, replace
 from shim.kernel.filesystem import write_at
 from shim.kernel.hugepages import HUGE_BYTES
 from shim.kernel.othermemory import PAGE, Buffer, Mapped
@@ -45,7 +45,7 @@ class Batch:
             yield start, start + size
 
 
-class Room:
+class FileRoom:
     """Allocates places for content in a file. end: the size that the file needs.
 
     Whole huge pages lie at multiples of the huge page size: content written there at once is a huge
@@ -79,9 +79,9 @@ class SpaceCopy:
     def __init__(self, memory: Readable, number: int, path: Path) -> None:
         self.memory, self.number, self.path = memory, number, path
         # A file that is there belongs to a number whose process or object has ended.
-        path.unlink(missing_ok=True)
+        replace.take_away(str(path))
         self._fd = os.open(path, _O_NEW, 0o600)
-        self._room = Room()
+        self._room = FileRoom()
         self._lock = threading.Lock()
         self._batches: list[Batch] = []
         self._mapped: Mapped | None = None

@@ -154,7 +154,7 @@ def end(ticket: Ticket, why: str, *, blame: str = "") -> None:
             return  # the container ended before, and not because of us
         survivors.kill(ticket.container, until=time.monotonic() + _DIES_WITHIN_S)
     error = MemoryLost(
-        "the memory could not be completed", container=ticket.container, why=why,
+        "the memory could not be completed", about=ticket.container, why=why,
         do="Was the node out of memory, or the snapshot's disk away? See the kernel's log.",
     )  # fmt: skip
     with contextlib.suppress(OSError):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from shim.gpu.direct import mover
-from shim.gpu.direct.device import Driver, Gpu, Memory, processors
+from shim.gpu.direct.device import DeviceMemory, Driver, Gpu, processors
 from shim.gpu.direct.mover import Move, Ring
-from shim.gpu.direct.session import Door, Refused, Session
+from shim.gpu.direct.session import Door, LibraryRefused, Session
 from tests.gpu.children import Helper
 
 STEP_S = 30.0
@@ -44,7 +44,7 @@ class Held:
     uuid: bytes
     numbers: list[int]
     fds: list[int]
-    memory: list[Memory]
+    memory: list[DeviceMemory]
 
     @property
     def sizes(self) -> list[int]:
@@ -116,7 +116,7 @@ class Host:
         for _ in range(TRIES):
             try:
                 session.close_gate(3.0, 20.0, until)
-            except Refused as busy:
+            except LibraryRefused as busy:
                 self.busy.append(str(busy))
             else:
                 return

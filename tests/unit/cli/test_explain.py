@@ -83,7 +83,7 @@ def test_pod_that_does_not_fit_exits_with_1(
 
 def test_error_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     def ask(_verb: str, **_arguments: Any) -> dict[str, Any]:
-        raise NoSuchPod("cannot explain", container="p", why="no such pod", do="Look.")
+        raise NoSuchPod("cannot explain", about="p", why="no such pod", do="Look.")
 
     monkeypatch.setattr(client, "ask", ask)
     assert main.main(["explain", "p"]) == 2

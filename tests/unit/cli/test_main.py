@@ -68,7 +68,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch, store: Store) -> list[tuple[str, dic
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path) -> None:
     def ask(_verb: str, **_arguments: Any) -> dict[str, Any]:
-        raise DaemonAway("cannot reach quickthawd", container="s", why="gone", do="Start it.")
+        raise DaemonAway("cannot reach quickthawd", about="s", why="gone", do="Start it.")
 
     monkeypatch.setattr(client, "ask", ask)
     monkeypatch.setattr(offline, "Store", lambda: Store(str(tmp_path)))
@@ -168,7 +168,7 @@ def test_errors_of_the_daemon_become_its_exit_status(
     monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     def ask(_verb: str, **_arguments: Any) -> dict[str, Any]:
-        raise NoSuchPod("cannot capture", container="p", why="no such pod", do="Look.")
+        raise NoSuchPod("cannot capture", about="p", why="no such pod", do="Look.")
 
     monkeypatch.setattr(client, "ask", ask)
     assert main.main(["capture", "p"]) == NoSuchPod.exit_code
@@ -180,7 +180,7 @@ def test_refused_snapshot_does_not_stop_the_removal_of_others(
 ) -> None:
     def ask(_verb: str, **arguments: Any) -> dict[str, Any]:
         if arguments["id"] == "used":
-            raise SnapshotInUse("cannot remove", container="used", why="in use", do="Stop it.")
+            raise SnapshotInUse("cannot remove", about="used", why="in use", do="Stop it.")
         return {"removed": arguments["id"]}
 
     monkeypatch.setattr(client, "ask", ask)

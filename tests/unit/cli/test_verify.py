@@ -12,7 +12,7 @@ import pytest
 from shim.cli import main, offline, verify
 from shim.contract import manifest as manifests
 from shim.daemon import reverify
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 from shim.store.store import Store
 from shim.trust.verdict import Trust
 from tests.unit.manifests import fields
@@ -34,10 +34,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr("shim.store.store.Store", lambda: Store(str(tmp_path / "store")))
     monkeypatch.setattr(offline, "trust", lambda _: TrustsAll())
 
-    def with_own_marks(*arguments: Any, **more: Any) -> Check:
-        return Check(*arguments, **more, marks_directory=str(tmp_path / "marks"))
+    def with_own_marks(*arguments: Any, **more: Any) -> SnapshotCheck:
+        return SnapshotCheck(*arguments, **more, marks_directory=str(tmp_path / "marks"))
 
-    monkeypatch.setattr(verify, "Check", with_own_marks)
+    monkeypatch.setattr(verify, "SnapshotCheck", with_own_marks)
     monkeypatch.setattr(reverify, "VERIFIED", str(tmp_path / "marks"))
     return found
 

@@ -4,5 +4,5 @@ from shim.contract import errors
 
 
 def test_message_has_subject_cause_effect_and_remedy() -> None:
-    message = str(errors.CriuRestoreFailed("what", container="abc", why="why", do="Do."))
+    message = str(errors.CriuRestoreFailed("what", about="abc", why="why", do="Do."))
     assert message == "what [abc]: why; the container starts cold. Do."

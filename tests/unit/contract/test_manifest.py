@@ -133,7 +133,7 @@ def snapshot(tmp_path: Path) -> Iterator[int]:
 def test_a_manifest_in_the_wrong_directory_is_refused(snapshot: int, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(made().encode())
     assert manifest.read(snapshot, snapshot=made().id) == made()
-    with pytest.raises(BadManifest, match="it is of"):
+    with pytest.raises(BadManifest, match="its id is"):
         manifest.read(snapshot, snapshot="e" * 64)
 
 

@@ -38,7 +38,7 @@ def test_a_planted_link_is_no_ticket(tmp_path: Path) -> None:
 def test_a_ticket_of_another_container_is_refused(tmp_path: Path) -> None:
     ticket.write(a_ticket(container="other"), str(tmp_path))
     (tmp_path / "other.json").rename(tmp_path / "abc.json")
-    with pytest.raises(errors.TicketUnreadable, match="it is for other"):
+    with pytest.raises(errors.TicketUnreadable, match="the ticket is for other"):
         ticket.read("abc", str(tmp_path))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from protos import criu_pb2
 from shim.criu import advice, pagemap
 from shim.criu.pagemap import PAGE, Pages
-from shim.kernel.smaps import Area
+from shim.kernel.smaps import FlaggedArea
 from tests.unit.criuimages import image
 
 WIPED, DROPPABLE, ORDINARY = 1, 2, 3
@@ -31,8 +31,8 @@ def mm(path: Path) -> Path:
     return path / "mm-1.img"
 
 
-def area(number: int, *flags: str, pages: int = 4) -> Area:
-    return Area(number << 20, (number << 20) + pages * PAGE, frozenset(flags))
+def area(number: int, *flags: str, pages: int = 4) -> FlaggedArea:
+    return FlaggedArea(number << 20, (number << 20) + pages * PAGE, frozenset(flags))
 
 
 def test_image_gets_the_flags_that_criu_does_not_know(tmp_path: Path) -> None:

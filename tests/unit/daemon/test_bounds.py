@@ -13,10 +13,10 @@ import pytest
 
 from shim.contract.errors import BadAnnotation
 from shim.daemon.oneline import OneLine
-from shim.daemon.watch import SLOW_S, Watch, memory, watched
+from shim.daemon.watch import SLOW_S, SlowSteps, memory, watched
 from shim.gate.decide import Refused
 from shim.gate.facts import compact
-from shim.gate.key import Pod, workload_facts
+from shim.gate.key import PodValues, workload_facts
 from shim.gate.refusal import Finding
 from shim.node import tool
 from shim.oci.spec import Spec
@@ -39,7 +39,7 @@ def spec(**process: object) -> Spec:
 
 
 def facts(**process: object) -> dict[str, str]:
-    pod = Pod(namespace="n", name="pod", uid="uid", ips=["10.0.0.1"], node="node")
+    pod = PodValues(namespace="n", name="pod", uid="uid", ips=["10.0.0.1"], node="node")
     return workload_facts(spec(**process), pod, image_digest="sha256:0")
 
 
@@ -113,7 +113,7 @@ def test_endless_output_of_a_command_does_not_fill_the_daemon() -> None:
 
 
 def test_greatest_step_of_the_event_loop_is_measured(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch()
+    watch = SlowSteps()
 
     async def work() -> None:
         await asyncio.sleep(0.01)

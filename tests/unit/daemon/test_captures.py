@@ -12,7 +12,7 @@ from shim.daemon.captures import Captures
 from shim.daemon.tracked import Pod, State, Tracked
 
 
-@pytest.mark.parametrize("wrong", [KeyError("x"), NotCapturable("a", container="c", why="", do="")])
+@pytest.mark.parametrize("wrong", [KeyError("x"), NotCapturable("a", about="c", why="", do="")])
 def test_state_is_as_before(wrong: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     tracked = Tracked(cast("Any", "c1"), "main", Pod("n", "p", "u", "s"), cast("Any", None))
     tracked.identity = cast("Any", object())

@@ -14,8 +14,8 @@ from shim.daemon.capturing import Capturing
 from shim.daemon.tracked import Pod, Tracked
 from shim.kernel.stopping import Stopped
 
-BUSY = ContainerBusy("cannot capture now", container="c1", why="exec", do="")
-LOST = GpuLost("the GPU is lost", container="c1", why="", do="")
+BUSY = ContainerBusy("cannot capture now", about="c1", why="exec", do="")
+LOST = GpuLost("the GPU is lost", about="c1", why="", do="")
 
 
 class Scripted(Capturing):

@@ -33,7 +33,7 @@ async def echo(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def refuse(request: Mapping[str, Any]) -> dict[str, Any]:
-    error = NoSuchSnapshot("cannot find", container=control.text(request, "id"), why="w", do="d")
+    error = NoSuchSnapshot("cannot find", about=control.text(request, "id"), why="w", do="d")
     error.add_note("near: b")
     raise error
 
@@ -120,7 +120,7 @@ def test_an_error_arrives_with_all_its_parts(tmp_path: Path) -> None:
 
     error = served(tmp_path, use)
     assert isinstance(error, NoSuchSnapshot)
-    assert (error.what, error.container, error.why, error.do) == ("cannot find", "abc", "w", "d")
+    assert (error.what, error.about, error.why, error.do) == ("cannot find", "abc", "w", "d")
     assert error.__notes__ == ["near: b"]
 
 
@@ -173,7 +173,7 @@ def test_parse_raises_only_its_documented_error(line: bytes) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_class_of_error_crosses_the_socket(kind: type[QuickthawError]) -> None:
-    error = kind("what", container="c", why="why", do="do")
+    error = kind("what", about="c", why="why", do="do")
     with pytest.raises(kind) as caught:
         client.decode(control.refusal(error))
     assert type(caught.value) is kind

@@ -14,7 +14,7 @@ from shim.contract import manifest as manifests
 from shim.contract import ticket
 from shim.contract.names import ContainerId
 from shim.daemon.config import Config
-from shim.daemon.containerd import ContainerdRefused, Record
+from shim.daemon.containerd import ContainerdRefused, ContainerRecord
 from shim.daemon.decision import Decider
 from shim.daemon.tracked import Identity, Pod, State, Tracked
 from shim.gate.checks import WITHIN_SPEC
@@ -43,10 +43,10 @@ class FakeContainerd:
     def __init__(self, spec: dict[str, Any] | None) -> None:
         self._spec = spec
 
-    async def record(self, container: ContainerId) -> Record:
+    async def record(self, container: ContainerId) -> ContainerRecord:
         if self._spec is None:
             raise ContainerdRefused("it is away")
-        return Record(Spec(self._spec), "image:1", "sha256:d", "")
+        return ContainerRecord(Spec(self._spec), "image:1", "sha256:d", "")
 
     async def addresses(self, sandbox: str) -> tuple[str, ...]:
         return ("10.0.0.7",)

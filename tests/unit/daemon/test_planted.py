@@ -68,19 +68,26 @@ def test_restored_json_replaces_a_planted_file_and_follows_no_link(
     assert not (control / "restored.json").is_symlink()
 
 
-@pytest.mark.parametrize("plant", PLANTED)
-def test_planted_scratch_file_fails_the_swap_and_stays_unwritten(
+@pytest.mark.parametrize("plant", PLANTED[:3])
+def test_planted_scratch_file_is_replaced_and_stays_unwritten(
     control: Path, plant: Callable[[Path], None]
 ) -> None:
-    plant(control / ".restored.json")
-    with pytest.raises(FileExistsError):
-        tell()
+    plant(control / f".restored.json.{os.getpid()}.new")
+    tell()
     assert (control.parent / "target").read_text() == "untouched"
+    assert os.listdir(control) == ["restored.json"]
 
 
-def test_undo_removes_links_and_not_their_targets(control: Path) -> None:
+@pytest.mark.parametrize("name", ["restored.json", f".restored.json.{os.getpid()}.new"])
+def test_planted_directory_fails_the_swap(control: Path, name: str) -> None:
+    as_directory(control / name)
+    with pytest.raises(IsADirectoryError):
+        tell()
+    assert os.listdir(control) == [name]
+
+
+def test_undo_removes_a_link_and_not_its_target(control: Path) -> None:
     as_link(control / "restored.json")
-    as_hard_link(control / ".restored.json")
     resume.untell(a_ticket())
     assert os.listdir(control) == []
     assert (control.parent / "target").read_text() == "untouched"

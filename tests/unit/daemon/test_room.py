@@ -347,7 +347,7 @@ def test_copy_evicts_only_for_what_it_has_written(
             await asyncio.sleep(0.01)
         free[0] = 1000 - copied
         await asyncio.sleep(0.05)
-        raise CriuDumpFailed("cannot dump", container="c", why="why", do="Look.")
+        raise CriuDumpFailed("cannot dump", about="c", why="why", do="Look.")
 
     with pytest.raises(CriuDumpFailed):
         captured(a_room(store, keep_free_bytes=250), 1050, grow=grow)
@@ -373,7 +373,7 @@ def test_others_that_fill_the_disk_evict_nothing(
         assert left(store) == {one}, "no copy has grown yet"
         free[0] = 100
         await asyncio.sleep(0.05)
-        raise CriuDumpFailed("cannot dump", container="c", why="why", do="Look.")
+        raise CriuDumpFailed("cannot dump", about="c", why="why", do="Look.")
 
     with pytest.raises(CriuDumpFailed):
         captured(a_room(store, keep_free_bytes=250), 0, grow=others_write)
@@ -398,7 +398,7 @@ def test_full_disk_is_reported_as_no_room(store: Store) -> None:
 
     async def run() -> None:
         async with room.reserved("c", "models", Amount(1, 1)):
-            error = CriuDumpFailed("cannot dump", container="c", why="write failed", do="Look.")
+            error = CriuDumpFailed("cannot dump", about="c", why="write failed", do="Look.")
             raise error from OSError(28, "No space left on device")
 
     with pytest.raises(NoRoom, match=r"the disk is full.*write failed"):
@@ -410,7 +410,7 @@ def test_other_failures_keep_their_error_class(store: Store) -> None:
 
     async def run() -> None:
         async with room.reserved("c", "models", Amount(1, 1)):
-            raise CriuDumpFailed("cannot dump", container="c", why="why", do="Look.")
+            raise CriuDumpFailed("cannot dump", about="c", why="why", do="Look.")
 
     with pytest.raises(CriuDumpFailed):
         asyncio.run(run())

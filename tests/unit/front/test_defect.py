@@ -36,7 +36,7 @@ def _defect(found: Exception) -> SwapFailed:
 
 
 def test_undo_that_fails_does_not_change_whose_fault_it_was() -> None:
-    first = ShmNotFilled("cannot fill", container="c1", why="f exists", do="")
+    first = ShmNotFilled("cannot fill", about="c1", why="f exists", do="")
     told = _defect(_failing(first, PermissionError(errno.EPERM, "no")))
     assert blame_of(told) == Blame.OTHER
     assert "PermissionError" in told.why

@@ -12,7 +12,7 @@ from shim.criu.images import DamagedImage
 from shim.criu.openfiles import OpenFile, decoded, named_files, network_namespace, open_files
 from shim.gate import descriptors, kinds
 from shim.gate.descriptors import Tcp, by_network, excess, opens_device, reachable
-from shim.gate.kinds import ANONYMOUS, ANYBODY, KINDS, NOBODY, TERMINALS, Bounds
+from shim.gate.kinds import ANONYMOUS, ANYBODY, KINDS, NOBODY, TERMINALS, Abilities
 from shim.kernel.capabilities import NAMES, mask_of
 from shim.oci.spec import Spec
 from tests.unit.criu.test_images import MAGIC, field, varint
@@ -20,7 +20,7 @@ from tests.unit.criu.test_images import MAGIC, field, varint
 if TYPE_CHECKING:
     from pathlib import Path
 
-BOUNDS = Bounds(sndbuf=425_984, rcvbuf=425_984, first_port=1024, pings=False)
+BOUNDS = Abilities(sndbuf=425_984, rcvbuf=425_984, first_port=1024, pings=False)
 TCP = Tcp(4 << 20, 6 << 20)
 ALL = mask_of(NAMES)
 
@@ -32,7 +32,7 @@ def file_of(kind: int, body: bytes = b"", terminal: int = 1) -> OpenFile:
 
 
 def refused(kind: int, body: bytes = b"", has: int = 0, **bounds: Any) -> str:
-    given = Bounds(**{**{name: getattr(BOUNDS, name) for name in BOUNDS.__slots__}, **bounds})
+    given = Abilities(**{**{name: getattr(BOUNDS, name) for name in BOUNDS.__slots__}, **bounds})
     return excess([file_of(kind, body)], has, given, TCP, 3)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.gate import volumecontent
-from shim.gate.key import Pod
+from shim.gate.key import PodValues
 from shim.gate.volumecontent import NOT_READ, fact, named
 from shim.oci.spec import Spec
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ%s.c2lnbmF0dXJl"  # noqa: S105 - of nobody
 
 
-def pod(number: int) -> Pod:
-    return Pod(
+def pod(number: int) -> PodValues:
+    return PodValues(
         namespace="models", name=f"pod-{number}", uid=f"uid-{number}", ips=[f"10.0.0.{number}"]
     )
 

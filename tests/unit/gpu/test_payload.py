@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shim.contract.paths import GPU_PAYLOAD
 from shim.gpu import payload
-from shim.gpu.payload import Payload
+from shim.gpu.payload import GpuPayload
 from shim.gpu.support import Look, Process, findings
 
 GPU = {"uuid": "GPU-00000000-0000-0000-0000-000000000001", "name": "NVIDIA H200", "memory_bytes": 1}
@@ -17,7 +17,7 @@ SOCKETS = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}
 
 
 def test_payload_survives_writing_and_reading() -> None:
-    made = Payload(way="driver", processes=[1, 7], gpus=[{**GPU, "minor": 3}], about={"a": 1})
+    made = GpuPayload(way="driver", processes=[1, 7], gpus=[{**GPU, "minor": 3}], about={"a": 1})
     found = payload.of({GPU_PAYLOAD: made.encode()})
     assert found is not None
     assert found.encode() == made.encode()

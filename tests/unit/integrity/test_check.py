@@ -107,20 +107,20 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a bit of an image's listing": ("criu.tree", flip, "criu.tree: expected SHA-256"),
     "an image that is shorter": (
         "criu/pages-1.img", lambda path: os.truncate(path, 7), "expected size"),
-    "an image that is gone": ("criu/pages-1.img", Path.unlink, "expected it as listed, found no"),
+    "an image that is gone": ("criu/pages-1.img", Path.unlink, "the file as listed, found no"),
     "an image that is a link": ("criu/pages-1.img", replace_by_link, "expected mode 0o100644"),
     "a listing that is gone": ("shm.tree", Path.unlink, "shm.tree: expected .* found nothing"),
     "a listing that is longer": (
         "shm.tree", lambda path: path.write_bytes(b" " * 9999), "longer than"),
-    "no images": ("criu", shutil.rmtree, "criu: expected it as listed, found nothing"),
-    "another image": ("criu/parent", Path.touch, "criu/parent: expected no such file, found one"),
+    "no images": ("criu", shutil.rmtree, "criu: expected the file as listed, found nothing"),
+    "another image": ("criu/parent", Path.touch, "parent: expected no such file, found a file"),
     "a link to a parent": (
         "criu/parent", lambda path: path.symlink_to("/"), "criu/parent: expected no such file"),
-    "another file": ("rootfs/etc/a", Path.touch, "rootfs/etc/a: expected no such file, found one"),
-    "another last file": ("shm/z", Path.touch, "shm/z: expected no such file, found one"),
-    "another part": ("more", Path.mkdir, "more: expected no such file, found one"),
-    "a file that is gone": ("rootfs/etc/fifo", Path.unlink, "rootfs/etc/fifo: expected it as"),
-    "a last file that is gone": ("shm/segment", Path.unlink, "shm/segment: expected it as listed"),
+    "another file": ("rootfs/etc/a", Path.touch, "etc/a: expected no such file, found a file"),
+    "another last file": ("shm/z", Path.touch, "shm/z: expected no such file, found a file"),
+    "another part": ("more", Path.mkdir, "more: expected no such file, found a file"),
+    "a file that is gone": ("rootfs/etc/fifo", Path.unlink, "fifo: expected the file as listed"),
+    "a last file that is gone": ("shm/segment", Path.unlink, "segment: expected the file as"),
     "a setuid bit": ("rootfs/etc/motd", lambda path: path.chmod(0o4755), "mode 0o100644, found 0"),
     "an owner": ("rootfs/etc/deep", lambda path: os.chown(path, 7, -1), "deep: expected owner 0"),
     "a group": (
@@ -150,7 +150,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "the part's own directory": ("rootfs", lambda path: path.chmod(0o777), "rootfs: expected mode"),
     "a name elsewhere": (
         "rootfs/sparse", lambda path: os.link(path, path.parent.parent.parent / "other"),
-        "rootfs/sparse: expected names in its part only, found one elsewhere"),
+        "rootfs/sparse: expected names in its part only, found a name elsewhere"),
 }  # fmt: skip
 
 
@@ -316,7 +316,7 @@ def test_publishing_marks_the_files_that_it_has_hashed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "error", "why"),
     [
-        (errno.EIO, SnapshotNotWhole, "shm/segment, chunk 0 of 4 MiB: expected what can be read"),
+        (errno.EIO, SnapshotNotWhole, "shm/segment, chunk 0 of 4 MiB: expected readable content"),
         (errno.ENOMEM, OSError, "memory"),
     ],
 )
@@ -341,7 +341,9 @@ def test_change_after_the_check_is_found_afterwards(own: tuple[Path, Manifest]) 
         found.begin()
         found.finish()
         rename_over(place / "criu/pages-1.img")
-        with pytest.raises(SnapshotNotWhole, match=r"pages-1.img: expected it as checked"):
+        with pytest.raises(
+            SnapshotNotWhole, match=r"pages-1.img: expected the file that was checked"
+        ):
             found.unchanged()
 
 
@@ -402,11 +404,13 @@ def test_check_of_few_bytes_imports_no_threads(
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from shim.contract import manifest
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 import shim.restore.sequence
 dirfd = os.open({str(place)!r}, os.O_RDONLY)
 found = manifest.read(dirfd, snapshot={manifest.id!r})
-with Check(dirfd, found, container="c1", until=1e99, marks_directory={str(marks)!r}) as check:
+with SnapshotCheck(
+    dirfd, found, container="c1", until=1e99, marks_directory={str(marks)!r}
+) as check:
     check.begin()
     check.finish()
 print(check.hashed_bytes, not {{"threading", "shutil"}} & set(sys.modules))

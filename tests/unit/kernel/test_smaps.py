@@ -7,7 +7,7 @@ import os
 import pytest
 
 from shim.kernel import smaps
-from shim.kernel.smaps import Area
+from shim.kernel.smaps import FlaggedArea
 
 TEXT = b"""7f00-8f00 rw-p 00000000 00:00 0    [anon: VmFlags: wf]
 Size:                 60 kB
@@ -20,8 +20,8 @@ VmFlags: rd mr\x20
 
 def test_flags_of_each_area() -> None:
     assert smaps.parsed(TEXT) == [
-        Area(0x7F00, 0x8F00, frozenset({"rd", "wr", "mr", "mw", "me", "ac", "wf"})),
-        Area(0x9F00, 0xAF00, frozenset({"rd", "mr"})),
+        FlaggedArea(0x7F00, 0x8F00, frozenset({"rd", "wr", "mr", "mw", "me", "ac", "wf"})),
+        FlaggedArea(0x9F00, 0xAF00, frozenset({"rd", "mr"})),
     ]
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from shim.kube import event as events
 from shim.kube import sender as sending
-from shim.kube.event import Event, Known, Memory, Rate
+from shim.kube.event import EventMemory, Known, PodEvent, Rate
 from shim.kube.kubeconfig import BadKubeconfig, load
 from shim.kube.sender import Sender
 from tests.certificates import SERVED_AS, Authority
@@ -136,7 +136,7 @@ class Told:
         self.sender = Sender(str(path), self.counted.append, node="node-1", wait_s=0.01)
         self.sender.start()
 
-    def tell(self, *told: Event) -> list[str]:
+    def tell(self, *told: PodEvent) -> list[str]:
         for each in told:
             self.sender.send(each)
         deadline = time.monotonic() + SOON_S
@@ -160,12 +160,12 @@ def start() -> Iterator[Callable[[Path], Told]]:
         each.sender.stop()
 
 
-def an_event(**changed: str) -> Event:
+def an_event(**changed: str) -> PodEvent:
     fields = {
         "namespace": "models", "pod": "inference-0", "uid": "u-1", "container": "server",
         "kind": events.WARNING, "reason": "CriuRestoreFailed", "message": "it failed",
     }  # fmt: skip
-    return Event(**fields | changed)
+    return PodEvent(**fields | changed)
 
 
 def trusted(authority: Authority) -> dict[str, Any]:
@@ -389,7 +389,7 @@ def test_events_of_a_constantly_failing_pod_are_rate_limited() -> None:
 
 
 def test_remembered_events_are_bounded() -> None:
-    memory = Memory()
+    memory = EventMemory()
     for number in range(3000):
         memory.remember(an_event(uid=str(number)), Known("n", 0.0, 1))
     assert memory.again(an_event(uid="0")) is None

@@ -21,9 +21,9 @@ from shim.nri.session import (
     serve,
 )
 from shim.rpc import mux
-from shim.rpc.channel import Channel, Connections, Limits
+from shim.rpc.channel import Channel, Connections, PeerLimits
 from shim.rpc.errors import CallRefused, Code
-from shim.rpc.ttrpc import FRAME, Call
+from shim.rpc.ttrpc import FRAME, PendingCall
 
 POD = nri_pb2.PodSandbox(id="p1", name="web", annotations={"quickthaw.io/snapshot": "auto"})
 CONTAINER = nri_pb2.Container(id="c1", pod_sandbox_id="p1", name="main")
@@ -89,11 +89,11 @@ class FakeRuntime:
 
     def accept(self) -> Channel:
         ids = Connections(serve_on=2, call_on=1)
-        channel = Channel(ids, self._serve, lambda *_: None, Limits())
+        channel = Channel(ids, self._serve, lambda *_: None, PeerLimits())
         self.connections.put_nowait(channel)
         return channel
 
-    async def _serve(self, call: Call) -> bytes:
+    async def _serve(self, call: PendingCall) -> bytes:
         assert (call.service, call.method) == (RUNTIME_SERVICE, "RegisterPlugin")
         if self.refuse:
             raise CallRefused(Code.INVALID_ARGUMENT, "no")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shim.contract import errors
-from shim.kube.event import NORMAL, WARNING, Event
+from shim.kube.event import NORMAL, WARNING, PodEvent
 from shim.report import events, journal, records
 from shim.report.records import Happened, Subject
 from shim.report.reporter import Reporter
@@ -30,13 +30,13 @@ SAMPLES: dict[type[Happened], Happened] = {
         records.Evicted(snapshot=SNAPSHOT, size_bytes=5, last_use=0.0),
         records.CaptureRefused(subject=POD, reason="quarantine", why="one like it failed"),
         records.Captured(subject=POD, snapshot=SNAPSHOT, frozen_s=0.1, seconds=0.2),
-        records.CaptureFailed(subject=POD, reason="NoRoom", why="the disk is full"),
+        records.CaptureEndedInFailure(subject=POD, reason="NoRoom", why="the disk is full"),
     )
 }
 
 
 def failed_swap(cls: type[errors.QuickthawError], **more: Any) -> records.SwapEnded:
-    error = cls("what", container="c", why="why", do="Do.")
+    error = cls("what", about="c", why="why", do="Do.")
     found = records.SwapEnded(
         subject=POD, snapshot=SNAPSHOT, result="cold", reason=cls.__name__, why=str(error)
     )
@@ -47,7 +47,7 @@ def classes(base: type[errors.QuickthawError]) -> list[type[errors.QuickthawErro
     return [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, base)]
 
 
-def event_of(record: Happened) -> Event:
+def event_of(record: Happened) -> PodEvent:
     event = events.of(record)
     assert event is not None
     return event
@@ -88,7 +88,7 @@ def test_events_are_for_the_pods_author() -> None:
         "Quarantined": (WARNING, "SnapshotQuarantined"),
         "CaptureRefused": (WARNING, "NotCaptured"),
         "Captured": (NORMAL, "Captured"),
-        "CaptureFailed": (WARNING, "NoRoom"),
+        "CaptureEndedInFailure": (WARNING, "NoRoom"),
     }
 
 
@@ -117,7 +117,7 @@ def test_failed_swap_is_told_everywhere(
 @pytest.mark.parametrize("cls", classes(errors.CaptureFailed))
 def test_failed_capture_is_counted_by_its_class(cls: type[errors.QuickthawError]) -> None:
     reporter = Reporter()
-    reporter.tell(records.CaptureFailed(subject=POD, reason=cls.__name__, why="why"))
+    reporter.tell(records.CaptureEndedInFailure(subject=POD, reason=cls.__name__, why="why"))
     name = f'quickthaw_captures_total{{reason="{cls.__name__}",result="failed"}}'
     assert reporter.metrics.counters() == {name: 1}
 
@@ -161,7 +161,7 @@ def test_refusing_checks_are_counted_one_by_one() -> None:
 def test_without_a_kubeconfig_nothing_is_sent() -> None:
     reporter = Reporter()
     with reporter.telling_kubernetes(""):
-        reporter.tell(SAMPLES[records.CaptureFailed])
+        reporter.tell(SAMPLES[records.CaptureEndedInFailure])
     assert "kubernetes" not in str(reporter.metrics.counters())
 
 
@@ -170,6 +170,6 @@ def test_kubeconfig_that_is_not_there_is_a_line_and_no_more(
 ) -> None:
     reporter = Reporter()
     with reporter.telling_kubernetes(str(tmp_path / "none")):
-        reporter.tell(SAMPLES[records.CaptureFailed])
+        reporter.tell(SAMPLES[records.CaptureEndedInFailure])
     assert "no Kubernetes events meanwhile" in caplog.text
     assert reporter.metrics.counters()['quickthaw_kubernetes_events_total{result="failed"}'] == 1

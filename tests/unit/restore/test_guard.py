@@ -13,7 +13,7 @@ from tests.unit.tickets import a_ticket
 ROOT = Path(__file__).parents[3]
 
 
-def guarded(tmp_path: Path, ends: str) -> dict[str, object] | None:
+def guarded(tmp_path: Path, ends: str) -> outcome.Outcome | None:
     """Runs a guarded process that `ends`; returns the outcome that the guard wrote, if it did."""
     code = (
         "import sys, time, os\n"
@@ -41,8 +41,8 @@ def guarded(tmp_path: Path, ends: str) -> dict[str, object] | None:
 def test_guard_ends_a_killed_or_stopped_swap(tmp_path: Path, ends: str, why: str) -> None:
     found = guarded(tmp_path, ends)
     assert found
-    assert (found["result"], found["error_class"]) == (outcome.KILLED, "SwapKilled")
-    assert why in str(found["error"])
+    assert (found.result, found.error_class) == (outcome.KILLED, "SwapKilled")
+    assert why in found.error
 
 
 @pytest.mark.parametrize("ends", ["pass", "raise SystemExit(0)"])

@@ -123,7 +123,7 @@ def test_failed_step_undoes_all_steps_in_reverse(tmp_path: Path, trail: Trail, n
 
 
 def test_error_of_quickthaw_stays_as_it_is(tmp_path: Path, trail: Trail) -> None:
-    error = SwapFailed("as it was", container="abc", why="so", do="Look.")
+    error = SwapFailed("as it was", about="abc", why="so", do="Look.")
     error.blame = Blame.OTHER
 
     def fails(_: Swap) -> None:

@@ -18,7 +18,7 @@ from shim.contract.errors import RootfsNotCopied, SnapshotTooBig
 from shim.kernel.beneath import empty_dir, open_dir
 from shim.kernel.stopping import Stop, Stopped
 from shim.rootfs import diff
-from shim.rootfs.diff import DiffCopy, copy_layers
+from shim.rootfs.diff import DiffCopy
 from tests.unit import rootfs_trees as trees
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ def _image(place: Path, lower: Steps, higher: Steps) -> list[str]:
     return [second, first]
 
 
+def copied_whole(layers: list[str], target: str, base: list[str]) -> None:
+    """Copies the layers of a container that is stopped, in a single pass."""
+    with DiffCopy(layers, target, container="c", base=base) as it:
+        it.finish()
+
+
 @generated
 @given(
     image=st.tuples(trees.changes, trees.changes),
@@ -69,7 +75,7 @@ def test_next_container_sees_the_changes_of_each_earlier_life(
         with trees.overlay(str(place / "m"), lowerdirs, upper, work) as merged:
             trees.change(merged, steps)
             before = trees.view(merged, link_counts=not diffs)
-            copy_layers([upper, *diffs[:1]], copy, container="c", base=base)
+            copied_whole([upper, *diffs[:1]], copy, base)
         with trees.overlay(str(place / "m"), [copy, *base]) as merged:
             assert trees.view(merged, link_counts=not diffs) == before
         diffs.insert(0, copy)
@@ -106,8 +112,9 @@ def layer(scratch: Path) -> Path:
 
 
 def _copy(scratch: Path, *layers: str, userxattr: bool = False) -> None:
-    copy_layers([f"{scratch}/{layer}" for layer in layers or ("u",)], f"{scratch}/d",
-                container="c", userxattr=userxattr)  # fmt: skip
+    sources = [f"{scratch}/{layer}" for layer in layers or ("u",)]
+    with DiffCopy(sources, f"{scratch}/d", container="c", userxattr=userxattr) as it:
+        it.finish()
 
 
 def test_marks_of_overlayfs_stay_and_marks_of_a_nested_overlay_travel(
@@ -129,6 +136,13 @@ def test_userxattr_overlays_use_other_marks(scratch: Path, layer: Path) -> None:
     os.setxattr(layer / "d", "user.overlay.origin", b"y")
     _copy(scratch, userxattr=True)
     assert os.listxattr(scratch / "d/d") == ["user.overlay.opaque"]
+
+
+def test_attribute_whose_name_is_not_utf8_travels(scratch: Path, layer: Path) -> None:
+    (layer / "f").touch()
+    os.setxattr(layer / "f", b"user.\xff\xfe", b"v")
+    _copy(scratch)
+    assert os.getxattr(scratch / "d/f", b"user.\xff\xfe") == b"v"
 
 
 @pytest.mark.parametrize("mark", ["metacopy", "redirect"])

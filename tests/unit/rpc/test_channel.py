@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shim.rpc import mux, ttrpc
-from shim.rpc.channel import Channel, Connections, Handler, Limits, OnFault, attached
+from shim.rpc.channel import Channel, Connections, Handler, OnFault, PeerLimits
 from shim.rpc.errors import (
     CallRefused,
     CallTooLate,
@@ -20,22 +20,40 @@ from shim.rpc.errors import (
 OURS, THEIRS = Connections(serve_on=1, call_on=2), Connections(serve_on=2, call_on=1)
 
 
-async def echo(call: ttrpc.Call) -> bytes:
+async def echo(call: ttrpc.PendingCall) -> bytes:
     return call.payload
 
 
-def unheard(call: ttrpc.Call, fault: BaseException) -> None:
+def unheard(call: ttrpc.PendingCall, fault: BaseException) -> None:
     raise AssertionError(f"{call} raised {fault!r}")
 
 
 @asynccontextmanager
+async def attached(
+    sock: socket.socket,
+    ids: Connections,
+    handler: Handler,
+    *,
+    on_fault: OnFault = unheard,
+    limits: PeerLimits | None = None,
+) -> AsyncIterator[Channel]:
+    """Makes a channel over a connected socket, as `connected` does over a path."""
+    channel = Channel(ids, handler, on_fault, limits or PeerLimits())
+    await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=sock)
+    try:
+        yield channel
+    finally:
+        await channel.ended()
+
+
+@asynccontextmanager
 async def pair(
-    handler: Handler = echo, *, on_fault: OnFault = unheard, limits: Limits | None = None
+    handler: Handler = echo, *, on_fault: OnFault = unheard, limits: PeerLimits | None = None
 ) -> AsyncIterator[tuple[Channel, Channel]]:
     """Yields a channel that serves `handler`, and its peer."""
     ours, theirs = socket.socketpair()
     async with (
-        attached(ours, OURS, handler, on_fault=on_fault, limits=limits or Limits()) as us,
+        attached(ours, OURS, handler, on_fault=on_fault, limits=limits) as us,
         attached(theirs, THEIRS, echo) as peer,
     ):
         yield us, peer
@@ -43,13 +61,13 @@ async def pair(
 
 @asynccontextmanager
 async def raw_peer(
-    handler: Handler = echo, *, limits: Limits | None = None
+    handler: Handler = echo, *, limits: PeerLimits | None = None
 ) -> AsyncIterator[tuple[Channel, socket.socket]]:
     """Yields a channel, and the bare socket at its other end."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     with theirs:
-        async with attached(ours, OURS, handler, limits=limits or Limits()) as us:
+        async with attached(ours, OURS, handler, limits=limits) as us:
             yield us, theirs
 
 
@@ -82,7 +100,7 @@ def test_a_large_message_arrives_whole() -> None:
 def test_a_slow_handler_holds_up_no_other_call() -> None:
     release = asyncio.Event()
 
-    async def handler(call: ttrpc.Call) -> bytes:
+    async def handler(call: ttrpc.PendingCall) -> bytes:
         if call.method == "slow":
             await release.wait()
         return call.payload
@@ -99,7 +117,7 @@ def test_a_slow_handler_holds_up_no_other_call() -> None:
 
 
 def test_a_refusal_reaches_the_caller_with_its_code() -> None:
-    async def handler(_: ttrpc.Call) -> bytes:
+    async def handler(_: ttrpc.PendingCall) -> bytes:
         raise CallRefused(Code.NOT_FOUND, "no such thing")
 
     async def test() -> None:
@@ -113,7 +131,7 @@ def test_a_refusal_reaches_the_caller_with_its_code() -> None:
 def test_fault_of_a_handler_is_reported_here_and_hidden_from_the_caller() -> None:
     faults: list[BaseException] = []
 
-    async def handler(_: ttrpc.Call) -> bytes:
+    async def handler(_: ttrpc.PendingCall) -> bytes:
         raise LookupError("a secret")
 
     async def test() -> None:
@@ -128,7 +146,7 @@ def test_fault_of_a_handler_is_reported_here_and_hidden_from_the_caller() -> Non
 def test_late_answer_is_given_up_and_dropped_on_arrival() -> None:
     release = asyncio.Event()
 
-    async def handler(call: ttrpc.Call) -> bytes:
+    async def handler(call: ttrpc.PendingCall) -> bytes:
         if call.method == "slow":
             await release.wait()
         return call.method.encode()
@@ -146,7 +164,7 @@ def test_late_answer_is_given_up_and_dropped_on_arrival() -> None:
 def test_timeout_of_a_caller_reaches_the_handler() -> None:
     waits: list[float | None] = []
 
-    async def handler(call: ttrpc.Call) -> bytes:
+    async def handler(call: ttrpc.PendingCall) -> bytes:
         waits.append(call.timeout_s)
         return b""
 
@@ -159,7 +177,7 @@ def test_timeout_of_a_caller_reaches_the_handler() -> None:
 
 
 def test_calls_end_with_the_connection() -> None:
-    async def forever(_: ttrpc.Call) -> bytes:
+    async def forever(_: ttrpc.PendingCall) -> bytes:
         await asyncio.Event().wait()
         return b""
 
@@ -180,7 +198,7 @@ def test_calls_end_with_the_connection() -> None:
 def test_handlers_are_cancelled_when_the_peer_goes_away() -> None:
     cancelled = asyncio.Event()
 
-    async def forever(_: ttrpc.Call) -> bytes:
+    async def forever(_: ttrpc.PendingCall) -> bytes:
         try:
             await asyncio.Event().wait()
         finally:
@@ -246,12 +264,12 @@ def test_frames_of_other_connections_are_ignored() -> None:
 
 
 def test_a_peer_with_too_many_calls_is_cut_off() -> None:
-    async def forever(_: ttrpc.Call) -> bytes:
+    async def forever(_: ttrpc.PendingCall) -> bytes:
         await asyncio.Event().wait()
         return b""
 
     async def test() -> None:
-        async with raw_peer(forever, limits=Limits(unanswered_calls=3)) as (us, theirs):
+        async with raw_peer(forever, limits=PeerLimits(unanswered_calls=3)) as (us, theirs):
             client = ttrpc.Client()
             for _ in range(4):
                 client.call("s", "m", b"")
@@ -262,11 +280,11 @@ def test_a_peer_with_too_many_calls_is_cut_off() -> None:
 
 
 def test_a_peer_that_does_not_read_is_cut_off() -> None:
-    async def much(_: ttrpc.Call) -> bytes:
+    async def much(_: ttrpc.PendingCall) -> bytes:
         return bytes(1 << 20)
 
     async def test() -> None:
-        async with raw_peer(much, limits=Limits(unread_bytes=2 << 20)) as (us, theirs):
+        async with raw_peer(much, limits=PeerLimits(unread_bytes=2 << 20)) as (us, theirs):
             client = ttrpc.Client()
             for _ in range(4):
                 client.call("s", "m", b"")

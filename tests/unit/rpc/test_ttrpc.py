@@ -9,13 +9,13 @@ from shim.rpc.ttrpc import (
     MAX_MESSAGE_BYTES,
     REMOTE_OPEN,
     Answer,
-    Call,
     Client,
     Frame,
     FrameDecoder,
     FrameType,
     Oversized,
-    Server,
+    PendingCall,
+    TtrpcServer,
     encode_frame,
 )
 
@@ -38,12 +38,12 @@ frames = st.builds(
 )
 
 
-def one_call(server: Server, wire: bytes = REQUEST) -> Call:
+def one_call(server: TtrpcServer, wire: bytes = REQUEST) -> PendingCall:
     (call,) = server.receive(wire)
     return call
 
 
-def refusal_in(server: Server) -> tuple[int, CallRefused]:
+def refusal_in(server: TtrpcServer) -> tuple[int, CallRefused]:
     (message,) = server.take_output()
     (frame,) = FrameDecoder().feed(message)
     assert isinstance(frame, Frame)
@@ -65,17 +65,17 @@ def test_a_call_is_these_bytes() -> None:
 
 
 def test_these_bytes_are_a_call() -> None:
-    assert one_call(Server()) == Call(1, "s.S", "M", b"hi", timeout_s=0.5)
+    assert one_call(TtrpcServer()) == PendingCall(1, "s.S", "M", b"hi", timeout_s=0.5)
 
 
 def test_an_answer_is_these_bytes() -> None:
-    server = Server()
+    server = TtrpcServer()
     server.answer(one_call(server).stream, b"ok")
     assert server.take_output() == [RESPONSE]
 
 
 def test_a_refusal_is_these_bytes() -> None:
-    server = Server()
+    server = TtrpcServer()
     server.refuse(one_call(server).stream, CallRefused(Code.UNIMPLEMENTED, "no"))
     assert server.take_output() == [REFUSAL]
 
@@ -92,11 +92,11 @@ def test_a_client_reads_answers_and_refusals() -> None:
 
 
 def test_a_call_without_a_timeout_has_none() -> None:
-    assert one_call(Server(), request(1)).timeout_s is None
+    assert one_call(TtrpcServer(), request(1)).timeout_s is None
 
 
 def test_metadata_arrives_in_order_with_repeated_keys() -> None:
-    client, server = Client(), Server()
+    client, server = Client(), TtrpcServer()
     client.call("s", "m", b"", metadata=[("k", "1"), ("k", "2"), ("a", "")])
     call = one_call(server, b"".join(client.take_output()))
     assert call.metadata == (("k", "1"), ("k", "2"), ("a", ""))
@@ -119,7 +119,7 @@ def test_any_chunking_gives_the_same_frames(sent: list[Frame], data: st.DataObje
 
 @given(st.lists(st.binary(max_size=60)))
 def test_garbage_is_a_call_an_answer_or_a_violation(pieces: list[bytes]) -> None:
-    for side in (Server(), Client()):
+    for side in (TtrpcServer(), Client()):
         try:
             for piece in pieces:
                 side.receive(piece)
@@ -129,7 +129,7 @@ def test_garbage_is_a_call_an_answer_or_a_violation(pieces: list[bytes]) -> None
 
 @given(st.lists(frames))
 def test_well_formed_frames_with_any_content_never_break_a_server(sent: list[Frame]) -> None:
-    server = Server()
+    server = TtrpcServer()
     calls = [call for frame in sent for call in server.receive(encode_frame(frame))]
     assert server.unanswered == len(calls)
 
@@ -140,7 +140,7 @@ def test_a_length_with_its_reserved_byte_set_is_a_violation() -> None:
 
 
 def test_an_oversized_request_is_refused_and_the_stream_stays_in_step() -> None:
-    server = Server()
+    server = TtrpcServer()
     oversized = FRAME.pack(MAX_MESSAGE_BYTES + 1, 1, FrameType.REQUEST, 0)
     assert server.receive(oversized + bytes(1000)) == []
     stream, refusal = refusal_in(server)
@@ -151,7 +151,7 @@ def test_an_oversized_request_is_refused_and_the_stream_stays_in_step() -> None:
 
 
 def test_an_oversized_message_of_ours_is_not_sent() -> None:
-    client, server = Client(), Server()
+    client, server = Client(), TtrpcServer()
     with pytest.raises(ValueError, match="is the limit"):
         client.call("s", "m", bytes(MAX_MESSAGE_BYTES))
     call = one_call(server)
@@ -171,14 +171,14 @@ def test_an_oversized_message_of_ours_is_not_sent() -> None:
     ids=["even stream", "data", "streaming", "no protobuf"],
 )
 def test_a_wrong_request_is_refused_alone(wire: bytes, code: Code) -> None:
-    server = Server()
+    server = TtrpcServer()
     assert server.receive(wire) == []
     assert refusal_in(server)[1].code == code
     assert one_call(server, request(5)).stream == 5
 
 
 def test_a_stream_id_cannot_come_twice() -> None:
-    server = Server()
+    server = TtrpcServer()
     one_call(server)
     assert server.receive(REQUEST) == []
     assert refusal_in(server)[1].code == Code.INVALID_ARGUMENT
@@ -186,7 +186,7 @@ def test_a_stream_id_cannot_come_twice() -> None:
 
 @pytest.mark.parametrize("kind", [0, 2, 4, 255])
 def test_frames_of_other_types_are_skipped_by_a_server(kind: int) -> None:
-    server = Server()
+    server = TtrpcServer()
     assert server.receive(request(1, kind=kind)) == []
     assert server.take_output() == []
 

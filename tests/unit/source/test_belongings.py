@@ -23,12 +23,12 @@ from shim.criu import ipcobjects
 from shim.criu.images import DamagedImage
 from shim.daemon.company import Company
 from shim.kernel import cgroup, mounts, sysvipc
-from shim.kernel.namespaces import CLONE_NEWIPC, CLONE_NEWNS
 from shim.kernel.stopping import Stop
 from shim.kernel.sysvipc import Object
 from shim.source import belongings, record
 from shim.source.belongings import Belongings
-from shim.source.record import Record
+from shim.source.record import PodRecord
+from tests.node.kernel import CLONE_NEWIPC, CLONE_NEWNS
 from tests.unit import rootfs_trees as trees
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def _of(shm: Path, pids: set[int], **records: Record) -> Belongings:
+def _of(shm: Path, pids: set[int], **records: PodRecord) -> Belongings:
     for name, each in records.items():
         record.write(OWN, {"before": record.BEFORE, "others": record.OTHERS}[name], each)
     source = SimpleNamespace(container=OWN, pid=os.getpid(), shm=str(shm))
@@ -75,8 +75,8 @@ def _inode(*paths: Path) -> frozenset[int]:
     return frozenset(path.stat().st_ino for path in paths)
 
 
-def _whole(*paths: Path, objects: frozenset[str] = frozenset()) -> Record:
-    return Record(_inode(*paths), objects, is_whole=True)
+def _whole(*paths: Path, objects: frozenset[str] = frozenset()) -> PodRecord:
+    return PodRecord(_inode(*paths), objects, is_whole=True)
 
 
 def test_single_container_owns_everything_but_objects_there_before_it(shm: Path) -> None:

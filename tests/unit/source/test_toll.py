@@ -100,7 +100,7 @@ def dump_that_fails(source: Any, left: list[int], cause: Exception | None) -> No
     with outlives_criu(source) as pids:
         pids += source.pids
         source.pids[:] = left
-        error = CriuDumpFailed("cannot dump", container="abc", why="it hung", do="")
+        error = CriuDumpFailed("cannot dump", about="abc", why="it hung", do="")
         raise error from cause
 
 

@@ -12,7 +12,7 @@ import pytest
 from shim.contract import manifest
 from shim.contract.errors import NotPublished
 from shim.integrity import marks
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 from shim.kernel.beneath import open_dir
 from shim.kernel.stopping import Stop, Stopped
 from shim.store import complete
@@ -71,7 +71,9 @@ def test_directory_that_another_node_completed_exists_after_place(
     assert not list(store.staging.iterdir())
     with (
         open_dir(str(store.snapshots / found.id)) as place,
-        Check(place.fileno(), found, container="c1", until=math.inf, with_marks=False) as check,
+        SnapshotCheck(
+            place.fileno(), found, container="c1", until=math.inf, with_marks=False
+        ) as check,
     ):
         check.begin()
         check.finish()

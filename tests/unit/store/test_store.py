@@ -13,7 +13,7 @@ import pytest
 
 from shim.contract import manifest
 from shim.contract.errors import NoSuchSnapshot, NotPublished, SnapshotInUse
-from shim.integrity.check import Check
+from shim.integrity.check import SnapshotCheck
 from shim.kernel.stopping import Stop, Stopped
 from shim.store.listing import listed, shown
 from shim.store.store import Store
@@ -68,7 +68,7 @@ def test_published_snapshot_is_whole_and_private(store: Store) -> None:
     found = publish(store)
     place = store.snapshots / found.id
     fd = os.open(place, os.O_RDONLY)
-    with Check(fd, found, container="c1", until=math.inf, with_marks=False) as check:
+    with SnapshotCheck(fd, found, container="c1", until=math.inf, with_marks=False) as check:
         check.begin()
         check.finish()
     os.close(fd)

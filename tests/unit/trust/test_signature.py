@@ -19,7 +19,7 @@ from shim.kernel.beneath import open_dir
 from shim.store.store import Store
 from shim.trust import change, keyfile, signature, verdict
 from shim.trust.keyfile import PublicKey
-from shim.trust.keys import Entry, KeyDirectory, Keyring
+from shim.trust.keys import KeyDirectory, KeyEntry, Keyring
 from shim.trust.signature import Signature
 from shim.trust.verdict import Trust, Verdict, judge
 from tests.unit.manifests import SOURCE, fields, made
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shim.contract.manifest import File, Manifest
 
 OWN, FOREIGN = keyfile.make(), keyfile.make()
-RING = Keyring(own=Entry("this node", "node.key", OWN.public))
+RING = Keyring(own=KeyEntry("this node", "node.key", OWN.public))
 SIGNED = made()
 FILE = signature.sign(SIGNED, OWN).encode()
 
@@ -51,13 +51,13 @@ def test_snapshot_signed_by_another_node_is_trusted_once_its_key_is() -> None:
     assert found.state == "unknown-key"
     assert FOREIGN.public.id in str(found), "the operator must be told which key it is"
     assert "quickthaw keys trust" in str(found)
-    other = Entry("node-7", "trusted.d/node-7.pub", FOREIGN.public)
+    other = KeyEntry("node-7", "trusted.d/node-7.pub", FOREIGN.public)
     assert judge(SIGNED, theirs, Keyring(trusted=(other,))).signer == "node-7"
 
 
 @pytest.mark.parametrize("also", [{"own": RING.own}, {"trusted": (RING.own,)}])
-def test_revoked_key_is_never_trusted_wherever_else_it_lies(also: dict[str, Entry]) -> None:
-    revoked = Entry("lost", "revoked.d/lost.pub", OWN.public)
+def test_revoked_key_is_never_trusted_wherever_else_it_lies(also: dict[str, KeyEntry]) -> None:
+    revoked = KeyEntry("lost", "revoked.d/lost.pub", OWN.public)
     found = judge(SIGNED, FILE, Keyring(**also, revoked=(revoked,)))  # type: ignore[arg-type]
     assert found.state == "revoked"
     assert "revoked.d/lost.pub" in str(found)

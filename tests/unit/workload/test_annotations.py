@@ -122,7 +122,7 @@ def test_error_of_a_malformed_value_names_the_allowed_values(name: str, value: s
         parse({**opted_in, PREFIX + name: value}, "main")
     row = next(row for row in ANNOTATIONS if row.name == name)
     assert PREFIX + name in caught.value.what
-    assert caught.value.container == "main"
+    assert caught.value.about == "main"
     assert row.allowed in caught.value.do
     assert "\n" not in str(caught.value), "one line for the journal"
     assert len(str(caught.value)) < 1000
@@ -149,7 +149,7 @@ def test_annotation_with_suffix_wins_over_the_bare_annotation() -> None:
 
 
 def test_snapshot_and_restore_exclude_each_other() -> None:
-    with pytest.raises(BadAnnotation, match="Take one of them away"):
+    with pytest.raises(BadAnnotation, match="Remove one of the two"):
         wish(snapshot="auto", restore="auto")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shim.contract.errors import NeverReady
-from shim.contract.names import ContainerId, HostPid
+from shim.contract.names import ContainerId
 from shim.oci.spec import Spec
 from shim.source.source import Source
 from shim.workload import logregex, logwatch
@@ -27,7 +27,7 @@ STAMP = "2026-01-01T00:00:00.0Z stdout F "
 
 
 def source_of(log: Path) -> Source:
-    return Source(ContainerId("c1"), HostPid(1), "/b", Spec({}), ("runc",), str(log))
+    return Source(ContainerId("c1"), 1, "/b", Spec({}), ("runc",), str(log))
 
 
 def waited(log: Path, pattern: str, *, within_s: float = 20) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.gpu.direct import mover, talk, wire
-from shim.gpu.direct.device import Access, Location, Properties
+from shim.gpu.direct.device import AccessDesc, Location, Properties
 from tests.gpu.direct import preload
 
 GRAIN = 2 << 20
@@ -171,7 +171,7 @@ def test_the_hosts_structures_are_those_of_cuda_h(tmp_path: Path) -> None:
     sizes = values(tmp_path, str(CUDA), [f"sizeof({name})" for name in
                    ("CUmemLocation", "CUmemAccessDesc", "CUmemAllocationProp")])  # fmt: skip
     assert [int(size) for size in sizes.split()] == [
-        ctypes.sizeof(structure) for structure in (Location, Access, Properties)
+        ctypes.sizeof(structure) for structure in (Location, AccessDesc, Properties)
     ]
 
 

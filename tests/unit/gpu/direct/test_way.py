@@ -7,7 +7,13 @@ import time
 import pytest
 
 from shim.contract.errors import GpuNotCheckpointed, GpuNotRestored
-from shim.gpu.direct.session import Lost, NotOurs, Refused, has_library, service_thread
+from shim.gpu.direct.session import (
+    LibraryLost,
+    LibraryRefused,
+    NoLibrary,
+    has_library,
+    service_thread,
+)
 from tests.gpu.direct.program import Program
 from tests.unit.gpuscene import BLOCK_MIB, BLOCKS, WITHIN_S, Scene, captured, emptied, right, soon
 
@@ -103,7 +109,10 @@ def test_a_host_that_hangs_up_or_is_silent_opens_the_gate(scene: Scene) -> None:
 
 def test_nothing_is_moved_while_the_gate_is_open(scene: Scene) -> None:
     with scene.asked() as program, scene.door() as door:
-        with door.call(program.pid, soon()) as session, pytest.raises(Lost, match="gate is open"):
+        with (
+            door.call(program.pid, soon()) as session,
+            pytest.raises(LibraryLost, match="gate is open"),
+        ):
             session.drop(soon())
         right(program)
 
@@ -127,7 +136,7 @@ def test_a_call_that_does_not_return_keeps_the_gate_open(scene: Scene) -> None:
     with program, scene.door() as door:
         program.ready(WITHIN_S)
         with door.call(program.pid, soon()) as session:
-            with pytest.raises(Refused, match="cuCtxSynchronize has not returned"):
+            with pytest.raises(LibraryRefused, match="cuCtxSynchronize has not returned"):
                 session.close_gate(0.3, 20.0, soon())
             assert not session.state(soon()).closed
         os.kill(program.pid, 9)
@@ -137,7 +146,7 @@ def test_a_program_without_large_memory_has_no_thread_of_ours(scene: Scene) -> N
     code = "import ctypes, time; ctypes.CDLL('libcuda.so.1').cuInit(0); time.sleep(60)"
     with Program(["/usr/bin/python3", "-c", code], str(scene.library)) as program:
         time.sleep(0.3)
-        with pytest.raises(NotOurs):
+        with pytest.raises(NoLibrary):
             service_thread(program.pid)
         assert not has_library(program.pid)
         os.kill(program.pid, 9)

@@ -16,7 +16,7 @@ from shim.criu.images import entries
 from shim.criu.pagemap import PAGE
 from shim.memory import layout
 from shim.memory.copy import forked
-from shim.memory.copy.copied import CopiedMemory, Space
+from shim.memory.copy.copied import CopiedMemory, CopiedSpace
 from shim.memory.copy.memorycopy import merge
 from shim.memory.copy.settle import settle
 from tests.unit.criuimages import image
@@ -35,7 +35,7 @@ AREAS: Final = [(10, 60), (60, 90), (100, 140), (150, 170)]
 
 def dumped(
     staging: Path, pid: int, there: Memory, areas: Sequence[tuple[int, int]]
-) -> Space:  # fmt: skip
+) -> CopiedSpace:  # fmt: skip
     criu, data = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY / f"space-{pid}.data"
     vmas = [
         criu_pb2.Vma(
@@ -63,7 +63,7 @@ def dumped(
     pages = pagemap.Pagemap(pid, tuple(listed))
     image(criu / f"pagemap-{pid}.img")
     pagemap.write(criu / f"pagemap-{pid}.img", pages)
-    return Space(pid, data, pages, content, zeros)
+    return CopiedSpace(pid, data, pages, content, zeros)
 
 
 def entries_of(path: Path) -> tuple[int, list[criu_pb2.PagemapEntry]]:

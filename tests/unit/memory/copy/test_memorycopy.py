@@ -27,10 +27,10 @@ from shim.criu import devnull, pagemap
 from shim.kernel import othermemory, procfs
 from shim.kernel.hugepages import HUGE_BYTES
 from shim.memory import layout
-from shim.memory.copy.copied import CopiedMemory, Space
+from shim.memory.copy.copied import CopiedMemory, CopiedSpace
 from shim.memory.copy.memorycopy import MemoryCopy, merge, without
 from shim.memory.copy.settle import settle
-from shim.memory.copy.spacecopy import Room
+from shim.memory.copy.spacecopy import FileRoom
 from shim.memory.extents import joined
 from tests.unit.criuimages import image
 
@@ -194,7 +194,7 @@ def dumped(child: Process, number: int, criu: Path, there: dict[int, bytes]) -> 
     image(criu / "pstree.img", criu_pb2.PstreeEntry(pid=number, ppid=0))
 
 
-def content_of(space: Space) -> dict[int, bytes]:
+def content_of(space: CopiedSpace) -> dict[int, bytes]:
     data = space.data.read_bytes()
     found = {
         at: data[offset + at - start : offset + at - start + PAGE]
@@ -336,7 +336,7 @@ def test_page_missing_in_the_copy_is_a_failure(staging: Path) -> None:
     image(criu / "pstree.img", criu_pb2.PstreeEntry(pid=1, ppid=0))
     listed = pagemap.read(criu / "pagemap-1.img")
     with pytest.raises(ValueError, match="not all of 0x1000 was copied"):
-        settle(staging, CopiedMemory([Space(1, data, listed, [(PAGE, 2 * PAGE, 0)], [])], []))
+        settle(staging, CopiedMemory([CopiedSpace(1, data, listed, [(PAGE, 2 * PAGE, 0)], [])], []))
 
 
 def test_copy_beyond_its_deadline_is_reported(staging: Path) -> None:
@@ -350,7 +350,7 @@ def test_copy_beyond_its_deadline_is_reported(staging: Path) -> None:
 
 @given(st.lists(st.integers(0, 2 * HUGE_BYTES // PAGE), max_size=30))
 def test_huge_content_is_aligned_to_huge_pages_and_nothing_overlaps(pages: list[int]) -> None:
-    room, taken = Room(), []
+    room, taken = FileRoom(), []
     for count in pages:
         offset, size = room.take(count * PAGE), count * PAGE
         taken.append((offset, offset + size))
@@ -409,7 +409,7 @@ def test_only_present_and_unwritten_pages_count_as_unchanged(
     (tmp_path / "pagemap").write_bytes(
         b"".join(each.to_bytes(8, "little") for each in [0, *entries])
     )
-    watch = othermemory.Watch.__new__(othermemory.Watch)
+    watch = othermemory.WriteWatch.__new__(othermemory.WriteWatch)
     watch._fd = os.open(tmp_path / "pagemap", os.O_RDONLY)
     assert watch.is_as_it_was([(PAGE, 3 * PAGE), (3 * PAGE, 4 * PAGE)]) is same
     watch.close()
@@ -419,7 +419,7 @@ def test_writes_are_seen_or_tracking_is_reported_as_missing() -> None:
     buffer = othermemory.Buffer(64 * PAGE)
     buffer.view[:] = b"x" * (64 * PAGE)
     page = [(buffer.address + PAGE, buffer.address + 2 * PAGE)]
-    watch = othermemory.Watch(os.getpid())
+    watch = othermemory.WriteWatch(os.getpid())
     assert watch.is_as_it_was(page)
     buffer.view[PAGE] = 1
     assert watch.is_as_it_was(page) is not othermemory.can_watch()

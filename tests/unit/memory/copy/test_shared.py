@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from shim.memory.copy.copied import Space
+    from shim.memory.copy.copied import CopiedSpace
 
 PAGE: Final = mmap.PAGESIZE
 PAGES: Final = 1200
@@ -199,7 +199,7 @@ def test_copy_of_an_object_is_exact_whatever_happens_to_the_object(
     assert {path.name for path in directory.iterdir()} == names
 
 
-def _check(space: Space, there: dict[int, bytes]) -> None:
+def _check(space: CopiedSpace, there: dict[int, bytes]) -> None:
     found = content_of(space)
     assert {at for at, page in there.items() if found.get(at) != page} == set()
 

@@ -14,7 +14,7 @@ from shim.capture.checkpoint import _only_criu_has
 from shim.criu import pagemap
 from shim.criu.images import DamagedImage
 from shim.memory import layout
-from shim.memory.copy.copied import Space
+from shim.memory.copy.copied import CopiedSpace
 from shim.memory.copy.sharedsettle import settle_shared
 from shim.memory.layout import BadLayout, SharedLayout
 from tests.unit.criuimages import image
@@ -31,7 +31,7 @@ class Dump:
         self.criu, self.memory = base / "criu", base / "memory"
         self.criu.mkdir(parents=True)
         self.memory.mkdir()
-        self.copied: list[Space] = []
+        self.copied: list[CopiedSpace] = []
 
     def listed(self, shmid: int, pages_id: int, content: dict[int, bytes]) -> None:
         """The pages of an object, by offset, and their copy."""
@@ -46,7 +46,7 @@ class Dump:
         data = self.memory / f"shared-{shmid}.data"
         data.write_bytes(b"".join(content[at] for at in there))
         self.copied.append(
-            Space(
+            CopiedSpace(
                 shmid, data, pagemap.read(list_of_pages),
                 sorted((at, at + PAGE, number * PAGE) for number, at in enumerate(there)),
                 sorted((at, at + PAGE) for at in content if not any(content[at])),

@@ -130,7 +130,7 @@ def test_step_that_fails_because_memory_was_lost_names_the_memory(
     ends: tuple[PageServer, socket.socket],
 ) -> None:
     server, its = ends
-    late = ResumeFailed("the resume call failed", container="c", why="refused", do="")
+    late = ResumeFailed("the resume call failed", about="c", why="refused", do="")
     with pytest.raises(ResumeFailed), server.first_cause():
         raise late
     its.send(messages.READY + messages.DAMAGED + b"chunk 0: no")
