@@ -2,8 +2,9 @@
 
 Not a hook of the runtime: quickthawd starts it before it freezes, because a daemon that is killed,
 stopped or hangs cannot thaw, and the container serves somebody. It waits on its standard input
-for the word that the window is over. When that does not come (the daemon has ended, is stopped,
-or the time is up), it thaws, and says so with its exit status.
+for the word that the window is over; before that, `within S` gives it another time from then on.
+When the word does not come (the daemon has ended, is stopped, or the time is up), it thaws, and
+says so with its exit status.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import time
 
 from shim.contract import journal
 from shim.contract.paths import CONTAINERS
-from shim.contract.words import GUARD_DONE, GUARD_READY
+from shim.contract.words import GUARD_DONE, GUARD_READY, GUARD_WITHIN
 from shim.kernel import procfs
 from shim.kernel.cgroup import Freezer
 
 ABANDONED = 3
 """Exit status: it had to thaw."""
+_MOST_BYTES = 256
 _LOOK_S = 0.2
 _STOPPED_LOOKS = 5
 """A daemon that a debugger or a person stops for less than that is waited for."""
@@ -38,7 +40,8 @@ def thaw(container: str, freezer: str, within_s: float) -> int:
     with journal.lock(private, journal.THAW):
         sys.stdout.buffer.write(GUARD_READY)
         sys.stdout.buffer.flush()
-        if _told(until):
+        told, until = _told(until)
+        if told:
             return 0
         while journal.is_locked(private, journal.CHECKPOINT):
             if time.monotonic() > until:
@@ -48,14 +51,21 @@ def thaw(container: str, freezer: str, within_s: float) -> int:
     return ABANDONED
 
 
-def _told(until: float) -> bool:
-    """Wait for the word. False when it does not come."""
+def _told(until: float) -> tuple[bool, float]:
+    """Wait for the word. Returns whether it came, and the time that counts."""
     daemon, stopped = os.getppid(), 0
     while time.monotonic() < until and stopped < _STOPPED_LOOKS:
-        if select.select([0], [], [], _LOOK_S)[0]:
-            return os.read(0, len(GUARD_DONE)) == GUARD_DONE
-        stopped = stopped + 1 if _is_stopped(daemon) else 0
-    return False
+        if not select.select([0], [], [], _LOOK_S)[0]:
+            stopped = stopped + 1 if _is_stopped(daemon) else 0
+            continue
+        lines = os.read(0, _MOST_BYTES).splitlines(keepends=True)
+        for line in lines:
+            if not line.startswith(GUARD_WITHIN):
+                return line == GUARD_DONE, until
+            until = time.monotonic() + float(line.removeprefix(GUARD_WITHIN))
+        if not lines:
+            return False, until
+    return False, until
 
 
 def _is_stopped(pid: int) -> bool:

@@ -35,7 +35,7 @@ from shim.shm.devshm import ShmCopy
 from shim.source import excess, opened, standstill
 from shim.source.belongings import Belongings, checked
 from shim.source.deleted import SHM, Copied, Remapped, give_links, names_in
-from shim.source.source import frozen, own_freezer
+from shim.source.source import frozen, guarding, own_freezer
 from shim.source.toll import outlives_criu
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def dump(
         dumping = _Dumping(source, staging, stop, own, diff, shm, memory)
         dumping.take(RUNNING, steps)
         with contextlib.ExitStack() as held:
+            guard = held.enter_context(guarding(source, stop.until + _SPARE_S))
             for each in parked:
                 held.enter_context(each())
             if parked:
@@ -116,7 +117,7 @@ def dump(
             until = dumping.until_frozen(frozen_limit_s)
             pids = held.enter_context(outlives_criu(source))
             unanswered = held.enter_context(passcred.answered(source.pid))
-            freezer = held.enter_context(frozen(source, steps, until=until + _SPARE_S))
+            freezer = held.enter_context(frozen(source, guard, steps, until=until + _SPARE_S))
             held.enter_context(stop.sooner(until, _LATE))
             pids += freezer.pids()
             dumping.begin(freezer, pids, until, unanswered)

@@ -58,7 +58,7 @@ class Outcome:
     error: the message, or empty. error_class, exit_code: of the error. refusals: codes of the gate.
     blame: a word of Blame, or empty. deadline_s: of the ticket; 0: not known. pod: namespace,
     name, uid and container; empty if the ticket was unreadable. seconds: of the whole swap.
-    steps: seconds by step. warnings: messages for the journal. at: unix time.
+    steps: of `shim.kernel.steps`. warnings: messages for the journal. at: unix time.
     """
 
     __slots__ = tuple(_FIELDS)

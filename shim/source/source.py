@@ -17,12 +17,13 @@ from shim.kernel.cgroup import Freezer
 from shim.source.guard import guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from shim.contract.names import ContainerId
     from shim.kernel.held import Held
     from shim.kernel.steps import Steps
     from shim.oci.spec import Spec
+    from shim.source.guard import Guard
 
 FREEZE_S = 10.0
 """The limit for freezing a container: a task in uninterruptible sleep delays the freeze."""
@@ -110,33 +111,46 @@ def thaw_left(container: str) -> bool:
 
 
 @contextlib.contextmanager
-def frozen(source: Source, steps: Steps, *, until: float) -> Iterator[Freezer]:
+def frozen(source: Source, guard: Guard, steps: Steps, *, until: float) -> Iterator[Freezer]:
     """Freeze the container, and thaw it again whatever happens. Raises NotFrozen.
 
-    until: when the guard thaws the container in any case, on `time.monotonic`. A killed daemon
-    leaves the guard, and a journal line, with which the next daemon thaws. steps["frozen"]: seconds
-    from the request to freeze to the end of the freeze.
+    guard: of `guarding`; afterwards it is dismissed. until: when it thaws the container in any
+    case, on `time.monotonic`. A killed daemon leaves the guard, and a journal line, with which the
+    next daemon thaws. The step `frozen`: from the request to freeze to the end of the freeze.
     """
     with _border(source):
         freezer = own_freezer(source)
         journal.note(journal.path_of(source.container), journal.FROZEN, freezer.path)
-    with _guard(source, freezer, until) as guard_had_to_thaw:
-        began = time.monotonic()
-        try:
-            with _border(source):
-                freezer.freeze(until=min(began + FREEZE_S, until))
-            yield freezer
-        finally:
-            with _border(source):
-                freezer.thaw()
-            steps.add("frozen", began, time.monotonic())
-        if guard_had_to_thaw():
-            raise NotFrozen(
-                "the container did not stay frozen", about=source.container,
-                why="the guard thawed it: the frozen window exceeded its limit, or quickthawd "
-                f"was stopped; it was left after {steps['frozen']:g} s",
-                do="Find the slow part: CRIU, the disk of the store, or the number of files.",
-            )  # fmt: skip
+        guard.limit(until)
+    began = time.monotonic()
+    try:
+        with _border(source):
+            freezer.freeze(until=min(began + FREEZE_S, until))
+        yield freezer
+    finally:
+        with _border(source):
+            freezer.thaw()
+        steps.add("frozen", began, time.monotonic())
+    if guard.dismiss():
+        raise NotFrozen(
+            "the container did not stay frozen", about=source.container,
+            why="the guard thawed it: the frozen window exceeded its limit, or quickthawd "
+            f"was stopped; it was left after {steps['frozen']:g} s",
+            do="Find the slow part: CRIU, the disk of the store, or the number of files.",
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def guarding(source: Source, until: float) -> Iterator[Guard]:
+    """Start the guard of a frozen window, before anything stands still: it takes a moment.
+
+    until: as of `frozen`, as long as the window has not begun. Raises NotFrozen.
+    """
+    with contextlib.ExitStack() as stack:
+        with _border(source):
+            freezer = own_freezer(source)
+            guard = stack.enter_context(guarded(source.container, freezer.path, until))
+        yield guard
 
 
 def own_freezer(source: Source) -> Freezer:
@@ -149,14 +163,6 @@ def own_freezer(source: Source) -> Freezer:
     if source.container not in os.path.basename(freezer.path):
         raise ValueError(f"process {source.pid} is in {freezer.path}: has the container ended?")
     return freezer
-
-
-@contextlib.contextmanager
-def _guard(source: Source, freezer: Freezer, until: float) -> Iterator[Callable[[], bool]]:
-    with contextlib.ExitStack() as stack:
-        with _border(source):
-            dismiss = stack.enter_context(guarded(source.container, freezer.path, until))
-        yield dismiss
 
 
 @contextlib.contextmanager

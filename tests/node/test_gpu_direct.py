@@ -29,6 +29,7 @@ DIRECT = wishes(gpu="direct")
 MIB = 24
 """Of each process on each device: from 8 MiB on the library takes it."""
 ROOMY_MIB, PYTHON_MIB, HOST_MIB = 256, 90, 600
+SOME_ANSWERS = 10
 QUICK_S = 3.0
 """A driver's restore changes the address space thousands of times. It waited for the page server
 each time, 10 s in all on an H200, as long as that held the userfaultfds.
@@ -160,7 +161,7 @@ def test_the_source_serves_while_its_host_memory_is_copied(gpu_node: Node) -> No
     timings = manifest_of(gpu_node, pod)["timings"]
     print(f"longest wait {longest:.3f} s, {answered} answers", timings)
     assert timings["memory_at"] + timings["memory"] <= timings["gpu_stopped_at"]
-    assert timings["gpu_stopped"] < timings["memory"] + 1.0
+    assert answered > SOME_ANSWERS
     checked(pod)
 
 

@@ -11,12 +11,13 @@ captured. `times` of an answer: steps with begin and end on the system's monoton
     warm    gpus                      makes contexts, beside what follows
     load    about, pairs, digests     fills new memory from the files, beside what follows
     close   pids, within_s            gates of these processes; open again when one does not close
-    take    within_s                  memory of all of them is here; saving to the files begins
+    take    within_s, guarded_s       memory of all of them is here; saving to the files begins
     give    pids, within_s            all of it back: what was taken, or loaded when it is loaded
     open    within_s                  gates
     saved   within_s                  waits for the files; answers `about`
 
-When the daemon ends, or is stopped, while memory of the source is here, the carrier gives it back.
+When the daemon ends, is stopped, or says nothing for `guarded_s` while memory of the source is
+here, the carrier gives it back.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Carrier:
         self._save: Save | None = None
         self._load: Load | None = None
         self._times: list[tuple[str, float, float]] = []
+        self.guarded_until = 0.0
 
     @property
     def is_needed(self) -> bool:
@@ -94,6 +96,7 @@ class Carrier:
             case "close":
                 return self._close(request["pids"], until)
             case "take":
+                self.guarded_until = time.monotonic() + float(request["guarded_s"])
                 return self._take(until)
             case "give":
                 return self._give(request["pids"], until)
@@ -310,11 +313,11 @@ def serve(ours: socket.socket) -> None:
 
 
 def _is_asked(ours: socket.socket, carrier: Carrier) -> bool:
-    """Wait for a request. False when the source must not wait any longer for a stopped daemon."""
+    """Wait for a request. False when the source must not wait any longer for the daemon."""
     daemon, stopped = os.getppid(), 0
     while not select.select([ours], [], [], _LOOK_S if carrier.is_needed else None)[0]:
         stopped = stopped + 1 if is_stopped(daemon) else 0
-        if stopped >= _STOPPED_LOOKS:
+        if stopped >= _STOPPED_LOOKS or time.monotonic() > carrier.guarded_until:
             return False
     return True
 

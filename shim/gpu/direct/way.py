@@ -35,6 +35,10 @@ NAME = "direct"
 STAYS = "memory that stays"
 PROGRAM = f"{os.path.dirname(os.path.abspath(__file__))}/carrier.py"
 _ASK_S = 2.0
+_GUARD_S = 5.0
+"""How long after its deadline a capture that hangs leaves memory to the carrier, which then gives
+it back by itself; as `shim.gpu.engine` has it for the driver's helpers.
+"""
 _HOME_S = 10.0
 _CLOSE_S = 5.0
 """How long a call of the program, or a capture of a stream, may keep the gate open."""
@@ -123,7 +127,8 @@ class _Evacuation:
 
     def evacuate(self, until: float) -> None:
         self._is_taken = True
-        self._carrier.do("take", until)
+        guarded_s = max(0.0, until - time.monotonic()) + _GUARD_S
+        self._carrier.do("take", until, guarded_s=guarded_s)
 
     def checkpointed(self, until: float) -> None:
         """The carrier is saving already."""

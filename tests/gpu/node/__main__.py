@@ -4,7 +4,7 @@
 
 --standin: a node enclosure with the stand-in for the driver, everything much smaller: the
 rehearsal. Without, this machine becomes the node, on which the bundle of `tests.gpu.node.pack` has
-been unpacked.
+been unpacked; `--standin here` is the same with the stand-in: `tests.gpu.node.rehearsal`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,9 @@ from tests.gpu.node.harm import Harm
 from tests.gpu.node.measure import Run
 from tests.gpu.node.work import Probe, Torch
 from tests.node import base
+from tests.node.gpus import gpus
 from tests.node.node import Node
+from tests.workers import images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 HOME: Final = Path("/var/tmp/quickthaw-measured")
 BUNDLE: Final = Path("/var/lib/quickthaw-bundle")
+HERE: Final = "here"
+GROWERS, GROWS_WITHIN_S = 12, 90.0
 STORE: Final = "/var/lib/quickthaw"
 PYTHON: Final = "/opt/torch/.venv/bin/python3"
 
@@ -44,12 +49,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=560.0)
     parser.add_argument("--gib", type=float, default=30.0)
     parser.add_argument("--restores", type=int, default=8)
-    parser.add_argument("--only", default="direct,cold,faults,driver")
+    parser.add_argument("--only", default="direct,driver,cold,faults")
     parser.add_argument("--python", default=PYTHON)
+    parser.add_argument("--image", type=Path, help="of the probe, for --standin")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + options.seconds
-    work: Work = Probe() if options.standin else Torch(options.python)
+    if options.standin:
+        work: Work = Probe(options.image or images.build("probe"))
+    else:
+        work = Torch(options.python)
     with _node(options.standin) as node:
         run = Run(node, work, options.out, until)
         run.document["machine"] = {
@@ -76,9 +85,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _node(standin: str) -> Iterator[Node]:
-    if standin:
-        from tests.node.gpus import gpus
-
+    if standin not in ("", HERE):
         (deb,) = (base.BUILD.parent / "packages").glob("*.deb")
         with Node(standin) as node:
             node.start_product(deb)
@@ -91,6 +98,8 @@ def _node(standin: str) -> Iterator[Node]:
     pause = base.BUILD / "images" / "pause.tar"
     pause.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(BUNDLE / "pause.tar", pause)
+    if not standin:
+        _grow()
     with Machine(HOME) as node:
         node.run(["mkdir", "-p", STORE])
         node.run(["mount", "-t", "tmpfs", "-o", "size=80g,huge=always,mode=700", "store", STORE])
@@ -98,7 +107,19 @@ def _node(standin: str) -> Iterator[Node]:
         node.containerd.swapping = True
         node.start_containerd()
         node.start_daemon()
-        yield node
+        with gpus(node, 1) if standin else contextlib.nullcontext():
+            yield node
+
+
+def _grow() -> None:
+    """Use most of the memory once: a virtual machine may get it only then, and slowly."""
+    with open("/proc/meminfo") as file:
+        available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    each = available * 1024 * 3 // 4 // GROWERS
+    code = f"import mmap; mmap.mmap(-1, {each}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).madvise(23)"
+    growing = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(GROWERS)]
+    for one in growing:
+        one.wait(GROWS_WITHIN_S)
 
 
 if __name__ == "__main__":

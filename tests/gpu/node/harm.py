@@ -63,7 +63,8 @@ class Harm:
             try:
                 row = do()
             except Exception as error:  # noqa: BLE001 - the others matter as well
-                row = {"outcome": f"{type(error).__name__}: {error}"[-800:], "ok": False}
+                told = f"{type(error).__name__}: {error}"
+                row = {"outcome": told.splitlines()[0][:200], "ok": False, "said": told[-2000:]}
             finally:
                 self.node.kubelet.remove_pods()
             row["free_after"] = self.run.idle()
@@ -92,14 +93,16 @@ class Harm:
             ("capture: library's socket gone", self._no_socket),
         ]  # fmt: skip
 
-    def _begin(self, name: str) -> tuple[Pod, Container, First]:
-        pod = self.node.kubelet.make_pod(name, [self.spec], annotations=self.marks)
+    def _begin(self, case: str) -> tuple[Pod, Container, First]:
+        """case: of its own for what is to be captured, as it must fit no snapshot that is there."""
+        spec = self.run.work.spec(case, GIB)
+        pod = self.node.kubelet.make_pod("harmed", [spec], annotations=self.marks)
         container, first = self.run.begun(pod)
         first.took(container)
         return pod, container, first
 
     def _capture(self) -> None:
-        pod, _, first = self._begin("harm-source")
+        pod, _, first = self._begin("harm")
         self.right = first.reply
         before = set(os.listdir(self.node.path(SNAPSHOTS)))
         self.run.capture(pod)
@@ -168,12 +171,14 @@ class Harm:
         return row
 
     def _missing(self, path: Path) -> dict[str, Any]:
-        away = path.with_name("away")
+        away = path.parent.with_name("away")
+        status = path.parent.stat()
         path.rename(away)
         try:
             row = self._cold(lambda: None)
         finally:
             away.rename(path)
+            os.utime(path.parent, ns=(status.st_atime_ns, status.st_mtime_ns))
             with contextlib.suppress(Exception):
                 self.node.run([QUICKTHAW, "quarantine", "release", self.snapshot])
         return row
@@ -205,9 +210,9 @@ class Harm:
     # Captures
 
     @contextlib.contextmanager
-    def _captured(self) -> Iterator[tuple[Pod, First]]:
+    def _captured(self, case: str) -> Iterator[tuple[Pod, First]]:
         """A pod whose capture begins inside of the `with`."""
-        pod, container, first = self._begin("harmed")
+        pod, container, first = self._begin(case)
         self.node.path(f"{RUN}/control/{container.id}/ready").touch()
         yield pod, first
 
@@ -216,7 +221,7 @@ class Harm:
 
     def _carrier_killed(self) -> dict[str, Any]:
         """While memory is away: the container is killed, and told."""
-        pod, container, _ = self._begin("harmed")
+        pod, container, _ = self._begin("carrier killed")
         thread = threading.Thread(target=self._kill_when_saving)
         thread.start()
         self.node.path(f"{RUN}/control/{container.id}/ready").touch()
@@ -245,7 +250,7 @@ class Harm:
         self.node.start_daemon()
         dead = self.node.daemon_pid
         try:
-            with self._captured() as (pod, first):
+            with self._captured(point) as (pod, first):
                 until = time.monotonic() + HAPPENS_S
                 while _runs(dead) and time.monotonic() < until:
                     time.sleep(0.02)
@@ -261,9 +266,11 @@ class Harm:
                 "ok": alone and self._goes_on(pod, first)}  # fmt: skip
 
     def _full_store(self) -> dict[str, Any]:
-        self.node.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", STAGING])
+        self.node.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={self.run.work.little}", "tmpfs", STAGING]
+        )
         try:
-            with self._captured() as (pod, first):
+            with self._captured("store full") as (pod, first):
                 line = said(self.node, pod.container().id[:12], "no snapshot was made",
                             within_s=2 * HAPPENS_S)  # fmt: skip
         finally:
@@ -273,7 +280,7 @@ class Harm:
 
     def _no_socket(self) -> dict[str, Any]:
         ending = threading.Event()
-        with self._captured() as (pod, first):
+        with self._captured("socket gone") as (pod, first):
             path = self.node.path(f"{RUN}/control/{pod.container().id}/gpu.sock")
 
             def remove() -> None:

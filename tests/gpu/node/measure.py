@@ -56,6 +56,8 @@ class Run:
             finally:
                 with contextlib.suppress(Exception):
                     self.node.kubelet.remove_pods()
+                    for snapshot in self._snapshots():  # they lie in memory
+                        self.node.run([QUICKTHAW, "rm", snapshot])
             self.document["seconds"][name] = round(time.monotonic() - began, 1)
         self.write()
         at = time.monotonic() - self._began
@@ -104,6 +106,7 @@ class Run:
             container, first = self.begun(pod)
             found.append(first.took(container))
             pod.remove(grace_s=0)
+        self.work.forget_weights(self.node)
         return {"gib": gib, "first_answer_s": spread(found), "runs": found}
 
     def way(self, name: str, gib: float, restores: int, *, again: bool) -> dict[str, Any]:

@@ -48,11 +48,12 @@ def main() -> int:
         shutil.copy2(pause_image(), tree / AT / "pause.tar")
         target.parent.mkdir(parents=True, exist_ok=True)
         command = ["tar", "--numeric-owner", "--owner=0", "--group=0", "-C", made, "-cf", "-", "."]
+        packer = ["xz", "-6", "-T0", "-c"] if target.suffix == ".xz" else ["cat"]
         with target.open("wb") as file, subprocess.Popen(command, stdout=subprocess.PIPE) as tar:
-            subprocess.run(["xz", "-6", "-T0", "-c"], stdin=tar.stdout, stdout=file, check=True)
+            subprocess.run(packer, stdin=tar.stdout, stdout=file, check=True)
     size = target.stat().st_size
     print(f"{target}: {size / (1 << 20):.1f} MiB")
-    return int(size > MOST_BYTES)
+    return int(target.suffix == ".xz" and size > MOST_BYTES)
 
 
 def _programs(root: Path, tree: Path) -> None:

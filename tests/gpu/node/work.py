@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from tests.node.gpus import gpu_probe
 from tests.node.images import File, ImageConfig, write_image
 from tests.node.podspec import ContainerSpec, HostPath, VolumeMount
-from tests.workers import images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,23 +41,31 @@ class Work(Protocol):
     def weights(self, node: Node, gib: float) -> None:
         """Make that file."""
 
+    def forget_weights(self, node: Node) -> None:
+        """Remove that file."""
+
+    @property
+    def little(self) -> str:
+        """Returns the size of a store that has no room for a capture."""
+
     def is_right(self, answer: Any, before: Any) -> bool:
         """Whether `answer` to the first request is what it was before."""
 
     def checksum(self, answer: Any) -> Any:
-        """Returns a value over the whole memory that must be the same after a restore."""
+        """Returns the part of the answer that a restore must not change, of the whole memory."""
 
 
 @dataclass
 class Probe:
-    """The probe, on the stand-in. scale: how much smaller everything is."""
+    """The probe, on the stand-in. scale: how much smaller everything is. image: its archive."""
 
+    image: Path
     scale: float = 1 / 256
     first: str = "/gpu"
     asked: str = "/gpu/busy?ms=0"
 
     def prepare(self, node: Node) -> None:
-        node.import_image(images.build("probe"))
+        node.import_image(self.image)
 
     def spec(self, case: str, gib: float, *, weights: bool = False) -> ContainerSpec:
         del weights
@@ -67,6 +74,13 @@ class Probe:
 
     def weights(self, node: Node, gib: float) -> None:
         del node, gib
+
+    def forget_weights(self, node: Node) -> None:
+        del node
+
+    @property
+    def little(self) -> str:
+        return "4m"
 
     def is_right(self, answer: Any, before: Any) -> bool:
         return bool(answer["wrong"] == 0 and answer == before)
@@ -123,6 +137,13 @@ class Torch:
             [self.python, str(APP), "save", f"{WEIGHTS}/{gib:g}.safetensors", f"{gib:g}"],
             timeout_s=200,
         )
+
+    def forget_weights(self, node: Node) -> None:
+        node.run(["umount", WEIGHTS])
+
+    @property
+    def little(self) -> str:
+        return "64m"
 
     def is_right(self, answer: Any, before: Any) -> bool:
         return bool(answer["answer"] == before["answer"])

@@ -11,7 +11,7 @@ import pytest
 
 from hook.thaw import ABANDONED
 from shim.contract import journal
-from shim.contract.words import GUARD_DONE, GUARD_READY
+from shim.contract.words import GUARD_DONE, GUARD_READY, GUARD_WITHIN
 from shim.source import guard as guarding
 
 ROOT = Path(__file__).parents[3]
@@ -48,8 +48,21 @@ def test_guard_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.M
     hook.chmod(0o755)
     monkeypatch.setattr(guarding, "HOOK", str(hook))
     monkeypatch.setattr(guarding, "_ENDS_WITHIN_S", 0.1)
-    with guarding.guarded("abc", str(tmp_path), time.monotonic() + 60) as dismiss:
-        assert dismiss()
+    with guarding.guarded("abc", str(tmp_path), time.monotonic() + 60) as made:
+        assert made.dismiss()
+
+
+def test_guard_that_has_ended_lets_nobody_freeze(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = tmp_path / "hook"
+    hook.write_text("#!/bin/sh\necho ready\n")
+    hook.chmod(0o755)
+    monkeypatch.setattr(guarding, "HOOK", str(hook))
+    with guarding.guarded("abc", str(tmp_path), time.monotonic() + 60) as made:
+        made._process.wait(10)
+        with pytest.raises(OSError, match=r"has ended|Broken pipe"):
+            made.limit(time.monotonic() + 60)
 
 
 def state(freezer: Path) -> str:
@@ -72,6 +85,19 @@ def test_guard_thaws_when_the_time_is_up(freezer: Path) -> None:
     with guard(freezer, 0.1) as process:
         assert process.wait(10) == ABANDONED
         assert state(freezer) == "THAWED"
+
+
+def test_guard_takes_another_time(freezer: Path) -> None:
+    with guard(freezer, LONG_S) as process:
+        assert process.stdin
+        process.stdin.write(GUARD_WITHIN + b"0.100\n")
+        process.stdin.flush()
+        assert process.wait(10) == ABANDONED
+        assert state(freezer) == "THAWED"
+    (freezer / "freezer.state").write_text("FROZEN")
+    with guard(freezer, 0.5) as process:
+        process.communicate(GUARD_WITHIN + b"60.000\n" + GUARD_DONE, timeout=10)
+        assert (process.returncode, state(freezer)) == (0, "FROZEN")
 
 
 def test_guard_waits_for_a_checkpoint_that_goes_on(freezer: Path) -> None:

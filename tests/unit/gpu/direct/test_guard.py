@@ -211,6 +211,18 @@ def test_stopped_daemon_does_not_keep_the_memory(
         right(program)
 
 
+def test_daemon_that_hangs_does_not_keep_the_memory(scene: Scene) -> None:
+    with scene.asked() as program, scene.evacuation() as evacuation:
+        evacuation.prepare([program.pid], soon())
+        evacuation.evacuate(time.monotonic() + 2.0)
+        right(program)
+        evacuation.give_back(soon())
+        evacuation.resume(soon())
+        right(program)
+        with pytest.raises(GpuNotCheckpointed):
+            evacuation.finish(soon())
+
+
 @pytest.mark.parametrize("step", ["taken", "checkpointed", "restored"])
 def test_next_daemon_kills_a_source_whose_memory_died_with_the_carrier(
     scene: Scene, own_journal: Path, step: str
@@ -222,6 +234,9 @@ def test_next_daemon_kills_a_source_whose_memory_died_with_the_carrier(
         process.kill()
         with pytest.raises(GpuLost, match="pieces of process"):
             engines.recover(CONTAINER, lambda: [program.pid], scene.spawn)
+        until = soon()
+        while program.alive() and time.monotonic() < until:
+            time.sleep(0.01)
         assert not program.alive()
 
 
