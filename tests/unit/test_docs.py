@@ -27,8 +27,8 @@ FOLDERS = "docs|gpu|hook|packaging|protos|shim|tests"
 MODULES = {path.stem for path in TOP.glob("shim/**/*.py")}
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-FILES = ("gpu.lock", "gpu.sock")
-"""Files of a container: they look like modules."""
+FILES = ("gpu.lock", "gpu.sock", "gpu.json", "gpu.md")
+"""Files of a container and of a measurement: they look like modules."""
 HISTORY = ("CHANGELOG.md",)
 """Names of earlier versions have a place there."""
 TARGETS = set(re.findall(r"^([a-z-]+):", (TOP / "Makefile").read_text(), re.M))

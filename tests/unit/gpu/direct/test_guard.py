@@ -214,7 +214,7 @@ def test_stopped_daemon_does_not_keep_the_memory(
 def test_daemon_that_hangs_does_not_keep_the_memory(scene: Scene) -> None:
     with scene.asked() as program, scene.evacuation() as evacuation:
         evacuation.prepare([program.pid], soon())
-        evacuation.evacuate(time.monotonic() + 2.0)
+        evacuation.evacuate(time.monotonic() + 6.0)
         right(program)
         evacuation.give_back(soon())
         evacuation.resume(soon())
