@@ -231,7 +231,7 @@ def test_stopped_copy_ends_at_the_next_entry(scratch: Path, layer: Path) -> None
     stop = Stop()
     with DiffCopy([str(layer)], f"{scratch}/d", container="c", stop=stop) as it:
         stop.tell()
-        with pytest.raises(Stopped, match="told to"):
+        with pytest.raises(Stopped, match="stopped the work"):
             it.precopy()
     assert os.listdir(scratch / "d") == []
 
