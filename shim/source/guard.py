@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ENDS_WITHIN_S = 5.0
 
 
-class Guard:
+class FreezeGuard:
     """A guard that runs."""
 
     def __init__(self, process: subprocess.Popen[bytes], told: IO[bytes]) -> None:
@@ -49,7 +49,7 @@ class Guard:
 
 
 @contextlib.contextmanager
-def guarded(container: str, freezer: str, until: float) -> Iterator[Guard]:
+def guarded(container: str, freezer: str, until: float) -> Iterator[FreezeGuard]:
     """Have a guard in the `with`.
 
     freezer: path of the cgroup. until: when the guard thaws in any case, on `time.monotonic`.
@@ -64,7 +64,7 @@ def guarded(container: str, freezer: str, until: float) -> Iterator[Guard]:
         told, says = process.stdin, process.stdout
         if told is None or says is None:  # cannot be: both are pipes
             raise OSError(f"{HOOK} has no pipes")
-        guard = Guard(process, told)
+        guard = FreezeGuard(process, told)
         try:
             if says.readline() != GUARD_READY:
                 raise OSError(f"{HOOK} thaw did not start")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shim.kernel.held import Held
     from shim.kernel.steps import Steps
     from shim.oci.spec import Spec
-    from shim.source.guard import Guard
+    from shim.source.guard import FreezeGuard
 
 FREEZE_S = 10.0
 """The limit for freezing a container: a task in uninterruptible sleep delays the freeze."""
@@ -111,7 +111,7 @@ def thaw_left(container: str) -> bool:
 
 
 @contextlib.contextmanager
-def frozen(source: Source, guard: Guard, steps: Steps, *, until: float) -> Iterator[Freezer]:
+def frozen(source: Source, guard: FreezeGuard, steps: Steps, *, until: float) -> Iterator[Freezer]:
     """Freeze the container, and thaw it again whatever happens. Raises NotFrozen.
 
     guard: of `guarding`; afterwards it is dismissed. until: when it thaws the container in any
@@ -141,7 +141,7 @@ def frozen(source: Source, guard: Guard, steps: Steps, *, until: float) -> Itera
 
 
 @contextlib.contextmanager
-def guarding(source: Source, until: float) -> Iterator[Guard]:
+def guarding(source: Source, until: float) -> Iterator[FreezeGuard]:
     """Start the guard of a frozen window, before anything stands still: it takes a moment.
 
     until: as of `frozen`, as long as the window has not begun. Raises NotFrozen.
