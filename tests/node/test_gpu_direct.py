@@ -28,7 +28,7 @@ from tests.node.swapping import (
 DIRECT = wishes(gpu="direct")
 MIB = 24
 """Of each process on each device: from 8 MiB on the library takes it."""
-ROOMY_MIB, PYTHON_MIB, HOST_MIB = 256, 90, 600
+ROOMY_MIB, PYTHON_MIB, HOST_MIB = 256, 60, 600
 SOME_ANSWERS = 10
 QUICK_S = 3.0
 """A driver's restore changes the address space thousands of times. It waited for the page server
@@ -166,9 +166,9 @@ def test_the_source_serves_while_its_host_memory_is_copied(gpu_node: Node) -> No
 
 
 def manifest_of(node: Node, pod: Pod) -> dict[str, Any]:
-    """The manifest of the only snapshot that was made of the pod."""
+    """The manifest of the snapshot that was made of the pod."""
     for path in node.path(SNAPSHOTS).iterdir():
         manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
-        if manifest["source"]["pod"] == pod.spec.name:
+        if manifest["source"]["container_id"] == pod.container().id:
             return manifest
     raise AssertionError(f"there is no snapshot of {pod.spec.name}")
