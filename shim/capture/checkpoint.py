@@ -26,9 +26,15 @@ _AT_LEAST_S = 1.0
 
 
 def checkpoint(
-    source: Source, image_dir: Path, pids: Collection[int], shared: Collection[int], *,
-    unanswered: str, until: float, thaw: Callable[[], None],
-) -> None:  # fmt: skip
+    source: Source,
+    image_dir: Path,
+    pids: Collection[int],
+    shared: Collection[int],
+    *,
+    unanswered: str,
+    until: float,
+    thaw: Callable[[], None],
+) -> None:
     """Fill `image_dir` with CRIU's images, but for the content of memory.
 
     pids: the container's processes. shared: the objects of shared memory that we copy.
@@ -59,9 +65,13 @@ def _only_criu_has(image_dir: Path, shared: Collection[int]) -> set[int]:
 
 
 def _run(
-    source: Source, image_dir: Path, pids: Collection[int], unanswered: str, until: float,
+    source: Source,
+    image_dir: Path,
+    pids: Collection[int],
+    unanswered: str,
+    until: float,
     thaw: Callable[[], None],
-) -> None:  # fmt: skip
+) -> None:
     work = source.private / CONTAINER_WORK
     work.mkdir(mode=0o700, exist_ok=True)
     argv = [

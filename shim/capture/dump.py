@@ -79,9 +79,13 @@ class Dumped:
 
 
 def dump(
-    source: Source, staging: Path, steps: Steps, stop: Stop, frozen_limit_s: float,
+    source: Source,
+    staging: Path,
+    steps: Steps,
+    stop: Stop,
+    frozen_limit_s: float,
     parked: Sequence[Parked] = (),
-) -> Dumped:  # fmt: skip
+) -> Dumped:
     """Fill `staging` with criu/, rootfs/ and shm/, and the data files of memory/.
 
     The container runs again when this returns.
@@ -130,9 +134,15 @@ class _Dumping:
     """A dump under way: what its phases do, and hand to later ones."""
 
     def __init__(
-        self, source: Source, staging: Path, stop: Stop, own: Belongings,
-        diff: DiffCopy, shm: ShmCopy, memory: MemoryCopy,
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        staging: Path,
+        stop: Stop,
+        own: Belongings,
+        diff: DiffCopy,
+        shm: ShmCopy,
+        memory: MemoryCopy,
+    ) -> None:
         self._source, self._staging, self._stop, self._own = source, staging, stop, own
         self._diff, self._shm, self._memory = diff, shm, memory
         self._precopied_pids: list[int] = []
@@ -187,9 +197,7 @@ class _Dumping:
 
     # While it is frozen
 
-    def begin(
-        self, freezer: Freezer, pids: Sequence[int], until: float, unanswered: str
-    ) -> None:  # fmt: skip
+    def begin(self, freezer: Freezer, pids: Sequence[int], until: float, unanswered: str) -> None:
         """Begin to bring the copies up to date: all stands still."""
         faults.point("capture.frozen", self._source.container)
         self._freezer, self._until, self._unanswered = freezer, until, unanswered
@@ -309,9 +317,7 @@ def _check_alone(source: Source, pids: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def _looked_at(
-    source: Source, pids: Sequence[int], stop: Stop
-) -> tuple[list[Opened], int]:  # fmt: skip
+def _looked_at(source: Source, pids: Sequence[int], stop: Stop) -> tuple[list[Opened], int]:
     """Returns all that the processes have open, and the capabilities that the spec reaches.
 
     Raises NotCapturable for a process or descriptor with more power than the spec gives.

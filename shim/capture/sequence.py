@@ -216,9 +216,13 @@ async def _call(source: Source, wanted: Call | None) -> None:
 
 
 def _described(
-    source: Source, staging: Path, network: dict[str, Any], steps: Steps,
-    dumped: Dumped, stop: Stop,
-) -> Taken:  # fmt: skip
+    source: Source,
+    staging: Path,
+    network: dict[str, Any],
+    steps: Steps,
+    dumped: Dumped,
+    stop: Stop,
+) -> Taken:
     criu_images = staging / SNAPSHOT_CRIU
     by_network = opened.check_images(source, criu_images, dumped.opened, dumped.has, network)
     addresses = [

@@ -42,9 +42,16 @@ class SnapshotPart:
     )  # fmt: skip
 
     def __init__(
-        self, name: str, *, maker: str, checked: str, flat: str = "", has_times: bool = True,
-        is_always_marked: bool = True, is_memory: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        maker: str,
+        checked: str,
+        flat: str = "",
+        has_times: bool = True,
+        is_always_marked: bool = True,
+        is_memory: bool = False,
+    ) -> None:
         self.name, self.listing, self.maker = name, f"{name}{LISTING_SUFFIX}", maker
         self.checked, self.is_tree, self.flat = checked, not flat, flat
         self.has_times, self.is_always_marked = has_times, is_always_marked

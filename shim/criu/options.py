@@ -56,9 +56,12 @@ _ASKING_OPTIONS = (f"action-script {OPENED}",)
 
 
 def write(
-    path: str, *, is_brief: bool = False, is_asking: bool = False,
+    path: str,
+    *,
+    is_brief: bool = False,
+    is_asking: bool = False,
     sources: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write the file for a container. Raises OSError.
 
     is_brief: CRIU's log gets no notes. is_asking: a restore asks us to check its open files.

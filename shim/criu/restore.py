@@ -33,9 +33,13 @@ DESCRIPTORS = "descriptors.json"
 
 
 def start(
-    call: Call, runtime: Sequence[str], images: str, work: str,
-    undo: contextlib.ExitStack, held: contextlib.ExitStack,
-) -> process.Child:  # fmt: skip
+    call: Call,
+    runtime: Sequence[str],
+    images: str,
+    work: str,
+    undo: contextlib.ExitStack,
+    held: contextlib.ExitStack,
+) -> process.Child:
     """Start to restore the container of `call`, with CRIU's work directory `work`; see `go_on`.
 
     images: a directory, which is made here and has no image yet. undo: gets the removal of the
@@ -71,9 +75,14 @@ def start(
 
 
 def go_on(
-    child: process.Child, call: Call, images: str, descriptors: bytes, undo: contextlib.ExitStack,
-    *, until: float,
-) -> None:  # fmt: skip
+    child: process.Child,
+    call: Call,
+    images: str,
+    descriptors: bytes,
+    undo: contextlib.ExitStack,
+    *,
+    until: float,
+) -> None:
     """Let the runtime go on, with all images in `images`.
 
     undo: gets the end of a running or half restored container.

@@ -45,9 +45,15 @@ class Captures:
     """Starts, bounds and cancels captures. Call all methods on the event loop."""
 
     def __init__(
-        self, config: Config, store: Store, trust: Trust, registry: Registry, decider: Decider,
-        reporter: Reporter, tasks: asyncio.TaskGroup,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        store: Store,
+        trust: Trust,
+        registry: Registry,
+        decider: Decider,
+        reporter: Reporter,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
         self._config, self._store, self._registry = config, store, registry
         self._trust = trust
         self._decider, self._reporter, self._tasks = decider, reporter, tasks

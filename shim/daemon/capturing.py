@@ -234,9 +234,12 @@ def _amount(sizes: Mapping[str, int]) -> Amount:
 
 
 def _describe(
-    tracked: Tracked, identity: Identity, taken: Taken, software: dict[str, str],
+    tracked: Tracked,
+    identity: Identity,
+    taken: Taken,
+    software: dict[str, str],
     files: tuple[File, ...],
-) -> Manifest:  # fmt: skip
+) -> Manifest:
     name = tracked.wish.snapshot or tracked.wish.restore
     return manifests.build(
         name="" if name == "auto" or ":" in name else name,

@@ -69,9 +69,14 @@ class Decider:
     """Gives a container its ticket, or the reason why it gets no ticket."""
 
     def __init__(
-        self, config: Config, store: Store, trust: Trust, containerd: Containerd,
-        reporter: Reporter, node: NodeFacts,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        store: Store,
+        trust: Trust,
+        containerd: Containerd,
+        reporter: Reporter,
+        node: NodeFacts,
+    ) -> None:
         self._config, self._store, self._trust, self._node = config, store, trust, node
         self._containerd, self._reporter = containerd, reporter
 

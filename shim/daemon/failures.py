@@ -51,9 +51,12 @@ class OutcomeCounter:
         self._queue: asyncio.Queue[_Told] = asyncio.Queue()
 
     def told(
-        self, found: Outcome, pod: Pod | None, container: str,
+        self,
+        found: Outcome,
+        pod: Pod | None,
+        container: str,
         then: Callable[[], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Queue an outcome that `quickthaw-runc` has reported. pod: if known.
 
         then: the event loop calls it when the consequence for the snapshot is known.

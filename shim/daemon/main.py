@@ -169,9 +169,14 @@ async def _serve(config: Config, store: Store, trust: Trust, watch: SlowSteps) -
 
 
 async def _run(
-    config: Config, store: Store, trust: Trust, registry: Registry, reporter: Reporter,
-    decider: Decider, watch: SlowSteps,
-) -> None:  # fmt: skip
+    config: Config,
+    store: Store,
+    trust: Trust,
+    registry: Registry,
+    reporter: Reporter,
+    decider: Decider,
+    watch: SlowSteps,
+) -> None:
     """Run all tasks of the daemon, until one raises Stopped."""
     async with asyncio.TaskGroup() as tasks:
         captures = Captures(config, store, trust, registry, decider, reporter, tasks)

@@ -41,9 +41,14 @@ class NodePlugin(Plugin):
     """The daemon's handlers. They own nothing: the registry has the state."""
 
     def __init__(
-        self, registry: Registry, decider: Decider, captures: Captures, reporter: Reporter,
-        health: OutcomeCounter, prefetch: Prefetch,
-    ) -> None:  # fmt: skip
+        self,
+        registry: Registry,
+        decider: Decider,
+        captures: Captures,
+        reporter: Reporter,
+        health: OutcomeCounter,
+        prefetch: Prefetch,
+    ) -> None:
         self._registry, self._decider, self._prefetch = registry, decider, prefetch
         self._captures, self._reporter, self._health = captures, reporter, health
         self._company = Company(registry)

@@ -43,9 +43,14 @@ class Requests:
     """The handlers. `nri` takes every change of the session with containerd."""
 
     def __init__(
-        self, store: Store, trust: Trust, registry: Registry, captures: Captures,
-        reporter: Reporter, watch: SlowSteps,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        trust: Trust,
+        registry: Registry,
+        captures: Captures,
+        reporter: Reporter,
+        watch: SlowSteps,
+    ) -> None:
         self._watch = watch
         self._store, self._trust, self._registry = store, trust, registry
         self._captures, self._reporter = captures, reporter

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 
 def container_asked_for(
-    registry: Registry, request: Mapping[str, Any], what: str, *,
-    none_why: str, none_do: str, running: bool = False,
-) -> Tracked:  # fmt: skip
+    registry: Registry,
+    request: Mapping[str, Any],
+    what: str,
+    *,
+    none_why: str,
+    none_do: str,
+    running: bool = False,
+) -> Tracked:
     """Returns the only container that fits `pod`, `namespace` and `container` of the request.
 
     what, none_why, none_do: parts of the error when no container fits. running: considers only

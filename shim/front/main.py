@@ -72,9 +72,12 @@ def _ticket(call: Call, began: float) -> tuple[Ticket | None, QuickthawError | N
 
 
 def _tried(
-    call: Call, wanted: Ticket, began: float, steps: dict[str, float],
+    call: Call,
+    wanted: Ticket,
+    began: float,
+    steps: dict[str, float],
     guarded: contextlib.ExitStack,
-) -> QuickthawError | None:  # fmt: skip
+) -> QuickthawError | None:
     """Try the swap. Returns the error of a failed swap.
 
     guarded: gets the guard, which watches until the outcome is written.

@@ -30,9 +30,15 @@ class Node:
     __slots__ = ("arch", "criu", "gpus", "host", "kernel", "trust")
 
     def __init__(
-        self, *, arch: str, kernel: str, criu: str, host: Mapping[str, str],
-        gpus: Mapping[str, Any] | None, trust: Callable[[Manifest], tuple[str, bool]],
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        arch: str,
+        kernel: str,
+        criu: str,
+        host: Mapping[str, str],
+        gpus: Mapping[str, Any] | None,
+        trust: Callable[[Manifest], tuple[str, bool]],
+    ) -> None:
         self.arch, self.kernel, self.criu = arch, kernel, criu
         self.host, self.gpus, self.trust = host, gpus, trust
 
@@ -55,9 +61,13 @@ class AtSwap:
     __slots__ = ("changed", "named", "open_to_all", "ours")
 
     def __init__(
-        self, *, ours: str, named: str, changed: Callable[[object], list[str]],
+        self,
+        *,
+        ours: str,
+        named: str,
+        changed: Callable[[object], list[str]],
         open_to_all: Callable[[], tuple[int, bool]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.ours, self.named, self.changed = ours, named, changed
         self.open_to_all = open_to_all
 
@@ -78,10 +88,16 @@ class Request:
     )  # fmt: skip
 
     def __init__(
-        self, *, facts: Mapping[str, str], memory_limit_bytes: int, namespace: str = "",
-        key: str = "", node: Node = NOWHERE, any_namespace: bool = False,
+        self,
+        *,
+        facts: Mapping[str, str],
+        memory_limit_bytes: int,
+        namespace: str = "",
+        key: str = "",
+        node: Node = NOWHERE,
+        any_namespace: bool = False,
         at_swap: AtSwap | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.any_volume_content = False
         self.facts, self.memory_limit_bytes = facts, memory_limit_bytes
         self.namespace, self.key, self.any_namespace = namespace, key, any_namespace
@@ -89,10 +105,15 @@ class Request:
 
 
 def request_of(
-    spec: Spec, pod: PodValues, node: Node, *, image_digest: str,
-    ignore_env: Collection[str] = (), any_namespace: bool = False,
+    spec: Spec,
+    pod: PodValues,
+    node: Node,
+    *,
+    image_digest: str,
+    ignore_env: Collection[str] = (),
+    any_namespace: bool = False,
     volume_content: str | None = None,
-) -> Request:  # fmt: skip
+) -> Request:
     """Returns the request of the container with this spec. Raises ValueError if not JSON (NaN).
 
     An empty value (the pod's namespace, the image's digest) is not known and fits no snapshot.

@@ -69,8 +69,11 @@ class DriverWay:
 
     @contextlib.contextmanager
     def loading(
-        self, container: str, payload_dirfd: int, about: Mapping[str, object],
+        self,
+        container: str,
+        payload_dirfd: int,
+        about: Mapping[str, object],
         pairs: Sequence[tuple[bytes, bytes]],
-    ) -> Iterator[Loading]:  # fmt: skip
+    ) -> Iterator[Loading]:
         del container, payload_dirfd, about, pairs
         yield _Loading()

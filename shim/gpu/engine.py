@@ -53,9 +53,13 @@ class Engine:
     """
 
     def __init__(
-        self, container: str, listed: Callable[[], Iterable[int]], team: Team,
-        steps: Steps, until: float,
-    ) -> None:  # fmt: skip
+        self,
+        container: str,
+        listed: Callable[[], Iterable[int]],
+        team: Team,
+        steps: Steps,
+        until: float,
+    ) -> None:
         self._container, self._listed, self._team = container, listed, team
         self._steps, self._until = steps, until
         self.pids: list[int] = []

@@ -24,9 +24,15 @@ _MPS_DAEMON = b"nvidia-cuda-mps"
 
 
 def look(
-    *, init: int, listed: Iterable[int], cuda: Sequence[int], gpus: Sequence[Gpu] | None,
-    driver: str, host_network: bool, way: Way,
-) -> Look:  # fmt: skip
+    *,
+    init: int,
+    listed: Iterable[int],
+    cuda: Sequence[int],
+    gpus: Sequence[Gpu] | None,
+    driver: str,
+    host_network: bool,
+    way: Way,
+) -> Look:
     """Returns all that can be seen. Raises OSError, ValueError when the container has ended.
 
     init: of the container. listed: its processes. cuda: those of them that the driver knows. gpus:

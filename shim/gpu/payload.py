@@ -25,9 +25,13 @@ class GpuPayload:
     __slots__ = ("about", "gpus", "processes", "way")
 
     def __init__(
-        self, *, way: str, processes: list[int], gpus: Sequence[Mapping[str, object]],
+        self,
+        *,
+        way: str,
+        processes: list[int],
+        gpus: Sequence[Mapping[str, object]],
         about: Mapping[str, object],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.way, self.processes, self.about = way, processes, about
         self.gpus = [{name: each[name] for name in _OF_GPU} for each in gpus]
 

@@ -41,9 +41,14 @@ class Restoring:
     """
 
     def __init__(
-        self, container: str, found: GpuPayload, pairs: Sequence[Sequence[str]], until: float,
-        payload_dirfd: int, digests: Mapping[str, Sequence[str]],
-    ) -> None:  # fmt: skip
+        self,
+        container: str,
+        found: GpuPayload,
+        pairs: Sequence[Sequence[str]],
+        until: float,
+        payload_dirfd: int,
+        digests: Mapping[str, Sequence[str]],
+    ) -> None:
         self._container, self._found, self._until = container, found, until
         self._payload_dirfd, self._digests = payload_dirfd, digests
         self._pairs = [(payload.octets(old), payload.octets(new)) for old, new in pairs]

@@ -119,7 +119,10 @@ if TYPE_CHECKING:
             """
 
         def loading(
-            self, container: str, payload_dirfd: int, about: Mapping[str, object],
+            self,
+            container: str,
+            payload_dirfd: int,
+            about: Mapping[str, object],
             pairs: Sequence[tuple[bytes, bytes]],
-        ) -> AbstractContextManager[Loading]:  # fmt: skip
+        ) -> AbstractContextManager[Loading]:
             """The restore's side. about: as of `Evacuation.finish`. pairs: UUIDs, old to new."""

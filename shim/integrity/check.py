@@ -94,9 +94,16 @@ class SnapshotCheck:
     """
 
     def __init__(
-        self, snapshot_dirfd: int, captured: Manifest, *, container: str, until: float,
-        with_marks: bool = True, marks_directory: str = VERIFIED, defer_memory: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        snapshot_dirfd: int,
+        captured: Manifest,
+        *,
+        container: str,
+        until: float,
+        with_marks: bool = True,
+        marks_directory: str = VERIFIED,
+        defer_memory: bool = False,
+    ) -> None:
         self._defer_memory = defer_memory
         self.snapshot_dirfd = snapshot_dirfd
         self._captured, self._container = captured, container

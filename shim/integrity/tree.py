@@ -91,9 +91,15 @@ class Entry:
     __slots__ = ("_prefix", "depth", "dirfd", "link", "name", "number", "part", "status")
 
     def __init__(
-        self, part: SnapshotPart, prefix: bytes, depth: int, status: os.stat_result, dirfd: int,
-        name: bytes, number: int,
-    ) -> None:  # fmt: skip
+        self,
+        part: SnapshotPart,
+        prefix: bytes,
+        depth: int,
+        status: os.stat_result,
+        dirfd: int,
+        name: bytes,
+        number: int,
+    ) -> None:
         """prefix: the path of the directory beneath the part, ending in a slash, or empty."""
         self.part, self._prefix, self.depth, self.status = part, prefix, depth, status
         self.dirfd, self.name, self.number, self.link = dirfd, name, number, 0

@@ -236,9 +236,7 @@ def _cached(directory: str, prefix: str) -> int:
     return sum(int(rows.get(name, 0)) for name in names)
 
 
-def _mounted(
-    unified: bool, path: str, controller: str = "freezer", control: str = ""
-) -> list[str]:  # fmt: skip
+def _mounted(unified: bool, path: str, controller: str = "freezer", control: str = "") -> list[str]:
     found = []
     for mount in read_mounts():
         options = mount.super_options.split(",")

@@ -64,9 +64,7 @@ def map_readable(fd: int, size: int) -> int:
 
 
 @contextlib.contextmanager
-def mapped_shared(
-    fd: int, size: int, *, writable: bool = True, aligned: int = 0
-) -> Iterator[int]:  # fmt: skip
+def mapped_shared(fd: int, size: int, *, writable: bool = True, aligned: int = 0) -> Iterator[int]:
     """Map a file shared in the `with`. Yields the address, aligned to `aligned`. Raises OSError."""
     reserved, length = 0, size + aligned
     if aligned:

@@ -72,9 +72,13 @@ class Child:
     __slots__ = ("_name", "_pid")
 
     def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], *, quiet: bool = False,
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        quiet: bool = False,
         first: Callable[[], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._name, self._pid = argv[0], _spawn(argv, env, quiet, first)
 
     @property
@@ -143,9 +147,13 @@ def _spawn(
 
 
 def _become(
-    argv: Sequence[str], env: Mapping[str, str], quiet: bool, first: Callable[[], None] | None,
-    parent: int, report_fd: int,
-) -> NoReturn:  # fmt: skip
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    quiet: bool,
+    first: Callable[[], None] | None,
+    parent: int,
+    report_fd: int,
+) -> NoReturn:
     """Run the child's side. Never returns: no code of ours may run on in the child."""
     try:
         call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -52,9 +52,13 @@ class SpaceLayout:
     __slots__ = ("areas", "data", "extents", "huge", "pid")
 
     def __init__(
-        self, pid: int, data: str, extents: list[Extent], areas: list[tuple[int, int]],
+        self,
+        pid: int,
+        data: str,
+        extents: list[Extent],
+        areas: list[tuple[int, int]],
         huge: list[tuple[int, int]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.pid, self.data, self.extents, self.areas, self.huge = pid, data, extents, areas, huge
 
 
@@ -146,7 +150,7 @@ def _shared(found: object, files: Mapping[str, bytes], sizes: Mapping[str, int])
 
 def _extents(
     found: Mapping[str, str], files: Mapping[str, bytes], sizes: Mapping[str, int]
-) -> list[Extent]:  # fmt: skip
+) -> list[Extent]:
     extents = decode_ranges(files[found["ranges"]])
     if any(offset + end - start > sizes[found["data"]] for start, end, offset in extents):
         raise BadLayout(f"{found['data']} is too short for its ranges")

@@ -120,9 +120,12 @@ def with_name_of(spec: Spec, captured: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def view_of(
-    images: str, view: str, linked: Sequence[str], written: Mapping[str, bytes],
+    images: str,
+    view: str,
+    linked: Sequence[str],
+    written: Mapping[str, bytes],
     piped: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Make directory `view`: links to the files of `images` that are `linked`, and new files.
 
     written: the content of the new files. piped: the names in `written` that become fifos (see

@@ -44,10 +44,14 @@ class Ended:
 
 
 def run(
-    argv: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None,
-    held_fd: int | None = None, release: Callable[[], None] | None = None,
+    argv: Sequence[str],
+    *,
+    within_s: float,
+    environment: Mapping[str, str] | None = None,
+    held_fd: int | None = None,
+    release: Callable[[], None] | None = None,
     before_kill: Callable[[int], object] | None = None,
-) -> Ended:  # fmt: skip
+) -> Ended:
     """Run a program to its end, for callers in a thread of their own.
 
     environment: added to ENVIRONMENT. held_fd: a lock that the program holds while it runs.
@@ -112,7 +116,7 @@ def _has_ended(pid_fd: int) -> bool:
 
 async def run_async(
     argv: Sequence[str], *, within_s: float, pass_fds: Collection[int] = ()
-) -> Ended:  # fmt: skip
+) -> Ended:
     """Run a program on the event loop; a cancellation kills the program, too.
 
     pass_fds: descriptors that the program inherits, under the same numbers.

@@ -44,7 +44,7 @@ _NOT_IN_OPTIONS = frozenset(" \t\n\"#'\\")
 
 def sources(
     spec: Spec, container: str, *, is_systemd: bool, proc: str = "/proc/self"
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Returns the directory for each mount that the runtime binds from its own cgroups, by place.
 
     spec: of the new container. is_systemd: whether systemd makes the container's cgroup. proc: of
@@ -57,9 +57,7 @@ def sources(
         raise _other_cgroups(container, str(error)) from error
 
 
-def _sources(
-    spec: Spec, container: str, is_systemd: bool, proc: str
-) -> dict[str, str]:  # fmt: skip
+def _sources(spec: Spec, container: str, is_systemd: bool, proc: str) -> dict[str, str]:
     places = _places(spec)
     found = read_mounts(f"{proc}/mountinfo", "cgroup") if places else []
     if not found or _has_namespace(spec) or _is_unified(found):

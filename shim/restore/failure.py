@@ -37,9 +37,7 @@ _OF_THE_POD = tuple(
 )  # fmt: skip
 
 
-def of_criu(
-    ticket: Ticket, facts: Mapping[str, str], work: str, reason: str
-) -> CriuRestoreFailed:  # fmt: skip
+def of_criu(ticket: Ticket, facts: Mapping[str, str], work: str, reason: str) -> CriuRestoreFailed:
     """Returns the error for a restore that ended with `reason`. facts: of the snapshot's manifest.
 
     work: CRIU's work directory; this function keeps the log that is in it.
@@ -55,9 +53,7 @@ def of_criu(
     return error
 
 
-def too_late(
-    ticket: Ticket, spec: Spec, where: str, why: str, *, of_snapshot: bool
-) -> SwapTooLate:  # fmt: skip
+def too_late(ticket: Ticket, spec: Spec, where: str, why: str, *, of_snapshot: bool) -> SwapTooLate:
     """Returns the error for a deadline that passed. spec: of the new container.
 
     of_snapshot: it passed in a step that depends on nothing but the snapshot; no other step blames

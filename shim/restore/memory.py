@@ -155,7 +155,7 @@ def _damaged(ticket: Ticket, why: str) -> MemoryNotServed:
 
 def read_layout(
     ticket: Ticket, files: Mapping[str, bytes], data: Mapping[str, Unchecked]
-) -> Layout:  # fmt: skip
+) -> Layout:
     """Returns the layout of the snapshot's memory. Raises MemoryNotServed.
 
     files: the checked small files of the memory. data: the unchecked data files.
@@ -166,9 +166,7 @@ def read_layout(
         raise _damaged(ticket, str(error)) from error
 
 
-def start(
-    ticket: Ticket, check: SnapshotCheck, memory: Layout, view: str, work: str
-) -> PageServer:  # fmt: skip
+def start(ticket: Ticket, check: SnapshotCheck, memory: Layout, view: str, work: str) -> PageServer:
     """Start a page server that listens in `work`.
 
     view: the directory of CRIU's images, in which the images of shared memory are fifos. Raises
@@ -203,9 +201,13 @@ def _listener(work: str) -> socket.socket:
 
 
 def _become(
-    ticket: Ticket, check: SnapshotCheck, memory: Layout, asked: Asked,
-    listener: socket.socket, swap: socket.socket,
-) -> None:  # fmt: skip
+    ticket: Ticket,
+    check: SnapshotCheck,
+    memory: Layout,
+    asked: Asked,
+    listener: socket.socket,
+    swap: socket.socket,
+) -> None:
     """Become the page server in the fork. No code of the caller may run on here."""
     try:
         os.setsid()

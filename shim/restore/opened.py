@@ -81,9 +81,13 @@ class Watch:
     """Answers CRIU's script. files: as captured. held: device and inode of each, by path."""
 
     def __init__(
-        self, directory: str, files: Sequence[VolumeFile], held: Mapping[str, Identity],
-        stack: contextlib.ExitStack, container: str,
-    ) -> None:  # fmt: skip
+        self,
+        directory: str,
+        files: Sequence[VolumeFile],
+        held: Mapping[str, Identity],
+        stack: contextlib.ExitStack,
+        container: str,
+    ) -> None:
         """Make the fifos in `directory`. Raises OSError."""
         self._files, self._held, self._container = files, held, container
         self._was_asked, self._why_not, self._why_lost = False, "", ""

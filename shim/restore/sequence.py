@@ -34,9 +34,13 @@ class Step:
     __slots__ = ("for_gpus", "name", "of_snapshot", "take")
 
     def __init__(
-        self, name: str, take: Callable[[Swap], None], *, for_gpus: bool = False,
+        self,
+        name: str,
+        take: Callable[[Swap], None],
+        *,
+        for_gpus: bool = False,
         of_snapshot: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name, self.take = name, take
         self.for_gpus, self.of_snapshot = for_gpus, of_snapshot
 

@@ -98,9 +98,15 @@ class DiffCopy:
     """
 
     def __init__(
-        self, layers: Sequence[str], target: str, *, container: str, base: Sequence[str] = (),
-        userxattr: bool = False, stop: Stop | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        layers: Sequence[str],
+        target: str,
+        *,
+        container: str,
+        base: Sequence[str] = (),
+        userxattr: bool = False,
+        stop: Stop | None = None,
+    ) -> None:
         self._container, self._target, self._stop = container, target, stop or Stop()
         self._marks = Marks("user.overlay." if userxattr else "trusted.overlay.")
         self._copier = Copier(self._marks.travels, self._stop.check)
@@ -126,9 +132,11 @@ class DiffCopy:
         return self._run(frozen=False, always=frozenset())
 
     def finish(
-        self, always: Iterable[tuple[int, int]] = (), always_paths: Iterable[str] = (),
+        self,
+        always: Iterable[tuple[int, int]] = (),
+        always_paths: Iterable[str] = (),
         wanted: Iterable[int] = (),
-    ) -> CopyStats:  # fmt: skip
+    ) -> CopyStats:
         """Make the target equal to the layers, which must not change any more.
 
         Copies the changes since the last pass, and removes names that are gone. A write through a
@@ -161,9 +169,12 @@ class DiffCopy:
                     break
 
     def _run(
-        self, *, frozen: bool, always: frozenset[tuple[int, int]],
+        self,
+        *,
+        frozen: bool,
+        always: frozenset[tuple[int, int]],
         wanted: frozenset[int] = frozenset(),
-    ) -> CopyStats:  # fmt: skip
+    ) -> CopyStats:
         began, files, size = time.monotonic(), self._copier.files, self._copier.bytes
         self._pass = _Pass(frozen, time.time_ns() - _SETTLED_NS, always, wanted)
         with self._border():
@@ -190,9 +201,14 @@ class DiffCopy:
             ) from error  # fmt: skip
 
     def _children(
-        self, dirfds: Sequence[int], target_dirfd: int, seen: dict[str, _Copied], path: str, *,
+        self,
+        dirfds: Sequence[int],
+        target_dirfd: int,
+        seen: dict[str, _Copied],
+        path: str,
+        *,
         sealed: bool,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Make a directory's entries right. sealed: nothing below the layers shows through.
 
         Returns whether the target directory was written to.
@@ -222,7 +238,7 @@ class DiffCopy:
 
     def _entry(
         self, entry: Found, target_dirfd: int, seen: dict[str, _Copied], path: str, *, sealed: bool
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         if entry.is_whiteout:
             return self._whiteout(entry, target_dirfd, seen, path, sealed=sealed)
         if entry.status is not None:
@@ -231,7 +247,7 @@ class DiffCopy:
 
     def _directory(
         self, entry: Found, target_dirfd: int, seen: dict[str, _Copied], path: str, *, sealed: bool
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         old = seen.get(entry.name)
         if old is not None and old.children is None:
             self._drop(entry.name, target_dirfd, seen)
@@ -258,9 +274,13 @@ class DiffCopy:
         return old is None
 
     def _leaf(
-        self, entry: Found, status: os.stat_result, target_dirfd: int, seen: dict[str, _Copied],
+        self,
+        entry: Found,
+        status: os.stat_result,
+        target_dirfd: int,
+        seen: dict[str, _Copied],
         path: str,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         name, key = entry.name, (status.st_dev, status.st_ino)
         if status.st_ino in self._pass.wanted and status.st_dev == self._device:
             self._pass.names.setdefault(status.st_ino, path)
@@ -290,7 +310,7 @@ class DiffCopy:
 
     def _whiteout(
         self, entry: Found, target_dirfd: int, seen: dict[str, _Copied], path: str, *, sealed: bool
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Copy a whiteout if something of the image is behind it.
 
         In a directory that is merged with nothing, overlayfs lists the whiteout as a plain device.

@@ -66,7 +66,7 @@ class Copier:
 
     def copy(
         self, source_dirfd: int, name: str, target_dirfd: int, made: str = ""
-    ) -> os.stat_result:  # fmt: skip
+    ) -> os.stat_result:
         """Copy a file, not a directory, to the same name or to `made`, which must not exist yet.
 
         Returns the status of the source just before the read. Sockets and fifos become new sockets

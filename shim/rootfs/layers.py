@@ -81,7 +81,7 @@ class Found:
 
     def __init__(  # the frozen window pays for each Found: no dataclass, a single shared tuple
         self, name: str, status: os.stat_result | None, is_whiteout: bool, parents: tuple[int, ...]
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name, self.status, self.is_whiteout, self.parents = name, status, is_whiteout, parents
         self.masked = self.hides = False
 

@@ -51,7 +51,7 @@ class ShmCopy:
 
     def __init__(
         self, shm: str, target: str, *, container: str, stop: Stop, own: Selection | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._shm, self._target, self._container, self._own = shm, target, container, own
         self._stop = stop
         self._copier = PrecopyingCopier(stop)
@@ -95,9 +95,12 @@ class ShmCopy:
 
 
 def _precopy(
-    copier: PrecopyingCopier, source_dirfd: int, target_dirfd: int, depth: int,
+    copier: PrecopyingCopier,
+    source_dirfd: int,
+    target_dirfd: int,
+    depth: int,
     own: Selection | None,
-) -> None:  # fmt: skip
+) -> None:
     with os.scandir(source_dirfd) as listing:
         entries = list(islice(listing, _MOST_LOOKED_AT))
     for entry in entries:
@@ -113,9 +116,7 @@ def _precopy(
 class _Capture:
     """A walk; remembers hard links."""
 
-    def __init__(
-        self, copier: Copier, root_dirfd: int, own: Selection | None, stop: Stop
-    ) -> None:  # fmt: skip
+    def __init__(self, copier: Copier, root_dirfd: int, own: Selection | None, stop: Stop) -> None:
         self._copier, self._root_dirfd, self._own, self._stop = copier, root_dirfd, own, stop
         self._left = MAX_SHM_ENTRIES
         self._links: dict[tuple[int, int], str] = {}

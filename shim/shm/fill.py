@@ -211,7 +211,7 @@ def _opened(name: str, flags: int, *dirfds: int) -> Iterator[list[int]]:
 
 def _same_content(
     source_dirfd: int, target_dirfd: int, name: str, wanted: os.stat_result, there: os.stat_result
-) -> bool:  # fmt: skip
+) -> bool:
     if stat.S_ISLNK(wanted.st_mode):
         return os.readlink(name, dir_fd=source_dirfd) == os.readlink(name, dir_fd=target_dirfd)
     if not stat.S_ISREG(wanted.st_mode):
@@ -235,9 +235,13 @@ def _is_same(one: int, other: int) -> bool:
 
 
 def _put(
-    copier: Copier, source_fd: int, private_fd: int, path: str, place: str,
+    copier: Copier,
+    source_fd: int,
+    private_fd: int,
+    path: str,
+    place: str,
     links: dict[tuple[int, int], str],
-) -> bool:  # fmt: skip
+) -> bool:
     """Make a path. Returns whether it is a directory, whose attributes are still to be set."""
     parent, _, name = path.rpartition("/")
     directory_at, _, made = place.rpartition("/")

@@ -95,9 +95,7 @@ class PrecopyingCopier(Copier):
 class _Renewal:
     """Gives a file the content and the holes of another; compares content before writing."""
 
-    def __init__(
-        self, source_fd: int, target_fd: int, size: int, tick: Callable[[], None]
-    ) -> None:  # fmt: skip
+    def __init__(self, source_fd: int, target_fd: int, size: int, tick: Callable[[], None]) -> None:
         self._source_fd, self._target_fd, self._size = source_fd, target_fd, size
         self._tick = tick
         self._is_new = not os.fstat(target_fd).st_blocks

@@ -126,7 +126,7 @@ class Belongings:
 
     def _is_own(
         self, name: str, was_before: bool, *, was_made: bool, is_in: Callable[[_Held], bool]
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         if self._is_alone:
             return not was_before or is_in(self._mine)
         is_theirs = is_in(self._theirs)

@@ -111,9 +111,12 @@ def check(source: Source, opened: Iterable[Opened], has: int) -> None:
 
 
 def check_images(
-    source: Source, directory: Path, opened: Iterable[Opened], has: int,
+    source: Source,
+    directory: Path,
+    opened: Iterable[Opened],
+    has: int,
     network: Mapping[str, Any],
-) -> dict[str, object]:  # fmt: skip
+) -> dict[str, object]:
     """Check all descriptors that the restore would make. Returns the fact `descriptors`.
 
     directory: CRIU's images. network: of the manifest. Raises NotCapturable; DamagedImage, OSError.

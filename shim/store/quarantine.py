@@ -176,9 +176,15 @@ class Quarantine:
         return count.causes if count else ()
 
     def failed(
-        self, snapshot: str, *, blame: str, error_class: str, reason: str, after: int,
+        self,
+        snapshot: str,
+        *,
+        blame: str,
+        error_class: str,
+        reason: str,
+        after: int,
         cause: str = "",
-    ) -> Record | None:  # fmt: skip
+    ) -> Record | None:
         """Count a failed restore. Returns the record if this failure triggers quarantine.
 
         cause: the uid of the pod that failed; a second failure of the same pod does not count. A

@@ -86,9 +86,13 @@ def disk(directory: Path) -> Disk:
 
 
 def excess(
-    limits: Limits, there: Disk, used_bytes: int, needed_bytes: int, new_bytes: int,
+    limits: Limits,
+    there: Disk,
+    used_bytes: int,
+    needed_bytes: int,
+    new_bytes: int,
     new_inodes: int = 0,
-) -> Excess:  # fmt: skip
+) -> Excess:
     """Returns the excess over the limits of store and disk: the larger of the two.
 
     used_bytes: of all existing snapshots. needed_bytes: of snapshots that are being made.
@@ -158,9 +162,11 @@ def shares(
 
 
 def victims(
-    wanted_bytes: int, candidates: Iterable[Candidate], given: Shares | None = None,
+    wanted_bytes: int,
+    candidates: Iterable[Candidate],
+    given: Shares | None = None,
     wanted_inodes: int = 0,
-) -> list[Candidate] | None:  # fmt: skip
+) -> list[Candidate] | None:
     """Returns the snapshots that have to leave to free the wanted room; None if all are not enough.
 
     Snapshots of the own namespace leave first. Another namespace loses useless snapshots, and the

@@ -58,9 +58,13 @@ class Store:
     """
 
     def __init__(
-        self, root: str = STORE, *, sign: Callable[[Manifest], bytes] | None = None,
-        marks_directory: str = "", logs_directory: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        root: str = STORE,
+        *,
+        sign: Callable[[Manifest], bytes] | None = None,
+        marks_directory: str = "",
+        logs_directory: str = "",
+    ) -> None:
         self.root, self._sign, self._marks = Path(root), sign, marks_directory
         self._logs = logs_directory
         self.snapshots, self.staging = self.root / STORE_SNAPSHOTS, self.root / STORE_STAGING
@@ -203,9 +207,11 @@ class Store:
             remove_tree(staging.fileno(), staged.name)
 
     def publish(
-        self, staged: Path, describe: Callable[[tuple[File, ...]], Manifest],
+        self,
+        staged: Path,
+        describe: Callable[[tuple[File, ...]], Manifest],
         stop: Stop | None = None,
-    ) -> Manifest:  # fmt: skip
+    ) -> Manifest:
         """Publish a staged capture: digest, sign, place. Blocking: reads and syncs all content.
 
         describe: returns the manifest, given the listings with the digests. stop: ends the work up

@@ -24,9 +24,15 @@ class WorkloadRefused(Exception):
 
 
 async def request(
-    source: Source, kind: str, port: int, *, method: str = "", target: str = "",
-    every_s: float = 0, within_s: float,
-) -> None:  # fmt: skip
+    source: Source,
+    kind: str,
+    port: int,
+    *,
+    method: str = "",
+    target: str = "",
+    every_s: float = 0,
+    within_s: float,
+) -> None:
     """Make an HTTP request or TCP connection (kind `http` or `tcp`) to the pod's port.
 
     every_s: seconds between tries, 0 for a single try. The namespace is the container's, even if
@@ -57,9 +63,7 @@ def _program(module: str) -> list[str]:
     return [sys.executable, "-ISE", "-c", _START % module, _PREFIX]
 
 
-async def _succeed(
-    argv: Sequence[str], within_s: float, pass_fds: Collection[int] = ()
-) -> None:  # fmt: skip
+async def _succeed(argv: Sequence[str], within_s: float, pass_fds: Collection[int] = ()) -> None:
     try:
         ended = await tool.run_async(argv, within_s=within_s, pass_fds=pass_fds)
     except (OSError, TimeoutError) as error:

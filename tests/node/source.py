@@ -202,9 +202,7 @@ def _process_harm(before: Process, after: Process, pid: int) -> list[str]:
     return found + _changed(f"{told}: area", before.areas, after.areas)
 
 
-def _beyond(
-    about: str, before: dict[str, int], after: dict[str, int], bound: int
-) -> list[str]:  # fmt: skip
+def _beyond(about: str, before: dict[str, int], after: dict[str, int], bound: int) -> list[str]:
     return [
         f"{about}: {kind} was {value / 2**20:.1f} MiB, is {after[kind] / 2**20:.1f}"
         for kind, value in before.items()

@@ -88,7 +88,7 @@ def run(wishes: Wishes, how: How) -> Round:
 
 def _wait(
     storm: subprocess.Popen[bytes], server: subprocess.Popen[bytes], wishes: Wishes, found: Round
-) -> None:  # fmt: skip
+) -> None:
     deadline = time.monotonic() + wishes.seconds + _SLACK_S
     while storm.poll() is None and time.monotonic() < deadline:
         if server.poll():
@@ -126,7 +126,7 @@ def _listener(directory: Path) -> Iterator[socket.socket]:
 @contextlib.contextmanager
 def _started(
     program: str, directory: Path, how: Wishes | How, listener: socket.socket | None = None
-) -> Iterator[subprocess.Popen[bytes]]:  # fmt: skip
+) -> Iterator[subprocess.Popen[bytes]]:
     """Yields a program in a session of its own; kills the whole session in the end."""
     fds = [listener.fileno()] if listener else []
     command = [sys.executable, "-m", f"tests.storm.{program}", str(directory)]

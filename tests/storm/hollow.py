@@ -107,7 +107,7 @@ class Scene:
 
 def write_payload(
     directory: Path, pid: int, owned: list[Area], regions: list[tuple[int, int]]
-) -> None:  # fmt: skip
+) -> None:
     """Write the content of all pages that are not zeros, and their addresses."""
     extents: list[tuple[int, int, int]] = []
     with (directory / f"space-{pid}.data").open("wb") as file:

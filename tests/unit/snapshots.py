@@ -70,7 +70,7 @@ def check(place: Path, manifest: Manifest, marks: Path | None = None) -> Snapsho
 @contextlib.contextmanager
 def checking(
     place: Path, manifest: Manifest, marks: Path | None = None, *, until: float = math.inf
-) -> Iterator[SnapshotCheck]:  # fmt: skip
+) -> Iterator[SnapshotCheck]:
     """Yields a check that has not begun."""
     with (
         open_dir(str(place)) as directory,

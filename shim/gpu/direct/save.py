@@ -23,9 +23,12 @@ class Save:
     """about: what the loader must know; its files are made here. error: why it failed."""
 
     def __init__(
-        self, gpus: Gpus, dirfd: int, about: Mapping[str, Any],
+        self,
+        gpus: Gpus,
+        dirfd: int,
+        about: Mapping[str, Any],
         memory: Mapping[bytes, Sequence[DeviceMemory]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.about = about
         self.error: BaseException | None = None
         self.began, self.ended = time.monotonic(), 0.0

@@ -230,9 +230,15 @@ class Session:
         self.close()
 
     def _send(
-        self, until: float, kind: int, *, count: int = 0, value: int = 0, body: bytes = b"",
+        self,
+        until: float,
+        kind: int,
+        *,
+        count: int = 0,
+        value: int = 0,
+        body: bytes = b"",
         fds: list[int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._limit(until)
         wire.send(self._socket, kind, count=count, value=value, body=body, fds=fds)
 

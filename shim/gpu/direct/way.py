@@ -50,9 +50,13 @@ class CarrierProcess:
     """
 
     def __init__(
-        self, spawn: Spawn, container: str, payload_dirfd: int,
-        error: Callable[..., QuickthawError], lock: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        spawn: Spawn,
+        container: str,
+        payload_dirfd: int,
+        error: Callable[..., QuickthawError],
+        lock: str = "",
+    ) -> None:
         self._error = error
         self.times: list[tuple[str, float, float]] = []
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -168,10 +172,12 @@ class _Loading:
     """See `shim.gpu.way.Loading`."""
 
     def __init__(
-        self, carrier: CarrierProcess, about: Mapping[str, object],
+        self,
+        carrier: CarrierProcess,
+        about: Mapping[str, object],
         pairs: Sequence[tuple[bytes, bytes]],
         digests: Mapping[str, Sequence[str]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._carrier, self._about, self._digests = carrier, about, digests
         self._pairs = [(old.hex(), new.hex()) for old, new in pairs]
 
@@ -251,9 +257,12 @@ class DirectWay:
 
     @contextlib.contextmanager
     def loading(
-        self, container: str, payload_dirfd: int, about: Mapping[str, object],
+        self,
+        container: str,
+        payload_dirfd: int,
+        about: Mapping[str, object],
         pairs: Sequence[tuple[bytes, bytes]],
-    ) -> Iterator[Loading]:  # fmt: skip
+    ) -> Iterator[Loading]:
         def failed(why: str, *, is_damaged: bool = False) -> GpuNotRestored:
             error = GpuNotRestored(
                 "the GPU's memory was not loaded", about=container, why=why,

@@ -100,9 +100,14 @@ def printable(text: bytes) -> str:
 
 
 def send(
-    to: socket.socket, kind: int, *, count: int = 0, value: int = 0, body: bytes = b"",
+    to: socket.socket,
+    kind: int,
+    *,
+    count: int = 0,
+    value: int = 0,
+    body: bytes = b"",
     fds: list[int] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Raises OSError; TimeoutError as the socket's time-out says."""
     head = _HEAD.pack(MAGIC, VERSION, kind, count, value)
     if fds:

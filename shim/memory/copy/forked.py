@@ -67,7 +67,7 @@ def families(criu: Path, spaces: Mapping[int, CopiedSpace]) -> Iterator[Family]:
 
 def _family(
     criu: Path, spaces: Mapping[int, CopiedSpace], children: Mapping[int, Sequence[int]], root: int
-) -> Family:  # fmt: skip
+) -> Family:
     found = Family(root)
     whole = Extents((start, end, 0) for start, end, _ in spaces[root].content)
     due = [(root, child, whole) for child in children.get(root, ())]
@@ -134,9 +134,7 @@ def _mapped(path: Path) -> Mapped:
         return Mapped(file.fileno(), os.fstat(file.fileno()).st_size)
 
 
-def _pairs(
-    one: Extents, other: Extents, where: Range
-) -> Iterator[tuple[int, int, int, int]]:  # fmt: skip
+def _pairs(one: Extents, other: Extents, where: Range) -> Iterator[tuple[int, int, int, int]]:
     """Yields addresses for which both have content, and the place in each: in blocks."""
     for start, end, ours in one.within(*where):
         for first, behind, theirs in other.within(start, end):

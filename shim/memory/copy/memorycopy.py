@@ -117,9 +117,13 @@ class MemoryCopy:
         return sum(copy.size for copy in self._all())
 
     def compare(
-        self, pids: Sequence[int], until: float | None = None, *,
-        with_new: bool = False, areas: bool = False,
-    ) -> frozenset[int]:  # fmt: skip
+        self,
+        pids: Sequence[int],
+        until: float | None = None,
+        *,
+        with_new: bool = False,
+        areas: bool = False,
+    ) -> frozenset[int]:
         """Begin to bring the copy up to date. The processes are frozen from now on.
 
         until: another deadline from now on. with_new: also look for pages that appeared since, and
@@ -209,7 +213,7 @@ class MemoryCopy:
 
     def _start(
         self, jobs: Iterable[Job], work: Callable[[Job], None], threads: int = _THREADS
-    ) -> None:  # fmt: skip
+    ) -> None:
         left = iter(list(jobs))  # next() of a list's iterator is atomic, a generator's is not
         self._serving = partial(self._serve, left, work)
         self._more(threads)

@@ -59,7 +59,7 @@ def _without_wiped(criu: Path, copied: CopiedSpace) -> CopiedSpace:
 
 def _space(
     criu: Path, memory: Path, copied: CopiedSpace, shared: Extents | None
-) -> dict[str, object]:  # fmt: skip
+) -> dict[str, object]:
     areas = pagemap.lazy_areas(criu / f"mm-{copied.number}.img")
     listed = _without_shared(copied.pages.pages, shared) if shared else copied.pages.pages
     lazy, own, size = _split(copied, listed, areas)

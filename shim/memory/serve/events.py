@@ -24,9 +24,12 @@ _NEVER = 1 << 62
 
 
 def settle(
-    events: Sequence[Message], missing: Extents, areas: Extents,
-    is_registered: Callable[[int, int], bool], child_has: Callable[[int, int], bool | None],
-) -> list[tuple[int, Extents, Extents]]:  # fmt: skip
+    events: Sequence[Message],
+    missing: Extents,
+    areas: Extents,
+    is_registered: Callable[[int, int], bool],
+    child_has: Callable[[int, int], bool | None],
+) -> list[tuple[int, Extents, Extents]]:
     """Apply all events to `missing` and `areas`. events: in the order in which they were read.
 
     areas: the registered ranges as far as we know; the kernel reports no event when an area grows.
@@ -78,9 +81,13 @@ class _Group:
     """
 
     def __init__(
-        self, events: Sequence[Message], missing: Extents, areas: Extents,
-        is_registered: Callable[[int, int], bool], child_has: Callable[[int, int], bool | None],
-    ) -> None:  # fmt: skip
+        self,
+        events: Sequence[Message],
+        missing: Extents,
+        areas: Extents,
+        is_registered: Callable[[int, int], bool],
+        child_has: Callable[[int, int], bool | None],
+    ) -> None:
         self.ranges = _united(events)
         self._is_registered = is_registered
         self._content, self._seen = Extents(), dict[int, bool]()
@@ -171,9 +178,7 @@ def _united(events: Iterable[Message]) -> list[tuple[int, int]]:
     return found
 
 
-def _grown(
-    end: int, areas: Extents, is_registered: Callable[[int, int], bool]
-) -> list[Extent]:  # fmt: skip
+def _grown(end: int, areas: Extents, is_registered: Callable[[int, int], bool]) -> list[Extent]:
     """Returns the registered range directly behind `end` that no event has reported."""
     size, step, is_longer = 0, 0 if areas.within(end, end + PAGE) else PAGE, True
     while PAGE <= step < _NEVER:
@@ -186,7 +191,7 @@ def _grown(
 
 def _grown_below(
     events: Sequence[Message], areas: Extents, is_registered: Callable[[int, int], bool]
-) -> list[Extent]:  # fmt: skip
+) -> list[Extent]:
     """Returns the registered pages directly before events that no event has reported.
 
     So the range of an event can be the middle of an area that has grown.

@@ -38,9 +38,12 @@ class Guard:
     """The server's side: starts the guard process, and moves the pulse that the guard watches."""
 
     def __init__(
-        self, ticket: Ticket, pulse: mmap.mmap, not_its: Sequence[int] = (),
+        self,
+        ticket: Ticket,
+        pulse: mmap.mmap,
+        not_its: Sequence[int] = (),
         servers: Sequence[int] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """not_its, servers: descriptors that the guard must not hold. The server keeps `servers`
         open, and closes `not_its` itself."""
         self._ticket, self._pulse, self._servers = ticket, pulse, servers

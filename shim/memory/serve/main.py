@@ -34,9 +34,14 @@ _DIES_WITHIN_S = 5.0
 
 
 def serve(
-    ticket: Ticket, snapshot_dirfd: int, data: Mapping[str, Unchecked],
-    memory: Layout, asked: Asked, listener: socket.socket, swap: socket.socket,
-) -> None:  # fmt: skip
+    ticket: Ticket,
+    snapshot_dirfd: int,
+    data: Mapping[str, Unchecked],
+    memory: Layout,
+    asked: Asked,
+    listener: socket.socket,
+    swap: socket.socket,
+) -> None:
     """Serve until all memory is there, and have the container killed when that fails.
 
     data: the files of memory by name. asked: CRIU's requests for shared memory. swap: see
@@ -100,9 +105,12 @@ def _told(error: Exception) -> str:
 
 
 def _remember(
-    ticket: Ticket, server: Server, payloads: Mapping[str, Payload],
-    data: Mapping[str, Unchecked], known: Sequence[tuple[int, int]],
-) -> None:  # fmt: skip
+    ticket: Ticket,
+    server: Server,
+    payloads: Mapping[str, Payload],
+    data: Mapping[str, Unchecked],
+    known: Sequence[tuple[int, int]],
+) -> None:
     """Store facts that make the next restore faster. Nothing depends on them."""
     with contextlib.suppress(OSError, Damaged):
         windows = server.recorder.after(known)

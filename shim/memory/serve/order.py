@@ -143,9 +143,12 @@ class Order:
     """
 
     def __init__(
-        self, events: Sequence[Message], bounds: Sequence[int],
-        child_has: Callable[[int, int], bool | None], surprises: Callable[[Memory], int],
-    ) -> None:  # fmt: skip
+        self,
+        events: Sequence[Message],
+        bounds: Sequence[int],
+        child_has: Callable[[int, int], bool | None],
+        surprises: Callable[[Memory], int],
+    ) -> None:
         self._events, self._bounds = dict(enumerate(events, 1)), bounds
         self._child_has, self._surprises = child_has, surprises
         self._steps = 0
@@ -169,7 +172,7 @@ class Order:
 
     def _from(
         self, memory: Memory, rest: tuple[int, ...], late: int, forks: dict[int, Memory]
-    ) -> tuple[Memory, dict[int, Memory]] | None:  # fmt: skip
+    ) -> tuple[Memory, dict[int, Memory]] | None:
         """Search an order of `rest`. late: the lateness that `rest` may still have in all."""
         if not rest:
             return (memory, forks) if self._surprises(memory) <= late else None
@@ -193,7 +196,7 @@ class Order:
 
     def _happens(
         self, memory: Memory, number: int, others: tuple[int, ...]
-    ) -> Iterator[tuple[Memory, tuple[int, ...], int]]:  # fmt: skip
+    ) -> Iterator[tuple[Memory, tuple[int, ...], int]]:
         """Yields each way in which an event may happen: memory afterwards, events left, cost."""
         event = self._events[number]
         if event.kind == FORK:

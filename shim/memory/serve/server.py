@@ -55,10 +55,15 @@ class Server:
     """
 
     def __init__(
-        self, container: str, listener: socket.socket, swap: socket.socket, guard: Guard,
-        memory: Sequence[SpaceLayout], payloads: Mapping[str, Payload],
+        self,
+        container: str,
+        listener: socket.socket,
+        swap: socket.socket,
+        guard: Guard,
+        memory: Sequence[SpaceLayout],
+        payloads: Mapping[str, Payload],
         first: Sequence[tuple[int, int]] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._container, self._listener, self._swap = container, listener, swap
         self._guard, self._payloads = guard, payloads
         self._memory = {space.pid: space for space in memory}

@@ -116,9 +116,12 @@ def start(
 
 
 def _serve(
-    container: str, asked: Asked, shared: Sequence[SharedLayout],
-    payloads: Mapping[str, Payload], its: socket.socket,
-) -> None:  # fmt: skip
+    container: str,
+    asked: Asked,
+    shared: Sequence[SharedLayout],
+    payloads: Mapping[str, Payload],
+    its: socket.socket,
+) -> None:
     """Run the filler."""
     pid = 0
     try:
@@ -172,9 +175,7 @@ def _answer(asked: Asked, image: str, told: socket.socket | None) -> None:
     asked.answer(image)
 
 
-def _fill(
-    pid: int, found: SharedLayout, payload: Payload, threads: Threads, answer: Job
-) -> None:  # fmt: skip
+def _fill(pid: int, found: SharedLayout, payload: Payload, threads: Threads, answer: Job) -> None:
     """Fill an object, which CRIU has just made in process `pid`, and answer.
 
     CRIU does not wait until our mapping is taken down.

@@ -89,7 +89,7 @@ def _fill(fd: int, address: int, payload: Payload, piece: Extent) -> None:
 
 def _parts(
     payload: Payload, address: int, offset: int, size: int
-) -> Iterator[tuple[int, int, int]]:  # fmt: skip
+) -> Iterator[tuple[int, int, int]]:
     """Yields target address, source address and size of each copy.
 
     A source is valid until the next copy is asked for.

@@ -60,9 +60,14 @@ class Space:
     """
 
     def __init__(
-        self, fd: int, pid: int, missing: Extents, payload: Payload | None, areas: Extents,
+        self,
+        fd: int,
+        pid: int,
+        missing: Extents,
+        payload: Payload | None,
+        areas: Extents,
         told: Sequence[list[Message]] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.fd, self.pid, self.missing, self.payload = fd, pid, missing, payload
         self._areas, self.told = areas, list(told)
         self.is_gone = False

@@ -80,9 +80,7 @@ def read(snapshot: str, directory: str = WORKING_SETS) -> list[tuple[int, int]]:
         return []
 
 
-def write(
-    snapshot: str, windows: Sequence[tuple[int, int]], directory: str = WORKING_SETS
-) -> None:  # fmt: skip
+def write(snapshot: str, windows: Sequence[tuple[int, int]], directory: str = WORKING_SETS) -> None:
     """Replace the known windows. Raises OSError."""
     os.makedirs(directory, 0o700, exist_ok=True)
     text = jsontext.compose({"schema": _SCHEMA, "windows": windows})

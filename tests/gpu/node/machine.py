@@ -57,9 +57,13 @@ class Machine(Node):
         return pid
 
     def popen(
-        self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None,
-        report_fd: int | None = None, **options: Any,
-    ) -> subprocess.Popen[Any]:  # fmt: skip
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        report_fd: int | None = None,
+        **options: Any,
+    ) -> subprocess.Popen[Any]:
         """Start a program."""
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         process = subprocess.Popen(

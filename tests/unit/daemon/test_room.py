@@ -150,9 +150,11 @@ async def _nothing() -> None:
 
 
 def captured(
-    room: Room, estimated: int, real: int | None = None,
+    room: Room,
+    estimated: int,
+    real: int | None = None,
     grow: Callable[[], Awaitable[None]] = _nothing,
-) -> None:  # fmt: skip
+) -> None:
     async def run() -> None:
         async with room.reserved("c", "models", Amount(estimated, 1)):
             async with room.followed("c", "models"):

@@ -321,9 +321,12 @@ def test_publishing_marks_the_files_that_it_has_hashed(tmp_path: Path) -> None:
     ],
 )
 def test_disk_error_is_damage_and_lack_of_memory_is_not(
-    whole: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, code: int,
-    error: type[Exception], why: str,
-) -> None:  # fmt: skip
+    whole: tuple[Path, Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    error: type[Exception],
+    why: str,
+) -> None:
     def fail(*_: object) -> str:
         raise OSError(code, os.strerror(code))
 

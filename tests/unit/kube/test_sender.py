@@ -217,9 +217,12 @@ def test_repeated_event_raises_the_count(
 
 @pytest.mark.parametrize("how", ["data", "files", "token file"])
 def test_every_way_to_authenticate_works(
-    api: tuple[Api, int], authority: Authority, tmp_path: Path, start: Callable[[Path], Told],
+    api: tuple[Api, int],
+    authority: Authority,
+    tmp_path: Path,
+    start: Callable[[Path], Told],
     how: str,
-) -> None:  # fmt: skip
+) -> None:
     server, port = api
     certificate, key = authority.pems["node"]
     users: dict[str, dict[str, Any]] = {
@@ -245,9 +248,12 @@ def test_every_way_to_authenticate_works(
 
 @pytest.mark.parametrize("why", ["another authority", "another name"])
 def test_untrusted_server_receives_nothing(
-    api: tuple[Api, int], authority: Authority, tmp_path: Path, start: Callable[[Path], Told],
+    api: tuple[Api, int],
+    authority: Authority,
+    tmp_path: Path,
+    start: Callable[[Path], Told],
     why: str,
-) -> None:  # fmt: skip
+) -> None:
     server, port = api
     cluster = trusted(authority)
     if why == "another authority":
@@ -269,9 +275,12 @@ def test_insecure_skip_tls_verify_is_honoured(
 
 
 def test_only_transient_errors_are_retried(
-    api: tuple[Api, int], authority: Authority, tmp_path: Path, start: Callable[[Path], Told],
+    api: tuple[Api, int],
+    authority: Authority,
+    tmp_path: Path,
+    start: Callable[[Path], Told],
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     server, port = api
     told = start(kubeconfig(tmp_path / "k", port, {"token": TOKEN}, trusted(authority)))
     server.answers = [500, 429]

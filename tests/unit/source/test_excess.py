@@ -32,9 +32,15 @@ class FakeProc:
         self.root = root
 
     def process(
-        self, pid: int, children: str = "", *, thread: int = 0, label: str = "pod (enforce)",
-        namespaces: dict[str, str] | None = None, **status: str,
-    ) -> None:  # fmt: skip
+        self,
+        pid: int,
+        children: str = "",
+        *,
+        thread: int = 0,
+        label: str = "pod (enforce)",
+        namespaces: dict[str, str] | None = None,
+        **status: str,
+    ) -> None:
         for place in (self.root / str(pid), self.root / f"{pid}/task/{thread or pid}"):
             (place / "ns").mkdir(parents=True, exist_ok=True)
             (place / "attr").mkdir(exist_ok=True)

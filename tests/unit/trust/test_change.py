@@ -207,9 +207,11 @@ def kill_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Non
 
 
 def killed_everywhere(
-    kill_before: Callable[[int], None], prepare: Callable[[int], KeyDirectory],
-    changes: Callable[[KeyDirectory], object], check: Callable[[KeyDirectory, bool], None],
-) -> None:  # fmt: skip
+    kill_before: Callable[[int], None],
+    prepare: Callable[[int], KeyDirectory],
+    changes: Callable[[KeyDirectory], object],
+    check: Callable[[KeyDirectory, bool], None],
+) -> None:
     """Repeat the action, killed a call later each time, until it comes to its end."""
     for count in range(1000):
         keys = prepare(count)

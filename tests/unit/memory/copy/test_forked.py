@@ -33,9 +33,7 @@ AREAS: Final = [(10, 60), (60, 90), (100, 140), (150, 170)]
 """The last area is locked: CRIU's in any case."""
 
 
-def dumped(
-    staging: Path, pid: int, there: Memory, areas: Sequence[tuple[int, int]]
-) -> CopiedSpace:  # fmt: skip
+def dumped(staging: Path, pid: int, there: Memory, areas: Sequence[tuple[int, int]]) -> CopiedSpace:
     criu, data = staging / SNAPSHOT_CRIU, staging / SNAPSHOT_MEMORY / f"space-{pid}.data"
     vmas = [
         criu_pb2.Vma(
@@ -118,9 +116,11 @@ def staging(tmp_path: Path) -> Path:
 
 
 def settled(
-    staging: Path, memories: Mapping[int, Memory], parents: Mapping[int, int],
+    staging: Path,
+    memories: Mapping[int, Memory],
+    parents: Mapping[int, int],
     areas: Mapping[int, Sequence[tuple[int, int]]] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     tree = [criu_pb2.PstreeEntry(pid=pid, ppid=parent) for pid, parent in parents.items()]
     image(staging / SNAPSHOT_CRIU / "pstree.img", *tree)
     spaces = [

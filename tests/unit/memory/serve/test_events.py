@@ -93,9 +93,12 @@ FORKED = Message(FORK, CHILD)
 
 
 def left(
-    events: list[Message], registered: set[int], before: dict[int, int],
-    child: set[int] | None = None, there: tuple[int, ...] = (),
-) -> dict[int, int]:  # fmt: skip
+    events: list[Message],
+    registered: set[int],
+    before: dict[int, int],
+    child: set[int] | None = None,
+    there: tuple[int, ...] = (),
+) -> dict[int, int]:
     """Returns places with missing content, or the places in the child; all of a single size.
 
     there: earlier registered places, besides.

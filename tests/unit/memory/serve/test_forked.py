@@ -115,9 +115,11 @@ def busy(_: int) -> list[Message]:
 
 @pytest.mark.parametrize(("answer", "told"), [(gone, None), (changing, None), (changing, busy)])
 def test_ended_or_restless_child_is_not_awaited(
-    child: Child, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., bool],
+    child: Child,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[..., bool],
     told: Callable[[int], list[Message]] | None,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(userfault, "is_registered", answer)
     monkeypatch.setattr(userfault, "messages", told or child.messages)
     monkeypatch.setattr(forked, "_PATIENCE_S", 0.02)

@@ -81,9 +81,12 @@ def payload(path: Path, content: bytes, *, hashed: bool, wrong: bool = False) ->
 
 
 def started(
-    view: Path, monkeypatch: pytest.MonkeyPatch, process: Restoring, found: SharedLayout,
+    view: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    process: Restoring,
+    found: SharedLayout,
     content: Payload,
-) -> shared.Filler:  # fmt: skip
+) -> shared.Filler:
     monkeypatch.setattr(survivors, "newest_first", lambda _: [process.pid])
     asked = Asked("c", str(view), {IMAGE: HEAD})
     return shared.start("c", asked, [found], {"data": content})
@@ -115,9 +118,12 @@ def refused_now_and_then() -> Callable[[int, int], None]:
 @pytest.mark.parametrize("hashed", [False, True])
 @pytest.mark.parametrize("collapse", [libc.collapse, refused, refused_now_and_then()])
 def test_all_shared_memory_is_filled_before_the_process_goes_on(
-    view: Path, monkeypatch: pytest.MonkeyPatch, collapse: Callable[[int, int], None], *,
+    view: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    collapse: Callable[[int, int], None],
+    *,
     hashed: bool,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(hugepages, "collapse", collapse)
     content = os.urandom(9 * MIB + 2 * PAGE)
     extents = [(PAGE, 3 * PAGE, 0), (MIB, 10 * MIB, 2 * PAGE)]
@@ -201,9 +207,12 @@ def test_huge_pages_take_no_memory_that_the_object_did_not_have(
 
 @pytest.mark.parametrize(("took_s", "made"), [(0.0001, 32), (0.02, 8)], ids=["quickly", "slowly"])
 def test_huge_pages_are_given_up_when_the_kernel_is_slow(
-    tmp_path: Path, mapped: tuple[mmap.mmap, int], monkeypatch: pytest.MonkeyPatch, took_s: float,
+    tmp_path: Path,
+    mapped: tuple[mmap.mmap, int],
+    monkeypatch: pytest.MonkeyPatch,
+    took_s: float,
     made: int,
-) -> None:  # fmt: skip
+) -> None:
     own, address = mapped
     content = os.urandom(64 * MIB)
     calls: list[int] = []
