@@ -48,7 +48,7 @@ demo: packages ## the main job on real input: cold start, capture, restores; wri
 bench: packages ## four ways to start side by side; QUICK=1, PARTS, SIZES, RUNS… see docs/benchmarks.md; writes build/bench.json
 	$(PY) -m tests.bench
 
-test: packages ## unit tests and end-to-end tests on nodes with real containerd, side by side (20 minutes)
+test: packages ## unit tests and end-to-end tests on nodes with real containerd, side by side (26 minutes)
 	$(PY) -m tests.side_by_side 'tests/node -k forky' 'tests/node -k "not forky"' 'nice tests/unit tests/fuzz tests/crash tests/storm'
 
 crash: setup ## kill -9 and power loss at every step of the store, at length (half an hour)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -128,17 +128,21 @@ def armed(node: Node, point: str, action: str) -> None:
     path.chmod(0o600)
 
 
-@pytest.mark.parametrize(
-    "point", ["capture.gpu.noted", "capture.gpu.locked", "capture.gpu.taken",
-              "capture.gpu.checkpointed", "capture.frozen", "capture.gpu.restored",
-              "capture.thawed"],
+POINTS: Final = (
+    "capture.gpu.noted", "capture.gpu.locked", "capture.gpu.checkpointed", "capture.frozen",
+    "capture.gpu.restored", "capture.thawed",
 )  # fmt: skip
-@pytest.mark.parametrize("way", ["driver", "direct"])
+KILLS: Final = [
+    *(("driver", point) for point in POINTS),
+    *(("direct", point) for point in (*POINTS, "capture.gpu.taken")),
+]
+"""The way `driver` takes nothing away before its checkpoint."""
+
+
+@pytest.mark.parametrize(("way", "point"), KILLS, ids=[f"{way}-{point}" for way, point in KILLS])
 def test_a_daemon_that_is_killed_leaves_the_source_serving(
-    gpu_node: Node, point: str, way: str
+    gpu_node: Node, way: str, point: str
 ) -> None:
-    if way == "driver" and point == "capture.gpu.taken":
-        pytest.skip("the way driver takes nothing away")
     pod = ready_source(gpu_node, two_processes(f"{point} {way}", MIB[way]), gpu=way)
     nonce = ask(pod, "/state")["nonce"]
     armed(gpu_node, point, "kill")
