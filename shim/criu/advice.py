@@ -23,10 +23,9 @@ from shim.criu import pagemap
 from shim.kernel import smaps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from shim.criu.pagemap import Pages
     from shim.kernel.smaps import FlaggedArea
 
 _MAP_PRIVATE, _MAP_DROPPABLE = 0x02, 0x08
@@ -63,29 +62,13 @@ def complete(image: Path, areas: Iterable[FlaggedArea]) -> None:
     pagemap.replace(image, [mm])
 
 
-def without_wiped(image: Path, pages: Sequence[Pages]) -> tuple[Pages, ...]:
-    """Returns the pages whose content a snapshot may have. image: mm-PID.img.
+def wiped(image: Path) -> list[tuple[int, int]]:
+    """Returns the areas in mm-PID.img whose content no snapshot may have, in order of addresses.
 
     Raises DamagedImage, OSError.
     """
-    wiped = [(vma.start, vma.end) for vma in pagemap.read_mm(image).vmas
-             if vma.madv & _WIPE_ON_FORK or vma.flags & _MAP_DROPPABLE]  # fmt: skip
-    return tuple(
-        pagemap.Pages(start, end, each.flags)
-        for each in pages
-        for start, end in _outside(each.start, each.end, wiped)
-    )
-
-
-def _outside(start: int, end: int, wiped: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Returns the parts of a range that lie in none of the sorted, disjoint `wiped`."""
-    found, at = [], start
-    for first, last in wiped:
-        if last <= at or first >= end:
-            continue
-        if at < first:
-            found.append((at, first))
-        at = last
-    if at < end:
-        found.append((at, end))
-    return found
+    return [
+        (vma.start, vma.end)
+        for vma in pagemap.read_mm(image).vmas
+        if vma.madv & _WIPE_ON_FORK or vma.flags & _MAP_DROPPABLE
+    ]

@@ -18,6 +18,7 @@ from shim.memory import layout
 from shim.memory.copy import datafile
 from shim.memory.copy.copied import Content
 from shim.memory.copy.forked import families, store
+from shim.memory.copy.memorycopy import without
 from shim.memory.copy.sharedsettle import settle_shared
 from shim.memory.extents import Extents, joined
 
@@ -53,8 +54,13 @@ def _without_wiped(criu: Path, copied: CopiedSpace) -> CopiedSpace:
     """Returns the copy without memory that must not come along. See `shim.criu.advice`."""
     image = criu / f"mm-{copied.number}.img"
     advice.complete(image, copied.areas)
-    pages = advice.without_wiped(image, copied.pages.pages)
-    return replace(copied, pages=pagemap.Pagemap(copied.pages.pages_id, pages))
+    wiped = advice.wiped(image)
+    pages = (
+        pagemap.Pages(start, end, each.flags)
+        for each in copied.pages.pages
+        for start, end in without([(each.start, each.end)], wiped)
+    )
+    return replace(copied, pages=pagemap.Pagemap(copied.pages.pages_id, tuple(pages)))
 
 
 def _space(

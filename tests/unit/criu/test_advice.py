@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from protos import criu_pb2
 from shim.criu import advice, pagemap
-from shim.criu.pagemap import PAGE, Pages
+from shim.criu.pagemap import PAGE
 from shim.kernel.smaps import FlaggedArea
 from tests.unit.criuimages import image
 
@@ -56,33 +54,12 @@ def test_area_that_criu_lists_otherwise_makes_the_capture_fail(tmp_path: Path) -
         advice.complete(mm(tmp_path), [area(WIPED, "wf", pages=3)])
 
 
-def test_pages_of_wiped_memory_stay_out_of_the_snapshot(tmp_path: Path) -> None:
+def test_wiped_memory_is_told_by_its_flags(tmp_path: Path) -> None:
     path = mm(tmp_path)
-    advice.complete(path, [area(WIPED, "wf"), area(DROPPABLE, "dp")])
-    before, after = Pages(0, 1 << 20, 1), Pages((1 << 20) + 4 * PAGE, 2 << 20, 1)
-    listed = [Pages(0, (1 << 20) + 8 * PAGE, 1), Pages(2 << 20, (2 << 20) + PAGE, 1),
-              Pages(3 << 20, (3 << 20) + PAGE, 5)]  # fmt: skip
-    found = advice.without_wiped(path, listed)
-    assert found == (
-        before,
-        Pages(after.start, (1 << 20) + 8 * PAGE, 1),
-        Pages(3 << 20, (3 << 20) + PAGE, 5),
-    )
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=6), st.integers(0, 40),
-       st.integers(1, 20))  # fmt: skip
-def test_rest_is_all_that_no_wiped_area_has(
-    sizes: list[tuple[int, int]], start: int, size: int
-) -> None:
-    wiped, at = [], 0
-    for gap, length in sizes:
-        wiped.append((at + gap, at + gap + length))
-        at += gap + length
-    rest = advice._outside(start, start + size, wiped)
-    covered = {each for first, end in rest for each in range(first, end)}
-    out = {each for first, end in wiped for each in range(first, end)}
-    assert covered == set(range(start, start + size)) - out
+    assert advice.wiped(path) == []
+    advice.complete(path, [area(WIPED, "wf"), area(DROPPABLE, "dp"), area(ORDINARY, "dd")])
+    places = [(number << 20, (number << 20) + 4 * PAGE) for number in (WIPED, DROPPABLE)]
+    assert advice.wiped(path) == places
 
 
 @pytest.mark.parametrize(
