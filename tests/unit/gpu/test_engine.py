@@ -20,6 +20,7 @@ from shim.gpu.helper import CHECKPOINTED, LOCKED, RUNNING, Team
 from shim.kernel import procfs
 from shim.kernel.steps import Steps
 from tests.gpu.standin.build import build
+from tests.unit.gpuscene import Started
 
 WITHIN_S = 20.0
 CONTAINER = "c" * 64
@@ -57,21 +58,12 @@ class Standin:
         }  # fmt: skip
         self.helpers: list[subprocess.Popen[bytes]] = []
 
-    def spawn(self, argv: Sequence[str], fd: int) -> "Program":
+    def spawn(self, argv: Sequence[str], fd: int) -> Started:
         self.helpers.append(subprocess.Popen(argv, env=self.environment, pass_fds=(fd,), cwd="/"))
-        return Program(self.helpers[-1])
+        return Started(self.helpers[-1])
 
     def fault(self, call: str, what: str) -> None:
         (self.home / "faults" / call).write_text(f"{what}\n")
-
-
-class Program:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
 
 
 class Target:
