@@ -215,6 +215,10 @@ def test_daemon_that_hangs_does_not_keep_the_memory(scene: Scene) -> None:
     with scene.asked() as program, scene.evacuation() as evacuation:
         evacuation.prepare([program.pid], soon())
         evacuation.evacuate(time.monotonic() + 6.0)
+        until = soon()
+        while not scene.on_device(program.pid):  # an answer may still have been on its way
+            assert time.monotonic() < until, "the memory does not come back by itself"
+            time.sleep(0.05)
         right(program)
         evacuation.give_back(soon())
         evacuation.resume(soon())
