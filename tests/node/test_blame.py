@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pytest
 
+from shim.contract.paths import CONTAINER_WORK
 from tests.node import hanging
 from tests.node.attacking import SHARED, run_helper, shared_directory
 from tests.node.kubelet import Pod
@@ -146,7 +147,7 @@ def test_failure_that_the_pod_causes_does_not_blame_the_snapshot(
 
 CUT_OFF: Final = f"""
 import glob, os, socket, struct
-for path in glob.glob("{RUN}/containers/*/work/lazy-pages.socket"):
+for path in glob.glob("{RUN}/containers/*/{CONTAINER_WORK}/lazy-pages.socket"):
     os.chdir(os.path.dirname(path))  # the path is too long for an address
     with socket.socket(socket.AF_UNIX) as criu:
         criu.connect("lazy-pages.socket")

@@ -41,7 +41,7 @@ def spelled(text: str) -> bool:
 
 
 def in_path(text: str) -> bool:
-    """Whether text that follows a directory names a listed file: `/journal`, `/work/dump.log`."""
+    """Whether text that follows a directory names a listed file, as `/journal` does."""
     first, *later = re.findall(r"(?:^|/)([\w.-]+)", text) or [""]
     return first in NAMES or any(name in LATER for name in later)
 
@@ -87,7 +87,7 @@ def found_in(source: str) -> list[int]:
         'X = f"/etc/quickthaw/{name}"',
         'X = "criu.conf"',
         'X = f"{private}/journal"',
-        'X = f"{private}/work/dump.log"',
+        f'X = f"{{private}}/{paths.CONTAINER_WORK}/dump.log"',
         'X = private + "/journal"',
         'X = root / "staging"',
         'X = snapshot / "shm"',
