@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shim.kernel import lineage, procfs
+from shim.kernel.fds import OwnedFd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,9 +79,5 @@ def _stands(pid: int) -> bool:
 
 def _signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            fd = os.pidfd_open(pid)
-            try:
-                signal.pidfd_send_signal(fd, number)
-            finally:
-                os.close(fd)
+        with contextlib.suppress(ProcessLookupError), OwnedFd(os.pidfd_open(pid)) as pidfd:
+            signal.pidfd_send_signal(pidfd.fileno(), number)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 
-from shim.kernel import lineage, survivors
+from shim.kernel import lineage, procfs, survivors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 _CALLS = {
     2: "open", 4: "stat", 6: "lstat", 21: "access", 74: "fsync", 76: "truncate", 80: "chdir",
@@ -42,15 +42,11 @@ def on_file_system(container: str) -> str:
 def waiting(pids: Iterable[int]) -> str:
     """Returns which of the processes waits for a file system, and how; empty if none does."""
     for pid in pids:
-        for thread in _threads(pid):
-            if how := _waits(f"/proc/{pid}/task/{thread}"):
-                return f"process {pid} waits for a file system ({how})"
+        with contextlib.suppress(OSError):  # it has ended
+            for thread in procfs.threads(pid):
+                if how := _waits(f"{pid}/task/{thread}"):
+                    return f"process {pid} waits for a file system ({how})"
     return ""
-
-
-def _threads(pid: int) -> Iterator[str]:
-    with contextlib.suppress(OSError):
-        yield from os.listdir(f"/proc/{pid}/task")
 
 
 def _waits(task: str) -> str:
@@ -60,10 +56,9 @@ def _waits(task: str) -> str:
     no signal wakes.
     """
     try:
-        with open(f"{task}/syscall") as file:
+        with open(f"/proc/{task}/syscall") as file:
             first = file.read().split()[0]
-        with open(f"{task}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
+        state = procfs.state(task)
     except (OSError, IndexError):
         return ""  # it has ended
     call = _CALLS.get(int(first)) if first.isdigit() else None

@@ -10,6 +10,7 @@ from tests.faults.cases import Case
 from tests.faults.ground import Ground
 from tests.faults.processes import HAPPENS_WITHIN_S, Scene, comm, pids_of, when_there
 from tests.faults.restoring import Plan, Seen
+from tests.node.flipping import flip_bit
 from tests.node.kubelet import Container
 
 
@@ -30,21 +31,11 @@ def _truncate(directory: Path) -> None:
 
 def _flip(directory: Path) -> None:
     """Flips a bit, and keeps size and times."""
-    _flip_bit(directory / "criu" / "pages-1.img")
+    flip_bit(directory / "criu" / "pages-1.img")
 
 
 def _flip_memory(directory: Path) -> None:
-    _flip_bit(directory / "memory" / "space-1.data")
-
-
-def _flip_bit(image: Path) -> None:
-    status = image.stat()
-    with image.open("r+b") as file:
-        file.seek(status.st_size // 2)
-        byte = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 1]))
-    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    flip_bit(directory / "memory" / "space-1.data")
 
 
 def memory_damaged(ground: Ground, case: Case) -> Seen:

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from tests.faults import capturing, restoring
-from tests.faults.damage import _flip_bit, damaged
+from tests.faults.damage import damaged
 from tests.faults.driver import GpuGround, at_capture, source_ends, two_processes
 from tests.faults.dumping import store_is_full
 from tests.faults.restoring import Plan, Seen
+from tests.node.flipping import flip_bit
 from tests.node.gpus import fault
 from tests.node.swapping import RUN, ask, first_answer
 
@@ -58,7 +59,7 @@ def _loading(call: str, what: str) -> Scene:
 
 
 def _flip(directory: Path) -> None:
-    _flip_bit(directory / "memory" / "gpu0-00.data")
+    flip_bit(directory / "memory" / "gpu0-00.data")
 
 
 def _truncate(directory: Path) -> None:

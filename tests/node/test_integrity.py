@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from shim.kernel.inotify import Openings
+from tests.node.flipping import flip_bit
 from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.podspec import ContainerSpec
@@ -81,29 +82,16 @@ def copy(source: Path, target: Path) -> None:
     os.spawnlp(os.P_WAIT, "cp", "cp", "-a", "--sparse=always", str(source), str(target))
 
 
-def flip(path: Path) -> None:
-    """Flips a bit in the middle, and puts the times back, as an attacker would who hides the
-    change.
-    """
-    status = path.stat()
-    with path.open("r+b") as file:
-        file.seek(status.st_size // 2)
-        byte = file.read(1)[0]
-        file.seek(status.st_size // 2)
-        file.write(bytes([byte ^ 0x10]))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
 def make_setuid(path: Path) -> None:
     path.chmod(0o4755)
 
 
 DAMAGES: tuple[tuple[str, Callable[[Path], object], str], ...] = (
-    ("criu/pages-1.img", flip, "criu/pages-1.img, chunk "),
-    ("criu/inventory.img", flip, "criu/inventory.img, chunk 0"),
-    ("rootfs/srv/large", flip, "rootfs/srv/large, chunk 1"),
-    ("rootfs/srv/small", flip, "rootfs/srv/small, chunk 0"),
-    ("shm/segment", flip, "shm/segment, chunk 0"),
+    ("criu/pages-1.img", flip_bit, "criu/pages-1.img, chunk "),
+    ("criu/inventory.img", flip_bit, "criu/inventory.img, chunk 0"),
+    ("rootfs/srv/large", flip_bit, "rootfs/srv/large, chunk 1"),
+    ("rootfs/srv/small", flip_bit, "rootfs/srv/small, chunk 0"),
+    ("shm/segment", flip_bit, "shm/segment, chunk 0"),
     ("rootfs/srv/small", make_setuid, "rootfs/srv/small: expected mode 0o100644, found 0o104755"),
     ("rootfs/srv/added", Path.touch, "rootfs/srv/added: expected no such file, found a file"),
     ("criu/parent", Path.touch, "criu/parent: expected no such file, found a file"),
@@ -112,7 +100,7 @@ DAMAGES: tuple[tuple[str, Callable[[Path], object], str], ...] = (
         Path.unlink,
         "rootfs/srv/small: expected the file as listed, found nothing",
     ),
-    ("rootfs.tree", flip, "rootfs.tree: expected SHA-256"),
+    ("rootfs.tree", flip_bit, "rootfs.tree: expected SHA-256"),
 )
 
 
@@ -143,7 +131,7 @@ def test_verify_reports_whole_and_damaged_snapshots(swap_node: Node, shared: Sna
     assert (status, row["result"], row["signature"]["state"]) == (0, "whole", "valid")
     assert row["hashed_bytes"] > MANY, "marks spare it nothing"
     with put_back(shared) as directory:
-        flip(directory / "rootfs/srv/large")
+        flip_bit(directory / "rootfs/srv/large")
         status, (row,) = verify(swap_node)
         assert (status, row["result"]) == (24, "changed")
         assert "rootfs/srv/large, chunk 1" in row["reason"]

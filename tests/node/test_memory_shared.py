@@ -1,11 +1,11 @@
 """Shared memory of every kind comes back, filled by us while CRIU waits; or the pod starts cold."""
 
-import os
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
+from tests.node.flipping import flip_bit
 from tests.node.kubelet import Pod
 from tests.node.node import Node
 from tests.node.pageserver import armed, processes, wait_filled
@@ -136,13 +136,7 @@ def test_damaged_shared_memory_is_a_cold_start_and_quarantines_the_snapshot(
     data = max(
         snapshot.directory.glob("memory/shared-*.data"), key=lambda path: path.stat().st_size
     )
-    status = data.stat()
-    with data.open("r+b") as file:
-        file.seek(5000)
-        byte = file.read(1)[0]
-        file.seek(5000)
-        file.write(bytes([byte ^ 1]))
-    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+    flip_bit(data, 5000)
     pod = swap_node.kubelet.run_pod("replica", [SPEC], annotations=RESTORE)
     assert_cold(pod, snapshot)
     said(swap_node, snapshot.id[:12], "goes to quarantine", "it is damaged", data.name)

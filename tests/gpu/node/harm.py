@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shim.contract.paths import FAULTS
 from tests.gpu.node.measure import First
+from tests.node.flipping import flip_bit
 from tests.node.gpus import in_use
 from tests.node.swapping import QUICKTHAW, RUN, SNAPSHOTS, is_restored, said, wishes
 
@@ -161,11 +162,11 @@ class Harm:
         return found
 
     def _damaged(self, path: Path) -> dict[str, Any]:
-        _flip(path)
+        flip_bit(path)
         try:
             row = self._cold(lambda: None)
         finally:
-            _flip(path)
+            flip_bit(path)
             with contextlib.suppress(Exception):
                 self.node.run([QUICKTHAW, "quarantine", "release", self.snapshot])
         return row
@@ -296,17 +297,6 @@ class Harm:
             thread.join()
         return {"outcome": "captured", "ok": self._goes_on(pod, first),
                 "in_use": in_use(self.node)}  # fmt: skip
-
-
-def _flip(path: Path) -> None:
-    """One bit in the middle; size and times stay."""
-    status = path.stat()
-    with path.open("r+b") as file:
-        file.seek(status.st_size // 2)
-        octet = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([octet ^ 1]))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _runs(pid: int) -> bool:
